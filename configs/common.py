@@ -1,0 +1,48 @@
+"""What all configs share. Import it, change what differs."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config():
+    """A COCO run; model, sizes and schedule are for the config that builds on it."""
+    c = ConfigDict()
+    c.data = ''  # the COCO folder: annotations/instances_<split>.json and <split>/
+    c.train_split = 'train2017'
+    c.val_split = 'val2017'
+
+    c.model = ConfigDict()
+    c.model.width = 0
+    c.model.depth = 0
+    c.model.heads = 0
+    c.model.pos_grid = (0, 0)  # rows, columns of the position table: the reference's init_pe_size // 16
+    c.model.mid_pos_grid = config_dict.placeholder(tuple)  # of the tables between blocks; None: no tables
+    c.model.num_det_tokens = 100
+    c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
+    c.model.remat = False  # True: a third more work for a fraction of the memory
+
+    c.init_from = ''  # a detector to start from; '' trains from nothing
+    c.reset_classes = False  # True: other classes than init_from's; those of the same name are kept
+
+    c.augment = ConfigDict()
+    c.augment.sizes = (0,)  # shorter sides to train at, in pixels
+    c.augment.max_size = 0  # bound of the longer side
+    c.augment.crop_from = (400, 500, 600)  # DETR's
+    c.augment.crop_min = 384
+    c.augment.crop_max = 600
+    c.eval_size = 800
+    c.eval_max_size = 1333
+    c.num_lengths = 8  # compiled programs; 8 lengths leave 9 % padding on COCO, 4 leave 16 %
+    c.max_targets = 100  # as many as [DET] tokens; COCO's fullest train image has 93
+
+    c.batch_size = 8  # images per step, over all devices
+    c.images_per_group = 1  # images per GPU of the reference: its class loss is a mean over each
+    c.epochs = 150
+    c.learning_rate = 2.5e-5
+    c.weight_decay = 1e-4
+    c.clip_norm = 0.1
+    c.seed = 42  # the reference's
+
+    c.log_every = 100  # steps
+    c.save_every = 2000  # steps; and after each evaluation
+    c.eval_every = 1  # epochs
+    return c

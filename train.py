@@ -1,0 +1,184 @@
+"""Train a detector.
+
+    python train.py --config=configs/yolos_ti.py --workdir=DIR --config.data=COCO_FOLDER
+
+Any value of the config can be set by --config.key=value. The workdir receives metrics.jsonl, TensorBoard
+files, curves.png and checkpoints/; the same command in the same workdir goes on where the last one ended.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from yolos_jax import checkpoints, cli, evaluation, optim, run, sharding, steps, visualize, weights
+from yolos_jax.data import geometry, loader, plan, records
+from yolos_jax.errors import InputError
+from yolos_jax.model import PATCH, Yolos
+from yolos_jax.progress import Progress, Tally
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run writes to and resumes from.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def train(config, workdir):
+    """Train as `config` says, in the folder `workdir`."""
+    # The data, and the batches planned from it
+    mesh = sharding.make_mesh()
+    sharding.check_divides(config.batch_size, mesh, 'config.batch_size')
+    train_set = records.read_coco(config.data, config.train_split)
+    val_set = records.read_coco(config.data, config.val_split)
+    batches = make_batches(config, train_set)
+    val_batches = loader.EvalBatches(val_set, config.eval_size, config.eval_max_size, config.batch_size)
+    per_epoch = batches.steps_per_epoch
+    total = config.epochs * per_epoch
+
+    # The model, the optimiser, and the state they start from
+    start = make_start(config, train_set)
+    rate = optim.learning_rate(config.learning_rate, config.epochs, per_epoch)
+    optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
+    state = sharding.replicate(steps.init_state(start.params, optimizer), mesh)
+    train_step = steps.make_train_step(start.model, optimizer, config.images_per_group)
+    train_step = jax.jit(train_step, donate_argnums=0)
+    predict = steps.make_predict_step(start.model)
+
+    # What an earlier run in this folder left
+    saved = checkpoints.Checkpoints(workdir / 'checkpoints')
+    tally = Tally()
+    if restored := saved.restore(state):
+        state, meta = restored
+        run.check_same(meta['config'], config.to_dict(), workdir)
+        tally = Tally(meta['tally'])
+    first = int(state['step'])
+    log = Progress(workdir, first, total)
+    log.say(summary(config, mesh, start, batches, val_set, first))
+
+    def save(ap=None):
+        about = {'config': config.to_dict(), 'tally': tally.state()}
+        saved.save(state, weights.describe(start) | about, ap)
+
+    programs, stop = {}, run.StopSignal()
+    with jax.set_mesh(mesh):
+        for step, batch in loader.load(batches, range(first, total)):
+            batch = sharding.shard(batch, mesh)
+            length = batch['patches'].shape[1]
+            if length not in programs:
+                programs[length] = compile_step(train_step, state, batch, log)
+            state, metrics = programs[length](state, batch)
+            tally.add(step, metrics)
+            log.step(config.batch_size)
+
+            done = step + 1
+            epoch, left = divmod(done, per_epoch)
+            if done % config.log_every == 0:
+                speed = {'images_per_s': log.images_per_s(), 'learning_rate': float(rate(step))}
+                log.write(done, tally.take('window') | speed)
+            ap = None
+            if left == 0:
+                log.write(done, {f'epoch_{k}': v for k, v in tally.take('epoch').items()})
+            if left == 0 and (epoch % config.eval_every == 0 or done == total):
+                numbers = evaluate(predict, state['params'], val_batches, mesh, log)
+                log.write(done, numbers)
+                ap = numbers['AP']
+            if ap is not None or done % config.save_every == 0 or stop:
+                save(ap)
+                log.start_clock()
+            if stop:
+                log.say(f'stopped after step {done}; the same command goes on from here')
+                break
+    saved.close()
+    log.close()
+    visualize.curves(workdir)
+
+
+def make_batches(config, train_set):
+    """The run's batches, with bucket lengths chosen from the sizes of the data."""
+    if len(train_set) < config.batch_size:
+        raise InputError(
+            f'{train_set.json}: {len(train_set)} images are less than one batch of {config.batch_size}'
+        )
+    if config.batch_size % config.images_per_group:
+        raise InputError(
+            f'config.images_per_group is {config.images_per_group}, which does not divide '
+            f'config.batch_size, {config.batch_size}'
+        )
+    recipe = geometry.Recipe(**config.augment)
+    sizes = train_set.heights, train_set.widths
+    drawn = [geometry.draw(*sizes, recipe, config.seed, epoch)['shape'] for epoch in range(3)]
+    lengths = plan.choose_lengths(
+        np.concatenate(drawn).prod(axis=1) // PATCH**2,
+        geometry.most_patches(*sizes, recipe),
+        config.num_lengths,
+        special=1 + config.model.num_det_tokens,
+    )
+    return loader.TrainBatches(
+        train_set, recipe, lengths, config.batch_size, config.max_targets, config.seed
+    )
+
+
+def make_start(config, train_set):
+    """The detector a run starts from: config.init_from's, or a new one."""
+    compute = {'dtype': jnp.dtype(config.model.dtype), 'remat': config.model.remat}
+    size = config.eval_size, config.eval_max_size
+    if not config.init_from:
+        model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
+        batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
+        params = jax.jit(model.init)(jax.random.key(config.seed), *batch)['params']
+        return weights.Weights(model, params, train_set.classes, *size)
+    found = weights.read(config.init_from)
+    if config.reset_classes:
+        found = weights.with_classes(found, train_set.classes, config.seed)
+    weights.check_classes(found, train_set.classes, train_set.json)
+    return weights.Weights(found.model.clone(**compute), found.params, found.classes, *size)
+
+
+def summary(config, mesh, start, batches, val_set, first):
+    """What a run is about to do, for the reader."""
+    drawn, planned, lengths = batches.plan(0)
+    counts = drawn['shape'].prod(axis=1) // PATCH**2
+    parameters = sum(x.size for x in jax.tree.leaves(start.params))
+    used = ' '.join(str(n) for n in np.unique(lengths))
+    return '\n'.join(
+        [
+            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}',
+            f'parameters   {parameters:,}',
+            f'data         {len(batches.records)} images to train, {len(val_set)} to evaluate, '
+            f'{len(start.classes)} classes, {config.data}',
+            f'sequences    {used} patches, {plan.waste(counts, planned, lengths):.1%} padding',
+            f'steps        {config.epochs} epochs of {batches.steps_per_epoch}, from step {first}',
+        ]
+    )
+
+
+def compile_step(train_step, state, batch, log):
+    """The training step compiled for this batch's shapes: once for each length of sequences."""
+    clock = time.monotonic()
+    program = train_step.lower(state, batch).compile()
+    B, N, _ = batch['patches'].shape
+    log.say(f'compiled for {B} sequences of {N} patches in {time.monotonic() - clock:.0f} s')
+    log.start_clock()
+    return program
+
+
+def evaluate(predict, params, val_batches, mesh, log):
+    """COCO's numbers on the validation split, also said to the reader."""
+    results = evaluation.detect(predict, params, val_batches, mesh)
+    numbers, _ = evaluation.score(val_batches.records.json, results)
+    log.say(evaluation.table(numbers))
+    return numbers
+
+
+def main():
+    """Parse the flags and train."""
+    config = CONFIG.value
+    with run.folder(WORKDIR.value) as workdir:
+        train(config, Path(workdir))
+
+
+if __name__ == '__main__':
+    cli.run_with_flags(main)

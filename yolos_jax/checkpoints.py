@@ -1,0 +1,235 @@
+"""Checkpoints: saved by Orbax, verified when read.
+
+A folder of checkpoints holds one folder per step with two items: `state` (params, opt_state, step) and
+`meta` (what the model is, its class names, the config, a checksum of every array). Orbax commits a step
+by one rename, so a killed run leaves whole steps. Its arrays carry no checksum: a bit flipped on disk
+would load silently, so we keep our own.
+"""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from yolos_jax.errors import InputError
+
+STATE, META = 'state', 'meta'
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest two and the one of best AP are kept."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _set_aside_unreadable(self.folder)
+        best = BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers={STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
+                cleanup_tmp_directories=True,
+                todelete_subdir='_trash',  # one rename: removal in place could leave half a step
+            ),
+        )
+
+    def save(self, state, meta, ap=None):
+        """Save in the background under the state's step; `ap` is the validation AP, if measured.
+
+        Raises:
+            InputError: the save before this one failed (a full disk, say), or this one was not
+                taken because a later step is there.
+        """
+        step = int(state['step'])
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            **{
+                STATE: ocp.args.StandardSave(state),
+                META: ocp.args.JsonSave(meta | {'checksums': checksums(state)}),
+            }
+        )
+        with self._said('a save failed'):
+            taken = self._manager.save(step, args=items, metrics={'AP': ap}, force=True)
+        if not taken:
+            raise InputError(f'{self.folder}: step {step} was not taken; a later one is there')
+
+    def restore(self, like):
+        """The newest whole (state, meta), each array placed as in `like`; None in an empty folder.
+
+        Damaged steps are renamed broken-STEP once an older one has proved whole.
+
+        Raises:
+            InputError: a step is of another model (names, shapes or types differ), or no step is
+                whole.
+        """
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            path = self.folder / str(step)
+            try:
+                state, meta = self._restore(step, path, like)
+            except InputError:
+                raise
+            except Exception as error:  # Orbax and TensorStore have no common error for damage
+                damaged[path] = error
+                continue
+            for path, error in damaged.items():
+                print(f'{path} is damaged, set aside as broken-{path.name}: {error}')
+                path.rename(path.with_name(f'broken-{path.name}'))
+            self._manager.reload()
+            return state, meta
+        if damaged:
+            reasons = '; '.join(f'{path.name}: {error}' for path, error in damaged.items())
+            raise InputError(f'{self.folder}: no checkpoint is whole ({reasons})')
+        return None
+
+    def _restore(self, step, path, like):
+        meta = json.loads((path / META / 'metadata').read_text())
+        _compare(like, self._manager.item_metadata(step)[STATE], path)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
+        state = self._manager.restore(step, args=args)[STATE]
+        _verify(state, meta['checksums'], path)
+        return state, meta
+
+    def close(self):
+        """Wait for the save under way, if any.
+
+        Raises:
+            InputError: it failed.
+        """
+        with self._said('the last save failed'):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _said(self, what):
+        try:
+            yield
+        except Exception as error:  # as above
+            raise InputError(f'{self.folder}: {what}: {error}') from error
+
+
+class DamagedError(Exception):
+    """The arrays of a checkpoint are not those that were saved."""
+
+
+def write(folder, params, meta):
+    """A folder with one checkpoint, of weights alone."""
+    saved = Checkpoints(folder)
+    saved.save({'params': params, 'step': jnp.int32(0)}, meta)
+    saved.close()
+
+
+def steps(folder):
+    """The steps in a folder of checkpoints; none where it is something else."""
+    found = [int(path.name) for path in Path(folder).iterdir() if path.name.isdigit()]
+    return sorted(step for step in found if (Path(folder) / str(step) / META / 'metadata').exists())
+
+
+def read(folder, step=None):
+    """The parameters (numpy) and meta of a checkpoint: the best by AP, else the newest, or `step`.
+
+    Raises:
+        InputError: there is none, or its arrays are not those that were saved.
+    """
+    folder = Path(folder).absolute()
+    found = steps(folder)
+    if not found:
+        raise InputError(f'{folder}: no checkpoint in this folder')
+    step = max(found, key=lambda step: (_saved_ap(folder / str(step)), step)) if step is None else step
+    path = folder / str(step)
+    try:
+        meta = json.loads((path / META / 'metadata').read_text())
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            shapes = {'params': reader.metadata(path / STATE).item_metadata.tree['params']}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            args = ocp.args.PyTreeRestore(shapes, restore_args=as_numpy, partial_restore=True)
+            state = reader.restore(path / STATE, args=args)
+        _verify(state, meta['checksums'], path)
+    except Exception as error:
+        raise InputError(f'{path}: damaged or no checkpoint of this project: {error}') from error
+    return state['params'], meta
+
+
+def checksums(tree):
+    """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
+    values = jax.device_get(_checksums(tree))
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): int(x) for path, x in leaves}
+
+
+@jax.jit
+def _checksums(tree):
+    def one(x):
+        size = x.dtype.itemsize
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
+        place, stride = jnp.uint32(0), 1
+        for axis in reversed(range(x.ndim)):
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+            stride = stride * x.shape[axis] % (1 << 32)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(one, tree)
+
+
+def _verify(state, expected, path):
+    found = checksums(state)
+    wrong = [name for name, value in found.items() if expected.get(name) != value]
+    if wrong:
+        raise DamagedError(f'{path}: not what was saved: {", ".join(wrong[:5])}')
+
+
+def _compare(like, stored, path):
+    """Names, shapes and types must be those asked for: Orbax would cast silently."""
+    describe = lambda tree: {
+        jax.tree_util.keystr(keys): f'{list(leaf.shape)} {np.dtype(leaf.dtype).name}'
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    wanted, found = describe(like['params']), describe(stored['params'])
+    wrong = [
+        f'{name} is {found.get(name, "missing")}, not {wanted.get(name, "expected")}'
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
+    if wrong:
+        raise InputError(
+            f'{path}: a checkpoint of another model ({"; ".join(wrong[:3])}); use another workdir, or '
+            'start from it with --config.init_from'
+        )
+
+
+def _set_aside_unreadable(folder):
+    """A step whose metrics cannot be parsed keeps Orbax from opening the folder at all."""
+    for path in folder.iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            for file in path.glob('metrics/*'):
+                json.loads(file.read_text())
+            complete = (path / META).is_dir() and (path / STATE).is_dir()
+        except (OSError, ValueError):
+            complete = False
+        if not complete:
+            print(f'{path} is damaged, set aside as broken-{path.name}')
+            path.rename(folder / f'broken-{path.name}')
+
+
+def _ap(metrics):
+    """The AP to rank by; a NaN would make Orbax delete the best step."""
+    value = (metrics or {}).get('AP')
+    return value if value is not None and math.isfinite(value) else -math.inf
+
+
+def _saved_ap(path):
+    try:
+        return _ap(json.loads((path / 'metrics' / 'metrics').read_text()))
+    except (OSError, ValueError):
+        return -math.inf

@@ -1,0 +1,78 @@
+"""Which images share a batch, and how long its sequences are: from sizes alone, before any pixel."""
+
+import numpy as np
+
+
+def choose_lengths(counts, most, how_many, special=101):
+    """At most `how_many` bucket lengths for sequences of `counts` patches, the last holding `most`.
+
+    Every sequence is padded to the next length; the choice makes the total padding the least possible.
+    Lengths are such that, with the `special` tokens ([CLS] and [DET]), a sequence is a multiple of a
+    power of two: fused kernels work in tiles.
+    """
+    tile = 1 << max(int(np.log2(max(most, 32) / 32)), 3)  # 128 for COCO at 800 pixels, 8 at least
+    tile = min(tile, 128)
+    up = lambda n: -(-(n + special) // tile) * tile - special
+    ends = np.arange(up(1), up(most) + tile, tile)
+    slot = np.searchsorted(ends, up(np.asarray(counts)))
+    images = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=len(ends)))])
+    # least[k][j]: the padded total of everything up to ends[j] with k + 1 lengths, the last ends[j]
+    cost = lambda i, j: (images[j + 1] - images[i]) * ends[j]
+    least = [np.array([cost(0, j) for j in range(len(ends))], float)]
+    came = []
+    for _ in range(1, min(how_many, len(ends))):
+        table = np.array(
+            [
+                [least[-1][i - 1] + cost(i, j) if 0 < i <= j else np.inf for i in range(len(ends))]
+                for j in range(len(ends))
+            ]
+        )
+        came.append(table.argmin(axis=1))
+        least.append(table.min(axis=1))
+    j, chosen = len(ends) - 1, []
+    for before in reversed(came):
+        chosen.append(int(ends[j]))
+        j = before[j] - 1
+    return tuple(reversed([*chosen, int(ends[j])]))
+
+
+def plan(counts, lengths, batch_size, seed, epoch):
+    """The batches of an epoch.
+
+    Images of like length share a batch. The images that do not fill a batch of their own length are
+    joined with those of the next, so nothing but the last len(counts) % batch_size of the shuffled
+    order is left out (the reference drops them too).
+
+    Args:
+        counts: patches of each record in this epoch [n]; lengths: bucket lengths, ascending.
+
+    Returns:
+        record indices int64 [steps, batch_size] and the bucket length of each step int64 [steps].
+    """
+    counts, lengths = np.asarray(counts), np.asarray(lengths)
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch + (1 << 32)]))
+    steps = len(counts) // batch_size
+    order = rng.permutation(len(counts))[: steps * batch_size]
+    bucket = np.searchsorted(lengths, counts[order])
+    full, rest = [], []
+    for b in range(len(lengths)):
+        members = np.concatenate([*rest, order[bucket == b]])
+        whole = len(members) // batch_size * batch_size
+        full.append(members[:whole].reshape(-1, batch_size))
+        rest = [members[whole:]]
+    batches = np.concatenate(full).astype(np.int64)[rng.permutation(steps)]
+    longest = np.searchsorted(lengths, counts[batches].max(axis=1))
+    return batches, lengths[longest]
+
+
+def in_order(counts, lengths, batch_size):
+    """The batches of an evaluation: every record once, short ones first; -1 fills the last batch."""
+    order = np.argsort(counts, kind='stable')
+    batches = np.concatenate([order, np.full(-len(order) % batch_size, -1)]).reshape(-1, batch_size)
+    longest = np.where(batches >= 0, np.asarray(counts)[batches], 0).max(axis=1)
+    return batches, np.asarray(lengths)[np.searchsorted(lengths, longest)]
+
+
+def waste(counts, batches, bucket):
+    """The share of a plan's patch tokens that is padding."""
+    return 1 - counts[batches].sum() / (bucket.sum() * batches.shape[1])

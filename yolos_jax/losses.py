@@ -1,0 +1,97 @@
+"""DETR's set loss as the reference trains YOLOS with it (models/detector.py, SetCriterion).
+
+Letters: B batch, Q queries ([DET] tokens), T targets, C classes, G groups of images.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from yolos_jax import boxes, matcher
+
+CLASS_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
+EOS_COEF = 0.1  # weight of "no object" in the class loss: most queries have none
+
+
+def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
+    """The loss of B images.
+
+    The reference takes the class loss as a weighted mean on each GPU and averages over GPUs, so its
+    value depends on how many images a GPU holds. `images_per_group` is that number: 1 for YOLOS-S,
+    S (dWr) and B, 2 for YOLOS-Ti. The box losses are sums over the whole batch by its object count.
+
+    Args:
+        outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
+        targets: 'labels' int32 [B, T] in 0..C-1, 'boxes' [B, T, 4] cxcywh in 0..1 with an area,
+            'valid' bool [B, T]; what stands in padded places is of no account.
+        images_per_group: consecutive images whose class losses share one mean; divides B.
+        num_boxes: the objects to divide the box losses by, when B is a part of a larger batch.
+
+    Returns:
+        The weighted total and a dict of its unweighted parts 'loss_ce', 'loss_bbox' and 'loss_giou',
+        with 'class_error' (% of matched queries whose best class is wrong, 100 when there is none),
+        'cardinality_error' (mean difference of predicted and real object counts) and
+        'dropped_targets' (valid targets beyond the Q largest of an image).
+
+    Raises:
+        ValueError: images_per_group does not divide B.
+    """
+    B, Q, classes = outputs['pred_logits'].shape
+    if B % images_per_group:
+        raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
+    valid = targets['valid']
+    targets = targets | {  # padding may hold anything: give it a harmless object
+        'labels': jnp.where(valid, targets['labels'], 0),
+        'boxes': jnp.where(valid[..., None], targets['boxes'], 0.5),
+    }
+    query = matcher.match(outputs, targets)  # [B, T]
+    matched = query >= 0
+    num_boxes = valid.sum() if num_boxes is None else num_boxes
+
+    wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
+    logits = outputs['pred_logits'].astype(jnp.float32)
+    loss_ce = _class_loss(logits, wanted, images_per_group)
+    loss_bbox, loss_giou = _box_losses(outputs['pred_boxes'], targets['boxes'], query)
+    loss_bbox, loss_giou = (x / jnp.maximum(num_boxes, 1) for x in (loss_bbox, loss_giou))
+
+    best = jnp.argmax(logits, axis=-1)
+    wrong = (best != wanted) & (wanted < classes - 1)
+    predicted = (best < classes - 1).sum(axis=1)
+    parts = {
+        'loss_ce': loss_ce,
+        'loss_bbox': loss_bbox,
+        'loss_giou': loss_giou,
+        'class_error': jnp.where(matched.any(), 100 * wrong.sum() / jnp.maximum(matched.sum(), 1), 100.0),
+        'cardinality_error': jnp.abs(predicted - valid.sum(axis=1)).astype(jnp.float32).mean(),
+        'dropped_targets': valid.sum() - matched.sum(),
+    }
+    total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
+    return total, parts
+
+
+def _class_of_query(query, labels, Q, no_object):
+    """The class each query should predict, [B, Q]: that of its target, else "no object"."""
+
+    def one(query, labels):
+        place = jnp.where(query >= 0, query, Q)  # Q is out of bounds: dropped
+        return jnp.full((Q,), no_object, labels.dtype).at[place].set(labels, mode='drop')
+
+    return jax.vmap(one)(query, labels)
+
+
+def _class_loss(logits, wanted, images_per_group):
+    """Cross entropy, a weighted mean over each group of images, then a mean over groups."""
+    no_object = logits.shape[-1] - 1
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
+    weight = jnp.where(wanted == no_object, EOS_COEF, 1.0)  # [B, Q]
+    grouped = lambda x: x.reshape(-1, images_per_group, x.shape[1])  # [G, B / G, Q]
+    sums = grouped(-log_p * weight).sum(axis=(1, 2))
+    return jnp.mean(sums / grouped(weight).sum(axis=(1, 2)))
+
+
+def _box_losses(found, wanted, query):
+    """L1 distance (cxcywh) and 1 - GIoU, summed over the matched pairs of all images."""
+    matched = query >= 0
+    found = jnp.take_along_axis(found, jnp.maximum(query, 0)[..., None], axis=1)  # [B, T, 4]
+    distance = jnp.abs(found - wanted).sum(-1)
+    overlap = boxes.giou(boxes.cxcywh_to_xyxy(found), boxes.cxcywh_to_xyxy(wanted))
+    return tuple(jnp.where(matched, x, 0).sum() for x in (distance, 1 - overlap))

@@ -1,0 +1,124 @@
+"""Position tables, resampled to each image's own grid exactly as torch's bicubic does.
+
+A table [gh, gw, D] is resampled by two small dense matrices, one per axis. Images of one batch have
+grids of different shapes, so the matrices are built inside jit from the traced grid, and the result is
+laid out as sequences of N patches. XLA needs static shapes: the product is taken for every cell of
+`short x long` (the shorter and the longer side an image of N patches can have) and each patch then
+picks its cell.
+
+Letters: B batch, N patches of the longest sequence, S short side, L long side, D width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CUBIC = -0.75  # torch's coefficient; PIL's and jax.image's is -0.5
+
+
+def longest_side(length):
+    """The most patches a side may have in a sequence of `length` patches."""
+    return min(length, max(128, 2 * math.isqrt(length)))
+
+
+def bicubic_matrix(size_in, size_out, rows):
+    """The matrix [rows, size_in] that resamples an axis of `size_in` to `size_out` samples.
+
+    torch's `interpolate(mode='bicubic', align_corners=False)`: half-pixel centres, clamped borders, no
+    antialias. `size_out` may be traced; rows from `size_out` on are of no use. The source coordinate is
+    rounded once, as ATen's fused multiply-add does: a plain product followed by a subtraction is off by
+    up to 3e-6 of a table's values, this by 1e-7.
+    """
+    centre = jnp.arange(rows, dtype=jnp.float32) + 0.5
+    scale = jnp.float32(size_in) / jnp.asarray(size_out, jnp.float32)
+    bits = jax.lax.bitcast_convert_type(scale, jnp.uint32) & jnp.uint32(0xFFFFF000)
+    head = jax.lax.bitcast_convert_type(bits, jnp.float32)  # 12 bits: head * centre is exact
+    source = (head * centre - 0.5) + (scale - head) * centre
+    first = jnp.floor(source)
+    t = source - first
+
+    def near(x):
+        return ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+
+    def far(x):
+        return ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
+
+    weights = (far(t + 1), near(t), near(1 - t), far(2 - t))
+    taps = first.astype(jnp.int32)[:, None] + jnp.arange(-1, 3)
+    hot = jax.nn.one_hot(jnp.clip(taps, 0, size_in - 1), size_in)  # [rows, 4, size_in]
+    return jnp.einsum('rk,rki->ri', jnp.stack(weights, -1), hot, precision='highest')
+
+
+def sine(grid, width):
+    """A fixed table [rows * columns, D] to start from when nothing is pre-trained (arXiv 2104.02057).
+
+    A ViT finds out where its patches are far sooner from sines than from noise. Its wavelengths, up to
+    200 pi patches, and its strength, twice that of the patch tokens, suit grids of 5 to 100 patches.
+    """
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+    angle = 100 ** -np.linspace(0, 1, width // 4)
+    waves = [f(place * angle) for place in (rows, columns) for f in (np.sin, np.cos)]
+    table = 2 * np.concatenate(waves, axis=1)
+    return np.pad(table, ((0, 0), (0, width % 4))).astype(np.float32)
+
+
+def resample(table, grid):
+    """A table [gh, gw, D] resampled to one static grid (rows, columns): [rows, columns, D]."""
+    rows = bicubic_matrix(table.shape[0], grid[0], grid[0])
+    columns = bicubic_matrix(table.shape[1], grid[1], grid[1])
+    return jnp.einsum('ri,cj,ijd->rcd', rows, columns, table, precision='highest')
+
+
+def layout(table_grid, grid, length):
+    """What `spread` needs to bring a table of `table_grid` to the images' grids [B, 2].
+
+    An image is turned so that its shorter side comes first. That side is at most sqrt(N), which keeps
+    the cells computed within a small factor of N whatever the image's shape.
+    """
+    gh, gw = table_grid
+    short, long = math.isqrt(length), longest_side(length)
+    patch = jnp.arange(length)
+
+    def one(image_grid):
+        h, w = image_grid
+        tall = h > w
+        first = jnp.concatenate(  # [S, gh + gw]: rows of the table, or of the turned table
+            [
+                jnp.where(tall, 0, bicubic_matrix(gh, h, short)),
+                jnp.where(tall, bicubic_matrix(gw, w, short), 0),
+            ],
+            axis=1,
+        )
+        side = max(gh, gw)
+        second = jnp.where(  # [L, max(gh, gw)]
+            tall,
+            jnp.pad(bicubic_matrix(gh, h, long), ((0, 0), (0, side - gh))),
+            jnp.pad(bicubic_matrix(gw, w, long), ((0, 0), (0, side - gw))),
+        )
+        row, column = patch // w, patch % w
+        cell = jnp.where(tall, column * long + row, row * long + column)
+        outside = short * long + patch  # padding reads no cell, and a distinct one each
+        return first, second, jnp.where(patch < h * w, cell, outside)
+
+    return jax.vmap(one)(grid)
+
+
+def spread(table, layout):
+    """A table [gh, gw, D] as the images' sequences [B, N, D]; zero where a sequence is padding."""
+    first, second, cells = layout
+    gh, gw, _ = table.shape
+    side = max(gh, gw)
+    turned = table.swapaxes(0, 1)
+    both = jnp.concatenate(
+        [
+            jnp.pad(table, ((0, 0), (0, side - gw), (0, 0))),
+            jnp.pad(turned, ((0, 0), (0, side - gh), (0, 0))),
+        ]
+    )
+    part = jnp.einsum('bsi,ijd->bsjd', first, both, precision='highest')
+    full = jnp.einsum('blj,bsjd->bsld', second, part, precision='highest')
+    full = full.reshape(full.shape[0], -1, full.shape[-1])  # [B, S * L, D]
+    take = lambda cell, index: cell.at[index].get(mode='fill', fill_value=0, unique_indices=True)
+    return jax.vmap(take)(full, cells)

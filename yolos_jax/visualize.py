@@ -1,0 +1,58 @@
+"""Pictures: detections drawn on an image, and the curves of a run."""
+
+import colorsys
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def draw(image, detections):
+    """A copy of an image, uint8 [height, width, 3], with its `inference.Detections` drawn on it."""
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    short = min(picture.size)
+    font = ImageFont.load_default(size=max(short // 30, 10))
+    thick = max(short // 200, 1)
+    found = zip(detections.boxes, detections.scores, detections.labels, detections.names, strict=True)
+    for box, score, label, name in found:
+        colour = _colour(int(label))
+        pen.rectangle(box.tolist(), outline=colour, width=thick)
+        text = f'{name} {score:.2f}'
+        left, top, right, bottom = pen.textbbox((box[0], box[1]), text, font=font, anchor='lb')
+        drop = max(-top, 0)  # a label above the image's edge moves down into it
+        pen.rectangle((left, top + drop, right, bottom + drop), fill=colour)
+        pen.text((box[0], box[1] + drop), text, 'black', font, anchor='lb')
+    return np.asarray(picture)
+
+
+def _colour(label):
+    hue = label * 0.618034 % 1  # steps of the golden ratio keep neighbouring labels apart
+    return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 1.0))
+
+
+def curves(workdir):
+    """Draw workdir/curves.png from workdir/metrics.jsonl: loss, its parts, and AP."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
+    for axes, names in (
+        (left, ('loss', 'loss_ce', 'loss_bbox', 'loss_giou')),
+        (right, ('AP', 'AP50', 'AP75')),
+    ):
+        for name in names:
+            points = [(line['step'], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name)
+        axes.set_xlabel('step')
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 1)
+    figure.savefig(Path(workdir) / 'curves.png', dpi=120)
+    plt.close(figure)
