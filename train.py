@@ -52,14 +52,14 @@ def train(config, workdir):
     tally = Tally()
     if restored := saved.restore(state):
         state, meta = restored
-        run.check_same(meta['config'], config.to_dict(), workdir)
+        run.check_same(meta['config'], run.flat(config), workdir)
         tally = Tally(meta['tally'])
     first = int(state['step'])
     log = Progress(workdir, first, total)
     log.say(summary(config, mesh, start, batches, val_set, first))
 
     def save(ap=None):
-        about = {'config': config.to_dict(), 'tally': tally.state()}
+        about = {'config': run.flat(config), 'tally': tally.state()}
         saved.save(state, weights.describe(start) | about, ap)
 
     programs, stop = {}, run.StopSignal()

@@ -35,6 +35,7 @@ class Checkpoints:
             item_handlers={STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
+                best_fn=_ap,  # without it the metrics are not written
                 cleanup_tmp_directories=True,
                 todelete_subdir='_trash',  # one rename: removal in place could leave half a step
             ),
@@ -212,7 +213,7 @@ def _set_aside_unreadable(folder):
         if not path.name.isdigit():
             continue
         try:
-            for file in path.glob('metrics/*'):
+            for file in path.glob('metrics/metrics'):
                 json.loads(file.read_text())
             complete = (path / META).is_dir() and (path / STATE).is_dir()
         except (OSError, ValueError):

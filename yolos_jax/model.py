@@ -98,7 +98,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """uint8 patches [B, N, 768] to tokens [B, N, D]: normalised, then one product, the ViT's convolution."""
+    """uint8 patches [B, N, 768] to tokens [B, N, D]: normalised, then the ViT's convolution."""
 
     width: int
     dtype: Any

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 from yolos_jax.errors import InputError
 
 # what may differ when a run is resumed: it changes what is written, not what is computed
-FREE = {'data', 'init_from', 'log_every', 'save_every', 'eval_every'}
+FREE = {'data', 'init_from', 'log_every', 'save_every', 'eval_every', 'model.remat'}
 
 
 @contextlib.contextmanager
@@ -38,11 +39,17 @@ def folder(path):
         yield path
 
 
-def check_same(saved, current, workdir):
-    """Raises InputError where a resumed run's config is not the saved one.
+def flat(config):
+    """A config as {'key.key': plain value}, as it comes back from a file."""
+    result = {}
+    for key, value in json.loads(config.to_json()).items():
+        nested = value if isinstance(value, dict) else {'': value}
+        result |= {f'{key}.{inner}'.rstrip('.'): x for inner, x in nested.items()}
+    return result
 
-    saved, current: flat dicts of the config.
-    """
+
+def check_same(saved, current, workdir):
+    """Raises InputError where a resumed run's config is not the saved one, both as `flat` makes them."""
     differ = [
         f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
         for key in sorted(saved.keys() | current.keys())

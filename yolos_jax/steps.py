@@ -26,7 +26,7 @@ def make_train_step(model, optimizer, images_per_group):
     def step(state, batch):
         (loss, parts), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'], batch)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})

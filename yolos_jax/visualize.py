@@ -51,7 +51,8 @@ def curves(workdir):
                 axes.plot(*zip(*points, strict=True), label=name)
         axes.set_xlabel('step')
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     left.set_ylim(bottom=0)
     right.set_ylim(0, 1)
     figure.savefig(Path(workdir) / 'curves.png', dpi=120)

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from yolos_jax import attention
+
+B, M, N, H, d = 2, 33, 160, 3, 11
+
+
+def inputs(queries=M, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    make = lambda rows: jnp.asarray(rng.normal(size=(B, rows, H, d)), dtype)
+    return make(queries), make(N), make(N), jnp.array([N, 71])
+
+
+def exact(q, k, v, lengths):
+    """One image, head and query at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, m, h in np.ndindex(*q.shape[:3]):
+        scores = k[b, : lengths[b], h] @ q[b, m, h] / np.sqrt(d)
+        weights = np.exp(scores - scores.max())
+        out[b, m, h] = weights / weights.sum() @ v[b, : lengths[b], h]
+    return out
+
+
+@pytest.mark.parametrize('kernel', [attention.dense, attention.by_head, attention.attention])
+def test_attention_sees_the_real_keys_only(kernel):
+    args = inputs()
+    np.testing.assert_allclose(kernel(*args), exact(*args), atol=2e-6)
+
+
+def test_the_fused_kernels_head_padding_is_exact():
+    args = inputs()
+    out = attention.fused(*args, implementation='xla')  # cuDNN's arguments, on the CPU
+    np.testing.assert_allclose(out, exact(*args), atol=2e-6)
+
+
+def test_the_tpu_kernel_is_exact():
+    args = inputs(queries=N)
+    np.testing.assert_allclose(attention.splash(*args, interpret=True), exact(*args), atol=2e-5)
+
+
+def test_gradients_by_head_are_those_of_plain_attention():
+    *qkv, lengths = inputs()
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, M, H, d)), jnp.float32)
+    grads = [
+        jax.grad(lambda *x, f=f: (f(*x, lengths) * weight).sum(), argnums=(0, 1, 2))(*qkv)
+        for f in (attention.by_head, attention.dense)
+    ]
+    for mine, plain in zip(*grads, strict=True):
+        np.testing.assert_allclose(mine, plain, atol=5e-6)
+
+
+def test_bfloat16_stays_near_float32():
+    exact_out = attention.by_head(*inputs())
+    *qkv, lengths = inputs(dtype=jnp.bfloat16)
+    out = attention.by_head(*qkv, lengths)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=0.02)

@@ -1,0 +1,157 @@
+import json
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+from yolos_jax import checkpoints, optim, sharding, steps
+from yolos_jax.checkpoints import Checkpoints
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+
+
+@pytest.fixture(scope='module')
+def state():
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    params = jax.jit(Yolos(**TINY, num_classes=3).init)(jax.random.key(0), *batch)['params']
+    return steps.init_state(params, optim.make_optimizer(params, 1e-3))
+
+
+def at(state, step):
+    """The state of a step, told apart from others by its parameters."""
+    params = jax.tree.map(lambda x: x + step, state['params'])
+    return state | {'params': params, 'step': jnp.int32(step)}
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def save(folder, state, aps):
+    saved = Checkpoints(folder)
+    for step, ap in aps.items():
+        saved.save(at(state, step), {'note': step}, ap)
+    saved.close()
+
+
+def test_what_is_saved_is_restored_bit_for_bit(state, tmp_path):
+    save(tmp_path, state, {5: None, 8: 0.3})
+    restored, meta = Checkpoints(tmp_path).restore(state)
+    same(restored, at(state, 8))
+    assert meta['note'] == 8
+
+
+def test_an_empty_folder_restores_nothing(state, tmp_path):
+    assert Checkpoints(tmp_path / 'new').restore(state) is None
+
+
+def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
+    save(tmp_path, state, {1: 0.1, 2: 0.5, 3: None})
+    save(tmp_path, state, {4: 0.3, 5: float('nan'), 6: 0.2})  # resumed
+    assert checkpoints.steps(tmp_path) == [2, 5, 6]
+    params, _ = checkpoints.read(tmp_path)
+    same(params, jax.device_get(at(state, 2)['params']))  # the best, for use; a run resumes from 6
+
+
+def test_a_sharded_reader_gets_the_same_values(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    mesh = sharding.make_mesh()
+    restored, _ = Checkpoints(tmp_path).restore(sharding.replicate(state, mesh))
+    same(jax.device_get(restored), jax.device_get(at(state, 1)))
+    assert len(restored['params']['backbone']['cls_token'].sharding.device_set) == 8
+
+
+def test_a_checkpoint_of_another_model_is_named(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    other = Yolos(**TINY, num_classes=9)
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    params = jax.jit(other.init)(jax.random.key(0), *batch)['params']
+    like = steps.init_state(params, optim.make_optimizer(params, 1e-3))
+    with pytest.raises(InputError, match=r'another model.*class_embed.*\[32, 4\].*\[32, 10\]'):
+        Checkpoints(tmp_path).restore(like)
+    assert checkpoints.steps(tmp_path) == [1]
+
+
+def test_other_types_are_not_cast_silently(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    half = dict(state, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), state['params']))
+    with pytest.raises(InputError, match='float32'):
+        Checkpoints(tmp_path).restore(half)
+
+
+def damage(path, kind, rng):
+    data = bytearray(path.read_bytes())
+    if kind == 'delete':
+        path.unlink()
+    elif kind == 'truncate':
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['delete', 'truncate', 'flip'])
+def test_damage_is_never_loaded(state, tmp_path, kind):
+    """Every file of the newest step: restored whole, or the step before is, whole."""
+    rng = random.Random(0)
+    save(tmp_path / 'clean', state, {1: 0.1, 2: 0.2})
+    files = [p.relative_to(tmp_path / 'clean') for p in (tmp_path / 'clean' / '2').rglob('*') if p.is_file()]
+    assert len(files) > 8
+    import shutil
+
+    fell_back = 0
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / 'clean', folder)
+        damage(folder / file, kind, rng)
+        saved = Checkpoints(folder)
+        restored, meta = saved.restore(state)
+        same(restored, at(state, meta['note']))
+        fell_back += meta['note'] == 1
+        saved.save(at(state, 2), {'note': 2})  # the run goes on and reaches the step again
+        saved.close()
+        assert checkpoints.steps(folder)[-1] == 2
+    assert fell_back > 0
+
+
+def test_when_nothing_is_whole_the_run_does_not_start_anew(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    for path in (tmp_path / '1' / 'state').rglob('*'):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(b'')
+    with pytest.raises(InputError, match='no checkpoint is whole'):
+        Checkpoints(tmp_path).restore(state)
+
+
+def test_damaged_weights_are_refused(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    largest = max((tmp_path / '1' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(InputError, match='damaged'):
+        checkpoints.read(tmp_path)
+
+
+def test_a_checksum_sees_every_bit_under_every_sharding():
+    mesh = sharding.make_mesh()
+    x = np.random.default_rng(0).normal(size=(8, 33)).astype(np.float32)
+    whole = checkpoints.checksums({'x': x})
+    assert checkpoints.checksums(sharding.shard({'x': x}, mesh)) == whole
+    bits = x.view(np.uint32)
+    rng = random.Random(0)
+    for _ in range(100):
+        place = rng.randrange(8), rng.randrange(33)
+        bits[place] ^= 1 << (bit := rng.randrange(32))
+        assert checkpoints.checksums({'x': x}) != whole
+        bits[place] ^= 1 << bit
+    assert checkpoints.checksums({'x': x[:, ::-1].copy()}) != whole  # and every place
+
+
+def test_metadata_is_readable_by_people(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    assert json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())['note'] == 1

@@ -1,0 +1,90 @@
+import contextlib
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from yolos_jax import evaluation, sharding, steps
+from yolos_jax.data import loader, records
+from yolos_jax.model import Yolos
+
+
+def noisy_truth(path, seed=0):
+    """Results that are the truth, moved a little, some with a wrong class, some missing."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for annotation in json.loads(path.read_text())['annotations']:
+        if rng.random() < 0.8:
+            results.append(
+                {
+                    'image_id': annotation['image_id'],
+                    'category_id': annotation['category_id'] if rng.random() < 0.8 else 1,
+                    'bbox': [float(x + rng.normal(0, 2)) for x in annotation['bbox']],
+                    'score': float(rng.random()),
+                }
+            )
+    return results
+
+
+def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder):
+    path = coco_folder / 'annotations' / 'instances_val2017.json'
+    results = noisy_truth(path)
+    numbers, _ = evaluation.score(path, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        expected = COCOeval(truth, truth.loadRes(results), 'bbox')
+        for stage in (expected.evaluate, expected.accumulate, expected.summarize):
+            stage()
+    assert list(numbers.values()) == expected.stats.tolist()
+    assert 0.1 < numbers['AP'] < 0.9
+
+
+def test_the_ap_of_all_classes_is_the_mean_of_each(coco_folder):
+    path = coco_folder / 'annotations' / 'instances_val2017.json'
+    numbers, classes = evaluation.score(path, noisy_truth(path))
+    assert set(classes) == {'circle', 'square', 'triangle'}
+    assert np.mean(list(classes.values())) == pytest.approx(numbers['AP'])
+
+
+def test_no_detections_are_an_ap_of_zero(coco_folder):
+    path = coco_folder / 'annotations' / 'instances_val2017.json'
+    numbers, _ = evaluation.score(path, [])
+    assert numbers['AP'] == 0 and numbers['AR100'] == 0
+
+
+def test_classes_that_coco_does_not_have_cannot_count(coco_folder):
+    """Raw ids have gaps; a detection in one is no detection of anything."""
+    path = coco_folder / 'annotations' / 'instances_val2017.json'
+    results = noisy_truth(path)
+    extra = [dict(r, category_id=99) for r in results]
+    assert evaluation.score(path, results + extra) == evaluation.score(path, results)
+
+
+def test_boxes_are_written_in_pixels_of_the_original_image():
+    found = {'scores': [0.5], 'labels': [3], 'boxes': [[0.25, 0.5, 0.75, 1.0]]}
+    assert evaluation.to_coco(9, found, height=200, width=400) == [
+        {'image_id': 9, 'category_id': 3, 'bbox': [100.0, 100.0, 200.0, 100.0], 'score': 0.5}
+    ]
+
+
+def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
+    data = records.read_coco(coco_folder, 'val2017')
+    yolos = Yolos(**TINY, num_classes=4)
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    params = jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
+    predict = steps.make_predict_step(yolos)
+    runs = []
+    for devices, batch_size in ((1, 3), (8, 8)):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        batches = loader.EvalBatches(data, 64, 128, batch_size)
+        results = evaluation.detect(predict, sharding.replicate(params, mesh), batches, mesh)
+        assert len(results) == 10 * TINY['num_det_tokens']
+        runs.append(sorted(results, key=lambda r: (r['image_id'], -r['score'])))
+    for one, other in zip(*runs, strict=True):
+        assert (one['image_id'], one['category_id']) == (other['image_id'], other['category_id'])
+        np.testing.assert_allclose(one['bbox'], other['bbox'], atol=1e-3)

@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, noise
+from PIL import Image
+
+import yolos_jax
+from yolos_jax import checkpoints, evaluation, sharding, steps, visualize, weights
+from yolos_jax.data import loader, records
+from yolos_jax.errors import InputError
+from yolos_jax.inference import Detections, Detector
+from yolos_jax.model import Yolos
+
+ROOT = Path(yolos_jax.__file__).parent.parent
+CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """The folder of a small detector with random weights."""
+    yolos = Yolos(**TINY, num_classes=4)
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    params = jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
+    found = weights.Weights(yolos, params, CLASSES, 64, 128)
+    folder = tmp_path_factory.mktemp('weights')
+    checkpoints.write(folder, params, weights.describe(found))
+    return folder
+
+
+def test_detections_are_those_of_evaluation(saved, coco_folder):
+    """The same boxes, in pixels of the image given, whether through Detector or eval.py's path."""
+    data = records.read_coco(coco_folder, 'val2017')
+    found = weights.read(saved)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    batches = loader.EvalBatches(data, found.size, found.max_size, 4)
+    results = evaluation.detect(steps.make_predict_step(found.model), found.params, batches, mesh)
+    detections = Detector(found)([data.folder / name for name in data.files], threshold=0)
+    for image_id, one in zip(data.ids, detections, strict=True):
+        expected = sorted((r for r in results if r['image_id'] == image_id), key=lambda r: -r['score'])
+        np.testing.assert_allclose(one.scores, [r['score'] for r in expected], atol=1e-6)
+        x, y, w, h = np.array([r['bbox'] for r in expected]).T
+        np.testing.assert_allclose(one.boxes, np.stack([x, y, x + w, y + h], 1), atol=1e-2)
+        assert one.labels.tolist() == [r['category_id'] for r in expected]
+
+
+def test_what_else_is_detected_changes_nothing(saved):
+    detector = Detector.from_pretrained(saved)
+    images = [noise(50, 90), noise(200, 60, 1), noise(16, 300, 2)]
+    together = detector(images, threshold=0)
+    for image, one in zip(images, together, strict=True):
+        (alone,) = detector([image], threshold=0)
+        np.testing.assert_array_equal(alone.boxes, one.boxes)
+
+
+def test_arrays_pictures_and_paths_are_one(saved, tmp_path):
+    image = noise(60, 80)
+    Image.fromarray(image).save(tmp_path / 'x.png')
+    detector = Detector.from_pretrained(saved)
+    forms = detector([image, Image.fromarray(image), tmp_path / 'x.png', str(tmp_path / 'x.png')], 0)
+    for other in forms[1:]:
+        np.testing.assert_array_equal(forms[0].boxes, other.boxes)
+
+
+def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
+    detector = Detector.from_pretrained(saved)
+    (every,) = detector([noise(60, 80)], 0)
+    assert (np.diff(every.scores) <= 0).all() and len(every.names) == TINY['num_det_tokens']
+    (some,) = detector([noise(60, 80)], float(every.scores[2]))
+    np.testing.assert_array_equal(some.scores, every.scores[:3])
+
+
+@pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[..., 0], 7])
+def test_what_is_no_image_is_named(image, saved):
+    with pytest.raises(InputError, match='an image is'):
+        Detector.from_pretrained(saved)([image])
+
+
+def test_boxes_are_drawn_where_they_are():
+    image = np.zeros((100, 120, 3), np.uint8)
+    box = np.float32([[30, 40, 90, 80]])
+    drawn = visualize.draw(image, Detections(box, np.float32([0.9]), np.int32([1]), ['circle']))
+    assert drawn[40, 60].any() and drawn[80, 60].any() and drawn[60, 30].any() and drawn[60, 90].any()
+    assert not drawn[60, 60].any() and not image.any()  # neither filled, nor the original changed
+
+
+def script(*arguments):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_predict_writes_pictures_and_json(saved, coco_folder, tmp_path):
+    one = coco_folder / 'train2017' / '000000000001.jpg'
+    folder = coco_folder / 'val2017'
+    options = [f'--weights={saved}', f'--output={tmp_path / "out"}', '--threshold=0']
+    done = script('predict.py', *options, one, folder)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
+    for entry in content:
+        assert Image.open(tmp_path / 'out' / entry['picture']).size == Image.open(entry['image']).size
+        assert set(entry['detections'][0]) == {'box', 'score', 'label', 'name'}
+
+
+def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path):
+    options = [f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}']
+    done = script('eval.py', *options)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    predictions = json.loads((tmp_path / 'predictions.json').read_text())
+    assert set(metrics['classes']) == set(CLASSES.values()) and len(predictions) == 70
+    path = coco_folder / 'annotations' / 'instances_val2017.json'
+    numbers, _ = evaluation.score(path, predictions)
+    assert {name: metrics[name] for name in numbers} == numbers
+    assert 'AP50' in done.stdout and 'triangle' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'says'),
+    [
+        ('predict.py', ['--weights=/nowhere', '--output=out', 'README.md'], '/nowhere: no such file'),
+        ('predict.py', ['--weights=/nowhere', '--output=out', '/gone.jpg'], '/gone.jpg: no such file'),
+        ('eval.py', ['--weights=README.md', '--data=.', '--output=out'], 'no such annotation file'),
+    ],
+)
+def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says):
+    done = script(name, *arguments)
+    assert done.returncode == 1 and says in done.stderr
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

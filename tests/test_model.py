@@ -1,0 +1,169 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_hf, noise, to_torch
+
+from yolos_jax import convert, model
+from yolos_jax.model import Yolos, patchify
+
+PUBLISHED = {
+    'YOLOS_TI': (6_488_736, 163),
+    'YOLOS_S': (30_684_768, 164),
+    'YOLOS_S_DWR': (27_561_696, 188),
+    'YOLOS_B': (127_798_368, 164),
+}
+
+
+def init(yolos, seed=0):
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    return jax.jit(yolos.init)(jax.random.key(seed), *batch)['params']
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models_have_their_exact_parameter_count(name):
+    yolos = Yolos(**getattr(model, name))
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    shapes = jax.eval_shape(yolos.init, jax.random.key(0), *batch)
+    parameters, _ = PUBLISHED[name]
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+
+
+@pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S'])
+def test_logits_and_boxes_are_those_of_transformers(name):
+    fields = getattr(model, name)
+    hf = make_hf(fields)
+    yolos = Yolos(**fields, eps=1e-12)
+    tensors = {key: value.numpy() for key, value in hf.state_dict().items()}
+    params = convert.to_params(convert.from_hf(tensors), yolos)
+    apply = jax.jit(yolos.apply)
+    for rows, columns in (fields['pos_grid'], (20, 27), (27, 20)):
+        image = noise(16 * rows, 16 * columns)
+        with torch.no_grad():
+            expected = hf(pixel_values=to_torch(image))
+        out = apply({'params': params}, *patchify([image]))
+        assert expected.logits.abs().max() > 0.5  # the comparison means something
+        np.testing.assert_allclose(out['pred_logits'], expected.logits, atol=1e-5)
+        np.testing.assert_allclose(out['pred_boxes'], expected.pred_boxes, atol=2e-6)
+
+
+@pytest.mark.parametrize('grid', [(4, 6), (3, 5)])
+def test_each_level_is_that_of_transformers(grid):
+    """Embedding, every block, final norm: where a difference starts, not only that there is one."""
+    hf = make_hf(TINY, num_classes=5)
+    yolos = Yolos(**TINY, num_classes=5, eps=1e-12)
+    tensors = convert.from_hf({key: value.numpy() for key, value in hf.state_dict().items()})
+    image = noise(16 * grid[0], 16 * grid[1])
+    seen = []
+    for layer in hf.vit.encoder.layer:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].detach().numpy()))
+    with torch.no_grad():
+        hf(pixel_values=to_torch(image))
+
+    # ours is [CLS, DET, patches], theirs [CLS, patches, DET]
+    Q, N = TINY['num_det_tokens'], grid[0] * grid[1]
+    order = np.concatenate([[0], 1 + Q + np.arange(N), 1 + np.arange(Q)])
+    backbone = convert.to_params(tensors, yolos)['backbone']
+    for depth, expected in enumerate(seen):
+        mine = run_blocks(yolos, backbone, image, depth)
+        np.testing.assert_allclose(mine[order], expected, atol=5e-6)
+
+
+def run_blocks(yolos, backbone, image, depth):
+    """The sequence [S, D] that goes into block `depth`, by our own layers put together here."""
+    from yolos_jax import posembed
+
+    patches, grid = patchify([image])
+    layout = posembed.layout(yolos.pos_grid, jnp.asarray(grid), patches.shape[1])
+    Q = yolos.num_det_tokens
+
+    def positions(table):
+        middle = posembed.spread(table[0, 1:-Q].reshape(*yolos.pos_grid, -1), layout)[0]
+        return jnp.concatenate([table[0, :1], table[0, -Q:], middle])
+
+    embed = model.PatchEmbed(yolos.width, jnp.float32)
+    tokens = embed.apply({'params': backbone['patch_embed']}, patches)[0]
+    x = jnp.concatenate([backbone['cls_token'][0], backbone['det_token'][0], tokens])
+    x = (x + positions(jnp.asarray(backbone['pos_embed'])))[None]
+    block = model.Block(yolos.heads, yolos.eps, jnp.float32)
+    for i in range(depth):
+        params = jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])
+        x = block.apply({'params': params}, x, jnp.array([x.shape[1]]))
+        x = x + positions(jnp.asarray(backbone['mid_pos_embed'][i]))
+    return np.asarray(x[0])
+
+
+def test_padding_never_changes_a_detection():
+    yolos = Yolos(**TINY, num_classes=5)
+    params = init(yolos)
+    images = [noise(16 * r, 16 * c, r) for r, c in ((4, 6), (6, 3), (5, 5), (1, 9), (9, 1))]
+    apply = jax.jit(yolos.apply)
+    alone = [apply({'params': params}, *patchify([image])) for image in images]
+    for length in (25, 26, 40, 160):
+        together = apply({'params': params}, *patchify(images, length))
+        for i, one in enumerate(alone):
+            for key in one:
+                np.testing.assert_allclose(together[key][i], one[key][0], atol=1e-5)
+
+
+def test_garbage_in_the_padding_never_changes_a_detection():
+    yolos = Yolos(**TINY, num_classes=5)
+    params = init(yolos)
+    patches, grid = patchify([noise(64, 96)], 40)
+    clean = yolos.apply({'params': params}, patches, grid)
+    patches[0, 24:] = 255
+    dirty = yolos.apply({'params': params}, patches, grid)
+    np.testing.assert_array_equal(clean['pred_logits'], dirty['pred_logits'])
+
+
+def test_rematerialisation_changes_memory_and_nothing_else():
+    batch = patchify([noise(64, 96)], 30)
+    losses = []
+    for remat in (False, True):
+        yolos = Yolos(**TINY, num_classes=5, remat=remat)
+        params = init(yolos)
+        loss = lambda p, y=yolos: y.apply({'params': p}, *batch)['pred_logits'].sum()
+        losses.append(jax.jit(jax.value_and_grad(loss))(params))
+    for a, b in zip(*map(jax.tree.leaves, losses), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_keeps_parameters_and_outputs_in_float32():
+    yolos = Yolos(**TINY, num_classes=5, dtype=jnp.bfloat16)
+    params = init(yolos)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    batch = patchify([noise(64, 96)], 30)
+    out = yolos.apply({'params': params}, *batch)
+    exact = yolos.clone(dtype=jnp.float32).apply({'params': params}, *batch)
+    assert out['pred_logits'].dtype == jnp.float32
+    difference = np.abs(out['pred_logits'] - exact['pred_logits']).max()
+    assert 0 < difference < 0.05 * np.abs(exact['pred_logits']).max()
+
+
+def test_patches_are_row_major_pixels():
+    image = noise(32, 48)
+    patches, grid = patchify([image], 8)
+    assert patches.shape == (1, 8, 768) and grid.tolist() == [[2, 3]]
+    np.testing.assert_array_equal(patches[0, 4].reshape(16, 16, 3), image[16:32, 16:32])
+    assert not patches[0, 6:].any()
+
+
+@pytest.mark.parametrize(
+    ('image', 'length', 'says'),
+    [
+        (noise(32, 40), None, 'multiples of 16'),
+        (noise(32, 48).astype(np.float32), None, 'float32'),
+        (noise(32, 48), 5, '6 patches'),
+        (noise(16, 3200), None, 'too long'),
+    ],
+)
+def test_patchify_names_what_is_wrong(image, length, says):
+    with pytest.raises(ValueError, match=says):
+        patchify([image], length)
+
+
+def test_the_model_takes_pixels_and_not_floats():
+    yolos = Yolos(**TINY)
+    with pytest.raises(ValueError, match='uint8'):
+        yolos.init(jax.random.key(0), np.zeros((1, 4, 768), np.float32), np.full((1, 2), 2))

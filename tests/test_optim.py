@@ -1,0 +1,74 @@
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import TINY
+
+from yolos_jax import optim
+from yolos_jax.model import Yolos
+
+BLOCK = {
+    'attn/qkv/kernel', 'attn/proj/kernel', 'mlp/fc1/kernel', 'mlp/fc2/kernel',
+}  # fmt: skip
+DECAYED = (
+    {f'backbone/blocks/{name}' for name in BLOCK}
+    | {'backbone/patch_embed/proj/kernel', 'backbone/mid_pos_embed'}
+    | {f'{head}_embed/layers_{i}/{leaf}' for head in ('class', 'bbox') for i in range(3)
+       for leaf in ('kernel', 'bias')}
+)  # fmt: skip
+SPARED = {
+    'backbone/cls_token', 'backbone/det_token', 'backbone/pos_embed', 'backbone/norm/scale',
+    'backbone/norm/bias', 'backbone/patch_embed/proj/bias',
+    *(f'backbone/blocks/{layer}/{leaf}' for layer in ('norm1', 'norm2') for leaf in ('scale', 'bias')),
+    *(f'backbone/blocks/{name}'.replace('kernel', 'bias') for name in BLOCK),
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def params():
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    return jax.jit(Yolos(**TINY).init)(jax.random.key(0), *batch)['params']
+
+
+def test_weight_decay_acts_on_these_parameters_and_no_other(params):
+    mask = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params))
+    found = {jax.tree_util.keystr(path, simple=True, separator='/'): decays for path, decays in mask}
+    assert {name for name, decays in found.items() if decays} == DECAYED
+    assert {name for name, decays in found.items() if not decays} == SPARED
+
+
+def test_parameters_without_gradient_move_by_decay_alone(params):
+    optimizer = optim.make_optimizer(params, 0.1, weight_decay=0.5)
+    zero = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    expected = jax.tree.map(lambda p, d: p * (0.95 if d else 1), params, optim.decay_mask(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected)
+
+
+@pytest.mark.parametrize(('base', 'epochs', 'per_epoch'), [(2.5e-5, 150, 7), (5e-5, 300, 3), (1e-3, 1, 5)])
+def test_the_rate_is_the_references_in_every_step(base, epochs, per_epoch):
+    """util/scheduler.py: a cosine of the epoch, set at each epoch's end from that epoch's number."""
+    rate = optim.learning_rate(base, epochs, per_epoch)
+    current = base
+    for epoch in range(epochs):
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            assert float(rate(step)) == pytest.approx(current, rel=2e-7)
+        current = 1e-7 + 0.5 * (base - 1e-7) * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def test_the_first_two_epochs_run_at_the_base_rate():
+    rate = jax.jit(optim.learning_rate(2.5e-5, 150, 10))
+    assert {float(rate(step)) for step in range(20)} == {float(np.float32(2.5e-5))}
+    assert float(rate(20)) < 2.5e-5
+
+
+def test_gradients_are_clipped_to_a_global_norm(params):
+    grads = jax.tree.map(np.ones_like, params)
+    clip = optim.make_optimizer(params, 1.0, weight_decay=0.0, clip_norm=0.1)
+    state = clip.init(params)
+    _, state = clip.update(grads, state, params)
+    first_moment = optax.tree.get(state, 'mu')
+    assert float(optax.tree.norm(first_moment)) == pytest.approx(0.1 * (1 - 0.9), rel=1e-5)

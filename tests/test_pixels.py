@@ -1,0 +1,78 @@
+import io
+
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+
+from yolos_jax.data import geometry, pixels
+from yolos_jax.errors import InputError
+
+
+def encode(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def smooth(mode='RGB'):
+    return Image.fromarray(noise(6, 8)).resize((80, 60), Image.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'kind'),
+    [('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGB', 'PNG'), ('P', 'PNG'), ('1', 'PNG'),
+     ('LA', 'PNG'), ('RGBA', 'PNG')],
+)  # fmt: skip
+def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
+    data = encode(smooth(mode), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
+    np.testing.assert_array_equal(pixels.decode(data, 'x'), expected)
+
+
+@pytest.mark.parametrize('options', [{'progressive': True}, {'subsampling': 0}, {'quality': 40}])
+def test_jpeg_is_decoded_as_pillow_does(options):
+    data = encode(smooth(), 'JPEG', **options)
+    np.testing.assert_array_equal(pixels.decode(data, 'x'), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize('data', [b'', b'<html>not found</html>', encode(smooth(), 'JPEG')[:300]])
+def test_what_is_no_image_is_named(data, tmp_path):
+    path = tmp_path / 'bad.jpg'
+    path.write_bytes(data)
+    with pytest.raises(InputError, match='bad.jpg'):
+        pixels.read_image(path)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(InputError, match='gone.jpg: No such file'):
+        pixels.read_image(tmp_path / 'gone.jpg')
+
+
+def reference_pixels(image, place):
+    """Flip, resize, crop and resize by Pillow, as the reference's transforms do."""
+    picture = Image.fromarray(image)
+    if place['flip']:
+        picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
+    if place['crop']:
+        h, w = place['before'].tolist()
+        top, left, height, width = place['box'].tolist()
+        picture = picture.resize((w, h), Image.BILINEAR).crop((left, top, left + width, top + height))
+    h, w = place['shape'].tolist()
+    return np.asarray(picture.resize((w, h), Image.BILINEAR))
+
+
+def test_patches_are_the_references_pixels():
+    recipe = geometry.Recipe((64, 96, 112), 200, crop_from=(80, 100, 120), crop_min=60, crop_max=100)
+    count = 40
+    heights, widths = np.random.default_rng(0).integers(50, 200, (2, count))
+    drawn = geometry.draw(heights, widths, recipe, 0, 0)
+    for i in range(count):
+        place = {name: values[i] for name, values in drawn.items()}
+        image = noise(heights[i], widths[i], i)
+        out = np.zeros((150, 768), np.uint8)
+        pixels.place(image, place, out)
+        rows, columns = place['shape'] // 16
+        cells = out[: rows * columns].reshape(rows, columns, 16, 16, 3).swapaxes(1, 2)
+        np.testing.assert_array_equal(cells.reshape(*place['shape'], 3), reference_pixels(image, place))
+        assert not out[rows * columns :].any()

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from conftest import noise
+from PIL import Image
+
+from yolos_jax.data import geometry
+from yolos_jax.data.resize import resize
+
+RANDOM = np.random.default_rng(0)
+
+
+def pillow(image, height, width):
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR))
+
+
+def test_pixels_are_pillows_on_500_images_and_scales():
+    for i in range(500):
+        height, width = RANDOM.integers(20, 300, 2)
+        image = noise(height, width, i)
+        size = int(RANDOM.integers(32, 400))
+        shape = geometry.resize_shape(int(height), int(width), size, 2 * size)
+        np.testing.assert_array_equal(resize(image, *shape), pillow(image, *shape))
+
+
+@pytest.mark.parametrize('shape', [(480, 640), (800, 1056), (480, 320), (960, 640), (48, 1280), (640, 48)])
+def test_pixels_are_pillows_at_coco_sizes(shape):
+    image = noise(480, 640)
+    np.testing.assert_array_equal(resize(image, *shape), pillow(image, *shape))
+
+
+def test_a_part_of_the_output_is_that_part():
+    image = noise(120, 160)
+    for _ in range(50):
+        height, width = RANDOM.integers(20, 300, 2).tolist()
+        top, left = RANDOM.integers(0, [height, width])
+        h, w = RANDOM.integers(1, [height - top + 1, width - left + 1])
+        whole = resize(image, height, width)
+        np.testing.assert_array_equal(
+            resize(image, height, width, (top, left, h, w)), whole[top : top + h, left : left + w]
+        )
+
+
+@pytest.mark.parametrize('shape', [(64, 80), (96, 64), (33, 47)])
+def test_mirrored_pixels_are_those_of_the_mirrored_image(shape):
+    image = noise(64, 64)
+    np.testing.assert_array_equal(resize(image, *shape, flip=True), pillow(image[:, ::-1].copy(), *shape))

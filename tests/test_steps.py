@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, make_hf, make_targets, noise, to_torch
+
+from yolos_jax import boxes, convert, optim, sharding, steps
+from yolos_jax.model import Yolos, patchify
+
+C = 5
+
+
+def make_batch(counts, seed=0):
+    """A batch of images of one size, ours and transformers'."""
+    images = [noise(64, 96, seed + i) for i in range(len(counts))]
+    ours, theirs = make_targets(counts, 6, C, seed)
+    patches, grid = patchify(images)
+    return {'patches': patches, 'grid': grid, **ours}, torch.cat(list(map(to_torch, images))), theirs
+
+
+@pytest.fixture(scope='module')
+def yolos():
+    return Yolos(**TINY, num_classes=C, eps=1e-12)
+
+
+@pytest.fixture(scope='module')
+def params(yolos):
+    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
+    return jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
+
+
+def torch_optimizer(hf, rate):
+    """The reference's parameter groups (main.py, build_optimizer), found by transformers' names."""
+    groups = {'decay': [], 'none': []}
+    for name, value in hf.named_parameters():
+        spared = ('cls_token', 'detection_tokens', 'embeddings.position_embeddings')
+        in_backbone = name.startswith('vit.')
+        free = value.ndim == 1 or name.endswith(spared)
+        groups['none' if in_backbone and free else 'decay'].append(value)
+    return torch.optim.AdamW(
+        [{'params': groups['decay']}, {'params': groups['none'], 'weight_decay': 0.0}],
+        lr=rate,
+        weight_decay=1e-4,
+    )
+
+
+def test_eight_steps_are_those_of_pytorch(yolos):
+    hf = make_hf(TINY, num_classes=C).train()
+    reference = convert.from_hf({k: v.detach().numpy().copy() for k, v in hf.state_dict().items()})
+    params = convert.to_params(reference, yolos)
+    batch, pixels, labels = make_batch((3, 0, 6, 1))
+    rate = 1e-3  # large, so that a difference shows
+    torch_opt = torch_optimizer(hf, rate)
+    optimizer = optim.make_optimizer(params, rate)
+    state = steps.init_state(params, optimizer)
+    step = steps.make_train_step(yolos, optimizer, images_per_group=4)
+    for _ in range(8):
+        torch_opt.zero_grad()
+        expected = hf(pixel_values=pixels, labels=labels).loss
+        expected.backward()
+        norm = torch.nn.utils.clip_grad_norm_(hf.parameters(), 0.1)
+        torch_opt.step()
+        state, metrics = step(state, batch)
+        assert float(metrics['loss']) == pytest.approx(expected.item(), rel=1e-3)
+        assert float(metrics['grad_norm']) == pytest.approx(norm.item(), rel=1e-2)
+    assert int(state['step']) == 8
+
+
+def test_eight_devices_do_what_one_does(yolos, params):
+    batch, _, _ = make_batch((3, 0, 6, 1, 2, 0, 1, 5))
+    optimizer = optim.make_optimizer(params, 1e-3)
+    step = steps.make_train_step(yolos, optimizer, images_per_group=1)
+    alone = steps.init_state(params, optimizer)
+    mesh = sharding.make_mesh()
+    spread = sharding.replicate(alone, mesh)
+    for _ in range(4):
+        alone, one = step(alone, batch)
+        with jax.set_mesh(mesh):
+            spread, eight = step(spread, sharding.shard(batch, mesh))
+        assert float(eight['loss']) == pytest.approx(float(one['loss']), rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
+    optimizer = optim.make_optimizer(params, 1e-3)
+    step = steps.make_train_step(yolos, optimizer, 1)
+    batch, _, _ = make_batch((3, 1))
+    state, _ = step(steps.init_state(params, optimizer), batch)
+    bad = dict(batch, boxes=batch['boxes'] * np.float32(np.inf))
+    after, metrics = step(state, bad)
+    assert not metrics['finite'] and int(after['step']) == 2
+    for name in ('params', 'opt_state'):
+        jax.tree.map(np.testing.assert_array_equal, after[name], state[name])
+    _, metrics = step(after, batch)
+    assert metrics['finite']
+
+
+def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
+    batch, _, _ = make_batch((1, 1))
+    found = steps.make_predict_step(yolos)(params, batch)
+    out = yolos.apply({'params': params}, batch['patches'], batch['grid'])
+    probability = np.asarray(jax.nn.softmax(out['pred_logits']))[..., :C]
+    np.testing.assert_array_equal(found['labels'], probability.argmax(-1))
+    np.testing.assert_allclose(found['scores'], probability.max(-1), rtol=1e-6)
+    expected = boxes.cxcywh_to_xyxy(jnp.asarray(out['pred_boxes']))
+    np.testing.assert_allclose(found['boxes'], expected, atol=1e-6)
