@@ -48,7 +48,7 @@ def make_hf(fields, eps=1e-12, num_classes=91):
 
 
 def to_torch(image):
-    """An image uint8 [height, width, 3] as the normalised tensor [1, 3, height, width] torch models take."""
+    """An image uint8 [height, width, 3] as a torch model takes it: normalised [1, 3, height, width]."""
     import torch
 
     from yolos_jax.model import MEAN, STD

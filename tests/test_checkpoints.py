@@ -99,7 +99,9 @@ def test_damage_is_never_loaded(state, tmp_path, kind):
     """Every file of the newest step: restored whole, or the step before is, whole."""
     rng = random.Random(0)
     save(tmp_path / 'clean', state, {1: 0.1, 2: 0.2})
-    files = [p.relative_to(tmp_path / 'clean') for p in (tmp_path / 'clean' / '2').rglob('*') if p.is_file()]
+    files = [
+        p.relative_to(tmp_path / 'clean') for p in (tmp_path / 'clean' / '2').rglob('*') if p.is_file()
+    ]
     assert len(files) > 8
     import shutil
 

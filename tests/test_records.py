@@ -141,5 +141,7 @@ def test_a_large_annotation_file_needs_less_than_a_gigabyte(tmp_path):
         'assert len(read_coco(sys.argv[1], "val").boxes) == 700_000\n'
         'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n'
     )
-    run = subprocess.run([sys.executable, '-c', script, tmp_path], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, '-c', script, tmp_path], capture_output=True, text=True, check=True
+    )
     assert int(run.stdout) * 1024 < 1e9

@@ -23,7 +23,15 @@ def tiny(**changes):
     c = quickstart.get_config()
     with c.unlocked():
         c.model.update(width=32, depth=2, heads=2, num_det_tokens=6)
-        c.update(epochs=3, learning_rate=1e-3, batch_size=4, log_every=4, save_every=5, eval_every=2, num_lengths=1)
+        c.update(
+            epochs=3,
+            learning_rate=1e-3,
+            batch_size=4,
+            log_every=4,
+            save_every=5,
+            eval_every=2,
+            num_lengths=1,
+        )
         c.update({name: str(v) if name == 'data' else v for name, v in changes.items()})
     return c
 
@@ -137,7 +145,10 @@ def test_a_run_is_not_resumed_with_another_config(unbroken, coco_folder):
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
-    script = 'import sys, time; from yolos_jax import run\nwith run.folder(sys.argv[1]): print(1, flush=True); time.sleep(60)'
+    script = (
+        'import sys, time\nfrom yolos_jax import run\n'
+        'with run.folder(sys.argv[1]):\n    print(1, flush=True)\n    time.sleep(60)'
+    )
     other = subprocess.Popen([sys.executable, '-c', script, tmp_path], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
@@ -161,7 +172,9 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
         ({'init_from': '/nowhere'}, '/nowhere: no such file or folder'),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_compiled(changes, says, coco_folder, tmp_path, monkeypatch):
+def test_what_cannot_work_is_said_before_anything_is_compiled(
+    changes, says, coco_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(train, 'compile_step', None)
     with pytest.raises(InputError, match=says):
         launch(tiny(**({'data': coco_folder, 'batch_size': 8} | changes)), tmp_path, devices=8)
@@ -178,7 +191,13 @@ def test_what_cannot_work_is_said_before_anything_is_compiled(changes, says, coc
     ],
 )
 def test_the_script_says_what_is_wrong_in_one_line(flags, says, tmp_path):
-    command = [sys.executable, 'train.py', '--config=configs/quickstart.py', f'--workdir={tmp_path}', *flags]
+    command = [
+        sys.executable,
+        'train.py',
+        '--config=configs/quickstart.py',
+        f'--workdir={tmp_path}',
+        *flags,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and 'Traceback' not in done.stderr
     import re

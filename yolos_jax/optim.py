@@ -15,7 +15,6 @@ def learning_rate(base, epochs, steps_per_epoch):
     schedule at the end of an epoch with that epoch's number, so epochs 0 and 1 both run at `base` and
     the last one ends just above 1e-7.
     """
-
     epoch = np.maximum(np.arange(epochs) - 1, 0)
     rates = LAST_RATE + 0.5 * (base - LAST_RATE) * (1 + np.cos(np.pi * epoch / epochs))
     table = rates.astype(np.float32)  # made in float64: near its end the cosine has few digits in float32

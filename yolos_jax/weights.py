@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from yolos_jax import checkpoints, convert, model, torchfile
+from yolos_jax import checkpoints, convert, model, torchfile, unpickle
 from yolos_jax.data import coco
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -110,7 +110,7 @@ def _read_file(path):
     tensors = {
         name.removeprefix('module.'): value.numpy()
         for name, value in content.items()
-        if isinstance(value, torchfile.Tensor)
+        if isinstance(value, unpickle.Tensor)
     }
     if not tensors:
         raise InputError(f'{path}: no tensors in it')
