@@ -28,18 +28,18 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def train(config, workdir):
     """Train as `config` says, in the folder `workdir`."""
-    # The data, and the batches planned from it
+    # The data, the detector to start from, and the batches
     mesh = sharding.make_mesh()
     sharding.check_divides(config.batch_size, mesh, 'config.batch_size')
     train_set = records.read_coco(config.data, config.train_split)
     val_set = records.read_coco(config.data, config.val_split)
-    batches = make_batches(config, train_set)
+    start = make_start(config, train_set)
+    batches = make_batches(config, train_set, start.model)
     val_batches = loader.EvalBatches(val_set, config.eval_size, config.eval_max_size, config.batch_size)
     per_epoch = batches.steps_per_epoch
     total = config.epochs * per_epoch
 
-    # The model, the optimiser, and the state they start from
-    start = make_start(config, train_set)
+    # The optimiser, the steps, and the state they work on
     rate = optim.learning_rate(config.learning_rate, config.epochs, per_epoch)
     optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
     state = sharding.replicate(steps.init_state(start.params, optimizer), mesh)
@@ -49,18 +49,15 @@ def train(config, workdir):
 
     # What an earlier run in this folder left
     saved = checkpoints.Checkpoints(workdir / 'checkpoints')
+    about = weights.describe(start) | {'config': run.flat(config)}
     tally = Tally()
     if restored := saved.restore(state):
         state, meta = restored
-        run.check_same(meta['config'], run.flat(config), workdir)
+        run.check_same(meta['config'], about['config'], workdir)
         tally = Tally(meta['tally'])
     first = int(state['step'])
     log = Progress(workdir, first, total)
     log.say(summary(config, mesh, start, batches, val_set, first))
-
-    def save(ap=None):
-        about = {'config': run.flat(config), 'tally': tally.state()}
-        saved.save(state, weights.describe(start) | about, ap)
 
     programs, stop = {}, run.StopSignal()
     with jax.set_mesh(mesh):
@@ -75,18 +72,16 @@ def train(config, workdir):
 
             done = step + 1
             epoch, left = divmod(done, per_epoch)
+            ap = None
             if done % config.log_every == 0:
                 speed = {'images_per_s': log.images_per_s(), 'learning_rate': float(rate(step))}
                 log.write(done, tally.take('window') | speed)
-            ap = None
             if left == 0:
                 log.write(done, {f'epoch_{k}': v for k, v in tally.take('epoch').items()})
             if left == 0 and (epoch % config.eval_every == 0 or done == total):
-                numbers = evaluate(predict, state['params'], val_batches, mesh, log)
-                log.write(done, numbers)
-                ap = numbers['AP']
+                ap = evaluate(predict, state['params'], val_batches, mesh, done, log)
             if ap is not None or done % config.save_every == 0 or stop:
-                save(ap)
+                saved.save(state, about | {'tally': tally.state()}, ap)
                 log.start_clock()
             if stop:
                 log.say(f'stopped after step {done}; the same command goes on from here')
@@ -96,7 +91,7 @@ def train(config, workdir):
     visualize.curves(workdir)
 
 
-def make_batches(config, train_set):
+def make_batches(config, train_set, model):
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
     if len(train_set) < config.batch_size:
         raise InputError(
@@ -114,7 +109,7 @@ def make_batches(config, train_set):
         np.concatenate(drawn).prod(axis=1) // PATCH**2,
         geometry.most_patches(*sizes, recipe),
         config.num_lengths,
-        special=1 + config.model.num_det_tokens,
+        special=1 + model.num_det_tokens,
     )
     return loader.TrainBatches(
         train_set, recipe, lengths, config.batch_size, config.max_targets, config.seed
@@ -122,17 +117,27 @@ def make_batches(config, train_set):
 
 
 def make_start(config, train_set):
-    """The detector a run starts from: config.init_from's, or a new one."""
+    """The detector a run starts from: a new one, or that of config.init_from."""
     compute = {'dtype': jnp.dtype(config.model.dtype), 'remat': config.model.remat}
     size = config.eval_size, config.eval_max_size
+    wanted = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
     if not config.init_from:
-        model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
+        if not wanted.width:
+            raise InputError('config.init_from is empty, and config.model.width is 0: give one of them')
         batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
-        params = jax.jit(model.init)(jax.random.key(config.seed), *batch)['params']
-        return weights.Weights(model, params, train_set.classes, *size)
+        params = jax.jit(wanted.init)(jax.random.key(config.seed), *batch)['params']
+        return weights.Weights(wanted, params, train_set.classes, *size)
     found = weights.read(config.init_from)
+    for name in ('width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_det_tokens'):
+        asked, there = getattr(wanted, name), getattr(found.model, name)
+        if wanted.width and asked != there:
+            raise InputError(
+                f'config.model.{name} is {asked}, and {there} in {config.init_from}; to take the model '
+                'from there, say --config=configs/finetune.py'
+            )
     if config.reset_classes:
-        found = weights.with_classes(found, train_set.classes, config.seed)
+        found, said = weights.with_classes(found, train_set.classes, config.seed)
+        print(said)
     weights.check_classes(found, train_set.classes, train_set.json)
     return weights.Weights(found.model.clone(**compute), found.params, found.classes, *size)
 
@@ -165,12 +170,13 @@ def compile_step(train_step, state, batch, log):
     return program
 
 
-def evaluate(predict, params, val_batches, mesh, log):
-    """COCO's numbers on the validation split, also said to the reader."""
+def evaluate(predict, params, val_batches, mesh, step, log):
+    """The AP on the validation split; all twelve numbers are logged."""
     results = evaluation.detect(predict, params, val_batches, mesh)
     numbers, _ = evaluation.score(val_batches.records.json, results)
     log.say(evaluation.table(numbers))
-    return numbers
+    log.write(step, numbers)
+    return numbers['AP']
 
 
 def main():

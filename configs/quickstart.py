@@ -31,7 +31,7 @@ def get_config():
     c.max_targets = 20
 
     c.batch_size = 8
-    c.epochs = 25
+    c.epochs = 20
     c.learning_rate = 1.5e-4  # six times the published rate: nothing pre-trained to spoil
     c.log_every = 50
     c.save_every = 1000

@@ -21,7 +21,9 @@ def test_every_image_fits_its_batch_and_no_shorter_length_would_do():
     batches, lengths = plan(COUNTS, LENGTHS, 8, seed=0, epoch=0)
     longest = COUNTS[batches].max(axis=1)
     assert (longest <= lengths).all()
-    assert all(n == min(length for length in LENGTHS if length >= m) for m, n in zip(longest, lengths, strict=True))
+    assert all(
+        n == min(length for length in LENGTHS if length >= m) for m, n in zip(longest, lengths, strict=True)
+    )
 
 
 def test_a_plan_depends_on_seed_and_epoch():

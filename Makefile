@@ -1,0 +1,41 @@
+# make quickstart   train a small detector from nothing and look at what it finds
+# make test         run all tests
+# make lint         what a commit must pass
+# Each installs what it needs into .venv, in the versions of constraints.txt.
+# Another Python: make PYTHON=python3.12 quickstart
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/installed
+	$(BIN)/python -m yolos_jax.data.shapes runs/shapes
+	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
+	$(BIN)/python eval.py --weights=$(RUN) --data=runs/shapes --output=$(RUN)/eval
+	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures runs/shapes/val2017/00000000001?.jpg
+	@echo "Curves: $(RUN)/curves.png  Detections: $(RUN)/pictures/"
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit('error: yolos_jax needs Python 3.11 or later; say make PYTHON=python3.12 ...' \
+		if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	@touch $@

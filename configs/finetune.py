@@ -1,0 +1,26 @@
+r"""A detector for your own classes, from one that is already trained.
+
+    python train.py --config=configs/finetune.py --workdir=DIR \
+        --config.data=YOUR_FOLDER --config.init_from=WEIGHTS
+
+YOUR_FOLDER is a COCO folder: annotations/instances_train2017.json, annotations/instances_val2017.json and
+the images in train2017/ and val2017/ (other names: --config.train_split=NAME --config.val_split=NAME). Its
+JSON says the classes. WEIGHTS is anything `yolos_jax.load` takes; the model is the one found there.
+
+Hardware and time are those of the weights' own config for as many images; the AP depends on your data.
+"""
+
+from configs import common
+
+
+def get_config():
+    c = common.get_config()  # model.width stays 0: the model is that of init_from
+    c.reset_classes = True  # rows of classes that the weights know by name are kept
+
+    c.augment.sizes = tuple(range(480, 801, 16))  # those of YOLOS-S, -S (dWr) and -B
+    c.augment.max_size = 1333
+
+    c.epochs = 50  # a third of the published 150: the backbone has seen objects before
+    c.eval_every = 5
+    c.save_every = 500
+    return c.lock()
