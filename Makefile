@@ -14,7 +14,8 @@ quickstart: .venv/installed
 	$(BIN)/python -m yolos_jax.data.shapes runs/shapes
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python eval.py --weights=$(RUN) --data=runs/shapes --output=$(RUN)/eval
-	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures runs/shapes/val2017/00000000001?.jpg
+	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures --threshold=0.7 \
+		runs/shapes/val2017/00000000001?.jpg
 	@echo "Curves: $(RUN)/curves.png  Detections: $(RUN)/pictures/"
 
 test: .venv/installed-test

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from yolos_jax import cli, evaluation, files, sharding, steps, weights
+from yolos_jax import adapt, cli, evaluation, files, sharding, steps, weights
 from yolos_jax.data import loader, records
 
 
@@ -36,7 +36,7 @@ def main():
     sharding.check_divides(batch_size, mesh, '--batch_size')
     data = records.read_coco(args.data, args.split)
     found = weights.read(args.weights)
-    weights.check_classes(found, data.classes, data.json)
+    adapt.check_classes(found, data.classes, data.json)
     size, max_size = args.size or found.size, args.max_size or found.max_size
     batches = loader.EvalBatches(data, size, max_size, batch_size)
 

@@ -15,7 +15,19 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from yolos_jax import checkpoints, cli, evaluation, optim, run, sharding, steps, visualize, weights
+from yolos_jax import (
+    adapt,
+    checkpoints,
+    cli,
+    evaluation,
+    optim,
+    run,
+    sharding,
+    steps,
+    visualize,
+    weights,
+)
+from yolos_jax.backbones import init_from_backbone
 from yolos_jax.data import geometry, loader, plan, records
 from yolos_jax.errors import InputError
 from yolos_jax.model import PATCH, Yolos
@@ -117,29 +129,53 @@ def make_batches(config, train_set, model):
 
 
 def make_start(config, train_set):
-    """The detector a run starts from: a new one, or that of config.init_from."""
+    """The detector a run starts from: a new one, or with the weights of config.init_from."""
     compute = {'dtype': jnp.dtype(config.model.dtype), 'remat': config.model.remat}
-    size = config.eval_size, config.eval_max_size
-    wanted = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
-    if not config.init_from:
-        if not wanted.width:
-            raise InputError('config.init_from is empty, and config.model.width is 0: give one of them')
+    model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
+    path, rng, about = config.init_from, jax.random.key(config.seed), {}
+    if not path:
+        check_model_is_given(config)
         batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
-        params = jax.jit(wanted.init)(jax.random.key(config.seed), *batch)['params']
-        return weights.Weights(wanted, params, train_set.classes, *size)
-    found = weights.read(config.init_from)
+        params, classes = jax.jit(model.init)(rng, *batch)['params'], train_set.classes
+    elif weights.holds_detector(path):
+        found = weights.read(path, say=print)
+        if config.reset_classes:
+            found, said = adapt.with_classes(found, train_set.classes, config.seed)
+            print(f'  {said}')
+        adapt.check_classes(found, train_set.classes, train_set.json)
+        check_model_is_found(config, found.model)
+        model, params, classes, about = (
+            found.model.clone(**compute),
+            found.params,
+            found.classes,
+            found.about,
+        )
+    else:
+        check_model_is_given(config)
+        params, classes = init_from_backbone(path, model, rng), train_set.classes
+        about = weights.origin(path)
+    about = {key: about[key] for key in ('source', 'sha256') if key in about}
+    return weights.Weights(model, params, classes, config.eval_size, config.eval_max_size, about)
+
+
+def check_model_is_given(config):
+    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
+    if not config.model.width:
+        raise InputError(
+            f'config.init_from is {config.init_from!r}, and config.model.width 0: name a detector, or set '
+            'the model'
+        )
+
+
+def check_model_is_found(config, found):
+    """Raises InputError where the config's model is not that of init_from."""
     for name in ('width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_det_tokens'):
-        asked, there = getattr(wanted, name), getattr(found.model, name)
-        if wanted.width and asked != there:
+        asked, there = config.model[name], getattr(found, name)
+        if config.model.width and asked != there:
             raise InputError(
                 f'config.model.{name} is {asked}, and {there} in {config.init_from}; to take the model '
                 'from there, say --config=configs/finetune.py'
             )
-    if config.reset_classes:
-        found, said = weights.with_classes(found, train_set.classes, config.seed)
-        print(said)
-    weights.check_classes(found, train_set.classes, train_set.json)
-    return weights.Weights(found.model.clone(**compute), found.params, found.classes, *size)
 
 
 def summary(config, mesh, start, batches, val_set, first):
@@ -182,6 +218,7 @@ def evaluate(predict, params, val_batches, mesh, step, log):
 def main():
     """Parse the flags and train."""
     config = CONFIG.value
+    cli.keep_memory()
     with run.folder(WORKDIR.value) as workdir:
         train(config, Path(workdir))
 

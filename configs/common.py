@@ -20,7 +20,7 @@ def get_config():
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
-    c.init_from = ''  # a detector to start from; '' trains from nothing
+    c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from nothing
     c.reset_classes = False  # True: other classes than init_from's; those of the same name are kept
 
     c.augment = ConfigDict()

@@ -47,6 +47,15 @@ def make_hf(fields, eps=1e-12, num_classes=91):
     return model
 
 
+def reference_tensors(hf):
+    """The weights of a transformers YOLOS under the reference's names, as they are now."""
+    from yolos_jax import convert
+    from yolos_jax.tensors import Tensor
+
+    values = {name: value.detach().numpy().copy() for name, value in hf.state_dict().items()}
+    return convert.from_hf({k: Tensor(v.shape, lambda v=v: v) for k, v in values.items()})
+
+
 def to_torch(image):
     """An image uint8 [height, width, 3] as a torch model takes it: normalised [1, 3, height, width]."""
     import torch

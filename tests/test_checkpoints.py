@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
     save(tmp_path, state, {1: 0.1, 2: 0.5, 3: None})
     save(tmp_path, state, {4: 0.3, 5: float('nan'), 6: 0.2})  # resumed
     assert checkpoints.steps(tmp_path) == [2, 5, 6]
+    assert not (tmp_path / checkpoints.TRASH).exists()  # the others are gone from the disk
     params, _ = checkpoints.read(tmp_path)
     same(params, jax.device_get(at(state, 2)['params']))  # the best, for use; a run resumes from 6
 
@@ -103,8 +105,6 @@ def test_damage_is_never_loaded(state, tmp_path, kind):
         p.relative_to(tmp_path / 'clean') for p in (tmp_path / 'clean' / '2').rglob('*') if p.is_file()
     ]
     assert len(files) > 8
-    import shutil
-
     fell_back = 0
     for number, file in enumerate(files):
         folder = tmp_path / str(number)
@@ -130,8 +130,8 @@ def test_when_nothing_is_whole_the_run_does_not_start_anew(state, tmp_path):
 
 
 def test_damaged_weights_are_refused(state, tmp_path):
-    save(tmp_path, state, {1: None})
-    largest = max((tmp_path / '1' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+    checkpoints.write(tmp_path, state['params'], {'note': 0})
+    largest = max((tmp_path / '0' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)

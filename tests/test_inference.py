@@ -80,12 +80,14 @@ def test_what_is_no_image_is_named(image, saved):
         Detector.from_pretrained(saved)([image])
 
 
-def test_boxes_are_drawn_where_they_are():
-    image = np.zeros((100, 120, 3), np.uint8)
-    box = np.float32([[30, 40, 90, 80]])
+@pytest.mark.parametrize('scale', [4, 1])
+def test_boxes_are_drawn_where_they_are(scale):
+    image = np.zeros((400 // scale, 480 // scale, 3), np.uint8)
+    box = np.float32([[120, 160, 360, 320]]) / scale
     drawn = visualize.draw(image, Detections(box, np.float32([0.9]), np.int32([1]), ['circle']))
-    assert drawn[40, 60].any() and drawn[80, 60].any() and drawn[60, 30].any() and drawn[60, 90].any()
-    assert not drawn[60, 60].any() and not image.any()  # neither filled, nor the original changed
+    assert drawn.shape == (400, 480, 3)  # a small image is enlarged
+    assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
+    assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
 
 
 def script(*arguments):
@@ -101,7 +103,9 @@ def test_predict_writes_pictures_and_json(saved, coco_folder, tmp_path):
     content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
     assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
     for entry in content:
-        assert Image.open(tmp_path / 'out' / entry['picture']).size == Image.open(entry['image']).size
+        width, height = Image.open(entry['image']).size
+        scale = -(-320 // min(width, height))
+        assert Image.open(tmp_path / 'out' / entry['picture']).size == (scale * width, scale * height)
         assert set(entry['detections'][0]) == {'box', 'score', 'label', 'name'}
 
 

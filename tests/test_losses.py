@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, make_targets, noise, to_torch
+from conftest import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
 from yolos_jax import convert, losses, sharding
@@ -56,8 +56,7 @@ def test_gradients_of_every_weight_are_those_of_transformers(hf):
     hf.zero_grad()
     hf(pixel_values=torch.cat([to_torch(image) for image in images]), labels=theirs).loss.backward()
     yolos = Yolos(**TINY, num_classes=C, eps=1e-12)
-    reference = convert.from_hf({k: v.detach().numpy() for k, v in hf.state_dict().items()})
-    params = convert.to_params(reference, yolos)
+    params = convert.to_params(reference_tensors(hf), yolos)
     patches, grid = patchify(images)
 
     def loss(params):
@@ -70,7 +69,7 @@ def test_gradients_of_every_weight_are_those_of_transformers(hf):
     for name, grad in expected.items():
         # that of the keys' bias is zero but for rounding: softmax does not see it
         scale = largest if name.endswith('key.bias') else float(grad.abs().max())
-        np.testing.assert_allclose(mine[name], grad, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(mine[name].numpy(), grad, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
 
 
 def test_the_class_loss_is_a_mean_over_groups_of_images(hf):

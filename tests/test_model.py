@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, noise, to_torch
+from conftest import TINY, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import convert, model
 from yolos_jax.model import Yolos, patchify
@@ -35,8 +35,7 @@ def test_logits_and_boxes_are_those_of_transformers(name):
     fields = getattr(model, name)
     hf = make_hf(fields)
     yolos = Yolos(**fields, eps=1e-12)
-    tensors = {key: value.numpy() for key, value in hf.state_dict().items()}
-    params = convert.to_params(convert.from_hf(tensors), yolos)
+    params = convert.to_params(reference_tensors(hf), yolos)
     apply = jax.jit(yolos.apply)
     for rows, columns in (fields['pos_grid'], (20, 27), (27, 20)):
         image = noise(16 * rows, 16 * columns)
@@ -53,7 +52,6 @@ def test_each_level_is_that_of_transformers(grid):
     """Embedding, every block, final norm: where a difference starts, not only that there is one."""
     hf = make_hf(TINY, num_classes=5)
     yolos = Yolos(**TINY, num_classes=5, eps=1e-12)
-    tensors = convert.from_hf({key: value.numpy() for key, value in hf.state_dict().items()})
     image = noise(16 * grid[0], 16 * grid[1])
     seen = []
     for layer in hf.vit.encoder.layer:
@@ -64,7 +62,7 @@ def test_each_level_is_that_of_transformers(grid):
     # ours is [CLS, DET, patches], theirs [CLS, patches, DET]
     Q, N = TINY['num_det_tokens'], grid[0] * grid[1]
     order = np.concatenate([[0], 1 + Q + np.arange(N), 1 + np.arange(Q)])
-    backbone = convert.to_params(tensors, yolos)['backbone']
+    backbone = convert.to_params(reference_tensors(hf), yolos)['backbone']
     for depth, expected in enumerate(seen):
         mine = run_blocks(yolos, backbone, image, depth)
         np.testing.assert_allclose(mine[order], expected, atol=5e-6)

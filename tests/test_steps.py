@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, make_targets, noise, to_torch
+from conftest import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
 
 from yolos_jax import boxes, convert, optim, sharding, steps
 from yolos_jax.model import Yolos, patchify
@@ -47,8 +47,7 @@ def torch_optimizer(hf, rate):
 
 def test_eight_steps_are_those_of_pytorch(yolos):
     hf = make_hf(TINY, num_classes=C).train()
-    reference = convert.from_hf({k: v.detach().numpy().copy() for k, v in hf.state_dict().items()})
-    params = convert.to_params(reference, yolos)
+    params = convert.to_params(reference_tensors(hf), yolos)
     batch, pixels, labels = make_batch((3, 0, 6, 1))
     rate = 1e-3  # large, so that a difference shows
     torch_opt = torch_optimizer(hf, rate)

@@ -12,7 +12,7 @@ import pytest
 
 import train
 from configs import quickstart
-from yolos_jax import checkpoints, progress, run, sharding, weights
+from yolos_jax import adapt, checkpoints, progress, run, sharding, weights
 from yolos_jax.errors import InputError
 
 ROOT = Path(train.__file__).parent
@@ -125,13 +125,13 @@ def test_eight_devices_train_as_one_does(coco_folder, tmp_path):
 def test_fine_tuning_starts_from_a_run_and_keeps_known_classes(unbroken, coco_folder, tmp_path):
     found = weights.read(unbroken)
     fewer = {5: 'Triangle', 9: 'star'}
-    changed, said = weights.with_classes(found, fewer, 0)
+    changed, said = adapt.with_classes(found, fewer, 0)
     assert '2 classes, 1 of them kept' in said and changed.model.num_classes == 10
     old, new = (w.params['class_embed']['layers_2'] for w in (found, changed))
     np.testing.assert_array_equal(new['kernel'][:, 5], old['kernel'][:, 3])
     np.testing.assert_array_equal(new['kernel'][:, 10], old['kernel'][:, 4])  # no object
     with pytest.raises(InputError, match='reset_classes'):
-        weights.check_classes(found, fewer, 'x.json')
+        adapt.check_classes(found, fewer, 'x.json')
     config = tiny(data=coco_folder, init_from=str(unbroken), epochs=1)
     launch(config, tmp_path)
     first = next(line['loss'] for line in result(tmp_path)[2] if 'loss' in line)

@@ -9,6 +9,7 @@ would load silently, so we keep our own.
 import contextlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from yolos_jax.errors import InputError
 
 STATE, META = 'state', 'meta'
+TRASH = '_trash'
 
 
 class Checkpoints:
@@ -32,12 +34,16 @@ class Checkpoints:
         best = BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_handlers={STATE: ocp.StandardCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
+            item_handlers={
+                # weights hardly compress, and compressed copies of them all would be in memory at once
+                STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
+                META: ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
                 best_fn=_ap,  # without it the metrics are not written
                 cleanup_tmp_directories=True,
-                todelete_subdir='_trash',  # one rename: removal in place could leave half a step
+                todelete_subdir=TRASH,  # one rename: removal in place could leave half a step
             ),
         )
 
@@ -53,11 +59,12 @@ class Checkpoints:
             return
         items = ocp.args.Composite(
             **{
-                STATE: ocp.args.StandardSave(state),
+                STATE: ocp.args.PyTreeSave(state),
                 META: ocp.args.JsonSave(meta | {'checksums': checksums(state)}),
             }
         )
         with self._said('a save failed'):
+            self._sweep()
             taken = self._manager.save(step, args=items, metrics={'AP': ap}, force=True)
         if not taken:
             raise InputError(f'{self.folder}: step {step} was not taken; a later one is there')
@@ -95,7 +102,8 @@ class Checkpoints:
         meta = json.loads((path / META / 'metadata').read_text())
         _compare(like, self._manager.item_metadata(step)[STATE], path)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
+        placed = ocp.checkpoint_utils.construct_restore_args(abstract)
+        args = ocp.args.Composite(**{STATE: ocp.args.PyTreeRestore(abstract, restore_args=placed)})
         state = self._manager.restore(step, args=args)[STATE]
         _verify(state, meta['checksums'], path)
         return state, meta
@@ -107,8 +115,13 @@ class Checkpoints:
             InputError: it failed.
         """
         with self._said('the last save failed'):
-            self._manager.wait_until_finished()
+            self._sweep()
             self._manager.close()
+
+    def _sweep(self):
+        """Once the save under way is done, remove the steps it replaced."""
+        self._manager.wait_until_finished()
+        shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
     @contextlib.contextmanager
     def _said(self, what):
@@ -124,6 +137,8 @@ class DamagedError(Exception):
 
 def write(folder, params, meta):
     """A folder with one checkpoint, of weights alone."""
+    # not copied where the device is the CPU and the arrays are aligned, as `convert.to_params` makes them
+    params = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), params)
     saved = Checkpoints(folder)
     saved.save({'params': params, 'step': jnp.int32(0)}, meta)
     saved.close()
@@ -138,6 +153,8 @@ def steps(folder):
 def read(folder, step=None):
     """The parameters (numpy) and meta of a checkpoint: the best by AP, else the newest, or `step`.
 
+    meta is what was saved, with 'step', and 'AP' where it was measured.
+
     Raises:
         InputError: there is none, or its arrays are not those that were saved.
     """
@@ -149,36 +166,46 @@ def read(folder, step=None):
     path = folder / str(step)
     try:
         meta = json.loads((path / META / 'metadata').read_text())
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            shapes = {'params': reader.metadata(path / STATE).item_metadata.tree['params']}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            args = ocp.args.PyTreeRestore(shapes, restore_args=as_numpy, partial_restore=True)
-            state = reader.restore(path / STATE, args=args)
+        state = {'params': _read_params(path / STATE)}
         _verify(state, meta['checksums'], path)
     except Exception as error:
         raise InputError(f'{path}: damaged or no checkpoint of this project: {error}') from error
-    return state['params'], meta
+    ap = _saved_ap(path)
+    return state['params'], meta | {'step': step} | ({'AP': ap} if math.isfinite(ap) else {})
+
+
+def _read_params(path):
+    """The parameters under `path` as numpy arrays, read one by one: all at once needs twice the memory."""
+    reader = ocp.PyTreeCheckpointHandler()
+
+    def one(keys, leaf):
+        for key in reversed(keys):
+            leaf = {key.key: leaf}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), {'params': leaf})
+        args = ocp.args.PyTreeRestore({'params': leaf}, restore_args=as_numpy, partial_restore=True)
+        (value,) = jax.tree.leaves(reader.restore(path, args=args))
+        return value
+
+    return jax.tree_util.tree_map_with_path(one, reader.metadata(path).tree['params'])
 
 
 def checksums(tree):
     """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
-    values = jax.device_get(_checksums(tree))
-    leaves = jax.tree_util.tree_leaves_with_path(values)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): int(x) for path, x in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree
+    )  # one at a time, for they may be copied to the device
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): int(_checksum(x)) for path, x in leaves}
 
 
 @jax.jit
-def _checksums(tree):
-    def one(x):
-        size = x.dtype.itemsize
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
-        place, stride = jnp.uint32(0), 1
-        for axis in reversed(range(x.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
-            stride = stride * x.shape[axis] % (1 << 32)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    return jax.tree.map(one, tree)
+def _checksum(x):
+    size = x.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
+    place, stride = jnp.uint32(0), 1
+    for axis in reversed(range(x.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+        stride = stride * x.shape[axis] % (1 << 32)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _verify(state, expected, path):

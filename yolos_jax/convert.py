@@ -1,10 +1,12 @@
 """Between the reference's state dict, Hugging Face's, and our parameters.
 
-Each is a dict of arrays under other names and layouts; the values are the same bits. Everything goes
-through the reference's names (hustvl/YOLOS), and every function is strict: a tensor that is missing, not
-expected or of another shape is an error that lists them all.
+Each is a dict under other names and layouts; the values are the same bits. Everything goes through the
+reference's names (hustvl/YOLOS), and every function is strict: a tensor that is missing, not expected or
+of another shape is an error that lists them all. Tensors are objects with .shape and .numpy(), and are
+read when they are needed.
 """
 
+import math
 import re
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import PATCH
+from yolos_jax.tensors import Tensor
 
 HF_NAMES = (  # (Hugging Face, reference), prefixes of the names after the split of q, k and v
     ('vit.embeddings.cls_token', 'backbone.cls_token'),
@@ -36,26 +39,38 @@ _BLOCK = re.compile(r'backbone\.blocks\.(\d+)\.')
 
 
 def from_hf(tensors):
-    """Hugging Face's tensors {name: array} under the reference's names, q, k and v joined."""
+    """Hugging Face's tensors {name: tensor} under the reference's names, q, k and v joined."""
     result, parts = {}, {}
     for name, value in tensors.items():
         # transformers 5 keeps the mid tables in a module of their own
         plain = name.replace('encoder.interpolation.', 'encoder.')
         block = _LAYER.match(plain)
         if block is None:
-            result[_rename(plain, HF_NAMES)] = value
+            result[rename(plain, HF_NAMES)] = value
             continue
         inside, prefix = plain[block.end() :], f'backbone.blocks.{block[1]}.'
         part = re.fullmatch(r'attention\.attention\.(query|key|value)\.(weight|bias)', inside)
         if part:
             parts.setdefault(f'{prefix}attn.qkv.{part[2]}', {})[part[1]] = value
         else:
-            result[prefix + _rename(inside, HF_BLOCK_NAMES)] = value
+            result[prefix + rename(inside, HF_BLOCK_NAMES)] = value
     for name, three in parts.items():
         if set(three) != set(QKV):
             raise InputError(f'{name}: has {", ".join(three)} and not all of {", ".join(QKV)}')
-        result[name] = np.concatenate([three[part] for part in QKV])
+        result[name] = join([three[part] for part in QKV])
     return result
+
+
+def join(parts):
+    """Tensors of one shape as one, along the first axis."""
+    rows, *rest = parts[0].shape
+    return Tensor((len(parts) * rows, *rest), lambda: np.concatenate([part.numpy() for part in parts]))
+
+
+def _thirds(tensor):
+    rows = tensor.shape[0] // 3
+    part = lambda i: lambda: tensor.numpy()[i * rows : (i + 1) * rows]
+    return [Tensor((rows, *tensor.shape[1:]), part(i)) for i in range(3)]
 
 
 def to_hf(tensors):
@@ -64,19 +79,20 @@ def to_hf(tensors):
     for name, value in tensors.items():
         block = _BLOCK.match(name)
         if block is None:
-            result[_rename(name, [pair[::-1] for pair in HF_NAMES])] = value
+            result[rename(name, [pair[::-1] for pair in HF_NAMES])] = value
             continue
         inside, prefix = name[block.end() :], f'vit.encoder.layer.{block[1]}.'
         if inside.startswith('attn.qkv.'):
             kind = inside.rsplit('.', 1)[1]
-            for part, piece in zip(QKV, np.split(value, 3), strict=True):
+            for part, piece in zip(QKV, _thirds(value), strict=True):
                 result[f'{prefix}attention.attention.{part}.{kind}'] = piece
         else:
-            result[prefix + _rename(inside, [pair[::-1] for pair in HF_BLOCK_NAMES])] = value
+            result[prefix + rename(inside, [pair[::-1] for pair in HF_BLOCK_NAMES])] = value
     return result
 
 
-def _rename(name, table):
+def rename(name, table):
+    """A name with the first prefix of `table` [(old, new)] that it has replaced."""
     for old, new in table:
         if name.startswith(old):
             return new + name[len(old) :]
@@ -84,33 +100,53 @@ def _rename(name, table):
 
 
 def to_params(tensors, model):
-    """The reference's tensors {name: array} as the parameters of `model`, float32.
+    """The reference's tensors {name: tensor} as the parameters of `model`, float32.
 
     Raises:
-        InputError: names or shapes differ from the model's.
+        InputError: names or shapes differ from the model's, or values are not finite.
     """
-    _compare(tensors, {name: shape for *_, names, shape in _table(model) for name in names})
-    params = {}
-    for path, kind, names, _ in _table(model):
-        arrays = [_to_flax(np.asarray(tensors[name], np.float32), kind) for name in names]
+    _compare(tensors, shapes(model))
+    params, bad = {}, []
+    for path, kind, names, shape in _table(model):
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = np.stack(arrays) if 'blocks' in path else np.ascontiguousarray(arrays[0])
+        lead = (len(names),) if 'blocks' in path else ()
+        leaf = _aligned(lead + _flax_shape(shape, kind))
+        for i, name in enumerate(names):
+            value = tensors[name].numpy().astype(np.float32, copy=False)
+            bad += [] if np.isfinite(value).all() else [name]
+            leaf[i if lead else ...] = _to_flax(value, kind)
+        node[path[-1]] = leaf
+    if bad:
+        raise InputError(f'values that are not finite, in {", ".join(bad[:5])}')
     return params
 
 
+def _aligned(shape):
+    """An empty float32 array that JAX can use on the CPU without a copy: at a multiple of 64 bytes."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(np.float32).reshape(shape)
+
+
 def from_params(params, model):
-    """Our parameters as the reference's tensors {name: float32 array}."""
+    """Our parameters as the reference's tensors {name: tensor}, float32."""
     tensors = {}
-    for path, kind, names, _ in _table(model):
-        value = params
+    for path, kind, names, shape in _table(model):
+        leaf = params
         for key in path:
-            value = value[key]
-        value = np.asarray(value, np.float32)
-        for name, one in zip(names, value if 'blocks' in path else [value], strict=True):
-            tensors[name] = np.ascontiguousarray(_to_torch(one, kind))
+            leaf = leaf[key]
+        for i, name in enumerate(names):
+            one = leaf[i] if 'blocks' in path else leaf
+            tensors[name] = Tensor(shape, lambda one=one, kind=kind: _to_torch(np.asarray(one), kind))
     return tensors
+
+
+def shapes(model):
+    """The reference's state dict of a model: {name: shape}."""
+    return {name: shape for *_, names, shape in _table(model) for name in names}
 
 
 def _table(model):
@@ -137,6 +173,12 @@ def _to_flax(value, kind):
     if kind == 'conv':
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return value.T if kind == 'kernel' else value
+
+
+def _flax_shape(shape, kind):
+    if kind == 'conv':
+        return (math.prod(shape[1:]), shape[0])
+    return shape[::-1] if kind == 'kernel' else shape
 
 
 def _to_torch(value, kind):

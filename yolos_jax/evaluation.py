@@ -77,7 +77,7 @@ def score(annotations, results):
 
 def table(numbers):
     """COCO's twelve numbers as text."""
-    values = [f'{name:>9} {numbers[name]:.3f}' for name in METRICS]
+    values = [f'{name:>10} {numbers[name]:6.3f}' for name in METRICS]
     return '\n'.join(''.join(values[i : i + 6]) for i in (0, 6))
 
 

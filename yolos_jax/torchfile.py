@@ -1,14 +1,18 @@
-"""Reads what torch.save writes, without torch and without running its pickle (see `unpickle`).
+"""Reads and writes files of torch.save, without torch and without running a pickle (see `unpickle`).
 
 Both formats are read: the zip archive (torch 1.6 and later; its CRCs are checked) and the older stream.
-A tensor's values are read when asked for, so a file is never in memory as a whole.
+A tensor's values are read or written one at a time, so a file is never in memory as a whole.
 """
 
+import math
+import os
 import struct
 import zipfile
 import zlib
 from io import BytesIO
 from pathlib import Path
+
+import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.unpickle import Interpreter
@@ -110,3 +114,62 @@ def _read_stream(file):
     if any(storage.place is None for storage in storages.values()):
         raise InputError('cut short: data of some tensors is missing')
     return result
+
+
+def write(path, content):
+    """Write `content` as torch.save does; torch.load(weights_only=True) reads it.
+
+    content: dicts, lists, tuples, strings, numbers, and objects with .shape and .numpy() as its float32
+        tensors.
+    """
+    found = []
+    pickled = b'\x80\x02' + b''.join(_pickle(content, found)) + b'.'
+    small = {'data.pkl': pickled, 'byteorder': b'little', 'version': b'3\n'}
+    with open(path, 'wb') as file:
+        with zipfile.ZipFile(file, 'w') as archive:  # uncompressed, as torch asks
+            for name, data in small.items():
+                archive.writestr(zipfile.ZipInfo(f'archive/{name}'), data)
+            for key, tensor in enumerate(found):
+                member = zipfile.ZipInfo(f'archive/data/{key}')
+                member.file_size = 4 * math.prod(tensor.shape)
+                with archive.open(member, 'w') as out:
+                    out.write(np.ascontiguousarray(tensor.numpy(), '<f4').reshape(-1).view(np.uint8))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _pickle(value, found):
+    """The instructions (protocol 2) that make a value; its tensors are appended to `found`."""
+    simple = {type(None): b'N', bool: b'\x88' if value is True else b'\x89'}
+    if type(value) in simple:
+        yield simple[type(value)]
+    elif isinstance(value, int):
+        yield b'J' + struct.pack('<i', value)
+    elif isinstance(value, float):
+        yield b'G' + struct.pack('>d', value)
+    elif isinstance(value, str):
+        text = value.encode()
+        yield b'X' + struct.pack('<I', len(text)) + text
+    elif isinstance(value, dict | list | tuple):
+        start, end = {dict: (b'}(', b'u'), list: (b'](', b'e'), tuple: (b'(', b't')}[type(value)]
+        items = [x for pair in value.items() for x in pair] if isinstance(value, dict) else value
+        yield start
+        for item in items:
+            yield from _pickle(item, found)
+        yield end
+    else:
+        yield from _pickle_tensor(value, found)
+
+
+def _pickle_tensor(tensor, found):
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    strides = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+    storage = 'storage', b'ctorch\nFloatStorage\n', str(len(found)), 'cpu', math.prod(tensor.shape)
+    found.append(tensor)
+    yield b'ctorch._utils\n_rebuild_tensor_v2\n(('
+    for item in storage:
+        yield item if isinstance(item, bytes) else b''.join(_pickle(item, found))
+    yield b'tQ'
+    for item in (0, tuple(tensor.shape), tuple(strides), False):
+        yield from _pickle(item, found)
+    yield b'ccollections\nOrderedDict\n)RtR'

@@ -9,16 +9,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def draw(image, detections):
-    """A copy of an image, uint8 [height, width, 3], with its `inference.Detections` drawn on it."""
+    """A copy of an image, uint8 [height, width, 3], with its `inference.Detections` drawn on it.
+
+    An image with a side below 320 pixels comes back enlarged by a whole number, for the text to fit.
+    """
     picture = Image.fromarray(image)
+    scale = -(-320 // min(picture.size))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
-    font = ImageFont.load_default(size=max(short // 30, 10))
-    thick = max(short // 200, 1)
+    font = ImageFont.load_default(size=max(short // 30, 12))
+    thick = max(short // 200, 2)
     found = zip(detections.boxes, detections.scores, detections.labels, detections.names, strict=True)
     for box, score, label, name in found:
-        colour = _colour(int(label))
-        pen.rectangle(box.tolist(), outline=colour, width=thick)
+        colour, box = _colour(int(label)), (box * scale).tolist()
+        pen.rectangle(box, outline=colour, width=thick)
         text = f'{name} {score:.2f}'
         left, top, right, bottom = pen.textbbox((box[0], box[1]), text, font=font, anchor='lb')
         drop = max(-top, 0)  # a label above the image's edge moves down into it

@@ -103,6 +103,17 @@ def read_coco(root, split):
     return records
 
 
+def read_classes(path):
+    """The classes {id: name} of a COCO annotation file; raises InputError as `read_coco`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path}: no such annotation file')
+    classes = {c.id: c.name for c in _decode(path).categories}
+    if not classes:
+        raise InputError(f'{path}: lists no categories')
+    return classes
+
+
 def _decode(path):
     with open(path, 'rb') as file:
         if os.fstat(file.fileno()).st_size == 0:
