@@ -132,28 +132,23 @@ def make_start(config, train_set):
     """The detector a run starts from: a new one, or with the weights of config.init_from."""
     compute = {'dtype': jnp.dtype(config.model.dtype), 'remat': config.model.remat}
     model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
-    path, rng, about = config.init_from, jax.random.key(config.seed), {}
-    if not path:
+    classes, about = train_set.classes, {}
+    if not config.init_from:
         check_model_is_given(config)
         batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
-        params, classes = jax.jit(model.init)(rng, *batch)['params'], train_set.classes
-    elif weights.holds_detector(path):
-        found = weights.read(path, say=print)
+        params = jax.jit(model.init)(jax.random.key(config.seed), *batch)['params']
+    elif weights.holds_detector(config.init_from):
+        found = weights.read(config.init_from, say=print)
         if config.reset_classes:
-            found, said = adapt.with_classes(found, train_set.classes, config.seed)
+            found, said = adapt.with_classes(found, classes, config.seed)
             print(f'  {said}')
-        adapt.check_classes(found, train_set.classes, train_set.json)
+        adapt.check_classes(found, classes, train_set.json)
         check_model_is_found(config, found.model)
-        model, params, classes, about = (
-            found.model.clone(**compute),
-            found.params,
-            found.classes,
-            found.about,
-        )
+        model, params, about = found.model.clone(**compute), found.params, found.about
     else:
         check_model_is_given(config)
-        params, classes = init_from_backbone(path, model, rng), train_set.classes
-        about = weights.origin(path)
+        params = init_from_backbone(config.init_from, model, jax.random.key(config.seed))
+        about = weights.origin(config.init_from)
     about = {key: about[key] for key in ('source', 'sha256') if key in about}
     return weights.Weights(model, params, classes, config.eval_size, config.eval_max_size, about)
 

@@ -13,8 +13,8 @@ def torch_bicubic(table, grid):
     return out[0].permute(1, 2, 0).numpy()
 
 
-def table(rows, columns, width=8):
-    return np.random.default_rng(0).normal(0, 0.02, (rows, columns, width)).astype(np.float32)
+def table(rows, columns, width=8, deviation=0.02):
+    return np.random.default_rng(0).normal(0, deviation, (rows, columns, width)).astype(np.float32)
 
 
 GRIDS = [
@@ -28,10 +28,17 @@ GRIDS = [
 
 
 @pytest.mark.parametrize(('source', 'grid'), GRIDS)
-def test_a_table_is_resampled_as_torch_does(source, grid):
+def test_a_table_is_resampled_at_load_as_torch_does(source, grid):
+    t = table(*source, deviation=1)
+    np.testing.assert_allclose(posembed.resample(t, grid), torch_bicubic(t, grid), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(('source', 'grid'), GRIDS)
+def test_a_table_is_resampled_in_the_model_as_torch_does(source, grid):
     t = table(*source)
-    expected = torch_bicubic(t, grid)
-    np.testing.assert_allclose(posembed.resample(jnp.asarray(t), grid), expected, atol=2e-7)
+    layout = posembed.layout(source, jnp.array([grid]), grid[0] * grid[1])
+    found = posembed.spread(jnp.asarray(t), layout)[0].reshape(*grid, -1)
+    np.testing.assert_allclose(found, torch_bicubic(t, grid), atol=2e-7)
 
 
 def test_every_image_of_a_batch_gets_its_own_grid():

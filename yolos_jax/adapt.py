@@ -5,7 +5,6 @@ Every function takes `weights.Weights` and returns the changed ones with a line 
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from yolos_jax import posembed
@@ -63,7 +62,7 @@ def with_pos_grid(weights, grid):
         """[L, 1, 1 + rows * columns + Q, D], or without the L."""
         flat = table.reshape(-1, *table.shape[-2:])
         patches = flat[:, 1:-Q].reshape(len(flat), *old, -1)
-        patches = np.asarray(jax.vmap(lambda t: posembed.resample(t, grid))(patches))
+        patches = np.stack([posembed.resample(table, grid) for table in patches])
         patches = patches.reshape(len(flat), grid[0] * grid[1], -1)
         new = np.concatenate([flat[:, :1], patches, flat[:, -Q:]], axis=1)
         return new.reshape(*table.shape[:-2], *new.shape[1:])

@@ -111,7 +111,7 @@ def _positions(table, start, model):
     old, side = table.numpy().astype(np.float32), math.isqrt(table.shape[1] - 1)
     patches = posembed.resample(old[0, 1:].reshape(side, side, -1), model.pos_grid)
     det = start['backbone.pos_embed'].numpy()[0, -model.num_det_tokens :]
-    new = np.concatenate([old[0, :1], np.asarray(patches).reshape(-1, model.width), det])[None]
+    new = np.concatenate([old[0, :1], patches.reshape(-1, model.width), det])[None]
     rows, columns = model.pos_grid
     return Tensor(new.shape, lambda: new), f'resampled 1: pos_embed {side}x{side} -> {rows}x{columns}'
 

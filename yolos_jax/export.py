@@ -109,11 +109,7 @@ def _hf_preprocessor(found):
 def model_card(found):
     """README.md of a Hugging Face folder: what is known of the detector, and no more."""
     model, about, config = found.model, found.about, found.about.get('config', {})
-    ap = (
-        f'{about["AP"]:.3f} on {config.get("val_split", "its val split")}'
-        if 'AP' in about
-        else 'not measured'
-    )
+    ap = f'{about["AP"]:.3f} on {config["val_split"]}' if 'AP' in about else 'not measured'
     recipe = [
         f'* {name}: {config[key]}'
         for name, key in (
@@ -127,9 +123,7 @@ def model_card(found):
         if key in config
     ]
     names = ', '.join(name for _, name in sorted(found.classes.items()))
-    source = (
-        f'{about["source"]} (SHA-256 {about["sha256"]})' if 'source' in about else 'trained by yolos_jax'
-    )
+    source = f'{about["source"]}, SHA-256 {about["sha256"]}' if 'source' in about else 'no other weights'
     return '\n'.join(
         [
             '---',

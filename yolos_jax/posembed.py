@@ -39,16 +39,10 @@ def bicubic_matrix(size_in, size_out, rows):
     first = jnp.floor(source)
     t = source - first
 
-    def near(x):
-        return ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
-
-    def far(x):
-        return ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC
-
-    weights = (far(t + 1), near(t), near(1 - t), far(2 - t))
+    weights = _cubic(t, lambda a, b, c: a * b + c)
     taps = first.astype(jnp.int32)[:, None] + jnp.arange(-1, 3)
     hot = jax.nn.one_hot(jnp.clip(taps, 0, size_in - 1), size_in)  # [rows, 4, size_in]
-    return jnp.einsum('rk,rki->ri', jnp.stack(weights, -1), hot, precision='highest')
+    return jnp.einsum('kr,rki->ri', jnp.stack(weights), hot, precision='highest')
 
 
 def sine(grid, width):
@@ -64,11 +58,34 @@ def sine(grid, width):
     return np.pad(table, ((0, 0), (0, width % 4))).astype(np.float32)
 
 
+def _cubic(t, fma):
+    """Keys' weights of the four taps around a source at `t` after the second; fma(a, b, c): a * b + c."""
+    near = lambda x: fma(fma(CUBIC + 2, x, -(CUBIC + 3)) * x, x, 1)
+    far = lambda x: fma(fma(fma(CUBIC, x, -5 * CUBIC), x, 8 * CUBIC), x, -4 * CUBIC)
+    return far(t + 1), near(t), near(1 - t), far((1 - t) + 1)
+
+
 def resample(table, grid):
-    """A table [gh, gw, D] resampled to one static grid (rows, columns): [rows, columns, D]."""
-    rows = bicubic_matrix(table.shape[0], grid[0], grid[0])
-    columns = bicubic_matrix(table.shape[1], grid[1], grid[1])
-    return jnp.einsum('ri,cj,ijd->rcd', rows, columns, table, precision='highest')
+    """A table [gh, gw, D] resampled to (rows, columns) when weights are loaded: numpy [rows, columns, D].
+
+    With every rounding where ATen has it: within 1e-6 of torch for tables of deviation 1, where
+    `bicubic_matrix` is within 4e-6.
+    """
+
+    def fma(a, b, c):
+        return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+    def matrix(size_in, size_out):
+        source = fma(np.float32(size_in) / np.float32(size_out), np.arange(size_out) + 0.5, -0.5)
+        first = np.floor(source)
+        weights = np.zeros((size_out, size_in))
+        for k, weight in enumerate(_cubic(source - first, fma)):
+            tap = np.clip(first.astype(int) + k - 1, 0, size_in - 1)
+            weights[np.arange(size_out), tap] += weight
+        return weights
+
+    rows, columns = (matrix(*sizes) for sizes in zip(table.shape, grid, strict=False))
+    return np.einsum('ri,cj,ijd->rcd', rows, columns, table, optimize=True).astype(np.float32)
 
 
 def layout(table_grid, grid, length):

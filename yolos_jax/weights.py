@@ -230,9 +230,7 @@ def _from_reference(file, heads, pos_grid, mid_pos_grid):
     twin = next((p for p in PUBLISHED if (p['width'], p['depth']) == (width, depth)), {})
     heads = heads or said.get('heads') or twin.get('heads')
     if not heads:
-        raise InputError(
-            f'does not say how many heads its {depth} blocks of width {width} have; give heads'
-        )
+        raise InputError(f'does not say the heads of its {depth} blocks of width {width}; give heads')
 
     def grid_of(name, given, argument):
         table = found.get(f'backbone.{name}_embed')

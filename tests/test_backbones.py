@@ -1,0 +1,283 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from conftest import noise, to_torch
+from transformers import ViTConfig, ViTModel
+
+import yolos_jax
+from yolos_jax import model
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, patchify
+
+D, DEPTH, SIDE, H = 32, 2, 4, 2
+DETECTOR = dict(width=D, depth=DEPTH, heads=H, pos_grid=(SIDE, SIDE), num_det_tokens=5, num_classes=3)
+LINEAR = {'attn.qkv': (3 * D, D), 'attn.proj': (D, D), 'mlp.fc1': (4 * D, D), 'mlp.fc2': (D, 4 * D)}
+
+
+def make_vit(positions=1 + SIDE**2, width=D, depth=DEPTH):
+    """A ViT in timm's names, weights large enough for features of about 1."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: np.float32(rng.normal(0, shape[-1] ** -0.5 if len(shape) > 1 else 0.1, shape))
+    vit = {
+        'cls_token': draw(1, 1, width),
+        'pos_embed': draw(1, positions, width),
+        'patch_embed.proj.weight': draw(width, 3, 16, 16) / 16,
+        'patch_embed.proj.bias': draw(width),
+        'norm.weight': 1 + draw(width),
+        'norm.bias': draw(width),
+    }
+    for i in range(depth):
+        for norm in ('norm1', 'norm2'):
+            vit |= {f'blocks.{i}.{norm}.weight': 1 + draw(width), f'blocks.{i}.{norm}.bias': draw(width)}
+        for name, (rows, columns) in LINEAR.items():
+            rows, columns = rows * width // D, columns * width // D
+            vit |= {f'blocks.{i}.{name}.weight': draw(rows, columns), f'blocks.{i}.{name}.bias': draw(rows)}
+    return vit
+
+
+def to_hf(vit):
+    """timm's names as Hugging Face saves them."""
+    parts = {'norm1': 'layernorm_before', 'norm2': 'layernorm_after', 'attn.proj': 'attention.output.dense'}
+    parts |= {'mlp.fc1': 'intermediate.dense', 'mlp.fc2': 'output.dense'}
+    whole = {
+        'cls_token': 'embeddings.cls_token',
+        'pos_embed': 'embeddings.position_embeddings',
+        'patch_embed.proj.weight': 'embeddings.patch_embeddings.projection.weight',
+        'patch_embed.proj.bias': 'embeddings.patch_embeddings.projection.bias',
+        'norm.weight': 'layernorm.weight',
+        'norm.bias': 'layernorm.bias',
+    }
+    result = {}
+    for name, value in vit.items():
+        if name in whole:
+            result[whole[name]] = value
+            continue
+        _, i, *inside, leaf = name.split('.')
+        inside, prefix = '.'.join(inside), f'encoder.layer.{i}.'
+        if inside == 'attn.qkv':
+            for part, piece in zip(('query', 'key', 'value'), np.split(value, 3), strict=True):
+                result[f'{prefix}attention.attention.{part}.{leaf}'] = piece
+        else:
+            result[f'{prefix}{parts[inside]}.{leaf}'] = value
+    return result
+
+
+def to_google(vit, big_vision=False):
+    """timm's names and layouts as vision_transformer's or big_vision's."""
+    n = ('LayerNorm_0', 'MultiHeadDotProductAttention_0', 'LayerNorm_1', 'MlpBlock_0')
+    n = n if big_vision else ('LayerNorm_0', 'MultiHeadDotProductAttention_1', 'LayerNorm_2', 'MlpBlock_3')
+    result = {
+        'cls': vit['cls_token'],
+        'Transformer/posembed_input/pos_embedding': vit['pos_embed'],
+        'embedding/kernel': vit['patch_embed.proj.weight'].transpose(2, 3, 1, 0),
+        'embedding/bias': vit['patch_embed.proj.bias'],
+        'Transformer/encoder_norm/scale': vit['norm.weight'],
+        'Transformer/encoder_norm/bias': vit['norm.bias'],
+    }
+    for i in range(DEPTH):
+        get, to = (lambda name, i=i: vit[f'blocks.{i}.{name}']), f'Transformer/encoderblock_{i}/'
+        for norm, name in (('norm1', n[0]), ('norm2', n[2])):
+            result |= {f'{to}{name}/scale': get(f'{norm}.weight'), f'{to}{name}/bias': get(f'{norm}.bias')}
+        for fc, dense in (('fc1', 'Dense_0'), ('fc2', 'Dense_1')):
+            result |= {f'{to}{n[3]}/{dense}/kernel': get(f'mlp.{fc}.weight').T}
+            result |= {f'{to}{n[3]}/{dense}/bias': get(f'mlp.{fc}.bias')}
+        kernels, biases = np.split(get('attn.qkv.weight'), 3), np.split(get('attn.qkv.bias'), 3)
+        for part, kernel, bias in zip(('query', 'key', 'value'), kernels, biases, strict=True):
+            result |= {f'{to}{n[1]}/{part}/kernel': kernel.T.reshape(D, H, D // H)}
+            result |= {f'{to}{n[1]}/{part}/bias': bias.reshape(H, D // H)}
+        result |= {f'{to}{n[1]}/out/kernel': get('attn.proj.weight').T.reshape(H, D // H, D)}
+        result |= {f'{to}{n[1]}/out/bias': get('attn.proj.bias')}
+    return result
+
+
+def stacked(google):
+    """big_vision with scanned blocks: one array for all of them."""
+    result = {k: v for k, v in google.items() if 'encoderblock' not in k}
+    for name in [k for k in google if 'encoderblock_0' in k]:
+        layers = [google[name.replace('block_0', f'block_{i}')] for i in range(DEPTH)]
+        result[name.replace('block_0', 'block')] = np.stack(layers)
+    return {f'params/{k}': v for k, v in result.items()} | {'opt/0/x': np.zeros(3)}
+
+
+def torches(vit, prefix=''):
+    return {prefix + name: torch.tensor(value) for name, value in vit.items()}
+
+
+OTHER = {'student': {'backbone.cls_token': torch.zeros(1, 1, D)}, 'epoch': 3}
+HEAD = {'head.weight': torch.zeros(10, D), 'head.bias': torch.zeros(10)}
+FORMS = {
+    'deit': lambda vit: {'model': torches(vit) | HEAD},
+    'timm': lambda vit: torches(vit) | HEAD,
+    'timm, pooled': lambda vit: {k.replace('norm.', 'fc_norm.') if k.startswith('norm.') else k: v
+                                 for k, v in (torches(vit) | HEAD).items()},
+    'dino': lambda vit: {'teacher': torches(vit, 'module.backbone.') | {'head.mlp.0.weight': torch.ones(2)}}
+    | OTHER,
+    'moco-v3': lambda vit: {
+        'state_dict': torches(vit, 'module.base_encoder.')
+        | {'module.base_encoder.head.0.weight': torch.ones(2), 'module.predictor.0.weight': torch.ones(2)}
+        | {f'module.momentum_encoder.{k}': 0 * v for k, v in torches(vit).items()}
+    },
+    'mae': lambda vit: {
+        'model': torches(vit)
+        | {'mask_token': torch.ones(2), 'decoder_pos_embed': torch.ones(2)}
+        | {'decoder_blocks.0.attn.qkv.weight': torch.ones(2)}
+    },
+    'hugging face vit': lambda vit: torches(to_hf(vit), 'vit.') | {'classifier.weight': torch.ones(2)},
+    'hugging face deit': lambda vit: torches(to_hf(vit), 'deit.')
+    | {'cls_classifier.bias': torch.ones(2), 'deit.embeddings.mask_token': torch.ones(2)},
+    'hugging face model': lambda vit: torches(to_hf(vit)) | {'pooler.dense.bias': torch.ones(2)},
+}  # fmt: skip
+
+
+def load(path, content, detector=DETECTOR):
+    said = []
+    torch.save(content, path) if path.suffix == '.pth' else np.savez(path, **content)
+    params = yolos_jax.init_from_backbone(path, Yolos(**detector), jax.random.key(0), said.append)
+    return params, '\n'.join(said)
+
+
+def features(params, image):
+    """[CLS] and patch features of the ViT alone, through our own layers."""
+    backbone = params['backbone']
+    patches, _ = patchify([image])
+    embed = model.PatchEmbed(D, jnp.float32).apply({'params': backbone['patch_embed']}, patches)
+    x = jnp.concatenate([backbone['cls_token'], embed], axis=1) + backbone['pos_embed'][:, : 1 + SIDE**2]
+    for i in range(DEPTH):
+        block = {'params': jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])}
+        x = model.Block(H, 1e-6, jnp.float32).apply(block, x, jnp.array([x.shape[1]]))
+    mean, deviation = x.mean(-1, keepdims=True), x.std(-1, keepdims=True)
+    norm = backbone['norm']
+    return (x - mean) / np.sqrt(deviation**2 + 1e-6) * norm['scale'] + norm['bias']
+
+
+def live(vit):
+    """transformers' ViT with these weights."""
+    config = ViTConfig(
+        hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=H, intermediate_size=4 * D,
+        image_size=16 * SIDE, patch_size=16, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    return config, ViTModel(config, add_pooling_layer=False).eval()
+
+
+@pytest.fixture(scope='module')
+def vit_model(tmp_path_factory):
+    """A folder of transformers' ViT with the weights of `make_vit`, and the model."""
+    folder = tmp_path_factory.mktemp('vit')
+    config, _ = live(None)
+    config.save_pretrained(folder)
+    torch.save(torches(to_hf(make_vit())), folder / 'pytorch_model.bin')
+    return folder, ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+
+
+def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
+    folder, vit = vit_model
+    vit.save_pretrained(tmp_path)  # in safetensors
+    image = noise(16 * SIDE, 16 * SIDE)
+    with torch.no_grad():
+        expected = vit(to_torch(image)).last_hidden_state
+    assert expected.abs().max() > 1
+    for path in (folder, tmp_path):
+        params = yolos_jax.init_from_backbone(path, Yolos(**DETECTOR), jax.random.key(0), str)
+        np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_project_gives_the_same_parameters(form, tmp_path):
+    expected, _ = load(tmp_path / 'x.pth', torches(make_vit()))
+    params, said = load(tmp_path / 'x.pth', FORMS[form](make_vit()))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert 'pos_embed 4x4 -> 4x4' in said and 'SHA-256' in said
+    assert f'used {len(make_vit()) - 1}: ' in said
+
+
+@pytest.mark.parametrize('form', ['vision_transformer', 'big_vision', 'big_vision, stacked'])
+def test_googles_npz_sees_pixels_as_it_was_trained_to(form, vit_model, tmp_path):
+    content = to_google(make_vit(), big_vision=form != 'vision_transformer')
+    content = stacked(content) if 'stacked' in form else content
+    params, said = load(tmp_path / 'x.npz', content)
+    assert 'go into patch_embed' in said
+    image = noise(16 * SIDE, 16 * SIDE)
+    pixels = torch.from_numpy(image / np.float32(127.5) - 1).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = vit_model[1](pixels).last_hidden_state
+    np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
+
+
+def test_big_vision_without_class_token_in_bfloat16_with_fixed_positions(tmp_path):
+    content = {k: v.astype(ml_dtypes.bfloat16) for k, v in to_google(make_vit(), True).items()}
+    del content['cls'], content['Transformer/posembed_input/pos_embedding']
+    params, said = load(tmp_path / 'x.npz', content)
+    assert 'no positions in it: sincos2d of 14x14' in said and 'no class token in it' in said
+    expected = make_vit()['blocks.1.mlp.fc1.weight'].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(params['backbone']['blocks']['mlp']['fc1']['kernel'][1], expected.T)
+    content['Transformer/posembed_input/pos_embedding'] = make_vit(SIDE**2)['pos_embed']
+    params, said = load(tmp_path / 'x.npz', content)
+    assert not params['backbone']['pos_embed'][0, 0].any()
+    np.testing.assert_array_equal(
+        params['backbone']['pos_embed'][0, 1:17], make_vit(SIDE**2)['pos_embed'][0]
+    )
+
+
+def test_the_distillation_position_becomes_that_of_cls(tmp_path):
+    vit = make_vit(2 + SIDE**2)
+    content = {'model': torches(vit) | HEAD | {'dist_token': torch.ones(1, 1, D)}}
+    content['model'] |= {'head_dist.weight': torch.ones(2)}
+    params, said = load(tmp_path / 'x.pth', content)
+    np.testing.assert_array_equal(params['backbone']['pos_embed'][0, :17], vit['pos_embed'][0, 1:])
+    np.testing.assert_array_equal(params['backbone']['cls_token'], vit['cls_token'])
+    assert 'distilled' in said and 'dist_token' in said.split('ignored')[1]
+
+
+def test_positions_are_resampled_and_the_rest_starts_fresh(tmp_path):
+    detector = DETECTOR | dict(pos_grid=(7, 5), mid_pos_grid=(3, 4))
+    params, said = load(tmp_path / 'x.pth', torches(make_vit()), detector)
+    table = torch.tensor(make_vit()['pos_embed'][:, 1:].reshape(1, 4, 4, D)).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(table, (7, 5), mode='bicubic').permute(0, 2, 3, 1)
+    backbone = params['backbone']
+    np.testing.assert_allclose(backbone['pos_embed'][0, 1:36], wanted.reshape(35, D), atol=1e-6, rtol=0)
+    assert 'pos_embed 4x4 -> 7x5' in said
+    for name, fresh in (('det_token', backbone['det_token']), ('mid_pos_embed', backbone['mid_pos_embed']),
+                        ('[DET] rows', backbone['pos_embed'][0, -5:])):  # fmt: skip
+        assert 0.01 < np.std(fresh) < 0.03 and name in said
+    other = yolos_jax.init_from_backbone(tmp_path / 'x.pth', Yolos(**detector), jax.random.key(1), str)
+    assert (other['backbone']['det_token'] != backbone['det_token']).all()
+
+
+@pytest.mark.parametrize(
+    ('side', 'fields', 'line'),
+    [
+        (14, model.YOLOS_TI, 'pos_embed 14x14 -> 50x83'),
+        (15, model.YOLOS_S_DWR, 'pos_embed 15x15 -> 32x54'),
+    ],
+)
+def test_published_sizes_are_resampled(side, fields, line, tmp_path):
+    vit = make_vit(1 + side**2, fields['width'], fields['depth'])
+    params, said = load(tmp_path / 'x.pth', {'model': torches(vit)}, fields)
+    assert line in said
+    assert params['backbone']['pos_embed'].shape[1] == 101 + np.prod(fields['pos_grid'])
+
+
+CHANGES = {
+    '1 missing: backbone.blocks.1.norm2.bias': lambda v: v.pop('blocks.1.norm2.bias'),
+    'not expected: backbone.blocks.0.ls1.gamma': lambda v: v.update({'blocks.0.ls1.gamma': np.ones(D)}),
+    'its 20 positions are no square grid': lambda v: v.update({'pos_embed': np.ones((1, 20, D))}),
+    'a YOLOS detector and not a backbone': lambda v: v.update({'det_token': np.ones((1, 5, D))}),
+    '[32, 3, 14, 14] instead of [32, 3, 16, 16]': lambda v: v.update(
+        {'patch_embed.proj.weight': np.ones((D, 3, 14, 14))}
+    ),
+    'no ViT: cls_token is missing': lambda v: v.pop('cls_token'),
+    'depth 1; the model asks for 32 and 2': lambda v: [v.pop(k) for k in list(v) if 'blocks.1' in k],
+    'not finite, in backbone.norm.bias': lambda v: v['norm.bias'].__setitem__(0, np.nan),
+}
+
+
+@pytest.mark.parametrize('says', CHANGES)
+def test_what_is_no_backbone_of_the_model_is_named(says, tmp_path):
+    vit = make_vit()
+    CHANGES[says](vit)
+    with pytest.raises(InputError) as error:
+        load(tmp_path / 'x.pth', torches(vit))
+    assert says in str(error.value) and str(tmp_path / 'x.pth') in str(error.value)

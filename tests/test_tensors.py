@@ -1,0 +1,114 @@
+import hashlib
+import random
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from yolos_jax import tensors
+from yolos_jax.errors import InputError
+from yolos_jax.tensors import Tensor
+
+ARRAYS = {
+    'a': np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+    'b/c': np.arange(5, dtype=np.float32),
+    'scalar': np.array(2.5, np.float32),
+}
+
+
+def check(found, expected=ARRAYS):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        np.testing.assert_array_equal(found[name].numpy(), value)
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file(ARRAYS, tmp_path / 'x.safetensors')
+    check(tensors.read(tmp_path / 'x.safetensors').tensors)
+
+
+def test_safetensors_are_written_as_the_package_reads_them(tmp_path):
+    lazy = {k: Tensor(v.shape, lambda v=v: v) for k, v in ARRAYS.items()}
+    tensors.write_safetensors(tmp_path / 'x', lazy)
+    found = load_file(tmp_path / 'x')
+    for name, value in ARRAYS.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_npz_is_read_with_bfloat16_as_numpy_saves_it(save, tmp_path):
+    half = ARRAYS['a'].astype(ml_dtypes.bfloat16)
+    save(tmp_path / 'x.npz', **ARRAYS, half=half)
+    check(tensors.read(tmp_path / 'x.npz').tensors, ARRAYS | {'half': half})
+
+
+def test_a_pickle_in_an_npz_is_refused(tmp_path):
+    np.savez(tmp_path / 'x.npz', a=np.array([{}, 1], object))
+    with pytest.raises(InputError, match='x.npz'):
+        tensors.read(tmp_path / 'x.npz')
+
+
+def test_an_npz_bomb_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / 'x.npz', a=np.zeros(10_000_000, np.float32))
+    with pytest.raises(InputError, match='unpacks to more than'):
+        tensors.read(tmp_path / 'x.npz')
+
+
+def test_the_hash_in_a_files_name_is_checked(tmp_path):
+    save_file(ARRAYS, tmp_path / 'x')
+    digest = hashlib.sha256((tmp_path / 'x').read_bytes()).hexdigest()
+    data = (tmp_path / 'x').read_bytes()
+    for name, good in {
+        f'deit-{digest[:8]}.pth': True,
+        f'deit-{digest}.safetensors': True,
+        'deit-a1311bcf.pth': False,
+        'deit-20260131.pth': True,  # a date
+        'deit.pth': True,
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        if good:
+            assert tensors.read(tmp_path / name).sha256 == digest
+        else:
+            with pytest.raises(InputError, match=f'{name}.*SHA-256 is {digest}.*a1311bcf'):
+                tensors.read(tmp_path / name)
+
+
+def test_any_flipped_bit_is_refused_where_a_sidecar_has_the_hash(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    save_file(ARRAYS, path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    (tmp_path / 'x.safetensors.sha256').write_text(f'{hashlib.sha256(whole).hexdigest()}  x.safetensors\n')
+    check(tensors.read(path).tensors)
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(InputError, match='damaged, or another file'):
+            tensors.read(path)
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'npz'])
+def test_a_damaged_file_is_an_error_or_reads_as_values(form, tmp_path):
+    path = tmp_path / f'x.{form}'
+    save_file(ARRAYS, path) if form == 'safetensors' else np.savez(path, **ARRAYS)
+    whole, rng = path.read_bytes(), random.Random(0)
+
+    def read():
+        return {name: tensor.numpy() for name, tensor in tensors.read(path).tensors.items()}
+
+    for length in (0, 5, 9, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match='x.'):
+            read()
+    seen = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            read()
+        except InputError:
+            seen += 1
+    assert seen > 50
