@@ -13,6 +13,9 @@ from yolos_jax.checkpoints import Checkpoints
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 
+# Orbax leaves tasks behind where a file is damaged
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
 
 @pytest.fixture(scope='module')
 def state():

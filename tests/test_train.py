@@ -9,10 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
+from test_backbones import make_vit, torches
 
 import train
-from configs import quickstart
+from configs import finetune, quickstart
 from yolos_jax import adapt, checkpoints, progress, run, sharding, weights
+from yolos_jax.data import records
 from yolos_jax.errors import InputError
 
 ROOT = Path(train.__file__).parent
@@ -137,6 +140,51 @@ def test_fine_tuning_starts_from_a_run_and_keeps_known_classes(unbroken, coco_fo
     first = next(line['loss'] for line in result(tmp_path)[2] if 'loss' in line)
     scratch = next(line['loss'] for line in result(unbroken)[2] if 'loss' in line)
     assert first < 0.95 * scratch
+
+
+def test_the_finetune_config_takes_the_model_from_the_weights(unbroken, coco_folder, tmp_path):
+    config = finetune.get_config()
+    with config.unlocked():
+        small = tiny()
+        config.update(data=str(coco_folder), init_from=str(unbroken), epochs=1, batch_size=8)
+        config.update(eval_size=small.eval_size, eval_max_size=small.eval_max_size, num_lengths=1)
+        config.augment.update(small.augment)
+    launch(config, tmp_path)
+    assert weights.read(tmp_path).model.num_det_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ('init_from', 'width', 'says'),
+    [('', 0, 'name a detector, or set the model'), ('run', 64, 'config.model.width is 64, and 32 in')],
+)
+def test_a_model_that_is_not_the_weights_is_named(init_from, width, says, unbroken, coco_folder):
+    config = tiny(init_from=init_from and str(unbroken))
+    with config.unlocked():
+        config.model.width = width
+    with pytest.raises(InputError, match=says):
+        train.make_start(config, records.read_coco(coco_folder, 'train2017'))
+
+
+def test_training_starts_from_a_backbone(coco_folder, tmp_path):
+    vit = make_vit()
+    torch.save({'model': torches(vit)}, tmp_path / 'deit.pth')
+    config = tiny(init_from=str(tmp_path / 'deit.pth'))
+    start = train.make_start(config, records.read_coco(coco_folder, 'train2017'))
+    bias = start.params['backbone']['norm']['bias']
+    np.testing.assert_array_equal(bias, vit['norm.bias'])
+    assert start.about['source'] == 'deit.pth' and start.classes[3] == 'triangle'
+
+
+def test_a_length_is_compiled_once(coco_folder, tmp_path, monkeypatch):
+    lengths, compiler = [], train.compile_step
+
+    def counted(train_step, state, batch, log):
+        lengths.append(batch['patches'].shape[1])
+        return compiler(train_step, state, batch, log)
+
+    monkeypatch.setattr(train, 'compile_step', counted)
+    launch(tiny(data=coco_folder, num_lengths=3, eval_every=9), tmp_path)
+    assert 2 <= len(lengths) <= 3 and len(set(lengths)) == len(lengths)
 
 
 def test_a_run_is_not_resumed_with_another_config(unbroken, coco_folder):
