@@ -44,7 +44,7 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
         expected = sorted((r for r in results if r['image_id'] == image_id), key=lambda r: -r['score'])
         np.testing.assert_allclose(one.scores, [r['score'] for r in expected], atol=1e-6)
         x, y, w, h = np.array([r['bbox'] for r in expected]).T
-        np.testing.assert_allclose(one.boxes, np.stack([x, y, x + w, y + h], 1), atol=1e-2)
+        np.testing.assert_allclose(one.boxes, np.stack([x, y, x + w, y + h], 1), atol=1e-3)
         assert one.labels.tolist() == [r['category_id'] for r in expected]
 
 

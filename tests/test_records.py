@@ -137,8 +137,12 @@ def test_a_large_annotation_file_needs_less_than_a_gigabyte(tmp_path):
         (tmp_path / 'val' / f'{i}.jpg').touch()
     script = (
         'import re, sys\n'
-        'from yolos_jax.data.records import read_coco\n'
-        'assert len(read_coco(sys.argv[1], "val").boxes) == 700_000\n'
+        'from yolos_jax.data import geometry, loader, records\n'
+        'found = records.read_coco(sys.argv[1], "val")\n'
+        'assert len(found.boxes) == 700_000\n'
+        'recipe = geometry.Recipe((480, 800), 1333, (400, 500, 600), 384, 600)\n'
+        'batches = loader.TrainBatches(found, recipe, [4200], 8, 100, 0)\n'
+        'assert len(batches.plan(0)[1]) == 12_500\n'
         'print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])\n'
     )
     run = subprocess.run(

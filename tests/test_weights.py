@@ -89,6 +89,21 @@ def test_published_models_are_read_from_their_files_and_see_the_same(name, tmp_p
     np.testing.assert_allclose(mine['pred_boxes'], theirs.pred_boxes, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ('said', 'size'),
+    [
+        ({'size': {'shortest_edge': 64, 'longest_edge': 96}}, (64, 96)),
+        ({'size': 48, 'max_size': 80}, (48, 80)),
+        ({}, (800, 1333)),
+    ],
+)
+def test_the_size_to_detect_at_is_that_of_the_preprocessor(said, size, hf, tmp_path):
+    hf.save_pretrained(tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(said))
+    found = weights.read(tmp_path)
+    assert (found.size, found.max_size) == size
+
+
 def broken(tensors, how):
     name = 'backbone.blocks.1.mlp.fc1.weight'
     if how == 'missing':

@@ -202,8 +202,12 @@ def _from_hf(file, config):
 
 
 def _hf_size(folder):
+    """The sides in preprocessor_config.json, of which there are two forms."""
     try:
-        size = json.loads((folder / 'preprocessor_config.json').read_text())['size']
+        said = json.loads((folder / 'preprocessor_config.json').read_text())
+        size = said['size']
+        if isinstance(size, int):
+            return size, said['max_size']
         return size['shortest_edge'], size['longest_edge']
     except (OSError, KeyError, TypeError, ValueError):
         return 800, 1333
