@@ -127,6 +127,7 @@ def hostile(path, mark):
         'a global, called': lambda: raw(path, SHELL),
         'a call of a tensor type': lambda: raw(path, b'ctorch\nFloatStorage\n)R.'),
         'a view outside': lambda: raw(path, view(0, [5], [1]), DATA),
+        'a view outside by its stride': lambda: raw(path, view(2, [2], [3]), DATA),
         'a view before': lambda: raw(path, view(-1, [2], [1]), DATA),
         'a negative stride': lambda: raw(path, view(3, [4], [-1]), DATA),
         'a view of exabytes': lambda: raw(path, view(0, [1 << 60], [0]), DATA),
