@@ -34,24 +34,43 @@ def _weights(size_in, size_out):
     return first.astype(np.int32), (last - first).astype(np.int32), fixed
 
 
+@functools.lru_cache(maxsize=4096)
+def _taps(size_in, size_out, flip):
+    """The same tap by tap, [taps, size_out]: the place of every output sample's k-th tap, and its weight."""
+    first, _, weights = _weights(size_in, size_out)
+    place = np.minimum(
+        first + np.arange(weights.shape[1])[:, None], size_in - 1
+    )  # past the end it weighs 0
+    place = size_in - 1 - place if flip else place
+    return place.astype(np.uint64), np.ascontiguousarray(weights.T)
+
+
 @numba.njit(nogil=True, cache=True)
-def _horizontal(image, flip, first, count, weights, left, out):
-    last = image.shape[1] - 1
+def _horizontal(image, place, weights, out):
+    """A pixel is one int32 and a loop runs along the row, so that the compiler can use vectors."""
+    taps, width = place.shape
+    byte, green, blue, bits = np.int32(255), np.int32(8), np.int32(16), np.int32(BITS)
+    packed = np.empty(image.shape[1], np.int32)
+    taken = np.empty(width, np.int32)
+    r, g, b = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
     for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            start, step = first[left + x], 1
-            if flip:
-                start, step = last - start, -1
-            r = g = b = 1 << (BITS - 1)
-            for k in range(count[left + x]):
-                w = weights[left + x, k]
-                r += w * image[y, start, 0]
-                g += w * image[y, start, 1]
-                b += w * image[y, start, 2]
-                start += step
-            out[y, x, 0] = r >> BITS
-            out[y, x, 1] = g >> BITS
-            out[y, x, 2] = b >> BITS
+        row, to = image[y], out[y]
+        for x in range(packed.size):
+            packed[x] = np.int32(row[x, 0]) | np.int32(row[x, 1]) << green | np.int32(row[x, 2]) << blue
+        r[:] = g[:] = b[:] = np.int32(1 << (BITS - 1))
+        for k in range(taps):
+            places, w = place[k], weights[k]
+            for x in range(width):
+                taken[x] = packed[places[x]]
+            for x in range(width):
+                p = taken[x]
+                r[x] += w[x] * (p & byte)
+                g[x] += w[x] * ((p >> green) & byte)
+                b[x] += w[x] * (p >> blue)
+        for x in range(width):
+            to[x, 0] = r[x] >> bits
+            to[x, 1] = g[x] >> bits
+            to[x, 2] = b[x] >> bits
 
 
 @numba.njit(nogil=True, cache=True)
@@ -87,7 +106,8 @@ def resize(image, height, width, box=None, flip=False):
         rows = np.ascontiguousarray(rows[:, left : left + w])
     else:
         wide = np.empty((high - low, w, 3), np.uint8)
-        _horizontal(np.ascontiguousarray(rows), flip, *_weights(in_w, width), left, wide)
+        taps = (np.ascontiguousarray(x[:, left : left + w]) for x in _taps(in_w, width, flip))
+        _horizontal(np.ascontiguousarray(rows), *taps, wide)
         rows = wide
     if in_h == height:
         return rows
