@@ -62,6 +62,15 @@ def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
     same(params, jax.device_get(at(state, 2)['params']))  # the best, for use; a run resumes from 6
 
 
+def test_a_long_run_does_not_pile_up_what_it_replaced(state, tmp_path):
+    saved = Checkpoints(tmp_path)
+    for step in range(1, 8):
+        saved.save(at(state, step), {'note': step}, 0.1)
+    trash = tmp_path / checkpoints.TRASH
+    assert len(list(trash.glob('*'))) <= 1  # of the four that are gone
+    saved.close()
+
+
 def test_a_sharded_reader_gets_the_same_values(state, tmp_path):
     save(tmp_path, state, {1: None})
     mesh = sharding.make_mesh()

@@ -36,11 +36,10 @@ def _weights(size_in, size_out):
 
 @functools.lru_cache(maxsize=4096)
 def _taps(size_in, size_out, flip):
-    """The same tap by tap, [taps, size_out]: the place of every output sample's k-th tap, and its weight."""
+    """The same tap by tap, [taps, size_out]: where each output sample's k-th tap is, and its weight."""
     first, _, weights = _weights(size_in, size_out)
-    place = np.minimum(
-        first + np.arange(weights.shape[1])[:, None], size_in - 1
-    )  # past the end it weighs 0
+    taps = np.arange(weights.shape[1])[:, None]
+    place = np.minimum(first + taps, size_in - 1)  # what lies past the end weighs nothing
     place = size_in - 1 - place if flip else place
     return place.astype(np.uint64), np.ascontiguousarray(weights.T)
 
