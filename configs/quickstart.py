@@ -3,7 +3,7 @@
     make quickstart, or
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Two CPU cores, 7 minutes: AP50 0.7.
+Two CPU cores, 4 minutes: AP50 0.75 to 0.8.
 """
 
 from configs import common
