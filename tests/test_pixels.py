@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 from conftest import noise
-from PIL import Image
+from PIL import Image, ImageOps
 
 from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
@@ -28,6 +28,30 @@ def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
     data = encode(smooth(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
     np.testing.assert_array_equal(pixels.decode(data, 'x'), expected)
+
+
+def test_sixteen_bits_become_eight():
+    grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    found = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=2))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_photograph_is_turned_upright_where_that_is_asked_for(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth().save(tmp_path / 'x.jpg', exif=exif)
+    stored = Image.open(tmp_path / 'x.jpg')
+    np.testing.assert_array_equal(pixels.read_image(tmp_path / 'x.jpg'), np.asarray(stored))
+    upright = pixels.read_image(tmp_path / 'x.jpg', upright=True)
+    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(stored)))
+    assert (upright.shape[:2] == (80, 60)) == (orientation > 4)
+
+
+def test_an_image_of_absurd_size_is_named(monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(InputError, match='x: not a readable image .*bomb'):
+        pixels.decode(encode(smooth(), 'PNG'), 'x')
 
 
 @pytest.mark.parametrize('options', [{'progressive': True}, {'subsampling': 0}, {'quality': 40}])

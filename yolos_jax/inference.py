@@ -57,8 +57,9 @@ class Detector:
     def __call__(self, images, threshold=0.5):
         """The objects in each image with a score of at least `threshold`: a list of `Detections`.
 
-        images: a list of uint8 [height, width, 3] RGB arrays, PIL images or paths. Each is resized as
-            for evaluation; results do not depend on what else is in the list.
+        images: a list of uint8 [height, width, 3] RGB arrays, PIL images or paths (of photographs: they
+            are turned upright as their EXIF says). Each is resized as for evaluation; results do not
+            depend on what else is in the list.
 
         Raises:
             InputError: an image cannot be read or is of another kind.
@@ -87,7 +88,7 @@ class Detector:
 
 def _pixels(image):
     if isinstance(image, str | Path):
-        return pixels.read_image(Path(image))
+        return pixels.read_image(Path(image), upright=True)
     if isinstance(image, Image.Image):
         return np.asarray(image.convert('RGB'))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
