@@ -58,4 +58,5 @@ def test_bfloat16_stays_near_float32():
     *qkv, lengths = inputs(dtype=jnp.bfloat16)
     out = attention.by_head(*qkv, lengths)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=0.02)
+    ulp = 2**-8  # of bfloat16 below 1, where the outputs are; inputs, weights and result are rounded
+    np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=3 * ulp)

@@ -153,20 +153,14 @@ def features(params, image):
     return (x - mean) / np.sqrt(deviation**2 + 1e-6) * norm['scale'] + norm['bias']
 
 
-def live(vit):
-    """transformers' ViT with these weights."""
-    config = ViTConfig(
-        hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=H, intermediate_size=4 * D,
-        image_size=16 * SIDE, patch_size=16, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    return config, ViTModel(config, add_pooling_layer=False).eval()
-
-
 @pytest.fixture(scope='module')
 def vit_model(tmp_path_factory):
     """A folder of transformers' ViT with the weights of `make_vit`, and the model."""
     folder = tmp_path_factory.mktemp('vit')
-    config, _ = live(None)
+    config = ViTConfig(
+        hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=H, intermediate_size=4 * D,
+        image_size=16 * SIDE, patch_size=16, layer_norm_eps=1e-6,
+    )  # fmt: skip
     config.save_pretrained(folder)
     torch.save(torches(to_hf(make_vit())), folder / 'pytorch_model.bin')
     return folder, ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()

@@ -62,8 +62,6 @@ def init_from_backbone(path, model, rng, say=print):
         InputError: the file is damaged, no ViT, a detector, or a ViT of another shape.
     """
     file = tensors.read(weights.find_file(path))
-    batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
-    fresh = jax.device_get(jax.jit(model.init)(rng, *batch)['params'])
     try:
         found, ignored, notes = _read(file)
         width, depth = _size(found)
@@ -72,6 +70,8 @@ def init_from_backbone(path, model, rng, say=print):
                 f'a ViT of width {width} and depth {depth}; the model asks for {model.width} and '
                 f'{model.depth}'
             )
+        batch = np.zeros((1, 1, 3 * PATCH**2), np.uint8), np.ones((1, 2), np.int32)
+        fresh = jax.device_get(jax.jit(model.init)(rng, *batch)['params'])
         start = convert.from_params(fresh, model)
         new = {f'backbone.{name}': tensor for name, tensor in found.items()}
         new['backbone.pos_embed'], resampled = _positions(found['pos_embed'], start, model)
