@@ -47,7 +47,7 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     content, names = [], set()
     for path in tqdm(paths, unit='image'):
-        image = pixels.read_image(path, upright=True)
+        image = pixels.read_image(path, upright=True)[..., :3]
         (found,) = detector([image], args.threshold)
         name, number = path.stem, 1
         while name in names:

@@ -27,12 +27,12 @@ def smooth(mode='RGB'):
 def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
     data = encode(smooth(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
-    np.testing.assert_array_equal(pixels.decode(data, 'x'), expected)
+    np.testing.assert_array_equal(pixels.decode(data, 'x')[..., :3], expected)
 
 
 def test_sixteen_bits_become_eight():
     grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
-    found = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')
+    found = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')[..., :3]
     np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=2))
 
 
@@ -42,8 +42,8 @@ def test_a_photograph_is_turned_upright_where_that_is_asked_for(orientation, tmp
     exif[0x0112] = orientation
     smooth().save(tmp_path / 'x.jpg', exif=exif)
     stored = Image.open(tmp_path / 'x.jpg')
-    np.testing.assert_array_equal(pixels.read_image(tmp_path / 'x.jpg'), np.asarray(stored))
-    upright = pixels.read_image(tmp_path / 'x.jpg', upright=True)
+    np.testing.assert_array_equal(pixels.read_image(tmp_path / 'x.jpg')[..., :3], np.asarray(stored))
+    upright = pixels.read_image(tmp_path / 'x.jpg', upright=True)[..., :3]
     np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(stored)))
     assert (upright.shape[:2] == (80, 60)) == (orientation > 4)
 
@@ -57,7 +57,9 @@ def test_an_image_of_absurd_size_is_named(monkeypatch):
 @pytest.mark.parametrize('options', [{'progressive': True}, {'subsampling': 0}, {'quality': 40}])
 def test_jpeg_is_decoded_as_pillow_does(options):
     data = encode(smooth(), 'JPEG', **options)
-    np.testing.assert_array_equal(pixels.decode(data, 'x'), np.asarray(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(
+        pixels.decode(data, 'x')[..., :3], np.asarray(Image.open(io.BytesIO(data)))
+    )
 
 
 @pytest.mark.parametrize('data', [b'', b'<html>not found</html>', encode(smooth(), 'JPEG')[:300]])
@@ -95,7 +97,7 @@ def test_patches_are_the_references_pixels():
         place = {name: values[i] for name, values in drawn.items()}
         image = noise(heights[i], widths[i], i)
         out = np.zeros((150, 768), np.uint8)
-        pixels.place(image, place, out)
+        pixels.place(pixels.rgbx(image), place, out)
         rows, columns = place['shape'] // 16
         cells = out[: rows * columns].reshape(rows, columns, 16, 16, 3).swapaxes(1, 2)
         np.testing.assert_array_equal(cells.reshape(*place['shape'], 3), reference_pixels(image, place))

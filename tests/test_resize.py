@@ -3,10 +3,14 @@ import pytest
 from conftest import noise
 from PIL import Image
 
-from yolos_jax.data import geometry
-from yolos_jax.data.resize import resize
+from yolos_jax.data import geometry, pixels
+from yolos_jax.data.resize import resize as resize_rgbx
 
 RANDOM = np.random.default_rng(0)
+
+
+def resize(image, *args, **options):
+    return resize_rgbx(pixels.rgbx(image), *args, **options)[..., :3]
 
 
 def pillow(image, height, width):

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from yolos_jax import steps, weights
-from yolos_jax.data import geometry, pixels, resize
+from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
-from yolos_jax.model import PATCH, patchify
+from yolos_jax.model import PATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +68,12 @@ class Detector:
 
     def _one(self, image, threshold):
         height, width = image.shape[:2]
-        shape = geometry.resize_shape(height, width, self.size, self.max_size)
-        patches, grid = patchify([resize.resize(image, *shape)], self._length(shape))
-        found = jax.device_get(self._step(self._params, {'patches': patches, 'grid': grid}))
+        drawn = geometry.fixed([height], [width], self.size, self.max_size)
+        drawn = {name: values[0] for name, values in drawn.items()}
+        patches = np.zeros((1, self._length(drawn['shape']), 3 * PATCH**2), np.uint8)
+        pixels.place(image, drawn, patches[0])
+        batch = {'patches': patches, 'grid': drawn['shape'][None] // PATCH}
+        found = jax.device_get(self._step(self._params, batch))
         scores, labels, boxes = (found[name][0] for name in ('scores', 'labels', 'boxes'))
         order = np.argsort(-scores, kind='stable')
         order = order[scores[order] >= threshold]
@@ -87,12 +90,13 @@ class Detector:
 
 
 def _pixels(image):
+    """The image as RGBX."""
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert('RGB'))
+        return pixels.rgbx(image.convert('RGB'))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         if image.shape[2] == 3:
-            return image
+            return pixels.rgbx(image)
     what = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
     raise InputError(f'an image is {what}; give uint8 [height, width, 3], a PIL image or a path')

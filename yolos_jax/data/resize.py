@@ -4,14 +4,24 @@ The published models were trained and evaluated on `Image.resize(BILINEAR)`, an 
 filter in fixed point: a horizontal pass rounded to 8 bits, then a vertical one (Resample.c of Pillow
 up to 12; Pillow 13 changed the order of the passes for some shapes). Here it is compiled by numba,
 runs without the GIL, and computes only the rows and columns asked for.
+
+Images are RGBX, uint8 [height, width, 4], X being anything: four bytes a pixel make whole vectors. Both
+passes are the same sum, of runs of bytes that lie a step apart: the vertical one adds runs of 16 pixels of
+neighbouring rows, the horizontal one neighbouring pixels, of four rows at once, which are woven together
+before and parted afterwards.
 """
 
 import functools
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 BITS = 22  # fixed-point precision of the weights: 32 - 8 - 2
+SIDE = 16  # of a patch
+RUN = 4 * SIDE  # bytes of a patch's row in an RGBX image
 
 
 @functools.lru_cache(maxsize=4096)
@@ -30,86 +40,121 @@ def _weights(size_in, size_out):
     total = np.zeros(size_out)
     for tap in range(taps):  # summed in Pillow's order: the rounding of the sum matters
         total += weight[:, tap]
-    fixed = (weight / total[:, None] * (1 << BITS) + 0.5).astype(np.int32)
-    return first.astype(np.int32), (last - first).astype(np.int32), fixed
+    fixed = (weight / total[:, None] * (1 << BITS) + 0.5).astype(np.uint32)
+    return first, last - first, fixed
 
 
-@functools.lru_cache(maxsize=4096)
-def _taps(size_in, size_out, flip):
-    """The same tap by tap, [taps, size_out]: where each output sample's k-th tap is, and its weight."""
-    first, _, weights = _weights(size_in, size_out)
-    taps = np.arange(weights.shape[1])[:, None]
-    place = np.minimum(first + taps, size_in - 1)  # what lies past the end weighs nothing
-    place = size_in - 1 - place if flip else place
-    return place.astype(np.uint64), np.ascontiguousarray(weights.T)
+def _mixer(lanes, kept):
+    """The sum at the heart of both passes, on vectors of `lanes` bytes, of which those in `kept` are stored.
+
+    numba cannot be made to use vectors here (it must assume that `out` and `data` overlap), so this is
+    written in LLVM's own language, for all processors alike.
+    """
+    bytes_in, bytes_out = ir.VectorType(ir.IntType(8), lanes), ir.VectorType(ir.IntType(8), len(kept))
+    i32, sums = ir.IntType(32), ir.VectorType(ir.IntType(32), lanes)
+    all_lanes = lambda value: ir.Constant(sums, [value] * lanes)
+    nothing = ir.Constant(sums, ir.Undefined)
+
+    @intrinsic
+    def mix(typing, data, at, step, weights, taps, out, to):
+        """out[to :] = (sum over k < taps of weights[k] * data[at + k * step :]) rounded to 8 bits."""
+
+        def build(context, builder, signature, values):
+            arrays = [context.make_array(signature.args[i])(context, builder, values[i]) for i in (0, 3, 5)]
+            data, weights, out = (array.data for array in arrays)
+            _, at, step, _, taps, _, to = values
+            total = cgutils.alloca_once_value(builder, all_lanes(1 << (BITS - 1)))
+            with cgutils.for_range(builder, taps) as loop:
+                place = builder.gep(data, [builder.add(at, builder.mul(loop.index, step))])
+                run = builder.load(builder.bitcast(place, bytes_in.as_pointer()), align=1)
+                weight = builder.load(builder.gep(weights, [loop.index]))
+                weight = builder.insert_element(nothing, weight, ir.Constant(i32, 0))
+                weight = builder.shuffle_vector(weight, nothing, all_lanes(0))
+                product = builder.mul(builder.zext(run, sums), weight)
+                builder.store(builder.add(builder.load(total), product), total)
+            result = builder.trunc(builder.lshr(builder.load(total), all_lanes(BITS)), bytes_in)
+            order = ir.Constant(ir.VectorType(i32, len(kept)), list(kept))
+            result = builder.shuffle_vector(result, ir.Constant(bytes_in, ir.Undefined), order)
+            place = builder.bitcast(builder.gep(out, [to]), bytes_out.as_pointer())
+            builder.store(result, place, align=1)
+            return context.get_dummy_value()
+
+        return types.void(data, at, step, weights, taps, out, to), build
+
+    return mix
+
+
+_mix_column = _mixer(16, range(16))  # a pixel of four rows
+_mix_row = _mixer(RUN, range(RUN))  # sixteen pixels of a row
+_mix_patch = _mixer(RUN, [i for i in range(RUN) if i % 4 != 3])  # the same without X
 
 
 @numba.njit(nogil=True, cache=True)
-def _horizontal(image, place, weights, out):
-    """A pixel is one int32 and a loop runs along the row, so that the compiler can use vectors."""
-    taps, width = place.shape
-    byte, green, blue, bits = np.int32(255), np.int32(8), np.int32(16), np.int32(BITS)
-    packed = np.empty(image.shape[1], np.int32)
-    taken = np.empty(width, np.int32)
-    r, g, b = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
-    for y in range(out.shape[0]):
-        row, to = image[y], out[y]
-        for x in range(packed.size):
-            packed[x] = np.int32(row[x, 0]) | np.int32(row[x, 1]) << green | np.int32(row[x, 2]) << blue
-        r[:] = g[:] = b[:] = np.int32(1 << (BITS - 1))
-        for k in range(taps):
-            places, w = place[k], weights[k]
-            for x in range(width):
-                taken[x] = packed[places[x]]
-            for x in range(width):
-                p = taken[x]
-                r[x] += w[x] * (p & byte)
-                g[x] += w[x] * ((p >> green) & byte)
-                b[x] += w[x] * (p >> blue)
+def _horizontal(image, first, count, weights, flip, out):
+    """From and to uint32 images, whose last rows of a block of four may be fewer."""
+    height, size = image.shape
+    width = out.shape[1]
+    woven, mixed = np.empty(size * 4, np.uint32), np.empty(width * 4, np.uint32)
+    data, to = woven.view(np.uint8), mixed.view(np.uint8)
+    step = -16 if flip else 16
+    for y in range(0, height, 4):
+        y1, y2, y3 = min(y + 1, height - 1), min(y + 2, height - 1), min(y + 3, height - 1)
+        a, b, c, d = image[y], image[y1], image[y2], image[y3]
+        for x in range(size):
+            woven[4 * x], woven[4 * x + 1], woven[4 * x + 2], woven[4 * x + 3] = a[x], b[x], c[x], d[x]
         for x in range(width):
-            to[x, 0] = r[x] >> bits
-            to[x, 1] = g[x] >> bits
-            to[x, 2] = b[x] >> bits
+            start = size - 1 - first[x] if flip else first[x]
+            _mix_column(data, start * 16, step, weights[x], count[x], to, x * 16)
+        a, b, c, d = out[y], out[y1], out[y2], out[y3]
+        for x in range(width):
+            a[x], b[x], c[x], d[x] = mixed[4 * x], mixed[4 * x + 1], mixed[4 * x + 2], mixed[4 * x + 3]
 
 
 @numba.njit(nogil=True, cache=True)
-def _vertical(rows, offset, first, count, weights, top, out):
-    sums = np.empty(out.shape[1], np.int32)
-    for y in range(out.shape[0]):
-        start = first[top + y] - offset
-        sums[:] = 1 << (BITS - 1)
-        for k in range(count[top + y]):
-            w = weights[top + y, k]
-            row = rows[start + k]
-            for x in range(out.shape[1]):
-                sums[x] += w * row[x]
-        for x in range(out.shape[1]):
-            out[y, x] = sums[x] >> BITS
+def _vertical(data, first, count, weights, stride, out):
+    """From the bytes of an image to those of another; a row ends with a whole run, and so both have a tail."""
+    for y in range(len(first)):
+        for x in range(0, stride, RUN):
+            _mix_row(data, first[y] * stride + x, stride, weights[y], count[y], out, y * stride + x)
+
+
+@numba.njit(nogil=True, cache=True)
+def _vertical_patches(data, first, count, weights, columns, out):
+    """The same to the bytes of patches, [rows, columns, 16, 48], without a tail."""
+    stride = columns * RUN
+    for y in range(len(first)):
+        patch, inside = y // SIDE * columns, y % SIDE
+        for column in range(columns):
+            to = ((patch + column) * SIDE + inside) * 3 * SIDE
+            _mix_patch(data, first[y] * stride + column * RUN, stride, weights[y], count[y], out, to)
+
+
+def _rows(image, height, width, box, flip):
+    """After the horizontal pass: the bytes of the rows `box` needs, and how the vertical one mixes them."""
+    top, left, h, w = box
+    first, count, weights = (values[top : top + h] for values in _weights(len(image), height))
+    low, high = first[0], first[-1] + count[-1]
+    columns = (values[left : left + w] for values in _weights(image.shape[1], width))
+    data = np.empty((high - low) * w * 4 + RUN, np.uint8)
+    rows = data[:-RUN].view(np.uint32).reshape(-1, w)
+    _horizontal(image[low:high].view(np.uint32)[..., 0], *columns, flip, rows)
+    return data, first - low, count, weights
 
 
 def resize(image, height, width, box=None, flip=False):
-    """A uint8 [h, w, 3] image resized to (height, width), or the part of that in `box`.
+    """An RGBX image resized to (height, width), or the part of that in `box`.
 
     box: (top, left, height, width) in the resized image; None for all of it. flip: mirror the image
     first (the weights are not symmetric to the last bit, so mirroring afterwards is not the same).
     """
-    top, left, h, w = (0, 0, height, width) if box is None else box
-    in_h, in_w, _ = image.shape
-    y_first, y_count, y_weights = _weights(in_h, height)
-    low, high = y_first[top], y_first[top + h - 1] + y_count[top + h - 1]
-    if in_h == height:
-        low, high = top, top + h
-    rows = image[low:high]
-    if in_w == width:
-        rows = rows[:, ::-1] if flip else rows
-        rows = np.ascontiguousarray(rows[:, left : left + w])
-    else:
-        wide = np.empty((high - low, w, 3), np.uint8)
-        taps = (np.ascontiguousarray(x[:, left : left + w]) for x in _taps(in_w, width, flip))
-        _horizontal(np.ascontiguousarray(rows), *taps, wide)
-        rows = wide
-    if in_h == height:
-        return rows
-    out = np.empty((h, w * 3), np.uint8)
-    _vertical(rows.reshape(len(rows), -1), low, y_first, y_count, y_weights, top, out)
-    return out.reshape(h, w, 3)
+    box = (0, 0, height, width) if box is None else box
+    h, w = box[2:]
+    out = np.empty(h * w * 4 + RUN, np.uint8)
+    _vertical(*_rows(image, height, width, box, flip), w * 4, out)
+    return out[:-RUN].reshape(h, w, 4)
+
+
+def resize_to_patches(image, height, width, flip, out):
+    """As `resize`, to multiples of 16, written as the RGB of patches: out uint8 [patches, 768]."""
+    rows = _rows(image, height, width, (0, 0, height, width), flip)
+    _vertical_patches(*rows, width // SIDE, out.reshape(-1))
