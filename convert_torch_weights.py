@@ -14,7 +14,7 @@ import argparse
 import jax
 
 from yolos_jax import adapt, backbones, cli, export, weights
-from yolos_jax.data import coco, records
+from yolos_jax.data import annotations, coco
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 
@@ -57,7 +57,7 @@ def adapted(found, args):
     """The detector with the changes asked for, each said."""
     changes = []
     if args.new_classes:
-        changes.append((adapt.with_classes, records.read_classes(args.new_classes), args.seed))
+        changes.append((adapt.with_classes, annotations.read_classes(args.new_classes), args.seed))
     if args.new_det_tokens:
         changes.append((adapt.with_det_tokens, args.new_det_tokens, args.seed))
     if args.new_pos_grid:

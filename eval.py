@@ -34,7 +34,7 @@ def main():
     mesh = sharding.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     sharding.check_divides(batch_size, mesh, '--batch_size')
-    data = records.read_coco(args.data, args.split)
+    data = records.read(args.data, args.split)
     found = weights.read(args.weights)
     adapt.check_classes(found, data.classes, data.json)
     size, max_size = args.size or found.size, args.max_size or found.max_size

@@ -54,7 +54,9 @@ def main():
             number += 1
             name = f'{path.stem}-{number}'
         names.add(name)
-        Image.fromarray(visualize.draw(image, found)).save(args.output / f'{name}.jpg', quality=92)
+        captions = [f'{n} {score:.2f}' for n, score in zip(found.names, found.scores, strict=True)]
+        picture = visualize.draw(image, found.boxes, found.labels, captions)
+        Image.fromarray(picture).save(args.output / f'{name}.jpg', quality=92)
         content.append({'image': str(path), 'picture': f'{name}.jpg', 'detections': found.to_list()})
     files.write_json(args.output / 'predictions.json', content)
     count = sum(len(entry['detections']) for entry in content)

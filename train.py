@@ -28,7 +28,7 @@ from yolos_jax import (
     weights,
 )
 from yolos_jax.backbones import init_from_backbone
-from yolos_jax.data import geometry, loader, plan, records
+from yolos_jax.data import geometry, loader, records
 from yolos_jax.errors import InputError
 from yolos_jax.model import PATCH, Yolos
 from yolos_jax.progress import Progress, Tally
@@ -43,8 +43,8 @@ def train(config, workdir):
     # The data, the detector to start from, and the batches
     mesh = sharding.make_mesh()
     sharding.check_divides(config.batch_size, mesh, 'config.batch_size')
-    train_set = records.read_coco(config.data, config.train_split)
-    val_set = records.read_coco(config.data, config.val_split)
+    train_set = records.read(config.data, config.train_split, workdir / 'index')
+    val_set = records.read(config.data, config.val_split, workdir / 'index')
     start = make_start(config, train_set)
     batches = make_batches(config, train_set, start.model)
     val_batches = loader.EvalBatches(val_set, config.eval_size, config.eval_max_size, config.batch_size)
@@ -73,7 +73,7 @@ def train(config, workdir):
 
     programs, stop = {}, run.StopSignal()
     with jax.set_mesh(mesh):
-        for step, batch in loader.load(batches, range(first, total)):
+        for step, batch, _ in loader.load(batches, range(first, total)):
             batch = sharding.shard(batch, mesh)
             length = batch['patches'].shape[1]
             if length not in programs:
@@ -114,17 +114,14 @@ def make_batches(config, train_set, model):
             f'config.images_per_group is {config.images_per_group}, which does not divide '
             f'config.batch_size, {config.batch_size}'
         )
-    recipe = geometry.Recipe(**config.augment)
-    sizes = train_set.heights, train_set.widths
-    drawn = [geometry.draw(*sizes, recipe, config.seed, epoch)['shape'] for epoch in range(3)]
-    lengths = plan.choose_lengths(
-        np.concatenate(drawn).prod(axis=1) // PATCH**2,
-        geometry.most_patches(*sizes, recipe),
+    return loader.TrainBatches.make(
+        train_set,
+        geometry.Recipe(**config.augment),
         config.num_lengths,
+        config.batch_size,
+        config.max_targets,
+        config.seed,
         special=1 + model.num_det_tokens,
-    )
-    return loader.TrainBatches(
-        train_set, recipe, lengths, config.batch_size, config.max_targets, config.seed
     )
 
 
@@ -174,18 +171,20 @@ def check_model_is_found(config, found):
 
 
 def summary(config, mesh, start, batches, val_set, first):
-    """What a run is about to do, for the reader."""
-    drawn, planned, lengths = batches.plan(0)
-    counts = drawn['shape'].prod(axis=1) // PATCH**2
+    """What a run is about to do, for the reader; `yolos_jax.data.check` says more about the data."""
+    train_set, (lengths, waste) = batches.records, batches.waste()
+    objects = np.diff(train_set.first)
+    left_out = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
     parameters = sum(x.size for x in jax.tree.leaves(start.params))
-    used = ' '.join(str(n) for n in np.unique(lengths))
+    used = ' '.join(map(str, lengths))
     return '\n'.join(
         [
             f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}',
             f'parameters   {parameters:,}',
-            f'data         {len(batches.records)} images to train, {len(val_set)} to evaluate, '
+            f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(start.classes)} classes, {config.data}',
-            f'sequences    {used} patches, {plan.waste(counts, planned, lengths):.1%} padding',
+            f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {left_out}',
+            f'sequences    {used} patches, {waste:.1%} padding',
             f'steps        {config.epochs} epochs of {batches.steps_per_epoch}, from step {first}',
         ]
     )

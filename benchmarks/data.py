@@ -2,24 +2,31 @@
 
     python benchmarks/data.py [--images=200]
 
-The reference is datasets/coco.py and transforms.py of hustvl/YOLOS, written with Pillow and torch on one
-thread: a normalised float32 tensor. Ours writes uint8 patches; the device normalises them. Both take the
-same draws of flip, crop and scale, on the same synthetic photographs of COCO's commonest sizes, in turns.
+The reference is datasets/coco.py, transforms.py and util/misc.py of hustvl/YOLOS, written with Pillow and
+torch on one thread: a normalised float32 tensor, copied into a batch. Ours writes uint8 patches into one,
+which the device normalises. Both take the same draws of flip, crop and scale, on the same synthetic
+photographs of COCO's commonest sizes with seven objects each, in turns of 20 images.
 """
 
 import argparse
 import io
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import yolos_s, yolos_ti
-from yolos_jax.data import geometry, pixels
+from yolos_jax.data import geometry, loader, records
 from yolos_jax.model import MEAN, STD
 
 SIZES = [(480, 640)] * 8 + [(427, 640)] * 5 + [(640, 480)] * 3 + [(375, 500)] * 2 + [(640, 427)] * 2
+OBJECTS = 7  # COCO's mean
+TURN = 20
 
 
 def photograph(rng, height, width):
@@ -32,23 +39,99 @@ def photograph(rng, height, width):
     return file.getvalue()
 
 
-def reference(data, drawn):
-    """The reference's transforms, with its draws made beforehand."""
-    with Image.open(io.BytesIO(data)) as file:
+def write_data(folder, count):
+    """`Records` of so many photographs in a folder."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([SIZES[i] for i in rng.integers(len(SIZES), size=count)])
+    names = [f'{i}.jpg' for i in range(count)]
+    for name, size in zip(names, sizes.tolist(), strict=True):
+        (folder / name).write_bytes(photograph(rng, *size))
+    corners = np.sort(rng.uniform(0, 375, (count * OBJECTS, 2, 2)), axis=1).reshape(-1, 4)
+    return records.Records(
+        ids=np.arange(count),
+        files=np.array(names),
+        heights=sizes[:, 0],
+        widths=sizes[:, 1],
+        rows=np.arange(count),
+        boxes=corners.astype(np.float32),
+        labels=np.ones(count * OBJECTS, np.int32),
+        first=np.arange(count + 1) * OBJECTS,
+        classes={1: 'thing'},
+        dropped={},
+        json=folder / 'none.json',
+        images=records.Folder(folder),
+    )
+
+
+def reference_target(boxes, labels, height, width):
+    """ConvertCocoPolysToMask."""
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    area, crowd = torch.tensor([100.0] * len(boxes)), torch.tensor([0] * len(boxes))
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, 0::2].clamp_(min=0, max=width)
+    boxes[:, 1::2].clamp_(min=0, max=height)
+    keep = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
+    target = {'boxes': boxes[keep], 'labels': torch.tensor(labels, dtype=torch.int64)[keep]}
+    target |= {'area': area[keep], 'iscrowd': crowd[keep], 'image_id': torch.tensor([1])}
+    return target | {
+        'orig_size': torch.as_tensor([height, width]),
+        'size': torch.as_tensor([height, width]),
+    }
+
+
+def reference_resize(image, target, shape):
+    ratio = [new / old for new, old in zip(shape[::-1], image.size, strict=True)]
+    target['boxes'] = target['boxes'] * torch.as_tensor(ratio * 2)
+    target['area'] = target['area'] * (ratio[0] * ratio[1])
+    target['size'] = torch.tensor(shape)
+    return image.resize(shape[::-1], Image.BILINEAR)
+
+
+def reference_crop(image, target, box):
+    top, left, height, width = box
+    target['size'] = torch.tensor([height, width])
+    boxes = target['boxes'] - torch.as_tensor([left, top, left, top])
+    limit = torch.as_tensor([width, height], dtype=torch.float32)
+    boxes = torch.min(boxes.reshape(-1, 2, 2), limit).clamp(min=0)
+    target['area'] = (boxes[:, 1, :] - boxes[:, 0, :]).prod(dim=1)
+    target['boxes'] = boxes.reshape(-1, 4)
+    keep = torch.all(boxes[:, 1, :] > boxes[:, 0, :], dim=1)
+    for field in ('labels', 'area', 'iscrowd', 'boxes'):
+        target[field] = target[field][keep]
+    return image.crop((left, top, left + width, top + height))
+
+
+def reference(data, i, drawn):
+    """The reference's dataset, transforms and collation of a batch of one, with its draws made before."""
+    with Image.open(data.images.path / data.files[i]) as file:
         image = file.convert('RGB')
-    if drawn['flip']:
+    boxes, labels = data.objects(i)
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    target = reference_target(boxes, labels.tolist(), image.height, image.width)
+    if drawn['flip'][i]:
+        signs, width = torch.as_tensor([-1, 1, -1, 1]), image.width
+        target['boxes'] = target['boxes'][:, [2, 1, 0, 3]] * signs + torch.as_tensor([width, 0, width, 0])
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
-    if drawn['crop']:
-        image = image.resize(drawn['before'].tolist()[::-1], Image.BILINEAR)
-        top, left, height, width = drawn['box'].tolist()
-        image = image.crop((left, top, left + width, top + height))
-    image = image.resize(drawn['shape'].tolist()[::-1], Image.BILINEAR)
+    if drawn['crop'][i]:
+        image = reference_resize(image, target, drawn['before'][i].tolist())
+        image = reference_crop(image, target, drawn['box'][i].tolist())
+    image = reference_resize(image, target, drawn['shape'][i].tolist())
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-    return tensor.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    tensor = tensor.clone().sub_(mean).div_(std)
+    x0, y0, x1, y1 = target['boxes'].unbind(-1)
+    boxes = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
+    target['boxes'] = boxes / torch.tensor([image.width, image.height] * 2, dtype=torch.float32)
+    _, height, width = tensor.shape  # nested_tensor_from_tensor_list
+    padded, mask = torch.zeros(1, 3, height, width), torch.ones(1, height, width, dtype=torch.bool)
+    padded[0].copy_(tensor)
+    mask[0] = False
 
 
-def ours(data, drawn, out):
-    pixels.place(pixels.decode(data, 'image'), drawn, out)
+def ours(source, drawn, i):
+    """A row of a batch, as the loader's threads fill it."""
+    batch = loader.empty_batch(1, int(drawn['shape'][i].prod() // 256), 100)
+    loader.fill_row(source, np.array([i]), drawn, {name: values[0] for name, values in batch.items()})
 
 
 def main():
@@ -56,27 +139,32 @@ def main():
     parser.add_argument('--images', type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    sizes = np.array([SIZES[i] for i in rng.integers(len(SIZES), size=args.images)])
-    files = [photograph(rng, *size) for size in sizes.tolist()]
-    print(f'{args.images} images, {np.mean([len(f) for f in files]) / 1000:.0f} kB on average')
-    for name, config in (('S', yolos_s), ('Ti', yolos_ti)):
-        recipe = geometry.Recipe(**config.get_config().augment)
-        drawn = geometry.draw(*sizes.T, recipe, 0, 0)
-        out = np.zeros((geometry.most_patches(*sizes.T, recipe), 768), np.uint8)
-        sides = {'reference': reference, 'ours': lambda *args, out=out: ours(*args, out)}
-        times = {side: [] for side in sides}
-        for i in [0, *range(args.images)]:  # the first twice, to warm up
-            one = {key: values[i] for key, values in drawn.items()}
-            for side, work in sides.items():
-                clock = time.process_time()
-                work(files[i], one)
-                times[side].append(time.process_time() - clock)
-        mean = {side: np.mean(values[1:]) for side, values in times.items()}
-        print(
-            f'{name}: reference {1 / mean["reference"]:.0f}, ours {1 / mean["ours"]:.0f} images/s/core, '
-            f'ratio {mean["reference"] / mean["ours"]:.2f}'
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_data(Path(folder), args.images)
+        size = np.mean([len(data.read(i)) for i in range(len(data))]) / 1000
+        print(f'{len(data)} images, {size:.0f} kB on average')
+        for name, config in (('S', yolos_s), ('Ti', yolos_ti)):
+            compare(name, data, geometry.Recipe(**config.get_config().augment))
+
+
+def compare(name, data, recipe):
+    drawn = geometry.draw(data.heights, data.widths, recipe, 0, 0)
+    source = loader.TrainBatches(data, recipe, (), 1, 100, 0)
+    sides = {'reference': lambda i: reference(data, i, drawn), 'ours': lambda i: ours(source, drawn, i)}
+    turns = [range(first, min(first + TURN, len(data))) for first in range(0, len(data), TURN)]
+    for work in sides.values():  # to warm up
+        list(map(work, turns[0]))
+    spent = dict.fromkeys(sides, 0.0)
+    for turn in turns:
+        for side, work in sides.items():
+            clock = time.process_time()
+            list(map(work, turn))
+            spent[side] += time.process_time() - clock
+    speed = {side: len(data) / seconds for side, seconds in spent.items()}
+    print(
+        f'{name}: reference {speed["reference"]:.0f}, ours {speed["ours"]:.0f} images/s/core, '
+        f'ratio {speed["ours"] / speed["reference"]:.2f}'
+    )
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config():
     """A COCO run; model, sizes and schedule are for the config that builds on it."""
     c = ConfigDict()
-    c.data = ''  # the COCO folder: annotations/instances_<split>.json and <split>/
+    c.data = ''  # a COCO folder: annotations/instances_<split>.json and <split>/, or of TFDS (docs/data.md)
     c.train_split = 'train2017'
     c.val_split = 'val2017'
 

@@ -1,3 +1,4 @@
+import json
 import tempfile
 
 import jax
@@ -91,3 +92,34 @@ def make_targets(counts, slots, num_classes, seed=0):
         for b, n in enumerate(counts)
     ]
     return ours, theirs
+
+
+def write_coco(root, content, images=True):
+    """A COCO folder with this annotation content and empty image files of the names in it."""
+    (root / 'annotations').mkdir(parents=True, exist_ok=True)
+    (root / 'val').mkdir(exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / 'annotations' / 'instances_val.json').write_text(text)
+    if images and not isinstance(content, str):
+        for image in content['images']:
+            (root / 'val' / image['file_name']).touch()
+    return root
+
+
+def coco_content():
+    """A small annotation file with a crowd, a box beyond the image, and one without an area."""
+    return {
+        'info': {'year': 2017},
+        'images': [
+            {'id': 7, 'file_name': 'b.jpg', 'height': 100, 'width': 200, 'license': 1},
+            {'id': 3, 'file_name': 'a.jpg', 'height': 50, 'width': 60},
+        ],
+        'annotations': [
+            {'id': 1, 'image_id': 7, 'category_id': 2, 'bbox': [10, 20, 30, 40], 'iscrowd': 0, 'area': 9.5,
+             'segmentation': [[1, 2, 3]]},
+            {'id': 2, 'image_id': 7, 'category_id': 5, 'bbox': [150.5, -5, 100, 50]},
+            {'id': 3, 'image_id': 7, 'category_id': 5, 'bbox': [0, 0, 9, 9], 'iscrowd': 1},
+            {'id': 4, 'image_id': 7, 'category_id': 5, 'bbox': [50, 50, 0, 10]},
+        ],
+        'categories': [{'id': 2, 'name': 'cat', 'supercategory': 'animal'}, {'id': 5, 'name': 'dog'}],
+    }  # fmt: skip

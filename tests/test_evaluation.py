@@ -73,7 +73,7 @@ def test_boxes_are_written_in_pixels_of_the_original_image():
 
 
 def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
-    data = records.read_coco(coco_folder, 'val2017')
+    data = records.read(coco_folder, 'val2017')
     yolos = Yolos(**TINY, num_classes=4)
     batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
     params = jax.jit(yolos.init)(jax.random.key(0), *batch)['params']

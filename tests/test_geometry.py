@@ -2,6 +2,7 @@ import random
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from yolos_jax.data import geometry
 from yolos_jax.data.geometry import Recipe, draw, move_boxes, resize_shape
@@ -105,3 +106,37 @@ def test_images_smaller_than_the_crop_are_used_whole(recipe):
     drawn = draw(np.full(20, 40), np.full(20, 50), recipe, 0, 0)
     cropped = drawn['crop']
     np.testing.assert_array_equal(drawn['box'][cropped, 2:], drawn['before'][cropped])
+
+
+def reference_draw(height, width, recipe, rng):
+    """The reference's make_coco_transforms('train') on one image: flip, crop box or None, final size."""
+    flip, box = rng.random() < 0.5, None
+    if rng.random() >= 0.5:  # RandomSelect
+        height, width = reference_shape(height, width, rng.choice(recipe.crop_from), None)
+        w = rng.randint(recipe.crop_min, min(width, recipe.crop_max))
+        h = rng.randint(recipe.crop_min, min(height, recipe.crop_max))
+        box = rng.randint(0, height - h), rng.randint(0, width - w), h, w
+        height, width = h, w
+    return flip, box, reference_shape(height, width, rng.choice(recipe.sizes), recipe.max_size)
+
+
+def test_draws_have_the_references_distribution():
+    """20,000 images of COCO's sizes: every marginal of the draws, by Kolmogorov-Smirnov."""
+    rng, n = random.Random(1), 20_000
+    sizes = np.array(rng.choices([(480, 640), (427, 640), (640, 480), (375, 500), (640, 427)], k=n))
+    ours = draw(*sizes.T, S, 0, 0)
+    theirs = [reference_draw(*size, S, rng) for size in sizes.tolist()]
+    assert stats.binomtest(int(ours['flip'].sum()), n).pvalue > 0.01
+    assert stats.binomtest(int(ours['crop'].sum()), n).pvalue > 0.01
+    shapes = np.array([shape for *_, shape in theirs])
+    boxes = np.array([box for _, box, _ in theirs if box])
+    cropped = ours['box'][ours['crop']]
+    pairs = {
+        'rows': (ours['shape'][:, 0], shapes[:, 0]),
+        'columns': (ours['shape'][:, 1], shapes[:, 1]),
+        'final area': (ours['shape'].prod(axis=1), shapes.prod(axis=1)),
+        'crop area': (cropped[:, 2:].prod(axis=1), boxes[:, 2:].prod(axis=1)),
+        **{f'crop {i}': (cropped[:, i], boxes[:, i]) for i in range(4)},
+    }
+    for name, (a, b) in pairs.items():
+        assert stats.ks_2samp(a, b).pvalue > 0.01, name

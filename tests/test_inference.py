@@ -34,12 +34,12 @@ def saved(tmp_path_factory):
 
 def test_detections_are_those_of_evaluation(saved, coco_folder):
     """The same boxes, in pixels of the image given, whether through Detector or eval.py's path."""
-    data = records.read_coco(coco_folder, 'val2017')
+    data = records.read(coco_folder, 'val2017')
     found = weights.read(saved)
     mesh = sharding.make_mesh(jax.devices()[:1])
     batches = loader.EvalBatches(data, found.size, found.max_size, 4)
     results = evaluation.detect(steps.make_predict_step(found.model), found.params, batches, mesh)
-    detections = Detector(found)([data.folder / name for name in data.files], threshold=0)
+    detections = Detector(found)([data.name(i) for i in range(len(data))], threshold=0)
     for image_id, one in zip(data.ids, detections, strict=True):
         expected = sorted((r for r in results if r['image_id'] == image_id), key=lambda r: -r['score'])
         np.testing.assert_allclose(one.scores, [r['score'] for r in expected], atol=1e-6)

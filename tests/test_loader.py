@@ -1,7 +1,9 @@
+import contextlib
+
 import numpy as np
 import pytest
 
-from yolos_jax.data import geometry, loader, plan, records
+from yolos_jax.data import geometry, loader, plan, records, shapes
 from yolos_jax.errors import InputError
 
 RECIPE = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, crop_max=128)
@@ -9,11 +11,15 @@ RECIPE = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, 
 
 @pytest.fixture(scope='module')
 def train_set(coco_folder):
-    return records.read_coco(coco_folder, 'train2017')
+    return records.read(coco_folder, 'train2017')
 
 
 def make(train_set, seed=0, max_targets=6):
     return loader.TrainBatches(train_set, RECIPE, (51, 83), 4, max_targets, seed)
+
+
+def batches_of(loaded):
+    return {step: batch for step, batch, _ in loaded}
 
 
 def same(a, b):
@@ -24,12 +30,12 @@ def same(a, b):
 
 def test_a_batch_is_a_function_of_its_step(train_set):
     """Reached by iterating, or asked for alone, in any order: the same bits."""
-    walked = dict(loader.load(make(train_set), range(15)))  # past two epochs
+    walked = batches_of(loader.load(make(train_set), range(15)))  # past two epochs
     fresh = make(train_set)
     for step in (14, 0, 7):
-        ((_, alone),) = loader.load(fresh, [step])
+        ((_, alone, _),) = loader.load(fresh, [step])
         same(alone, walked[step])
-    ((_, other),) = loader.load(make(train_set, seed=1), [0])
+    ((_, other, _),) = loader.load(make(train_set, seed=1), [0])
     assert (other['grid'] != walked[0]['grid']).any()
 
 
@@ -37,17 +43,17 @@ def test_a_batch_is_a_function_of_its_step(train_set):
 def test_processes_load_the_parts_of_one_batch(processes, train_set):
     size = 4 // processes
     parts = [
-        dict(loader.load(make(train_set), range(3), slice(i * size, (i + 1) * size)))
+        batches_of(loader.load(make(train_set), range(3), slice(i * size, (i + 1) * size)))
         for i in range(processes)
     ]
-    for step, whole in loader.load(make(train_set), range(3)):
+    for step, whole, _ in loader.load(make(train_set), range(3)):
         same({name: np.concatenate([part[step][name] for part in parts]) for name in whole}, whole)
 
 
 def test_boxes_lie_on_their_objects(train_set):
     """The shapes are vivid on a grey ground: inside a box colours are strong, and stay so when moved."""
     inside, outside = [], []
-    for _, batch in loader.load(make(train_set), range(6)):
+    for _, batch, _ in loader.load(make(train_set), range(6)):
         for patches, grid, boxes, valid in zip(
             *(batch[k] for k in ('patches', 'grid', 'boxes', 'valid')), strict=True
         ):
@@ -66,9 +72,9 @@ def test_boxes_lie_on_their_objects(train_set):
 
 
 def test_targets_beyond_the_slots_are_the_smallest(train_set):
-    full = dict(loader.load(make(train_set), range(6)))
+    full = batches_of(loader.load(make(train_set), range(6)))
     dropped = 0
-    for step, few in loader.load(make(train_set, max_targets=2), range(6)):
+    for step, few, _ in loader.load(make(train_set, max_targets=2), range(6)):
         for row in range(4):
             areas = np.prod(full[step]['boxes'][row][full[step]['valid'][row]][:, 2:], axis=1)
             kept = np.prod(few['boxes'][row][few['valid'][row]][:, 2:], axis=1)
@@ -77,14 +83,78 @@ def test_targets_beyond_the_slots_are_the_smallest(train_set):
     assert dropped > 0
 
 
-def test_an_unreadable_image_stops_the_loader_and_is_named(coco_folder, tmp_path):
-    import shutil
+@pytest.fixture(scope='module')
+def large_folder(tmp_path_factory):
+    """Enough images for one in a thousand to be one."""
+    root = tmp_path_factory.mktemp('large') / 'shapes'
+    shapes.write(root, {'train2017': 1000, 'val2017': 1000})
+    return root
 
-    shutil.copytree(coco_folder, tmp_path / 'data')
-    (tmp_path / 'data' / 'train2017' / '000000000005.jpg').write_bytes(b'\xff\xd8\xffbroken')
-    source = make(records.read_coco(tmp_path / 'data', 'train2017'))
-    with pytest.raises(InputError, match='000000000005.jpg'):
-        list(loader.load(source, range(6)))
+
+def damage(root, split, numbers, content=b'\xff\xd8\xffbroken'):
+    """Records of the folder whose images of these numbers have another content, while the block runs."""
+    paths = [root / split / f'{number:012d}.jpg' for number in numbers]
+    stored = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.write_bytes(content)
+    yield records.read(root, split)
+    for path, data in zip(paths, stored, strict=True):
+        path.write_bytes(data)
+
+
+damage = contextlib.contextmanager(damage)
+
+
+def test_a_bad_image_is_named_once_and_replaced_by_the_next_of_its_batch(large_folder, capsys):
+    good = make(records.read(large_folder, 'train2017'))
+    bad = 4
+    epochs = [epoch * 250 + np.argwhere(good.plan(epoch)[1] == bad)[0][0] for epoch in range(3)]
+    batches = batches_of(loader.load(good, epochs))
+    with damage(large_folder, 'train2017', [bad + 1]) as found:
+        for part in slice(None), slice(1, 3):
+            for step, batch, indices in loader.load(make(found), epochs, part):
+                planned, drawn, _ = good.rows(step)
+                row = int(np.flatnonzero(planned == bad)[0])
+                other = (row + 1) % 4
+                expected = {name: values.copy() for name, values in batches[step].items()}
+                for values in expected.values():
+                    values[row] = values[other]
+                same(batch, {name: values[part] for name, values in expected.items()})
+                assert indices.tolist() == np.where(planned == bad, planned[other], planned)[part].tolist()
+    said = capsys.readouterr().err
+    assert said.count('000000000005.jpg: not a readable image') in (
+        1,
+        2,
+    )  # once for each loader that met it
+
+
+def test_an_image_of_another_size_is_a_bad_image(large_folder, capsys):
+    small = (large_folder / 'train2017' / '000000000001.jpg').read_bytes()
+    sizes = records.read(large_folder, 'train2017')
+    number = 1 + int(np.flatnonzero(sizes.heights != sizes.heights[0])[0])
+    with damage(large_folder, 'train2017', [number], small) as found:
+        list(loader.load(make(found), range(250)))
+    assert f'{number:012d}.jpg: is ' in capsys.readouterr().err
+
+
+def test_more_than_one_bad_image_in_a_thousand_stops_the_run(large_folder):
+    with damage(large_folder, 'train2017', [5, 6]) as found:
+        with pytest.raises(InputError, match='00000000000[56].jpg.*2 of 1000 images are bad'):
+            list(loader.load(make(found), range(250)))
+
+
+def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys):
+    with damage(large_folder, 'val2017', [5]) as found:
+        source = loader.EvalBatches(found, 112, 176, 100)
+        for _ in range(2):
+            seen = []
+            for step, batch, indices in loader.load(source, range(10)):
+                planned = source.rows(step)[0]
+                assert indices.tolist() == np.where(planned == 4, -1, planned).tolist()
+                assert (batch['grid'][planned == 4] == 1).all()
+                seen += indices.tolist()
+            assert len(set(seen)) == 1000
+    assert capsys.readouterr().err.count('000000000005.jpg') == 1
 
 
 def test_the_loader_stops_when_nobody_asks_on(train_set):
@@ -98,9 +168,9 @@ def test_the_loader_stops_when_nobody_asks_on(train_set):
 
 
 def test_evaluation_rows_without_an_image_are_empty(coco_folder):
-    source = loader.EvalBatches(records.read_coco(coco_folder, 'val2017'), 112, 176, 4)
+    source = loader.EvalBatches(records.read(coco_folder, 'val2017'), 112, 176, 4)
     assert len(source) == 3
-    batches = dict(loader.load(source, range(3)))
+    batches = batches_of(loader.load(source, range(3)))
     assert source.rows(2)[0].tolist()[2:] == [-1, -1]
     assert batches[2]['grid'][2:].tolist() == [[1, 1], [1, 1]] and not batches[2]['patches'][2:].any()
     expected = plan.in_order(source.rows(0)[1]['shape'].prod(axis=1) // 256, (10**6,), 4)[0]

@@ -21,8 +21,8 @@ def smooth(mode='RGB'):
 
 @pytest.mark.parametrize(
     ('mode', 'kind'),
-    [('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGB', 'PNG'), ('P', 'PNG'), ('1', 'PNG'),
-     ('LA', 'PNG'), ('RGBA', 'PNG')],
+    [('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGB', 'PNG'), ('L', 'PNG'), ('P', 'PNG'),
+     ('1', 'PNG'), ('LA', 'PNG'), ('RGBA', 'PNG')],
 )  # fmt: skip
 def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
     data = encode(smooth(mode), kind)
@@ -48,10 +48,69 @@ def test_a_photograph_is_turned_upright_where_that_is_asked_for(orientation, tmp
     assert (upright.shape[:2] == (80, 60)) == (orientation > 4)
 
 
-def test_an_image_of_absurd_size_is_named(monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+def test_a_huge_image_is_read(tmp_path):
+    """73 million pixels, just below the limit."""
+    Image.fromarray(np.full((8000, 9100), 77, np.uint8)).save(tmp_path / 'x.png')
+    image = pixels.read_image(tmp_path / 'x.png')
+    assert image.shape == (8000, 9100, 4) and (image[::500, ::500, :3] == 77).all()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_damaged_files_are_named_or_decode_and_never_crash(kind):
+    """Bits flipped, cut short, and filled with noise, 500 of each kind of file."""
+    rng, refused = np.random.default_rng(0), 0
+    whole = encode(smooth(), kind)
+    for i in range(500):
+        data = bytearray(whole)
+        if i % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        elif i % 3 == 1:
+            for place in rng.integers(len(data), size=rng.integers(1, 20)):
+                data[place] ^= 1 << rng.integers(8)
+        else:
+            begin = rng.integers(len(data))
+            data[begin : begin + 40] = rng.bytes(40)
+        try:
+            image = pixels.decode(bytes(data), 'the file')
+        except InputError as error:
+            refused += 1
+            assert str(error).startswith('the file: ') and '\n' not in str(error)
+        else:
+            assert 1 <= pixels.orientation(bytes(data)) <= 8
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 4
+    assert refused > 200
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('upright', [False, True])
+def test_boxes_lie_on_the_pixels_whose_size_the_annotations_give(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(smooth(), 'JPEG', exif=exif)
+    stored = Image.open(io.BytesIO(data))
+    size = (80, 60) if upright else (60, 80)
+    if upright and orientation < 5:
+        with pytest.raises(InputError, match='x: is 60x80, but 80x60 in the annotations'):
+            pixels.decode_sized(data, 'x', *size)
+    else:
+        expected = ImageOps.exif_transpose(stored) if upright else stored
+        found = pixels.decode_sized(data, 'x', *size)[..., :3]
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_the_size_is_read_from_the_header(kind):
+    data = encode(smooth(), kind)
+    assert pixels.size(data[: len(data) // 2], 'x') == (60, 80)
+    with pytest.raises(InputError, match='x: not a readable image'):
+        pixels.size(data[:15], 'x')
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_an_image_of_absurd_size_is_named(kind, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 4000)
     with pytest.raises(InputError, match='x: not a readable image .*bomb'):
-        pixels.decode(encode(smooth(), 'PNG'), 'x')
+        pixels.decode(encode(smooth(), kind), 'x')
 
 
 @pytest.mark.parametrize('options', [{'progressive': True}, {'subsampling': 0}, {'quality': 40}])

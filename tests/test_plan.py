@@ -3,6 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from configs import yolos_s, yolos_ti
+from yolos_jax.data import geometry
 from yolos_jax.data.plan import choose_lengths, in_order, plan, waste
 
 RANDOM = np.random.default_rng(0)
@@ -68,3 +70,28 @@ def test_evaluation_sees_every_image_once():
 
 def test_waste_is_the_share_of_padding():
     assert waste(np.array([5, 10]), np.array([[0, 1]]), np.array([10])) == 0.25
+
+
+def coco_like_sizes(n, rng):
+    """(heights, widths) after COCO: the commonest six in their shares; others 640 or 500 pixels long."""
+    common = [(480, 640), (427, 640), (640, 480), (426, 640), (375, 500), (640, 427)]
+    shares = [0.215, 0.124, 0.070, 0.045, 0.044, 0.036]
+    long = np.where(rng.random(n) < 0.8, 640, 500)
+    short = (long * rng.triangular(0.45, 0.7, 1, n)).astype(int)
+    upright = rng.random(n) < 0.29
+    sizes = np.stack([np.where(upright, long, short), np.where(upright, short, long)], axis=1)
+    kind = rng.choice(7, n, p=[*shares, 1 - sum(shares)])
+    return np.where(kind[:, None] < 6, np.array([*common, (0, 0)])[kind], sizes).T
+
+
+@pytest.mark.parametrize(('config', 'most'), [(yolos_s, 0.09), (yolos_ti, 0.125)])
+def test_eight_lengths_leave_little_padding_on_coco(config, most):
+    config = config.get_config()
+    heights, widths = coco_like_sizes(118_000, np.random.default_rng(0))
+    recipe = geometry.Recipe(**config.augment)
+    counts = geometry.draw(heights, widths, recipe, 0, 0)['shape'].prod(axis=1) // 256
+    longest = geometry.most_patches(heights, widths, recipe)
+    lengths = choose_lengths(counts, longest, config.num_lengths)
+    assert len(lengths) == 8
+    batches, used = plan(counts, lengths, config.batch_size, 0, 0)
+    assert waste(counts, batches, used) < most

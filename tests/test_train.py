@@ -162,14 +162,14 @@ def test_a_model_that_is_not_the_weights_is_named(init_from, width, says, unbrok
     with config.unlocked():
         config.model.width = width
     with pytest.raises(InputError, match=says):
-        train.make_start(config, records.read_coco(coco_folder, 'train2017'))
+        train.make_start(config, records.read(coco_folder, 'train2017'))
 
 
 def test_training_starts_from_a_backbone(coco_folder, tmp_path):
     vit = make_vit()
     torch.save({'model': torches(vit)}, tmp_path / 'deit.pth')
     config = tiny(init_from=str(tmp_path / 'deit.pth'))
-    start = train.make_start(config, records.read_coco(coco_folder, 'train2017'))
+    start = train.make_start(config, records.read(coco_folder, 'train2017'))
     bias = start.params['backbone']['norm']['bias']
     np.testing.assert_array_equal(bias, vit['norm.bias'])
     assert start.about['source'] == 'deit.pth' and start.classes[3] == 'triangle'

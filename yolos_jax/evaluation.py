@@ -20,10 +20,10 @@ def detect(predict, params, batches, mesh, tick=lambda: None):
     predict: from `steps.make_predict_step`. tick: called after each batch.
     """
     records, results = batches.records, []
-    for step, batch in loader.load(batches, range(len(batches))):
+    for _, batch, indices in loader.load(batches, range(len(batches))):
         images = sharding.shard({name: batch[name] for name in ('patches', 'grid')}, mesh)
         found = jax.device_get(predict(params, images))
-        for row, index in enumerate(batches.rows(step)[0]):
+        for row, index in enumerate(indices):
             if index >= 0:
                 one = {name: values[row] for name, values in found.items()}
                 size = records.heights[index], records.widths[index]

@@ -1,16 +1,28 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
 
-def write_json(path, content):
-    """Write JSON beside `path`, then move it there."""
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file that becomes `path` when the block ends without an error."""
     path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
-    with open(part, 'w') as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write JSON to `path`."""
+    with replacing(path) as file:
+        file.write(json.dumps(content).encode())

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-def draw(image, detections):
-    """A copy of an image, uint8 [height, width, 3], with its `inference.Detections` drawn on it.
+def draw(image, boxes, labels, captions):
+    """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
-    An image with a side below 320 pixels comes back enlarged by a whole number, for the text to fit.
+    boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. An image with a
+    side below 320 pixels comes back enlarged by a whole number, for the text to fit.
     """
     picture = Image.fromarray(image)
     scale = -(-320 // min(picture.size))
@@ -20,11 +21,9 @@ def draw(image, detections):
     short = min(picture.size)
     font = ImageFont.load_default(size=max(short // 30, 12))
     thick = max(short // 200, 2)
-    found = zip(detections.boxes, detections.scores, detections.labels, detections.names, strict=True)
-    for box, score, label, name in found:
-        colour, box = _colour(int(label)), (box * scale).tolist()
+    for box, label, text in zip(boxes, labels, captions, strict=True):
+        colour, box = _colour(int(label)), (np.asarray(box) * scale).tolist()
         pen.rectangle(box, outline=colour, width=thick)
-        text = f'{name} {score:.2f}'
         left, top, right, bottom = pen.textbbox((box[0], box[1]), text, font=font, anchor='lb')
         drop = max(-top, 0)  # a label above the image's edge moves down into it
         pen.rectangle((left, top + drop, right, bottom + drop), fill=colour)

@@ -7,6 +7,7 @@ resizes again. Its draws are made here for a whole epoch at once, as arrays over
 
 import dataclasses
 
+import numba
 import numpy as np
 
 MULTIPLE = 16  # both sides are floored to whole patches
@@ -114,14 +115,26 @@ def move_boxes(boxes, height, width, geometry):
     Returns:
         float32 [k, 4] and the indices [k] of the boxes the crop left with an area.
     """
-    boxes = boxes.astype(np.float32)
-    if geometry['flip']:
-        boxes = boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32([width, 0, width, 0])
-    before_h, before_w = geometry['before']
-    boxes = boxes * np.float32([before_w / width, before_h / height] * 2)
-    top, left, h, w = geometry['box']
-    boxes = np.clip(boxes - np.float32([left, top] * 2), 0, np.float32([w, h] * 2))
-    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    boxes = boxes[kept] / np.float32([w, h] * 2)
-    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    return np.concatenate([centre, size], axis=1), kept
+    before_h, before_w = geometry['before'].tolist()
+    scale = np.float32(before_w / width), np.float32(before_h / height)
+    box = geometry['box'].astype(np.float32)
+    return _move(np.float32(boxes), geometry['flip'], np.float32(width), *scale, box)
+
+
+@numba.njit(nogil=True, cache=True)
+def _move(boxes, flip, width, scale_x, scale_y, crop):
+    out, kept, k = np.empty_like(boxes), np.empty(len(boxes), np.int64), 0
+    top, left, h, w = crop
+    zero, two = np.float32(0), np.float32(2)
+    for i in range(len(boxes)):
+        x0, y0, x1, y1 = boxes[i]
+        if flip:
+            x0, x1 = width - x1, width - x0
+        x0, x1 = min(max(x0 * scale_x - left, zero), w), min(max(x1 * scale_x - left, zero), w)
+        y0, y1 = min(max(y0 * scale_y - top, zero), h), min(max(y1 * scale_y - top, zero), h)
+        if x1 > x0 and y1 > y0:
+            x0, y0, x1, y1 = x0 / w, y0 / h, x1 / w, y1 / h
+            out[k, 0], out[k, 1], out[k, 2], out[k, 3] = (x0 + x1) / two, (y0 + y1) / two, x1 - x0, y1 - y0
+            kept[k] = i
+            k += 1
+    return out[:k], kept[:k]

@@ -1,5 +1,6 @@
 """From an image file to the model's patches."""
 
+import contextlib
 from io import BytesIO
 
 import numpy as np
@@ -10,15 +11,17 @@ from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 from yolos_jax.model import PATCH
 
+# what Pillow and simplejpeg raise, SyntaxError for a broken PNG
+UNREADABLE = ValueError, OSError, SyntaxError, Image.DecompressionBombError
+
 
 def read_image(path, upright=False):
     """The pixels of an image file, RGBX uint8 [height, width, 4]; X is anything.
 
-    upright: turn a photograph the way its camera was held (EXIF). Not for data sets: COCO's boxes are
-    those of the pixels as they are stored.
+    upright: turn a photograph the way its camera was held (EXIF).
 
     Raises:
-        InputError: the file is missing, empty, cut short or no image.
+        InputError: the file is missing, empty, cut short, no image, or larger than Pillow's limit.
     """
     try:
         data = path.read_bytes()
@@ -27,26 +30,77 @@ def read_image(path, upright=False):
     return decode(data, path, upright)
 
 
+def size(data, name):
+    """The (height, width) of encoded bytes as they are stored, from their header alone."""
+    with _naming(name):
+        if _is_jpeg(data):
+            return simplejpeg.decode_jpeg_header(data)[:2]
+        with Image.open(BytesIO(data)) as image:
+            return image.height, image.width
+
+
 def decode(data, name, upright=False):
-    """The pixels of encoded bytes; `name` is for the message."""
-    try:
-        turned = upright and _orientation(data) != 1
-        if data[:3] == b'\xff\xd8\xff' and not turned:
-            _, _, colours, _ = simplejpeg.decode_jpeg_header(data)
+    """As `read_image`, of encoded bytes; `name` is for the message."""
+    with _naming(name):
+        turned = upright and orientation(data) != 1
+        if _is_jpeg(data) and not turned:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(height, width)
             if colours != 'CMYK' and colours != 'YCCK':
                 return simplejpeg.decode_jpeg(data, 'RGBX')
         with Image.open(BytesIO(data)) as image:
+            _check_size(image.height, image.width)
             image = ImageOps.exif_transpose(image) if turned else image
             if image.mode.startswith('I;16'):  # Pillow would clip 16 bits to 8
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return rgbx(image.convert('RGB'))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+
+
+def decode_sized(data, name, height, width):
+    """As `decode`, of an image that the annotations say is height x width.
+
+    Boxes lie on the pixels as they are stored, as COCO's do, or, where only this fits the size, on the
+    photograph turned upright.
+
+    Raises:
+        InputError: as `decode`, and where the image has another size.
+    """
+    image = decode(data, name)
+    if image.shape[:2] != (height, width) and image.shape[1::-1] == (height, width):
+        image = decode(data, name, upright=True)
+    if image.shape[:2] != (height, width):
+        found = f'{image.shape[0]}x{image.shape[1]}'
+        raise InputError(f'{name}: is {found}, but {height}x{width} in the annotations')
+    return image
+
+
+@contextlib.contextmanager
+def _naming(name):
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f'{name}: {error}') from None
+    except UNREADABLE as error:
         raise InputError(f'{name}: not a readable image ({error})') from None
 
 
-def _orientation(data):
-    with Image.open(BytesIO(data)) as image:
-        return image.getexif().get(0x0112, 1)
+def _is_jpeg(data):
+    return data[:3] == b'\xff\xd8\xff'
+
+
+def _check_size(height, width):
+    if height * width > Image.MAX_IMAGE_PIXELS:  # 89 million; Pillow itself only warns
+        raise InputError(f'not a readable image ({height}x{width} pixels: could be a decompression bomb)')
+
+
+def orientation(data):
+    """The EXIF orientation of encoded bytes: 1 for an image that is stored upright, or does not say."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            found = image.getexif().get(0x0112)
+    except UNREADABLE:
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def rgbx(image):

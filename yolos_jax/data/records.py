@@ -1,65 +1,45 @@
-"""The images of a split and their objects, as flat arrays read once from a COCO JSON file."""
+"""The images of a split and their objects, as flat arrays: what everything else starts from."""
 
 import dataclasses
-import mmap
+import hashlib
+import json
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
+from yolos_jax import files
+from yolos_jax.data import annotations, tfds
 from yolos_jax.errors import InputError
 
-LARGEST_CLASS = 9999  # a category id is an index into the class head
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: int
-    file_name: str
-    height: int
-    width: int
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
-    id: int = -1
-
-
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _Coco(msgspec.Struct):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
+INDEX = 1  # the version of the index files
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
     """n images, sorted by id, and their m objects.
 
-    ids int64 [n]; files: n names inside `folder`; heights, widths int32 [n];
-    boxes float32 [m, 4] xyxy in pixels, inside the image and with an area; labels int32 [m] raw category
-    ids; first int64 [n + 1]: image i has the objects first[i] up to first[i + 1];
-    classes: {category id: name}; dropped: {reason: count} of annotations that are no targets.
+    ids int64 [n]; files str [n]; heights, widths int32 [n]; rows int64 [n], where each image stands in
+    the annotation file or data set; boxes float32 [m, 4] xyxy in pixels, inside the image and with an
+    area; labels int32 [m] raw category ids; first int64 [n + 1]: image i has the objects first[i] up to
+    first[i + 1]; classes: {category id: name}; dropped: {reason: count} of annotations that are no
+    targets; json: the annotation file for evaluation; images: a `Folder` or `tfds.Images`.
     """
 
-    folder: Path
-    json: Path
     ids: np.ndarray
-    files: list
+    files: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
+    rows: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     first: np.ndarray
     classes: dict
     dropped: dict
+    json: Path
+    images: object
 
     def __len__(self):
         return len(self.ids)
@@ -69,137 +49,163 @@ class Records:
         span = slice(self.first[i], self.first[i + 1])
         return self.boxes[span], self.labels[span]
 
+    def name(self, i):
+        """How to name image i to a reader."""
+        return self.images.name(self.files[i])
+
+    def read(self, i):
+        """The encoded bytes of image i; raises InputError where they cannot be read."""
+        return self.images.read(self.files[i], self.rows[i])
+
     @property
     def num_classes(self):
         """Size of the class head without "no object": raw ids index it, as in DETR."""
         return max(self.classes) + 1
 
 
-def read_coco(root, split):
-    """The records of `root`/annotations/instances_`split`.json with images in `root`/`split`/.
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The image files of a COCO folder's split."""
 
-    Crowd boxes are no targets; boxes are clamped to the image, and those without an area dropped
+    path: Path
+
+    def name(self, file):
+        """The path of a file."""
+        return str(self.path / file)
+
+    def read(self, file, row):
+        """The bytes of a file."""
+        try:
+            with open(os.path.join(self.path, file), 'rb', buffering=0) as stream:
+                return stream.read()
+        except OSError as error:
+            raise InputError(f'{self.path / file}: {error.strerror}') from None
+
+    def missing(self, names):
+        """Those of the files named that are not there; folders are listed, files not opened."""
+        present = set()
+        for folder, _, inside in os.walk(self.path):
+            folder = os.path.relpath(folder, self.path)
+            present.update(inside if folder == '.' else (f'{folder}/{name}' for name in inside))
+        there = lambda name: name in present or os.path.normpath(name) in present
+        return [str(name) for name in names if not there(name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a split comes from.
+
+    images: a `Folder` or `tfds.Images`; load: reads its `annotations.Annotations`; stamped: the file that
+    changes with them; json: the annotation file for evaluation.
+    """
+
+    images: object
+    load: Callable
+    stamped: Path
+    json: Path
+
+    @classmethod
+    def find(cls, root, split):
+        """The source of a split of `root`; raises InputError where a file or folder is missing."""
+        root = Path(root)
+        json = root / 'annotations' / f'instances_{split}.json'
+        if tfds.is_dataset(root):
+            return cls(tfds.Images(root, split), lambda: tfds.read(root, split), tfds.info_file(root), json)
+        for place, kind in (
+            (root, 'data folder'),
+            (json, 'annotation file'),
+            (root / split, 'image folder'),
+        ):
+            if not place.exists():
+                raise InputError(f'{place}: no such {kind} (a COCO folder has annotations/ and {split}/)')
+        return cls(Folder(root / split), lambda: annotations.read(json), json, json)
+
+
+def read(root, split, index=None):
+    """The records of a split of `root`, a COCO folder or a data set of tensorflow-datasets.
+
+    A COCO folder has annotations/instances_`split`.json and the images in `split`/; for the other see
+    `tfds`. Crowd boxes are no targets; boxes are clamped to the image, and those without an area dropped
     (ConvertCocoPolysToMask of the reference). Images without objects stay.
+
+    index: a folder to keep the arrays in, so that a later start need not read the annotations again.
+    They are made anew when the size of the annotation file or its content changes.
 
     Raises:
         InputError: a file or folder is missing or empty, the JSON is not COCO's, an id stands twice or
-            is unknown, or an image file named in the JSON is not there.
+            is unknown, a box is not finite, or an image file named in the JSON is not there.
     """
-    root = Path(root)
-    path, folder = root / 'annotations' / f'instances_{split}.json', root / split
-    for place, kind in ((root, 'data folder'), (path, 'annotation file'), (folder, 'image folder')):
-        if not place.exists():
-            raise InputError(f'{place}: no such {kind} (a COCO folder has annotations/ and {split}/)')
-    coco = _decode(path)
-    if not coco.images:
-        raise InputError(f'{path}: lists no images')
-    if not coco.categories:
-        raise InputError(f'{path}: lists no categories')
-    classes = {c.id: c.name for c in coco.categories}
-    _check_ids(path, coco, classes)
-    images = sorted(coco.images, key=lambda image: image.id)
-    records = _flatten(path, folder, images, coco.annotations, classes)
-    _check_files(records)
-    return records
-
-
-def read_classes(path):
-    """The classes {id: name} of a COCO annotation file; raises InputError as `read_coco`."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'{path}: no such annotation file')
-    classes = {c.id: c.name for c in _decode(path).categories}
-    if not classes:
-        raise InputError(f'{path}: lists no categories')
-    return classes
-
-
-def _decode(path):
-    with open(path, 'rb') as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise InputError(f'{path}: is empty')
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return msgspec.json.decode(memoryview(data), type=_Coco)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise InputError(f'{path}: not a COCO detection file: {error}') from None
-
-
-def _check_ids(path, coco, classes):
-    def repeated(name, ids):
-        values, counts = np.unique(np.array(ids), return_counts=True)
-        if (counts > 1).any():
-            raise InputError(f'{path}: {name} ids stand twice: {values[counts > 1][:5].tolist()}')
-
-    repeated('image', [image.id for image in coco.images])
-    repeated('category', [category.id for category in coco.categories])
-    repeated('annotation', [a.id for a in coco.annotations if a.id != -1])
-    if min(classes) < 0 or max(classes) > LARGEST_CLASS:
+    source = Source.find(root, split)
+    kept = index and Path(index) / f'{split}.npz'
+    found = index and _read_index(kept, source.stamped)
+    if not found:
+        found = flatten(source.load())
+        if index:
+            _write_index(kept, source.stamped, found)
+    if missing := source.images.missing(found['files']):
         raise InputError(
-            f'{path}: category ids {min(classes)}..{max(classes)}; they index the class head and must '
-            f'be within 0..{LARGEST_CLASS}: renumber them'
+            f'{source.images.path}: {len(missing)} of {len(found["ids"])} images of {source.json.name} '
+            f'are not there, the first is {missing[0]}'
         )
+    return Records(**found, json=source.json, images=source.images)
 
 
-def _flatten(path, folder, images, annotations, classes):
-    ids = np.array([image.id for image in images], np.int64)
-    heights = np.array([image.height for image in images], np.int32)
-    widths = np.array([image.width for image in images], np.int32)
-    if min(heights.min(), widths.min()) < 1:
-        bad = images[int(np.minimum(heights, widths).argmin())]
-        raise InputError(f'{path}: image id {bad.id} is {bad.height}x{bad.width}')
-
-    m = len(annotations)
-    owner = np.fromiter((a.image_id for a in annotations), np.int64, m)
-    labels = np.fromiter((a.category_id for a in annotations), np.int64, m)
-    crowd = np.fromiter((a.iscrowd for a in annotations), bool, m)
-    boxes = np.empty((m, 4), np.float32)
-    for row, annotation in zip(boxes, annotations, strict=True):
-        row[:] = annotation.bbox
-    for what, values, known in (('image', owner, ids), ('category', labels, list(classes))):
-        lost = np.flatnonzero(~np.isin(values, known))
-        if len(lost):
-            raise InputError(
-                f'{path}: {len(lost)} annotations name an unknown {what}, the first is annotation id '
-                f'{annotations[lost[0]].id} with {what}_id {values[lost[0]]}'
-            )
-
-    image = np.searchsorted(ids, owner)
+def flatten(a):
+    """The arrays of `Records` from `annotations.Annotations`; raises InputError as `annotations.check`."""
+    annotations.check(a)
+    order = np.argsort(a.ids)
+    ids, heights, widths = a.ids[order], a.heights[order], a.widths[order]
+    image = np.searchsorted(ids, a.owners)
     size = np.stack([widths[image], heights[image]], axis=1).astype(np.float32)
+    boxes = a.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.clip(boxes, 0, np.tile(size, 2))
     flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    kept = np.flatnonzero(~crowd & ~flat)
+    kept = np.flatnonzero(~a.crowd & ~flat)
     kept = kept[np.argsort(image[kept], kind='stable')]
-    return Records(
-        folder=folder,
-        json=path,
-        ids=ids,
-        files=[image.file_name for image in images],
-        heights=heights,
-        widths=widths,
-        boxes=boxes[kept],
-        labels=labels[kept].astype(np.int32),
-        first=np.searchsorted(image[kept], np.arange(len(ids) + 1)),
-        classes=classes,
-        dropped={'crowd': int(crowd.sum()), 'no area': int((flat & ~crowd).sum())},
-    )
+    return {
+        'ids': ids,
+        'files': a.files[order],
+        'heights': heights.astype(np.int32),
+        'widths': widths.astype(np.int32),
+        'rows': order,
+        'boxes': boxes[kept],
+        'labels': a.labels[kept].astype(np.int32),
+        'first': np.searchsorted(image[kept], np.arange(len(ids) + 1)),
+        'classes': dict(a.categories),
+        'dropped': {'crowd': int(a.crowd.sum()), 'no area': int((flat & ~a.crowd).sum())},
+    }
 
 
-def _check_files(records):
-    root = os.path.realpath(records.folder)
-    present = set()
-    for folder, _, names in os.walk(root):
-        inside = os.path.relpath(folder, root)
-        present.update(names if inside == '.' else (f'{inside}/{name}' for name in names))
-    missing = []
-    for name in records.files:
-        if os.path.isabs(name) or '..' in Path(name).parts:
-            raise InputError(f'{records.json}: file_name {name!r} points outside {records.folder}')
-        if os.path.normpath(name) not in present:
-            missing.append(name)
-    if missing:
-        raise InputError(
-            f'{records.folder}: {len(missing)} of {len(records)} images named in {records.json.name} '
-            f'are not there, the first is {missing[0]}'
-        )
+def _stamp(path):
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {
+        'version': INDEX,
+        'size': path.stat().st_size,
+        'time': path.stat().st_mtime_ns,
+        'sha256': digest,
+    }
+
+
+def _read_index(index, source):
+    """The arrays kept in an index file, or None where there is none or it is not of this source."""
+    try:
+        with np.load(index) as stored:
+            about = json.loads(stored['about'].item())
+            stat, stamp = source.stat(), about.pop('stamp')
+            if stamp['version'] != INDEX or stamp['size'] != stat.st_size:
+                return None
+            if stamp['time'] != stat.st_mtime_ns and stamp['sha256'] != _stamp(source)['sha256']:
+                return None
+            about['classes'] = {int(number): name for number, name in about['classes'].items()}
+            return {name: stored[name] for name in stored.files if name != 'about'} | about
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # not there, or damaged: it is made again
+
+
+def _write_index(index, source, found):
+    about = {name: found[name] for name in ('classes', 'dropped')} | {'stamp': _stamp(source)}
+    arrays = {name: values for name, values in found.items() if name not in about}
+    with files.replacing(index) as file:
+        np.savez(file, about=json.dumps(about), **arrays)

@@ -45,7 +45,7 @@ def _weights(size_in, size_out):
 
 
 def _mixer(lanes, kept):
-    """The sum at the heart of both passes, on vectors of `lanes` bytes, of which those in `kept` are stored.
+    """The sum at the heart of both passes, on vectors of `lanes` bytes, storing those in `kept`.
 
     numba cannot be made to use vectors here (it must assume that `out` and `data` overlap), so this is
     written in LLVM's own language, for all processors alike.
@@ -112,7 +112,7 @@ def _horizontal(image, first, count, weights, flip, out):
 
 @numba.njit(nogil=True, cache=True)
 def _vertical(data, first, count, weights, stride, out):
-    """From the bytes of an image to those of another; a row ends with a whole run, and so both have a tail."""
+    """From the bytes of an image to those of another. Rows end with a whole run, so both have a tail."""
     for y in range(len(first)):
         for x in range(0, stride, RUN):
             _mix_row(data, first[y] * stride + x, stride, weights[y], count[y], out, y * stride + x)

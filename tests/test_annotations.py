@@ -1,0 +1,76 @@
+import json
+
+import pytest
+from conftest import coco_content, write_coco
+
+from yolos_jax.data import annotations
+from yolos_jax.errors import InputError
+
+
+def change(**keys):
+    content = coco_content()
+    for key, value in keys.items():
+        where, index, field = key.split('__')
+        content[where][int(index)][field] = value
+    return content
+
+
+def text(value, **keys):
+    """The content as JSON with a number that json cannot write."""
+    return json.dumps(change(**keys)).replace('12345', value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('', 'is empty'),
+        ('[1, 2', 'not a COCO detection file'),
+        ('<html>', 'not a COCO detection file'),
+        (json.dumps(coco_content())[:-40], 'not a COCO detection file: Input data was truncated'),
+        ('[]', 'not a COCO detection file: Expected `object`'),
+        ({'images': []}, 'missing required field `annotations`'),
+        (coco_content() | {'images': []}, '0 images: the list is empty'),
+        (coco_content() | {'categories': []}, '0 categories: the list is empty'),
+        (change(images__1__id=7), '1 image ids that stand twice: 7'),
+        (change(annotations__1__id=1), '1 annotation ids that stand twice: 1'),
+        (change(categories__0__id=5), '1 category ids that stand twice: 5'),
+        (change(annotations__1__category_id=4), r'unknown category: annotation id 2 \(category_id 4\)'),
+        (change(annotations__0__image_id=8), r'unknown image: annotation id 1 \(image_id 8\)'),
+        (change(annotations__1__bbox=[1, 2, 3]), r'annotations\[1\].bbox`, in the object with id 2'),
+        (change(annotations__1__bbox=[1, 2, 3, 'x']), r'annotations\[1\].bbox.*in the object with id 2'),
+        (change(annotations__1__bbox=[1, 2, 3, None]), r'annotations\[1\].bbox.*in the object with id 2'),
+        (text('NaN', annotations__1__bbox=[1, 2, 3, 12345]), 'malformed.* in the object with id 2'),
+        (text('Infinity', annotations__1__bbox=[1, 2, 3, 12345]), 'malformed.* in the object with id 2'),
+        (text('1e999', annotations__1__bbox=[1, 2, 3, 12345]), 'out of range.* in the object with id 2'),
+        (change(annotations__1__bbox=[1, 2, 3, 1e60]), '1 boxes that are not finite: annotation id 2'),
+        (change(images__0__height=0), 'image id 7 is 0x200'),
+        (change(images__1__height='x'), r'images\[1\].height`, in the object with id 3'),
+        (change(images__1__file_name='../a.jpg'), 'outside their folder: image id 3'),
+        (change(images__1__file_name='/etc/passwd'), 'outside their folder: image id 3'),
+        (change(images__1__file_name='x/../../a.jpg'), 'outside their folder: image id 3'),
+        (change(categories__1__id=70000), 'renumber.*70000'),
+    ],
+)
+def test_what_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):
+    path = write_coco(tmp_path, content, images=False) / 'annotations' / 'instances_val.json'
+    with pytest.raises(InputError, match=says) as error:
+        annotations.check(annotations.read(path))
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_what_is_left_out_or_cut_is_noted(tmp_path):
+    content = change(annotations__0__bbox=[10, 10, -5, 5])
+    path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
+    found = annotations.problems(annotations.read(path))
+    assert [str(problem) for problem in found] == [
+        '2 boxes without an area (dropped): annotation id 1, annotation id 4',
+        '1 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg',
+    ]
+    assert not any(problem.stops for problem in found)
+
+
+def test_every_problem_is_found_not_only_the_first(tmp_path):
+    content = change(images__1__id=7, annotations__1__id=1, annotations__2__category_id=4)
+    path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
+    found = annotations.problems(annotations.read(path))
+    assert len(found) == 3 and all(problem.stops for problem in found)

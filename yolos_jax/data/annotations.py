@@ -1,0 +1,210 @@
+"""A COCO annotation file as columns, and what is wrong with it."""
+
+import dataclasses
+import mmap
+import os
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from yolos_jax.errors import InputError
+
+LARGEST_CLASS = 9999  # a category id is an index into the class head
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: int = 0
+    id: int = -1
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _Coco(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """n images, their m annotations and the classes, in the order of the file.
+
+    ids int64 [n]; files str [n]; heights, widths int64 [n]; annotation_ids int64 [m], -1 without one;
+    owners int64 [m], the annotated images' ids; labels int64 [m], category ids; crowd bool [m];
+    boxes float32 [m, 4] xywh in pixels; categories: (id, name) pairs.
+    """
+
+    path: Path
+    ids: np.ndarray
+    files: np.ndarray
+    heights: np.ndarray
+    widths: np.ndarray
+    annotation_ids: np.ndarray
+    owners: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    boxes: np.ndarray
+    categories: list
+
+
+def read(path):
+    """The annotations of a COCO JSON file.
+
+    Raises:
+        InputError: there is no such file, it is empty or not COCO's; the message names what is wrong,
+            and the id of the image or annotation where it is one's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path}: no such annotation file')
+    with open(path, 'rb') as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise InputError(f'{path}: is empty')
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                coco = msgspec.json.decode(memoryview(data), type=_Coco)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f'{path}: not a COCO detection file: {error}{_where(error, data)}'
+                ) from None
+    boxes = np.empty((len(coco.annotations), 4), np.float32)
+    with np.errstate(over='ignore'):  # a box beyond float32 is not finite, which `problems` finds
+        for row, annotation in zip(boxes, coco.annotations, strict=True):
+            row[:] = annotation.bbox
+    column = lambda rows, name, kind: np.fromiter((getattr(row, name) for row in rows), kind, len(rows))
+    return Annotations(
+        path=path,
+        ids=column(coco.images, 'id', np.int64),
+        files=np.array([image.file_name for image in coco.images], str),
+        heights=column(coco.images, 'height', np.int64),
+        widths=column(coco.images, 'width', np.int64),
+        annotation_ids=column(coco.annotations, 'id', np.int64),
+        owners=column(coco.annotations, 'image_id', np.int64),
+        labels=column(coco.annotations, 'category_id', np.int64),
+        crowd=column(coco.annotations, 'iscrowd', bool),
+        boxes=boxes,
+        categories=[(category.id, category.name) for category in coco.categories],
+    )
+
+
+def read_classes(path):
+    """The classes {id: name} of a COCO annotation file; raises InputError as `read`."""
+    classes = dict(read(path).categories)
+    if not classes:
+        raise InputError(f'{path}: lists no categories')
+    return classes
+
+
+def _where(error, data):
+    """' in annotation id 7' for an error at a byte, or in an element of a list, that has an id."""
+    number = rb'"id"\s*:\s*(-?\d+)'
+    if byte := re.search(r'\(byte (\d+)\)', str(error)):
+        at = int(byte[1])
+        begin, end = data.rfind(b'{', 0, at), data.find(b'}', at)
+        inside = data[max(begin, 0) : end if end > 0 else at]
+        return f', in the object with id {int(found[1])}' if (found := re.search(number, inside)) else ''
+    if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):
+        kind, index = element[1], int(element[2])
+        elements = msgspec.json.decode(memoryview(data), type=dict[str, msgspec.Raw])[kind]
+        element = msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
+        return f', in the object with id {int(found[1])}' if (found := re.search(number, element)) else ''
+    return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: what, how often, a few examples, and whether it stops a run."""
+
+    what: str
+    count: int
+    examples: list
+    stops: bool
+
+    def __str__(self):
+        shown = ', '.join(str(example) for example in self.examples)
+        return f'{self.count} {self.what}: {shown}' + (', ...' if self.count > len(self.examples) else '')
+
+
+def problems(a):
+    """What is wrong with `Annotations`: a list of `Problem`, those that stop a run first."""
+    found = []
+
+    def note(what, where, examples, stops=True):
+        where = np.flatnonzero(where)
+        if len(where):
+            found.append(Problem(what, len(where), [examples(i) for i in where[:5]], stops))
+
+    def note_repeated(what, ids):
+        values, counts = np.unique(ids, return_counts=True)
+        note(f'{what} ids that stand twice', counts > 1, lambda i: values[i])
+
+    category_ids = np.array([number for number, _ in a.categories], np.int64)
+    annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    if not len(a.ids):
+        found.append(Problem('images', 0, ['the list is empty'], True))
+    if not len(category_ids):
+        found.append(Problem('categories', 0, ['the list is empty'], True))
+    note_repeated('image', a.ids)
+    note_repeated('category', category_ids)
+    note_repeated('annotation', a.annotation_ids[a.annotation_ids != -1])
+    note(
+        f'category ids outside 0..{LARGEST_CLASS} (they index the class head: renumber them)',
+        (category_ids < 0) | (category_ids > LARGEST_CLASS),
+        lambda i: category_ids[i],
+    )
+    note(
+        'images without a size',
+        (a.heights < 1) | (a.widths < 1),
+        lambda i: f'image id {a.ids[i]} is {a.heights[i]}x{a.widths[i]}',
+    )
+    note(
+        'image files that point outside their folder',
+        [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()],
+        lambda i: f'image id {a.ids[i]} {a.files[i]}',
+    )
+    known = np.isin(a.owners, a.ids)
+    note('annotations of an unknown image', ~known, lambda i: f'{annotation(i)} (image_id {a.owners[i]})')
+    note(
+        'annotations of an unknown category',
+        ~np.isin(a.labels, category_ids),
+        lambda i: f'{annotation(i)} (category_id {a.labels[i]})',
+    )
+    finite = np.isfinite(a.boxes).all(axis=1)
+    note('boxes that are not finite', ~finite, annotation)
+    if any(problem.stops for problem in found):
+        return found
+    flat = ~(a.boxes[:, 2:] > 0).all(axis=1)
+    note('boxes without an area (dropped)', flat & ~a.crowd, annotation, stops=False)
+    order = np.argsort(a.ids)
+    image = order[np.searchsorted(a.ids[order], a.owners)]
+    size = np.stack([a.widths[image], a.heights[image]], axis=1)
+    outside = (a.boxes[:, :2] < -1) | (a.boxes[:, :2] + a.boxes[:, 2:] > size + 1)
+    note(
+        'boxes that leave the image by more than a pixel (cut)',
+        outside.any(axis=1) & ~a.crowd,
+        lambda i: f'{annotation(i)} in {a.files[image[i]]}',
+        stops=False,
+    )
+    return found
+
+
+def check(a):
+    """Raises InputError for the first problem that stops a run."""
+    for problem in problems(a):
+        if problem.stops:
+            raise InputError(f'{a.path}: {problem}')

@@ -1,0 +1,126 @@
+"""The findings of `check` as one HTML file, with pictures."""
+
+import base64
+import html
+import io
+
+import numpy as np
+from PIL import Image
+
+from yolos_jax import files, visualize
+from yolos_jax.data import loader, pixels
+from yolos_jax.errors import InputError
+from yolos_jax.model import PATCH
+
+SHOWN = 8  # pictures of a kind
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em }
+table { border-collapse: collapse; display: inline-table; vertical-align: top; margin: 0 2em 1em 0 }
+caption { text-align: left; font-weight: 600 } td { padding: 1px 1em 1px 0; border-bottom: 1px solid #ddd }
+.stops { color: #b00 } figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top }
+figcaption { font-size: 12px; max-width: 360px; overflow-wrap: anywhere }
+img { max-width: 360px; max-height: 360px }
+"""
+
+
+def write(path, every):
+    """Write the report of a list of `check.Findings` to `path`."""
+    body = ''.join(_section(findings) for findings in every)
+    page = f'<!doctype html><meta charset="utf-8"><title>Data check</title><style>{STYLE}</style>{body}'
+    with files.replacing(path) as file:
+        file.write(page.encode())
+
+
+def _section(findings):
+    parts = [f'<h1>{html.escape(findings.split)}</h1>']
+    for problem in findings.problems:
+        kind, word = ('stops', 'Stops a run') if problem.stops else ('note', 'Note')
+        parts.append(f'<p class="{kind}">{word}: {html.escape(str(problem))}</p>')
+    for title, rows in findings.tables:
+        cells = ''.join(f'<tr><td>{html.escape(a)}<td>{html.escape(b)}' for a, b in rows)
+        parts.append(f'<table><caption>{html.escape(title)}</caption>{cells}</table>')
+    if findings.batches:
+        parts.append('<h2>A batch as the model sees it</h2>' + _batch(findings.batches))
+    if findings.records:
+        for title, images in worst(findings).items():
+            parts.append(f'<h2>{html.escape(title)}</h2>' + ''.join(_stored(findings, i) for i in images))
+    return ''.join(parts)
+
+
+def worst(findings):
+    """{title: indices into `Annotations`} of the images to look at."""
+    a, r = findings.annotations, findings.records
+    order = np.argsort(a.ids)
+    image = order[np.searchsorted(a.ids[order], a.owners)]
+    flat = ~(a.boxes[:, 2:] > 0).all(axis=1) & ~a.crowd
+    end = a.boxes[:, :2] + a.boxes[:, 2:]
+    outside = ((a.boxes[:, :2] < -1) | (end > np.stack([a.widths[image], a.heights[image]], 1) + 1)).any(
+        axis=1
+    )
+    counts = np.diff(r.first)
+    smallest = np.argsort((r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1), kind='stable')
+    groups = {
+        f'Images {kind}': where
+        for kind, where in findings.odd.items()
+        if kind not in ('missing', 'unreadable')
+    }
+    groups['Boxes without an area'] = image[flat]
+    groups['Boxes that leave the image'] = image[outside & ~a.crowd]
+    groups['Most objects'] = r.rows[np.argsort(-counts, kind='stable')[:SHOWN]]
+    groups['Smallest objects'] = r.rows[np.searchsorted(r.first, smallest[: 4 * SHOWN], 'right') - 1]
+    return {
+        title: list(dict.fromkeys(map(int, where)))[:SHOWN] for title, where in groups.items() if len(where)
+    }
+
+
+def _stored(findings, i):
+    """Image i of the annotations with all its boxes, crowds dashed by their caption."""
+    a = findings.annotations
+    name = findings.images.name(a.files[i])
+    try:
+        data = findings.images.read(a.files[i], i)
+        upright = pixels.size(data, name) != (a.heights[i], a.widths[i])
+        image = pixels.decode(data, name, upright)[..., :3]
+    except InputError as error:
+        return f'<p>{html.escape(str(error))}</p>'
+    mine = np.flatnonzero(a.owners == a.ids[i])
+    boxes = a.boxes[mine].copy()
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 0) + boxes[:, :2]
+    names = dict(a.categories)
+    captions = [names[a.labels[k]] + (' (crowd)' if a.crowd[k] else '') for k in mine]
+    caption = f'{a.files[i]} (id {a.ids[i]}), {image.shape[1]} x {image.shape[0]}, {len(mine)} annotations'
+    return _figure(visualize.draw(np.ascontiguousarray(image), boxes, a.labels[mine], captions), caption)
+
+
+def _batch(batches):
+    records = batches.records
+    try:
+        ((_, batch, indices),) = loader.load(batches, [0])
+    except InputError as error:
+        return f'<p>{html.escape(str(error))}</p>'
+    figures = []
+    for row, index in enumerate(indices):
+        rows, columns = batch['grid'][row]
+        cells = batch['patches'][row][: rows * columns].reshape(rows, columns, PATCH, PATCH, 3)
+        image = cells.swapaxes(1, 2).reshape(rows * PATCH, columns * PATCH, 3)
+        valid = batch['valid'][row]
+        centre, size = np.split(batch['boxes'][row][valid], 2, axis=1)
+        corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+        boxes = corners * np.tile([image.shape[1], image.shape[0]], 2)
+        labels = batch['labels'][row][valid]
+        caption = f'{records.files[index]}, {image.shape[1]} x {image.shape[0]}, {rows * columns} patches'
+        picture = visualize.draw(
+            image, boxes, labels, [records.classes[label] for label in labels.tolist()]
+        )
+        figures.append(_figure(picture, caption))
+    return ''.join(figures)
+
+
+def _figure(image, caption):
+    picture, file = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((720, 720))
+    picture.save(file, 'jpeg', quality=85)
+    data = base64.b64encode(file.getvalue()).decode()
+    image = f'<img src="data:image/jpeg;base64,{data}">'
+    return f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'

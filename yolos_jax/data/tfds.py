@@ -1,0 +1,131 @@
+"""COCO as tensorflow-datasets prepares it (coco/2017), read without TensorFlow.
+
+A data set is a folder DIR/coco/2017/1.1.0 with dataset_info.json and array_record files, made by
+`python -m yolos_jax.data.build_tfds` or by tensorflow-datasets itself. Images are stored as the bytes of
+their files, boxes as float32 [ymin, xmin, ymax, xmax] over the image's size, labels as places in the
+sorted list of categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
+
+Evaluation is always by the official file: annotations/instances_val2017.json in the same folder.
+"""
+
+import functools
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from yolos_jax.data import coco, pixels
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.errors import InputError
+
+SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # ours: theirs
+CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
+
+
+def is_dataset(root):
+    """Whether a folder is a data set of tensorflow-datasets."""
+    return info_file(root).is_file()
+
+
+def info_file(root):
+    """The file that is there in every data set, and changes with it."""
+    return Path(root) / 'dataset_info.json'
+
+
+def splits(root):
+    """The splits of a data set, under our names."""
+    ours = {theirs: name for name, theirs in SPLITS.items()}
+    return [
+        ours.get(split['name'], split['name'])
+        for split in json.loads(info_file(root).read_text())['splits']
+    ]
+
+
+@functools.cache
+def _open(root, split):
+    import tensorflow_datasets as tfds  # here, since it takes half a second
+
+    builder = tfds.builder_from_directory(root)
+    there = SPLITS.get(split, split)
+    if there not in builder.info.splits:
+        raise InputError(f'{root}: has no split {there}, but {", ".join(builder.info.splits)}')
+    try:
+        examples = builder.as_data_source(there, decoders={'image': tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise InputError(
+            f'{root}: is not in array_record format; make it anew with python -m yolos_jax.data.build_tfds '
+            f'({str(error).splitlines()[0]})'
+        ) from None
+    return builder, examples
+
+
+class Images:
+    """The images of a split, by their row in the data set."""
+
+    def __init__(self, root, split):
+        self._root, self._split = root, split
+
+    def name(self, file):
+        """How to name an image to a reader."""
+        return f'{self._root}: {self._split}/{file}'
+
+    def missing(self, files):
+        """Nothing can be."""
+        return []
+
+    def read(self, file, row):
+        """The encoded bytes of an image."""
+        return _open(self._root, self._split)[1][int(row)]['image']
+
+
+def read(root, split):
+    """The annotations of a split, in the order of the data set.
+
+    Every example is read once, for the size of its image.
+    """
+    builder, examples = _open(root, split)
+    names = builder.info.features['objects']['label'].names
+    categories = _categories(root, names)
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(lambda i: _row(root, examples[i]), range(len(examples))))
+    ids, files, sizes, annotation_ids, labels, crowd, boxes = zip(*rows, strict=True)
+    heights, widths = np.array(sizes, np.int64).T
+    return Annotations(
+        path=Path(root),
+        ids=np.array(ids, np.int64),
+        files=np.array(files, str),
+        heights=heights,
+        widths=widths,
+        annotation_ids=np.concatenate(annotation_ids),
+        owners=np.repeat(np.array(ids, np.int64), [len(x) for x in labels]),
+        labels=np.array([number for number, _ in categories], np.int64)[np.concatenate(labels)],
+        crowd=np.concatenate(crowd),
+        boxes=np.concatenate(boxes).astype(np.float32),
+        categories=categories,
+    )
+
+
+def _row(root, example):
+    file, objects = example['image/filename'].decode(), example['objects']
+    height, width = pixels.size(example['image'], f'{root}: {file}')
+    y0, x0, y1, x1 = np.asarray(objects['bbox'], np.float64).reshape(-1, 4).T
+    boxes = np.stack([x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height], axis=1)
+    return (
+        int(example['image/id']),
+        file,
+        (height, width),
+        np.asarray(objects['id'], np.int64),
+        np.asarray(objects['label'], np.int64),
+        np.asarray(objects['is_crowd'], bool),
+        boxes.round(2),
+    )
+
+
+def _categories(root, names):
+    path = Path(root) / CATEGORIES
+    if path.is_file():
+        return [(number, name) for number, name in json.loads(path.read_text())]
+    if list(names) != list(coco.CLASSES.values()):
+        raise InputError(f'{root}: the classes are not those of COCO, and there is no {CATEGORIES}')
+    return list(coco.CLASSES.items())
