@@ -1,11 +1,11 @@
 """Images per second and core from a JPEG file to the model's input, against the reference's transforms.
 
-    python benchmarks/data.py [--images=200]
+    python benchmarks/data.py [--images=400]
 
 The reference is datasets/coco.py, transforms.py and util/misc.py of hustvl/YOLOS, written with Pillow and
 torch on one thread: a normalised float32 tensor, copied into a batch. Ours writes uint8 patches into one,
 which the device normalises. Both take the same draws of flip, crop and scale, on the same synthetic
-photographs of COCO's commonest sizes with seven objects each, in turns of 20 images.
+photographs of COCO's commonest sizes with seven objects each, in turns of 100.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from yolos_jax.model import MEAN, STD
 
 SIZES = [(480, 640)] * 8 + [(427, 640)] * 5 + [(640, 480)] * 3 + [(375, 500)] * 2 + [(640, 427)] * 2
 OBJECTS = 7  # COCO's mean
-TURN = 20
+TURN = 100
 
 
 def photograph(rng, height, width):
@@ -136,7 +136,7 @@ def ours(source, drawn, i):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--images', type=int, default=200)
+    parser.add_argument('--images', type=int, default=400)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

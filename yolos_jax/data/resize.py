@@ -63,15 +63,23 @@ def _mixer(lanes, kept):
             arrays = [context.make_array(signature.args[i])(context, builder, values[i]) for i in (0, 3, 5)]
             data, weights, out = (array.data for array in arrays)
             _, at, step, _, taps, _, to = values
+            number = lambda k: ir.Constant(taps.type, k)
             total = cgutils.alloca_once_value(builder, all_lanes(1 << (BITS - 1)))
-            with cgutils.for_range(builder, taps) as loop:
-                place = builder.gep(data, [builder.add(at, builder.mul(loop.index, step))])
+
+            def add(k):
+                place = builder.gep(data, [builder.add(at, builder.mul(k, step))])
                 run = builder.load(builder.bitcast(place, bytes_in.as_pointer()), align=1)
-                weight = builder.load(builder.gep(weights, [loop.index]))
+                weight = builder.load(builder.gep(weights, [k]))
                 weight = builder.insert_element(nothing, weight, ir.Constant(i32, 0))
                 weight = builder.shuffle_vector(weight, nothing, all_lanes(0))
                 product = builder.mul(builder.zext(run, sums), weight)
                 builder.store(builder.add(builder.load(total), product), total)
+
+            add(number(0))
+            with builder.if_then(builder.icmp_signed('>', taps, number(1))):
+                add(number(1))
+                with cgutils.for_range_slice(builder, number(2), taps, number(1)) as (k, _):
+                    add(k)
             result = builder.trunc(builder.lshr(builder.load(total), all_lanes(BITS)), bytes_in)
             order = ir.Constant(ir.VectorType(i32, len(kept)), list(kept))
             result = builder.shuffle_vector(result, ir.Constant(bytes_in, ir.Undefined), order)
