@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from yolos_jax import adapt, cli, evaluation, files, sharding, steps, weights
+from yolos_jax import adapt, cli, cluster, evaluation, files, sharding, steps, weights
 from yolos_jax.data import loader, records
 
 
@@ -29,8 +29,10 @@ def main():
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    cluster.add_arguments(parser)
     args = parser.parse_args()
 
+    cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
     mesh = sharding.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     sharding.check_divides(batch_size, mesh, '--batch_size')
@@ -42,8 +44,10 @@ def main():
 
     predict = steps.make_predict_step(found.model.clone(dtype=jnp.dtype(args.dtype)))
     params = sharding.replicate(found.params, mesh)
-    with tqdm(total=len(batches), unit='batch') as bar:
+    with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
         results = evaluation.detect(predict, params, batches, mesh, bar.update)
+    if not cluster.is_first():
+        return
     numbers, classes = evaluation.score(data.json, results)
 
     print(evaluation.table(numbers))

@@ -6,6 +6,7 @@ Any value of the config can be set by --config.key=value. The workdir receives m
 files, curves.png and checkpoints/; the same command in the same workdir goes on where the last one ended.
 """
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from yolos_jax import (
     adapt,
     checkpoints,
     cli,
+    cluster,
     evaluation,
     optim,
     run,
@@ -35,6 +37,12 @@ from yolos_jax.progress import Progress, Tally
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run writes to and resumes from.')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0, for a cluster made by hand.'
+)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Its processes; 1 to be alone in any case.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, ...')
+HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -42,7 +50,7 @@ def train(config, workdir):
     """Train as `config` says, in the folder `workdir`."""
     # The data, the detector to start from, and the batches
     mesh = sharding.make_mesh()
-    sharding.check_divides(config.batch_size, mesh, 'config.batch_size')
+    check_batch_size(config, mesh)
     train_set = records.read(config.data, config.train_split, workdir / 'index')
     val_set = records.read(config.data, config.val_split, workdir / 'index')
     start = make_start(config, train_set)
@@ -54,12 +62,17 @@ def train(config, workdir):
     # The optimiser, the steps, and the state they work on
     rate = optim.learning_rate(config.learning_rate, config.epochs, per_epoch)
     optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
-    state = sharding.replicate(steps.init_state(start.params, optimizer), mesh)
-    train_step = steps.make_train_step(start.model, optimizer, config.images_per_group)
-    train_step = jax.jit(train_step, donate_argnums=0)
+    state = steps.init_state(start.params, optimizer)
+    layout = make_layout(config, state, mesh)
+    state = sharding.place(state, layout)
+    train_step = steps.make_train_step(
+        start.model, optimizer, config.images_per_group, config.accumulate_steps
+    )
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.whole(mesh)))
     predict = steps.make_predict_step(start.model)
 
-    # What an earlier run in this folder left
+    # What all processes must have in common, and what an earlier run in this folder left
+    agree(config, workdir, batches, val_set)
     saved = checkpoints.Checkpoints(workdir / 'checkpoints')
     about = weights.describe(start) | {'config': run.flat(config)}
     tally = Tally()
@@ -73,7 +86,8 @@ def train(config, workdir):
 
     programs, stop = {}, run.StopSignal()
     with jax.set_mesh(mesh):
-        for step, batch, _ in loader.load(batches, range(first, total)):
+        mine = sharding.rows_of_process(config.batch_size, mesh)
+        for step, batch, _ in loader.load(batches, range(first, total), mine):
             batch = sharding.shard(batch, mesh)
             length = batch['patches'].shape[1]
             if length not in programs:
@@ -92,15 +106,17 @@ def train(config, workdir):
                 log.write(done, {f'epoch_{k}': v for k, v in tally.take('epoch').items()})
             if left == 0 and (epoch % config.eval_every == 0 or done == total):
                 ap = evaluate(predict, state['params'], val_batches, mesh, done, log)
-            if ap is not None or done % config.save_every == 0 or stop:
+            asked = stop.after(step)
+            if ap is not None or done % config.save_every == 0 or asked:
                 saved.save(state, about | {'tally': tally.state()}, ap)
                 log.start_clock()
-            if stop:
+            if asked:
                 log.say(f'stopped after step {done}; the same command goes on from here')
                 break
     saved.close()
     log.close()
-    visualize.curves(workdir)
+    if cluster.is_first():
+        visualize.curves(workdir)
 
 
 def make_batches(config, train_set, model):
@@ -108,11 +124,6 @@ def make_batches(config, train_set, model):
     if len(train_set) < config.batch_size:
         raise InputError(
             f'{train_set.json}: {len(train_set)} images are less than one batch of {config.batch_size}'
-        )
-    if config.batch_size % config.images_per_group:
-        raise InputError(
-            f'config.images_per_group is {config.images_per_group}, which does not divide '
-            f'config.batch_size, {config.batch_size}'
         )
     return loader.TrainBatches.make(
         train_set,
@@ -122,6 +133,43 @@ def make_batches(config, train_set, model):
         config.max_targets,
         config.seed,
         special=1 + model.num_det_tokens,
+    )
+
+
+def check_batch_size(config, mesh):
+    """Raises InputError where the batch does not divide over devices, parts and groups."""
+    sharding.check_divides(config.batch_size, mesh, 'config.batch_size')
+    if config.batch_size % config.images_per_group:
+        raise InputError(
+            f'config.images_per_group is {config.images_per_group}, which does not divide '
+            f'config.batch_size, {config.batch_size}'
+        )
+    rows, parts = config.batch_size // mesh.size, config.accumulate_steps
+    if parts < 1 or parts > 1 and rows % (parts * config.images_per_group):
+        raise InputError(
+            f"config.accumulate_steps is {parts}: a device's {rows} images do not divide into so many "
+            f'parts of whole groups of config.images_per_group, {config.images_per_group}'
+        )
+
+
+def make_layout(config, state, mesh):
+    """Where the state's arrays live: on every device, or in parts."""
+    if config.shard_params:
+        return sharding.largest_axis(state, mesh)
+    return jax.tree.map(lambda _: sharding.whole(mesh), state)
+
+
+def agree(config, workdir, batches, val_set):
+    """Raises InputError where the processes of a run are not about to do the same."""
+    cluster.wait('workdir')
+    planned = batches.plan(0)[1:]
+    cluster.agree(
+        config=run.flat(config),
+        workdir=(workdir / run.LOCK).read_text() if (workdir / run.LOCK).exists() else None,
+        training_data=batches.records.digest(),
+        validation_data=val_set.digest(),
+        plan=[hashlib.sha256(x.tobytes()).hexdigest() for x in planned],
+        versions=[jax.__version__, np.__version__],
     )
 
 
@@ -179,7 +227,8 @@ def summary(config, mesh, start, batches, val_set, first):
     used = ' '.join(map(str, lengths))
     return '\n'.join(
         [
-            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}',
+            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind} in {jax.process_count()} '
+            f'processes, jax {jax.__version__}',
             f'parameters   {parameters:,}',
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(start.classes)} classes, {config.data}',
@@ -203,16 +252,20 @@ def compile_step(train_step, state, batch, log):
 def evaluate(predict, params, val_batches, mesh, step, log):
     """The AP on the validation split; all twelve numbers are logged."""
     results = evaluation.detect(predict, params, val_batches, mesh)
-    numbers, _ = evaluation.score(val_batches.records.json, results)
-    log.say(evaluation.table(numbers))
-    log.write(step, numbers)
-    return numbers['AP']
+    ap = None
+    if cluster.is_first():
+        numbers, _ = evaluation.score(val_batches.records.json, results)
+        log.say(evaluation.table(numbers))
+        log.write(step, numbers)
+        ap = numbers['AP']
+    return cluster.from_first(ap)
 
 
 def main():
     """Parse the flags and train."""
     config = CONFIG.value
     cli.keep_memory()
+    cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
     with run.folder(WORKDIR.value) as workdir:
         train(config, Path(workdir))
 

@@ -35,6 +35,10 @@ def get_config():
     c.max_targets = 100  # as many as [DET] tokens; COCO's fullest train image has 93
 
     c.batch_size = 8  # images per step, over all devices
+    c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
+    c.shard_params = (
+        False  # True: parameters and optimiser state in parts over the devices, for large models
+    )
     c.images_per_group = 1  # images per GPU of the reference: its class loss is a mean over each
     c.epochs = 150
     c.learning_rate = 2.5e-5

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from yolos_jax import cluster
 from yolos_jax.errors import InputError
 
 STATE, META = 'state', 'meta'
@@ -29,8 +30,10 @@ class Checkpoints:
 
     def __init__(self, folder):
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _set_aside_unreadable(self.folder)
+        if cluster.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _set_aside_unreadable(self.folder)
+        cluster.wait('checkpoints')
         best = BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -88,9 +91,11 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore have no common error for damage
                 damaged[path] = error
                 continue
-            for path, error in damaged.items():
-                print(f'{path} is damaged, set aside as broken-{path.name}: {error}')
-                path.rename(path.with_name(f'broken-{path.name}'))
+            if cluster.is_first():
+                for path, error in damaged.items():
+                    print(f'{path} is damaged, set aside as broken-{path.name}: {error}')
+                    path.rename(path.with_name(f'broken-{path.name}'))
+            cluster.wait('damaged checkpoints')
             self._manager.reload()
             return state, meta
         if damaged:
@@ -121,7 +126,8 @@ class Checkpoints:
     def _sweep(self):
         """Once the save under way is done, remove the steps it replaced."""
         self._manager.wait_until_finished()
-        shutil.rmtree(self.folder / TRASH, ignore_errors=True)
+        if cluster.is_first():
+            shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
     @contextlib.contextmanager
     def _said(self, what):

@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import sys
+import traceback
 
 from absl import app
 from absl import logging as absl_logging
 
+from yolos_jax import cluster
 from yolos_jax.errors import InputError
 
 
@@ -16,7 +18,13 @@ def run(main):
     try:
         main()
     except InputError as error:
-        sys.exit(f'error: {error}')
+        if cluster.is_alone():
+            sys.exit(f'error: {error}')
+        cluster.leave(f'error: {error}')
+    except BaseException:
+        if cluster.is_alone():
+            raise
+        cluster.leave(traceback.format_exc())
 
 
 def keep_memory():

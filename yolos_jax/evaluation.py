@@ -8,27 +8,35 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolos_jax import sharding
+from yolos_jax import cluster, sharding
 from yolos_jax.data import loader
 
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
 
 
 def detect(predict, params, batches, mesh, tick=lambda: None):
-    """The detections in every image of `loader.EvalBatches`, as COCO results.
+    """The detections in every image of `loader.EvalBatches`, as COCO results in the order of the records.
+
+    Each process detects in its own rows; in the end every process has all.
 
     predict: from `steps.make_predict_step`. tick: called after each batch.
     """
-    records, results = batches.records, []
-    for _, batch, indices in loader.load(batches, range(len(batches))):
-        images = sharding.shard({name: batch[name] for name in ('patches', 'grid')}, mesh)
-        found = jax.device_get(predict(params, images))
-        for row, index in enumerate(indices):
-            if index >= 0:
-                one = {name: values[row] for name, values in found.items()}
-                size = records.heights[index], records.widths[index]
-                results += to_coco(records.ids[index], one, *size)
-        tick()
+    records, mine = batches.records, sharding.rows_of_process(batches.batch_size, mesh)
+    predict = jax.jit(predict, out_shardings=sharding.over_rows(mesh))
+    found = []
+    with jax.set_mesh(mesh):
+        for _, batch, indices in loader.load(batches, range(len(batches)), mine):
+            images = sharding.shard({name: batch[name] for name in ('patches', 'grid')}, mesh)
+            one = jax.tree.map(sharding.fetch_rows, predict(params, images))
+            found.append(one | {'index': indices})
+            tick()
+    found = {name: cluster.gather(np.concatenate([one[name] for one in found])) for name in found[0]}
+    results = []
+    for row in np.argsort(found['index'], kind='stable'):
+        index = found['index'][row]
+        if index >= 0:  # rows that fill up the last batch have no image
+            one = {name: values[row] for name, values in found.items()}
+            results += to_coco(records.ids[index], one, records.heights[index], records.widths[index])
     return results
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 from pathlib import Path
 
 
@@ -11,7 +12,7 @@ def replacing(path):
     """A binary file that becomes `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = path.with_name(f'.{path.name}.{socket.gethostname()}-{os.getpid()}.part')
     try:
         with open(part, 'wb') as file:
             yield file

@@ -24,7 +24,7 @@ def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
         targets: 'labels' int32 [B, T] in 0..C-1, 'boxes' [B, T, 4] cxcywh in 0..1 with an area,
             'valid' bool [B, T]; what stands in padded places is of no account.
         images_per_group: consecutive images whose class losses share one mean; divides B.
-        num_boxes: the objects to divide the box losses by, when B is a part of a larger batch.
+        num_boxes: what to divide the box losses by, when B is a part of a larger batch; else B's objects.
 
     Returns:
         The weighted total and a dict of its unweighted parts 'loss_ce', 'loss_bbox' and 'loss_giou',
@@ -45,13 +45,13 @@ def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
     }
     query = matcher.match(outputs, targets)  # [B, T]
     matched = query >= 0
-    num_boxes = valid.sum() if num_boxes is None else num_boxes
+    num_boxes = jnp.maximum(valid.sum(), 1) if num_boxes is None else num_boxes
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
     loss_ce = _class_loss(logits, wanted, images_per_group)
     loss_bbox, loss_giou = _box_losses(outputs['pred_boxes'], targets['boxes'], query)
-    loss_bbox, loss_giou = (x / jnp.maximum(num_boxes, 1) for x in (loss_bbox, loss_giou))
+    loss_bbox, loss_giou = (x / num_boxes for x in (loss_bbox, loss_giou))
 
     best = jnp.argmax(logits, axis=-1)
     wrong = (best != wanted) & (wanted < classes - 1)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from yolos_jax import cluster
 from yolos_jax.errors import InputError
 
 GIVE_UP = 10  # steps in a row without a finite loss
@@ -24,17 +26,19 @@ class Progress:
         What an earlier run wrote beyond `start` is dropped, so that the files of a resumed run are those
         of an unbroken one.
         """
-        path = Path(workdir) / 'metrics.jsonl'
-        if path.exists():
+        speaks = cluster.is_first()  # the others write nothing
+        path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
+        if path.is_file():
             lines = [line for line in path.read_text().splitlines(True) if line.endswith('\n')]
             path.write_text(''.join(line for line in lines if json.loads(line)['step'] <= start))
         self._file = open(path, 'a', buffering=1)
-        self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+        self._board = SummaryWriter(str(workdir), purge_step=start + 1, write_to_disk=speaks)
+        self._speaks = speaks
         self._bar = tqdm(
             total=total,
             initial=start,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (speaks and sys.stderr.isatty()),
             bar_format='{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
         )
         self._total = total
@@ -67,8 +71,9 @@ class Progress:
 
     def say(self, text):
         """A line for the reader, above the bar."""
-        tqdm.write(text)
-        sys.stdout.flush()
+        if self._speaks:
+            tqdm.write(text)
+            sys.stdout.flush()
 
     def close(self):
         """Flush and close everything."""

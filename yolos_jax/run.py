@@ -8,23 +8,43 @@ import signal
 import socket
 from pathlib import Path
 
+from jax.experimental import multihost_utils
+
+from yolos_jax import cluster
 from yolos_jax.errors import InputError
 
 # what may differ when a run is resumed: it changes what is written, not what is computed
-FREE = {'data', 'init_from', 'log_every', 'save_every', 'eval_every', 'model.remat'}
+FREE = {
+    'data',
+    'init_from',
+    'log_every',
+    'save_every',
+    'eval_every',
+    'model.remat',
+    'shard_params',
+    'accumulate_steps',
+}
+
+
+LOCK = '.lock'  # in a run's folder: who uses it
 
 
 @contextlib.contextmanager
 def folder(path):
     """The run's folder, made and locked; the lock ends with the process, however that ends.
 
+    Of several processes the first does this for all.
+
     Raises:
         InputError: it cannot be written to, or another run is using it.
     """
     path = Path(path)
+    if not cluster.is_first():
+        yield path
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / '.lock', 'a+')
+        lock = open(path / LOCK, 'a+')
     except OSError as error:
         raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
     with lock:
@@ -63,16 +83,21 @@ def check_same(saved, current, workdir):
 
 
 class StopSignal:
-    """True once the process was asked to end (SIGTERM, Ctrl-C); a second request ends it at once."""
+    """Whether the run was asked to end (SIGTERM; alone also Ctrl-C); a second request ends it at once.
+
+    Of several processes any may be asked, and all stop after the same step: JAX takes the signal then.
+    """
 
     def __init__(self):
         self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        if cluster.is_alone():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._note)
 
     def _note(self, number, _):
         self._asked = True
         signal.signal(number, signal.SIG_DFL)
 
-    def __bool__(self):
-        return self._asked
+    def after(self, step):
+        """Whether to stop after this step; every process asks at every step."""
+        return self._asked if cluster.is_alone() else multihost_utils.reached_preemption_sync_point(step)

@@ -75,7 +75,7 @@ class EvalBatches:
     def __init__(self, records, size, max_size, batch_size):
         if not records.json.is_file():
             raise InputError(f'{records.json}: not there; evaluation is by the official annotation file')
-        self.records, self.bad = records, BadImages(records)
+        self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
         self._drawn = geometry.fixed(records.heights, records.widths, size, max_size)
         counts = self._drawn['shape'].prod(axis=1) // PATCH**2
         lengths = plan.choose_lengths(counts, int(counts.max()), 2)

@@ -57,6 +57,21 @@ class Records:
         """The encoded bytes of image i; raises InputError where they cannot be read."""
         return self.images.read(self.files[i], self.rows[i])
 
+    def digest(self):
+        """A text that is the same for the same data, in whichever form it is stored."""
+        digest = hashlib.sha256(json.dumps([*self.classes.items()]).encode())
+        for values in (
+            self.ids,
+            self.files,
+            self.heights,
+            self.widths,
+            self.boxes,
+            self.labels,
+            self.first,
+        ):
+            digest.update(np.ascontiguousarray(values))
+        return digest.hexdigest()
+
     @property
     def num_classes(self):
         """Size of the class head without "no object": raw ids index it, as in DETR."""

@@ -1,0 +1,40 @@
+"""What a compiled program sends between devices, read from its HLO text."""
+
+import collections
+import math
+import re
+
+KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute'
+BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8}
+
+
+def collectives(text):
+    """{kind: (how many in a run of the program, bytes of their results)}, loops counted by their trips."""
+    programs, name = collections.defaultdict(list), None
+    for line in text.splitlines():
+        if header := re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line):
+            name = header[2]
+            entry = name if header[1] else locals().get('entry')
+        elif name:
+            programs[name].append(line)
+    found = collections.defaultdict(lambda: [0, 0])
+    _add(programs, entry, 1, found)
+    return {kind: tuple(sums) for kind, sums in found.items()}
+
+
+def _add(programs, name, times, found):
+    for line in programs[name]:
+        call = re.search(rf'= (.*?) ({KINDS})(-start)?\(', line)
+        if call:
+            size = sum(
+                BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n)
+                for kind, shape in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', call[1])
+            )
+            found[call[2]][0] += times
+            found[call[2]][1] += times * size // (2 if call[3] else 1)  # -start gives its operand too
+        if body := re.search(r'body=%?([\w.-]+)', line):
+            trips = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
+            _add(programs, body[1], times * int(trips[1]) if trips else times, found)
+        elif inner := re.search(r'(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)', line):
+            if inner[1] in programs and not call:
+                _add(programs, inner[1], times, found)

@@ -1,0 +1,98 @@
+"""The training step compiled for slices of TPUs, on a machine without any: memory and collectives per step.
+
+    pip install libtpu
+    python benchmarks/tpu_compile.py [--models Ti S B] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
+
+The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, one group of its class
+loss). Says the memory of a chip that the program takes, and the bytes of each kind of collective.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import yolos_jax
+from benchmarks.collectives import collectives
+from yolos_jax import optim, sharding, steps
+from yolos_jax.model import Yolos
+
+MODELS = {
+    'Ti': yolos_jax.YOLOS_TI,
+    'S': yolos_jax.YOLOS_S,
+    'S-dWr': yolos_jax.YOLOS_S_DWR,
+    'B': yolos_jax.YOLOS_B,
+}
+LENGTHS = {  # of the recipes on COCO, as train.py chooses them
+    'Ti': (475, 667, 859, 1115, 1371, 1627, 1947, 2395),
+    'S': (1307, 1563, 1819, 2075, 2459, 2843, 3355, 4251),
+}
+SLICES = ('v5e:2x4', 'v5e:16x16', 'v5p:2x2x2', 'v5p:4x8x8')
+
+
+def compile_step(fields, length, mesh, per_chip, remat=False):
+    """The compiled step of a model on a mesh, from shapes alone."""
+    model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16, remat=remat)
+    one = jnp.zeros((1, 1, 768), jnp.uint8), jnp.ones((1, 2), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), *one)['params']
+    optimizer = optim.make_optimizer(params, 1e-4)
+    state = jax.eval_shape(lambda params: steps.init_state(params, optimizer), params)
+    B, T = per_chip * mesh.size, 100
+    shape = lambda *sizes: sizes
+    batch = {
+        'patches': (shape(B, length, 768), jnp.uint8),
+        'grid': (shape(B, 2), jnp.int32),
+        'labels': (shape(B, T), jnp.int32),
+        'boxes': (shape(B, T, 4), jnp.float32),
+        'valid': (shape(B, T), bool),
+    }
+    rows, whole = NamedSharding(mesh, P(sharding.BATCH)), NamedSharding(mesh, P())
+    batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    step = steps.make_train_step(model, optimizer, per_chip)
+    with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+        return jax.jit(step, donate_argnums=0).lower(state, batch).compile(), params
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--models', nargs='+', default=['Ti', 'S', 'B'], choices=MODELS)
+    parser.add_argument('--slices', nargs='+', default=SLICES)
+    parser.add_argument('--lengths', nargs='+', type=int, help='only these')
+    args = parser.parse_args()
+    for name in args.slices:
+        devices = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
+        mesh = Mesh(np.array(devices), (sharding.BATCH,), axis_types=(AxisType.Auto,))
+        for model in args.models:
+            for length in args.lengths or LENGTHS['Ti' if model == 'Ti' else 'S']:
+                clock = time.monotonic()
+                program, params = compile_step(MODELS[model], length, mesh, 2 if model == 'Ti' else 1)
+                m = program.memory_analysis()
+                used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+                used = (used + m.temp_size_in_bytes) / 1e9
+                size = 4 * sum(x.size for x in jax.tree.leaves(params))
+                sent = collectives(program.as_text())
+                share = sum(bytes for _, bytes in sent.values()) / size
+                took = time.monotonic() - clock
+                print(
+                    f'{name} {model} {length}: {used:.2f} GB, sends {share:.2f} of the parameters, {sent}, '
+                    f'compiled in {took:.0f} s',
+                    flush=True,
+                )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,110 @@
+"""Several processes as one run: how they meet, agree, share what one knows, and end together.
+
+All of it is jax.distributed and its collectives; with one process every function is a formality.
+"""
+
+import hashlib
+import os
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from yolos_jax.errors import InputError
+
+
+def start(coordinator=None, num_processes=None, process_id=None, heartbeat=30):
+    """Join the other processes of this run, before any device is used.
+
+    TPU pods, Slurm, Open MPI and Kubernetes are found by jax.distributed itself; without one of them, and
+    without arguments, the process is alone.
+
+    Args:
+        coordinator: 'host:port' of process 0, for a cluster made by hand; then num_processes and
+            process_id (0, 1, ...) are needed too. num_processes: 1 to be alone in any case.
+        heartbeat: seconds after which a process that is not heard of is dead, and the others end.
+
+    Raises:
+        InputError: the arguments do not make a cluster, or the others did not come.
+    """
+    given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    if num_processes == 1:
+        return
+    missing = [f'--{name}' for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise InputError(f'a cluster made by hand needs {" and ".join(missing)} too')
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat,
+        )  # fmt: skip
+    except ValueError as error:
+        if not missing:
+            raise InputError(f'--coordinator={coordinator}: {error}') from None
+    except RuntimeError as error:
+        where = coordinator or 'the cluster that was found (--num_processes=1 to be alone)'
+        raise InputError(f'cannot join {where}: {error}') from None
+
+
+def add_arguments(parser):
+    """The arguments of `start`, for a script that parses them with argparse."""
+    parser.add_argument('--coordinator', help='host:port of process 0, for a cluster made by hand')
+    parser.add_argument('--num_processes', type=int, help='its processes; 1 to be alone in any case')
+    parser.add_argument('--process_id', type=int, help='which of them this is: 0, 1, ...')
+    parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
+
+
+def is_first():
+    """Whether this is the process that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def agree(**facts):
+    """Raises InputError where a fact (any text) is not the same in every process; names both."""
+    digests = [hashlib.sha256(str(fact).encode()).digest() for fact in facts.values()]
+    everyone = gather(np.frombuffer(b''.join(digests), np.uint8).reshape(1, len(facts), -1))
+    same = (everyone == everyone[0]).all(axis=2)  # [process, fact]
+    wrong = [
+        f'{name} of process {", ".join(map(str, np.flatnonzero(~same[:, i])))}'
+        for i, name in enumerate(facts)
+        if not same[:, i].all()
+    ]
+    if wrong:
+        raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from that of process 0')
+
+
+def gather(x):
+    """The rows of every process's array, [n, ...] each, in the order of processes; bit for bit."""
+    x = np.ascontiguousarray(x)
+    if jax.process_count() == 1:
+        return x
+    raw = x.reshape(-1).view(np.uint8)  # other types would be cast: JAX has no 64 bits
+    return multihost_utils.process_allgather(raw).reshape(-1).view(x.dtype).reshape(-1, *x.shape[1:])
+
+
+def from_first(number):
+    """A number that process 0 knows, in every process; the others' argument is of no account."""
+    return float(gather(np.array([number], np.float64))[0])
+
+
+def wait(name):
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def is_alone():
+    """Whether this process belongs to no cluster."""
+    return not jax.distributed.is_initialized()
+
+
+def leave(text):
+    """End this process at once with a text on stderr, so that the others end too.
+
+    A usual exit would first wait for them.
+    """
+    print(f'process {jax.process_index()} of {jax.process_count()}: {text}', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
