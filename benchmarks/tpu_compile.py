@@ -1,9 +1,9 @@
-"""The training step compiled for slices of TPUs, on a machine without any: memory and collectives per step.
+"""The training step compiled for slices of TPUs, on a machine without any.
 
     pip install libtpu
     python benchmarks/tpu_compile.py [--models Ti S B] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
 
-The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, one group of its class
+The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, a group of its class
 loss). Says the memory of a chip that the program takes, and the bytes of each kind of collective.
 """
 

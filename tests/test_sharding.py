@@ -1,0 +1,141 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import TINY, make_targets, noise
+
+from benchmarks.collectives import collectives
+from yolos_jax import optim, sharding, steps
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, patchify
+
+B = 16
+
+
+@pytest.fixture(scope='module')
+def training():
+    """A small model's state, optimiser and a batch of 16 images, four without objects."""
+    model = Yolos(**TINY, num_classes=5)
+    patches, grid = patchify([noise(64, 96, i) for i in range(B)], 30)
+    batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 5] * 4, 6, 5)[0]
+    params = model.init(jax.random.key(0), patches[:1], grid[:1])['params']
+    optimizer = optim.make_optimizer(
+        params, 2.5e-5
+    )  # the recipe's; AdamW makes whole steps of rounding errors
+    return model, optimizer, steps.init_state(params, optimizer), batch
+
+
+def walk(training, devices, images_per_group=1, accumulate_steps=1, shard_params=False, count=5):
+    """The parameters and losses after a few steps on so many devices, and the compiled step."""
+    model, optimizer, state, batch = training
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    layout = jax.tree.map(lambda _: sharding.whole(mesh), state)
+    layout = sharding.largest_axis(state, mesh) if shard_params else layout
+    step = steps.make_train_step(model, optimizer, images_per_group, accumulate_steps)
+    losses = []
+    with jax.set_mesh(mesh):
+        state, batch = sharding.place(state, layout), sharding.shard(batch, mesh)
+        step = jax.jit(step, out_shardings=(layout, sharding.whole(mesh))).lower(state, batch).compile()
+        for _ in range(count):
+            state, metrics = step(state, batch)
+            losses.append(jax.device_get(metrics))
+    return jax.device_get(state['params']), losses, step
+
+
+def close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+@pytest.mark.parametrize('images_per_group', [1, 2])
+def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group, training):
+    whole, expected, _ = walk(training, devices, images_per_group)
+    parts, losses, _ = walk(training, devices, images_per_group, accumulate_steps=4)
+    close(parts, whole, 1e-6)
+    for mine, theirs in zip(losses, expected, strict=True):
+        for name in ('loss', 'loss_ce', 'loss_bbox', 'loss_giou', 'grad_norm', 'dropped_targets'):
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=2e-5, err_msg=name)
+
+
+def test_parts_without_any_object_share_the_objects_of_the_others(training):
+    model, optimizer, state, batch = training
+    sparse = batch | {'valid': batch['valid'] & (np.arange(B) == 0)[:, None]}  # three objects in all
+    sparse = model, optimizer, state, sparse
+    close(walk(sparse, 1, accumulate_steps=4)[0], walk(sparse, 1)[0], 1e-6)
+
+
+def test_parts_are_made_of_each_devices_own_rows():
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        rows = sharding.shard({'x': np.arange(8)}, mesh)
+        program = jax.jit(lambda batch: sharding.split_rows(batch, 2)).lower(rows).compile()
+        assert np.asarray(program(rows)['x']).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+        assert collectives(program.as_text()) == {}
+
+
+def test_sharded_state_trains_as_replicated_state_does(training):
+    whole, expected, _ = walk(training, 8)
+    parts, losses, _ = walk(training, 8, shard_params=True)
+    close(parts, whole, 1e-6)
+    np.testing.assert_allclose([x['loss'] for x in losses], [x['loss'] for x in expected], rtol=1e-5)
+
+
+def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices(training):
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(training[2]))
+    used = lambda program: program.memory_analysis().argument_size_in_bytes
+    whole, parts = (used(walk(training, 8, shard_params=s, count=0)[2]) for s in (False, True))
+    saved = (whole - parts) / state_bytes
+    assert 0.8 < saved < 7 / 8  # biases and the like stay whole
+
+
+def test_what_a_step_sends_is_its_gradient_once(training):
+    """Nothing but the sum of gradients and a few scalars."""
+    program = walk(training, 8, count=0)[2]
+    sent = collectives(program.as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(training[2]['params']))
+    assert set(sent) == {'all-reduce'}
+    assert size <= sent['all-reduce'][1] <= 1.05 * size
+
+
+def test_arrays_are_spread_over_their_largest_axis_that_divides():
+    mesh = sharding.make_mesh()
+    tree = {'a': jnp.zeros((3, 16, 32)), 'b': jnp.zeros((16, 30)), 'c': jnp.zeros(7), 'd': jnp.zeros(())}
+    specs = {name: s.spec for name, s in sharding.largest_axis(tree, mesh).items()}
+    assert [tuple(specs[name]) for name in 'abcd'] == [(None, None, 'batch'), ('batch', None), (None,), ()]
+
+
+def test_rows_come_back_as_they_went():
+    mesh = sharding.make_mesh()
+    x = np.arange(48).reshape(16, 3)
+    assert sharding.rows_of_process(16, mesh) == slice(0, 16)
+    np.testing.assert_array_equal(sharding.fetch_rows(sharding.shard({'x': x}, mesh)['x']), x)
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(InputError, match='config.batch_size is 12.* 8 devices'):
+        sharding.check_divides(12, sharding.make_mesh(), 'config.batch_size')
+
+
+def test_loops_count_as_often_as_they_run():
+    mesh = sharding.make_mesh()
+
+    def ten_sums(x):
+        return jax.lax.fori_loop(0, 10, lambda _, y: jax.lax.psum(y, 'batch') * 0.1, x)
+
+    mapped = jax.shard_map(
+        ten_sums, mesh=mesh, in_specs=jax.P('batch'), out_specs=jax.P('batch'), check_vma=False
+    )
+    text = jax.jit(mapped).lower(jnp.ones((8, 25))).compile().as_text()
+    assert collectives(text) == {'all-reduce': (10, 10 * 25 * 4)}
+
+
+def test_a_sharded_gradient_is_clipped_by_the_norm_of_all_of_it():
+    mesh = sharding.make_mesh()
+    grads = {'x': jnp.arange(16.0)}
+    clip = optax.clip_by_global_norm(1.0)
+    expected, _ = clip.update(grads, clip.init(grads))
+    with jax.set_mesh(mesh):
+        placed = sharding.place(grads, sharding.largest_axis(grads, mesh))
+        found, _ = jax.jit(clip.update)(placed, clip.init(placed))
+    np.testing.assert_allclose(found['x'], expected['x'], rtol=1e-6)
