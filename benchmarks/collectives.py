@@ -32,9 +32,17 @@ def _add(programs, name, times, found):
             )
             found[call[2]][0] += times
             found[call[2]][1] += times * size // (2 if call[3] else 1)  # -start gives its operand too
-        if body := re.search(r'body=%?([\w.-]+)', line):
-            trips = re.search(r'known_trip_count"?:\{"n":"(\d+)"', line)
-            _add(programs, body[1], times * int(trips[1]) if trips else times, found)
+        if loop := re.search(r'condition=%?([\w.-]+), body=%?([\w.-]+)', line):
+            _add(programs, loop[2], times * _trips(programs, line, loop[1]), found)
         elif inner := re.search(r'(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)', line):
             if inner[1] in programs and not call:
                 _add(programs, inner[1], times, found)
+
+
+def _trips(programs, line, condition):
+    """How often a loop runs: as it says, else the one number its condition compares with, else 1."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
+        return int(known[1])
+    limits = [re.search(r's32\[\]\S* constant\((\d+)\)', line) for line in programs[condition]]
+    limits = [int(limit[1]) for limit in limits if limit]
+    return limits[0] if len(limits) == 1 else 1

@@ -2,6 +2,7 @@
 
     pip install libtpu
     python benchmarks/tpu_compile.py [--models Ti S B] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
+        [--shard_params]
 
 The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, a group of its class
 loss). Says the memory of a chip that the program takes, and the bytes of each kind of collective.
@@ -21,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import yolos_jax
@@ -43,28 +43,30 @@ LENGTHS = {  # of the recipes on COCO, as train.py chooses them
 SLICES = ('v5e:2x4', 'v5e:16x16', 'v5p:2x2x2', 'v5p:4x8x8')
 
 
-def compile_step(fields, length, mesh, per_chip, remat=False):
+def compile_step(fields, length, mesh, per_chip, shard_params=False):
     """The compiled step of a model on a mesh, from shapes alone."""
-    model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16, remat=remat)
+    model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16)
     one = jnp.zeros((1, 1, 768), jnp.uint8), jnp.ones((1, 2), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), *one)['params']
     optimizer = optim.make_optimizer(params, 1e-4)
     state = jax.eval_shape(lambda params: steps.init_state(params, optimizer), params)
     B, T = per_chip * mesh.size, 100
-    shape = lambda *sizes: sizes
     batch = {
-        'patches': (shape(B, length, 768), jnp.uint8),
-        'grid': (shape(B, 2), jnp.int32),
-        'labels': (shape(B, T), jnp.int32),
-        'boxes': (shape(B, T, 4), jnp.float32),
-        'valid': (shape(B, T), bool),
+        'patches': ((B, length, 768), jnp.uint8),
+        'grid': ((B, 2), jnp.int32),
+        'labels': ((B, T), jnp.int32),
+        'boxes': ((B, T, 4), jnp.float32),
+        'valid': ((B, T), bool),
     }
-    rows, whole = NamedSharding(mesh, P(sharding.BATCH)), NamedSharding(mesh, P())
+    rows, whole = sharding.over_rows(mesh), sharding.whole(mesh)
+    layout = sharding.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    state = jax.tree.map(placed, state, layout)
     step = steps.make_train_step(model, optimizer, per_chip)
     with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
-        return jax.jit(step, donate_argnums=0).lower(state, batch).compile(), params
+        step = jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
+        return step.lower(state, batch).compile(), params
 
 
 def main():
@@ -72,6 +74,7 @@ def main():
     parser.add_argument('--models', nargs='+', default=['Ti', 'S', 'B'], choices=MODELS)
     parser.add_argument('--slices', nargs='+', default=SLICES)
     parser.add_argument('--lengths', nargs='+', type=int, help='only these')
+    parser.add_argument('--shard_params', action='store_true', help='as config.shard_params')
     args = parser.parse_args()
     for name in args.slices:
         devices = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
@@ -79,7 +82,8 @@ def main():
         for model in args.models:
             for length in args.lengths or LENGTHS['Ti' if model == 'Ti' else 'S']:
                 clock = time.monotonic()
-                program, params = compile_step(MODELS[model], length, mesh, 2 if model == 'Ti' else 1)
+                per_chip = 2 if model == 'Ti' else 1
+                program, params = compile_step(MODELS[model], length, mesh, per_chip, args.shard_params)
                 m = program.memory_analysis()
                 used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
                 used = (used + m.temp_size_in_bytes) / 1e9

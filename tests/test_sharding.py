@@ -90,10 +90,14 @@ def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices(training):
 
 
 def test_what_a_step_sends_is_its_gradient_once(training):
-    """Nothing but the sum of gradients and a few scalars."""
-    program = walk(training, 8, count=0)[2]
+    """The sum of gradients and a few scalars, with position tables of the published size."""
+    model, _, _, batch = training
+    model = model.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
+    params = model.init(jax.random.key(0), batch['patches'][:1], batch['grid'][:1])['params']
+    optimizer = optim.make_optimizer(params, 2.5e-5)
+    program = walk((model, optimizer, steps.init_state(params, optimizer), batch), 8, count=0)[2]
     sent = collectives(program.as_text())
-    size = 4 * sum(x.size for x in jax.tree.leaves(training[2]['params']))
+    size = 4 * sum(x.size for x in jax.tree.leaves(params))
     assert set(sent) == {'all-reduce'}
     assert size <= sent['all-reduce'][1] <= 1.05 * size
 

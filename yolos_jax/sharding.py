@@ -91,18 +91,21 @@ def fetch_rows(x):
     return np.concatenate([np.asarray(part.data) for part in parts])
 
 
-def over_batch(function):
+def over_batch(function, shared=0):
     """`function`, run by each device on its own rows where a mesh is set, else as it is.
 
-    For loops and kernels that XLA cannot split: a loop over a sharded batch under plain jit asks all
-    devices in every trip whether to go on. Arguments and results have the batch as their first axis.
+    For what XLA would not split well: a loop over a sharded batch under plain jit asks all devices in
+    every trip whether to go on; kernels are not split at all. Arguments and results have the batch as
+    their first axis, but for the first `shared` arguments: every device has them whole, and their
+    gradients are summed over the devices as they leave the function.
     """
 
     def run(*args):
-        mesh = jax.sharding.get_abstract_mesh()
-        if BATCH not in mesh.axis_names or len(args[0]) % mesh.shape[BATCH]:  # Flax's init has one row
+        mesh, rows = jax.sharding.get_abstract_mesh(), jax.tree.leaves(args[-1])[0].shape[0]
+        if BATCH not in mesh.axis_names or rows % mesh.shape[BATCH]:  # Flax's init has one row
             return function(*args)
-        return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH), check_vma=False)(*args)
+        specs = (P(),) * shared + (P(BATCH),) * (len(args) - shared)
+        return jax.shard_map(function, in_specs=specs, out_specs=P(BATCH), check_vma=False)(*args)
 
     return run
 
