@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import sys
-import traceback
 
 from absl import app
 from absl import logging as absl_logging
@@ -17,14 +16,12 @@ def run(main):
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax is talkative
     try:
         main()
-    except InputError as error:
-        if cluster.is_alone():
-            sys.exit(f'error: {error}')
-        cluster.leave(f'error: {error}')
-    except BaseException:
-        if cluster.is_alone():
+    except BaseException as error:
+        if not cluster.is_alone():
+            cluster.leave(error)
+        if not isinstance(error, InputError):
             raise
-        cluster.leave(traceback.format_exc())
+        sys.exit(f'error: {error}')
 
 
 def keep_memory():

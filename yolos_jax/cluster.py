@@ -6,12 +6,16 @@ All of it is jax.distributed and its collectives; with one process every functio
 import hashlib
 import os
 import sys
+import time
+import traceback
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from yolos_jax.errors import InputError
+
+_heartbeat = 30  # seconds, as `start` was told
 
 
 def start(coordinator=None, num_processes=None, process_id=None, heartbeat=30):
@@ -29,6 +33,8 @@ def start(coordinator=None, num_processes=None, process_id=None, heartbeat=30):
         InputError: the arguments do not make a cluster, or the others did not come.
     """
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    global _heartbeat
+    _heartbeat = heartbeat
     if num_processes == 1:
         return
     missing = [f'--{name}' for name, value in given.items() if value is None]
@@ -99,12 +105,15 @@ def is_alone():
     return not jax.distributed.is_initialized()
 
 
-def leave(text):
-    """End this process at once with a text on stderr, so that the others end too.
+def leave(error):
+    """End this process at once with the error being handled on stderr, so that the others end too.
 
-    A usual exit would first wait for them.
+    A usual exit would first wait for them. A collective that failed says only that somebody is gone: then
+    JAX's own service is given its time to find out who that is, say so, and end this process.
     """
-    print(f'process {jax.process_index()} of {jax.process_count()}: {text}', file=sys.stderr)
+    text = f'error: {error}' if isinstance(error, InputError) else traceback.format_exc()
+    print(f'process {jax.process_index()} of {jax.process_count()}: {text}', file=sys.stderr, flush=True)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        time.sleep(_heartbeat + 5)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(1)
