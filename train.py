@@ -43,11 +43,12 @@ COORDINATOR = flags.DEFINE_string(
 NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Its processes; 1 to be alone in any case.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
+STUCK = flags.DEFINE_integer('stuck', 1800, 'Seconds without a step until one of several processes ends.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def train(config, workdir):
-    """Train as `config` says, in the folder `workdir`."""
+def train(config, workdir, stuck=1800):
+    """Train as `config` says, in the folder `workdir`; see `cluster.watch` for `stuck`."""
     # The data, the detector to start from, and the batches
     mesh = sharding.make_mesh()
     check_batch_size(config, mesh)
@@ -65,11 +66,9 @@ def train(config, workdir):
     state = steps.init_state(start.params, optimizer)
     layout = make_layout(config, state, mesh)
     state = sharding.place(state, layout)
-    train_step = steps.make_train_step(
-        start.model, optimizer, config.images_per_group, config.accumulate_steps
-    )
+    groups = config.images_per_group, config.accumulate_steps
+    train_step = steps.make_train_step(start.model, optimizer, *groups)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.whole(mesh)))
-    predict = steps.make_predict_step(start.model)
 
     # What all processes must have in common, and what an earlier run in this folder left
     agree(config, workdir, batches, val_set)
@@ -84,10 +83,11 @@ def train(config, workdir):
     log = Progress(workdir, first, total)
     log.say(summary(config, mesh, start, batches, val_set, first))
 
+    predict = steps.make_predict_step(start.model)
     programs, stop = {}, run.StopSignal()
     with jax.set_mesh(mesh):
-        mine = sharding.rows_of_process(config.batch_size, mesh)
-        for step, batch, _ in loader.load(batches, range(first, total), mine):
+        rows = sharding.rows_of_process(config.batch_size, mesh)
+        for step, batch, _ in loader.load(batches, range(first, total), rows):
             batch = sharding.shard(batch, mesh)
             length = batch['patches'].shape[1]
             if length not in programs:
@@ -95,6 +95,7 @@ def train(config, workdir):
             state, metrics = programs[length](state, batch)
             tally.add(step, metrics)
             log.step(config.batch_size)
+            cluster.watch(stuck)
 
             done = step + 1
             epoch, left = divmod(done, per_epoch)
@@ -164,12 +165,14 @@ def agree(config, workdir, batches, val_set):
     cluster.wait('workdir')
     planned = batches.plan(0)[1:]
     cluster.agree(
-        config=run.flat(config),
-        workdir=(workdir / run.LOCK).read_text() if (workdir / run.LOCK).exists() else None,
-        training_data=batches.records.digest(),
-        validation_data=val_set.digest(),
-        plan=[hashlib.sha256(x.tobytes()).hexdigest() for x in planned],
-        versions=[jax.__version__, np.__version__],
+        {f'config.{key}': value for key, value in run.flat(config).items()}
+        | {
+            'the workdir': (workdir / run.LOCK).read_text() if (workdir / run.LOCK).exists() else None,
+            'the training data': batches.records.digest(),
+            'the validation data': val_set.digest(),
+            'the plan of batches': [hashlib.sha256(x.tobytes()).hexdigest() for x in planned],
+            'the version of jax': jax.__version__,
+        }
     )
 
 
@@ -267,7 +270,7 @@ def main():
     cli.keep_memory()
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
     with run.folder(WORKDIR.value) as workdir:
-        train(config, Path(workdir))
+        train(config, Path(workdir), STUCK.value)
 
 
 if __name__ == '__main__':

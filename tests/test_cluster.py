@@ -18,6 +18,7 @@ from yolos_jax.errors import InputError
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'tests' / 'recording_train.py'
 HEARTBEAT = 10
+SHORT = '--config.save_every=2', '--config.epochs=2'
 TRIALS = range(int(os.environ.get('TRIALS', 1)))
 
 
@@ -30,8 +31,8 @@ def start(data, workdir, processes, devices, *flags, what='run', heartbeat=60, l
     small = 'width=32 depth=2 heads=2 num_det_tokens=6'.split()
     fixed = 'batch_size=8 num_lengths=1 epochs=7 learning_rate=1e-3 log_every=1 eval_every=7'.split()
     command = [sys.executable, SCRIPT, workdir, what, f'--config={ROOT}/configs/quickstart.py']
-    command += [f'--workdir={workdir}', f'--config.data={data}', f'--heartbeat={heartbeat}', *flags]
-    command += [*(f'--config.model.{x}' for x in small), *(f'--config.{x}' for x in fixed)]
+    command += [f'--workdir={workdir}', f'--config.data={data}', f'--heartbeat={heartbeat}']
+    command += [*(f'--config.model.{x}' for x in small), *(f'--config.{x}' for x in fixed), *flags]
     environment = os.environ | {
         'PYTHONPATH': str(ROOT),
         'JAX_PLATFORMS': 'cpu',
@@ -126,8 +127,14 @@ def test_a_run_goes_on_with_other_processes_and_devices(alone, coco_folder, tmp_
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (['--config.learning_rate=2e-3'], 'config of process 1 differs from that of process 0'),
-        (['--config.train_split=val2017'], 'training_data of process 1'),
+        (
+            ['--config.learning_rate=2e-3'],
+            'config.learning_rate of process 1 differs from that of process 0',
+        ),
+        (
+            ['--config.train_split=val2017'],
+            'config.train_split of process 1; the training data of process 1; the plan of',
+        ),
     ],
 )
 def test_processes_that_disagree_stop_and_say_over_what(flags, says, coco_folder, tmp_path):
@@ -155,9 +162,7 @@ def gone(process):
 def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
     number, victim, trial, coco_folder, tmp_path
 ):
-    started = start(
-        coco_folder, tmp_path, 2, 1, '--config.save_every=2', what='wait:5', heartbeat=HEARTBEAT
-    )
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='wait:3', heartbeat=HEARTBEAT)
     until((tmp_path / 'waiting').exists, 300)
     started[victim].send_signal(number)
     until(lambda: gone(started[1 - victim]), HEARTBEAT + 10)
@@ -168,22 +173,26 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
         assert re.search(r'tasks are unhealthy .*:\n1\n', said), said
     else:  # the leader itself, which the heartbeats go to
         assert 'leader task was preempted/died' in said or 'CoordinationService/Heartbeat' in said, said
-    run(coco_folder, tmp_path, 2, 1, '--config.save_every=2')
-    assert list(losses(tmp_path)) == list(range(1, 22))
+    run(coco_folder, tmp_path, 2, 1, *SHORT)
+    assert list(losses(tmp_path)) == list(range(1, 7))
 
 
 @pytest.mark.parametrize('trial', TRIALS)
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
-    started = start(
-        coco_folder, tmp_path, 2, 1, '--config.save_every=2', what='raise:5', heartbeat=HEARTBEAT
-    )
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='raise:3', heartbeat=HEARTBEAT)
     until(lambda: gone(started[1]), 300)
     until(lambda: gone(started[0]), HEARTBEAT + 10)
     codes, logs = finish(started, tmp_path)
     assert 0 not in codes
     assert 'process 1 of 2:' in logs[1] and 'RuntimeError: a fault of the test' in logs[1]
-    run(coco_folder, tmp_path, 2, 1, '--config.save_every=2')
-    assert list(losses(tmp_path)) == list(range(1, 22))
+    run(coco_folder, tmp_path, 2, 1, *SHORT)
+    assert list(losses(tmp_path)) == list(range(1, 7))
+
+
+def test_a_process_that_is_stuck_ends_with_its_stacks(coco_folder, tmp_path):
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, '--stuck=8', what='wait:3', heartbeat=HEARTBEAT)
+    codes, logs = finish(started, tmp_path)
+    assert 0 not in codes and 'Timeout' in logs[1] and 'in act' in logs[1], logs[1]
 
 
 def test_a_half_described_cluster_is_refused():
@@ -194,6 +203,6 @@ def test_a_half_described_cluster_is_refused():
 def test_one_process_is_alone_and_agrees_with_itself():
     cluster.start(num_processes=1)
     assert cluster.is_alone() and cluster.is_first()
-    cluster.agree(a=1, b='x')
+    cluster.agree({'a': 1, 'b': 'x'})
     x = np.array([[1 << 40], [3]])
     assert cluster.gather(x) is x and cluster.from_first(0.1) == 0.1

@@ -3,6 +3,7 @@
 All of it is jax.distributed and its collectives; with one process every function is a formality.
 """
 
+import faulthandler
 import hashlib
 import os
 import sys
@@ -66,8 +67,8 @@ def is_first():
     return jax.process_index() == 0
 
 
-def agree(**facts):
-    """Raises InputError where a fact (any text) is not the same in every process; names both."""
+def agree(facts):
+    """Raises InputError where one of the facts {name: anything} is not the same in every process."""
     digests = [hashlib.sha256(str(fact).encode()).digest() for fact in facts.values()]
     everyone = gather(np.frombuffer(b''.join(digests), np.uint8).reshape(1, len(facts), -1))
     same = (everyone == everyone[0]).all(axis=2)  # [process, fact]
@@ -103,6 +104,16 @@ def wait(name):
 def is_alone():
     """Whether this process belongs to no cluster."""
     return not jax.distributed.is_initialized()
+
+
+def watch(seconds):
+    """End this process, with the stacks of its threads on stderr, unless this is called again in time.
+
+    Heartbeats come from a thread of their own: they go on where a process is stuck, in a read that never
+    ends, say.
+    """
+    if not is_alone():
+        faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def leave(error):

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Train on machines that you reach by ssh: the same checkout at the same path on each, and a workdir that
+# all of them see (NFS, say). Run it on any machine; Ctrl-C asks the run to save and stop.
+set -euo pipefail
+
+# Edit 1: the machines; the first one coordinates
+HOSTS=(host0 host1)
+# Edit 2: what to train
+TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/data/coco --config.batch_size=16)
+
+PORT=9731
+pids=()
+for i in "${!HOSTS[@]}"; do
+  ssh -tt "${HOSTS[$i]}" "cd '$PWD' && .venv/bin/python train.py ${TRAIN[*]} \
+    --coordinator=${HOSTS[0]}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /" &
+  pids+=($!)
+done
+trap 'for h in "${HOSTS[@]}"; do ssh "$h" "pkill -TERM -f train.py"; done' INT TERM
+for pid in "${pids[@]}"; do wait "$pid" || true; done

@@ -1,0 +1,59 @@
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from absl import flags
+
+import train  # noqa: F401  defines the flags
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / 'launch').iterdir())
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_a_launch_file_parses_and_is_edited_in_two_places(path):
+    text = path.read_text()
+    if path.suffix == '.sh':
+        subprocess.run(['bash', '-n', path], check=True)
+    else:
+        content = yaml.safe_load(text)
+        runs = [content['run'], content['setup']] if 'run' in content else []
+        for script in runs:
+            subprocess.run(['bash', '-n'], input=script, text=True, check=True)
+    assert re.findall(r'# Edit (\d):', text) == ['1', '2']
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_a_launch_file_calls_train_with_flags_it_has(path):
+    text = path.read_text()
+    assert 'train.py' in text
+    from configs import yolos_ti
+
+    config = yolos_ti.get_config()
+    for flag in re.findall(r'--([a-z_.]+)=', text):
+        if flag.startswith('config.'):
+            assert flag.removeprefix('config.') in config
+    asked = set(re.findall(r'--(coordinator|num_processes|process_id|workdir|config)\b', text))
+    assert {'workdir', 'config'} <= asked and asked <= set(flags.FLAGS)
+    assert len(asked & {'coordinator', 'num_processes', 'process_id'}) in (0, 3)
+
+
+def test_ssh_starts_one_numbered_process_on_every_machine(tmp_path):
+    """With an ssh that prints what it was asked to run."""
+    fake = tmp_path / 'ssh'
+    fake.write_text('#!/bin/sh\n[ "$1" = -tt ] && shift\necho "$1 runs $2"\n')
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ['bash', ROOT / 'launch' / 'ssh.sh'],
+        env={'PATH': f'{tmp_path}:/usr/bin:/bin'},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for i in range(2):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f'[{i}] host{i} runs')]
+        words = shlex.split(line)
+        assert {'--coordinator=host0:9731', '--num_processes=2', f'--process_id={i}'} <= set(words)
