@@ -2,9 +2,10 @@
 
     python benchmarks/scaling.py [--utilisation=0.35]
 
-A step computes for FLOPs / (peak x utilisation) and sums its gradients in a ring: a chip sends 2 (n - 1) / n of
-of their bytes. Whether XLA hides the sending behind the backward pass decides between the two efficiencies
-given. Peaks and link speeds are those the makers publish; the bytes are those of benchmarks/tpu_compile.py.
+A step computes for FLOPs / (peak x utilisation) and sums its gradients in a ring, where a chip sends
+2 (n - 1) / n of their bytes. Whether XLA hides that behind the backward pass decides between the two
+efficiencies given. Peaks and link speeds are those the makers publish; the bytes are those of
+benchmarks/tpu_compile.py.
 """
 
 import argparse

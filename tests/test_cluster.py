@@ -24,15 +24,20 @@ TRIALS = range(int(os.environ.get('TRIALS', 1)))
 
 def start(data, workdir, processes, devices, *flags, what='run', heartbeat=60, last=()):
     """Start a small run of so many processes with so many devices each; `last`: flags of the last one."""
-    workdir.mkdir(exist_ok=True)
+    small = 'width=32 depth=2 heads=2 num_det_tokens=6'.split()
+    fixed = 'batch_size=8 num_lengths=1 epochs=7 learning_rate=1e-3 log_every=1 eval_every=7'.split()
+    command = [SCRIPT, workdir, what, f'--config={ROOT}/configs/quickstart.py', f'--workdir={workdir}']
+    command += [f'--config.data={data}', f'--heartbeat={heartbeat}']
+    command += [*(f'--config.model.{x}' for x in small), *(f'--config.{x}' for x in fixed), *flags]
+    return spawn(command, workdir, processes, devices, last)
+
+
+def spawn(command, logs, processes, devices, last=()):
+    """A script as so many processes that know of each other, each writing to a log."""
+    logs.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         coordinator = f'127.0.0.1:{free.getsockname()[1]}'
-    small = 'width=32 depth=2 heads=2 num_det_tokens=6'.split()
-    fixed = 'batch_size=8 num_lengths=1 epochs=7 learning_rate=1e-3 log_every=1 eval_every=7'.split()
-    command = [sys.executable, SCRIPT, workdir, what, f'--config={ROOT}/configs/quickstart.py']
-    command += [f'--workdir={workdir}', f'--config.data={data}', f'--heartbeat={heartbeat}']
-    command += [*(f'--config.model.{x}' for x in small), *(f'--config.{x}' for x in fixed), *flags]
     environment = os.environ | {
         'PYTHONPATH': str(ROOT),
         'JAX_PLATFORMS': 'cpu',
@@ -44,8 +49,9 @@ def start(data, workdir, processes, devices, *flags, what='run', heartbeat=60, l
     for i in range(processes):
         place = [f'--coordinator={coordinator}', f'--num_processes={processes}', f'--process_id={i}']
         own = [*(place if processes > 1 else []), *(last if i == processes - 1 else [])]
-        with open(workdir / f'log-{i}', 'a') as log:
-            started.append(subprocess.Popen([*command, *own], env=environment, stdout=log, stderr=log))
+        with open(logs / f'log-{i}', 'a') as log:
+            one = [sys.executable, *command, *own]
+            started.append(subprocess.Popen(one, env=environment, stdout=log, stderr=log))
     return started
 
 
@@ -103,6 +109,18 @@ def test_a_run_is_the_same_on_every_layout(processes, devices, alone, coco_folde
     assert consumed(workdir) == consumed(alone)
     assert ap(workdir).keys() == ap(alone).keys()
     assert ap(workdir) == pytest.approx(ap(alone), abs=0)
+
+
+def test_evaluation_by_two_processes_is_that_of_one(alone, coco_folder, tmp_path):
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        command = [ROOT / 'eval.py', f'--weights={alone}', f'--data={coco_folder}', f'--output={out}']
+        codes, logs = finish(spawn([*command, '--batch_size=4'], out, processes, 4 // processes), out)
+        assert codes == [0] * processes, logs
+        found.append([(out / name).read_text() for name in ('metrics.json', 'predictions.json')])
+    assert found[0] == found[1]
+    assert set(json.loads(found[0][1])[0]) == {'image_id', 'category_id', 'bbox', 'score'}
 
 
 def test_a_run_goes_on_with_other_processes_and_devices(alone, coco_folder, tmp_path):

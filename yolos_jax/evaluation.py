@@ -70,7 +70,8 @@ def score(annotations, results):
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
         truth = COCO(str(annotations))
         known = set(truth.getCatIds())
-        found = truth.loadRes([r for r in results if r['category_id'] in known] or _nothing(truth))
+        results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
+        found = truth.loadRes(results or _nothing(truth))
         evaluation = COCOeval(truth, found, 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
