@@ -60,11 +60,14 @@ def test_what_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_p
 
 def test_what_is_left_out_or_cut_is_noted(tmp_path):
     content = change(annotations__0__bbox=[10, 10, -5, 5])
+    first = content['annotations'][0]
+    content['annotations'].append(first | {'id': 5, 'bbox': [-5, 10, 20, 20]})
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     found = annotations.problems(annotations.read(path))
     assert [str(problem) for problem in found] == [
         '2 boxes without an area (dropped): annotation id 1, annotation id 4',
-        '1 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg',
+        '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, annotation id 5 in '
+        'b.jpg',
     ]
     assert not any(problem.stops for problem in found)
 

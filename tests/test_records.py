@@ -75,14 +75,15 @@ def test_an_index_gives_the_same_records_without_the_json(tmp_path, monkeypatch)
     same(read(root, 'val', tmp_path / 'index'), first)
 
 
-@pytest.mark.parametrize('longer', ['', 'x'])
-def test_an_index_follows_the_json(longer, tmp_path):
-    root = write_coco(tmp_path, coco_content())
-    read(root, 'val', tmp_path / 'index')
-    changed = json.loads(json.dumps(coco_content()).replace('dog', 'cow' + longer))
-    write_coco(tmp_path, changed)
-    os.utime(root / 'annotations' / 'instances_val.json', (1, 1))
-    assert read(root, 'val', tmp_path / 'index').classes == {2: 'cat', 5: 'cow' + longer}
+@pytest.mark.parametrize(('name', 'moment'), [('cow', 1), ('cows', 0)])
+def test_an_index_follows_the_json(name, moment, tmp_path):
+    """Another content of the same size, and another size at the same time."""
+    path = write_coco(tmp_path, coco_content()) / 'annotations' / 'instances_val.json'
+    os.utime(path, (0, 0))
+    read(tmp_path, 'val', tmp_path / 'index')
+    write_coco(tmp_path, json.loads(json.dumps(coco_content()).replace('dog', name)))
+    os.utime(path, (moment, moment))
+    assert read(tmp_path, 'val', tmp_path / 'index').classes == {2: 'cat', 5: name}
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04', None])
