@@ -66,8 +66,8 @@ def test_what_is_left_out_or_cut_is_noted(tmp_path):
     found = annotations.problems(annotations.read(path))
     assert [str(problem) for problem in found] == [
         '2 boxes without an area (dropped): annotation id 1, annotation id 4',
-        '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, annotation id 5 in '
-        'b.jpg',
+        '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
+        'annotation id 5 in b.jpg',
     ]
     assert not any(problem.stops for problem in found)
 
