@@ -230,8 +230,8 @@ def summary(config, mesh, start, batches, val_set, first):
     used = ' '.join(map(str, lengths))
     return '\n'.join(
         [
-            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, processes {jax.process_count()}, '
-            f'jax {jax.__version__}',
+            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, '
+            f'processes {jax.process_count()}, jax {jax.__version__}',
             f'parameters   {parameters:,}',
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(start.classes)} classes, {config.data}',
