@@ -208,9 +208,11 @@ def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, t
 
 
 def test_a_process_that_is_stuck_ends_with_its_stacks(coco_folder, tmp_path):
-    started = start(coco_folder, tmp_path, 2, 1, *SHORT, '--stuck=8', what='wait:3', heartbeat=HEARTBEAT)
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, '--stuck=30', what='wait:3', heartbeat=HEARTBEAT)
     codes, logs = finish(started, tmp_path)
-    assert 0 not in codes and 'Timeout' in logs[1] and 'in act' in logs[1], logs[1]
+    assert 0 not in codes and (tmp_path / 'waiting').exists()
+    # process 0 waits for the sum of gradients, and may be the first whose time is up
+    assert any('Timeout (0:00:30)' in log and 'in train' in log for log in logs), logs
 
 
 def test_a_half_described_cluster_is_refused():

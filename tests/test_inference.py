@@ -13,7 +13,7 @@ import yolos_jax
 from yolos_jax import checkpoints, evaluation, sharding, steps, visualize, weights
 from yolos_jax.data import loader, records
 from yolos_jax.errors import InputError
-from yolos_jax.inference import Detections, Detector
+from yolos_jax.inference import Detector
 from yolos_jax.model import Yolos
 
 ROOT = Path(yolos_jax.__file__).parent.parent
@@ -84,7 +84,7 @@ def test_what_is_no_image_is_named(image, saved):
 def test_boxes_are_drawn_where_they_are(scale):
     image = np.zeros((400 // scale, 480 // scale, 3), np.uint8)
     box = np.float32([[120, 160, 360, 320]]) / scale
-    drawn = visualize.draw(image, Detections(box, np.float32([0.9]), np.int32([1]), ['circle']))
+    drawn = visualize.draw(image, box, [1], ['circle 0.90'])
     assert drawn.shape == (400, 480, 3)  # a small image is enlarged
     assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
     assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
