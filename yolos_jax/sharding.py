@@ -62,6 +62,16 @@ def largest_axis(tree, mesh):
     return jax.tree.map(one, tree)
 
 
+def gathered(tree):
+    """The arrays of a tree whole on every device from here on, inside jit where a mesh is set.
+
+    Said where a layer's parameters are used, so that XLA gathers these, and not the layer's activations.
+    """
+    if BATCH not in jax.sharding.get_abstract_mesh().axis_names:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)
+
+
 def place(tree, shardings):
     """The arrays of a tree, the same in every process, as global arrays under a tree of shardings."""
 

@@ -8,6 +8,8 @@ import optax
 
 from yolos_jax import boxes, losses, sharding
 
+LAYERS = 'blocks', 'mid_pos_embed'  # of the backbone, stacked
+
 
 def make_train_step(model, optimizer, images_per_group, accumulate_steps=1):
     """The training step `step(state, batch) -> (state, metrics)`, jitted.
@@ -26,6 +28,9 @@ def make_train_step(model, optimizer, images_per_group, accumulate_steps=1):
     """
 
     def loss_of(params, batch, num_boxes):
+        layers = {name: x for name, x in params['backbone'].items() if name in LAYERS}
+        params = sharding.gathered(params)
+        params = params | {'backbone': params['backbone'] | layers}  # the model gathers layer by layer
         outputs = model.apply({'params': params}, batch['patches'], batch['grid'])
         return losses.set_loss(outputs, batch, images_per_group, num_boxes)
 
