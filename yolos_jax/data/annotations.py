@@ -188,19 +188,28 @@ def problems(a):
     note('boxes that are not finite', ~finite, annotation)
     if any(problem.stops for problem in found):
         return found
-    flat = ~(a.boxes[:, 2:] > 0).all(axis=1)
-    note('boxes without an area (dropped)', flat & ~a.crowd, annotation, stops=False)
-    order = np.argsort(a.ids)
-    image = order[np.searchsorted(a.ids[order], a.owners)]
-    size = np.stack([a.widths[image], a.heights[image]], axis=1)
-    outside = (a.boxes[:, :2] < -1) | (a.boxes[:, :2] + a.boxes[:, 2:] > size + 1)
+    image, flat, outside = odd_boxes(a)
+    note('boxes without an area (dropped)', flat, annotation, stops=False)
     note(
         'boxes that leave the image by more than a pixel (cut)',
-        outside.any(axis=1) & ~a.crowd,
+        outside,
         lambda i: f'{annotation(i)} in {a.files[image[i]]}',
         stops=False,
     )
     return found
+
+
+def odd_boxes(a):
+    """The image (its place in the file) of every annotation [m], and which boxes have no area, or leave it.
+
+    By more than a pixel, that is; crowds do not count. For annotations that do not stop a run.
+    """
+    order = np.argsort(a.ids)
+    image = order[np.searchsorted(a.ids[order], a.owners)]
+    size = np.stack([a.widths[image], a.heights[image]], axis=1)
+    flat = ~(a.boxes[:, 2:] > 0).all(axis=1)
+    outside = (a.boxes[:, :2] < -1) | (a.boxes[:, :2] + a.boxes[:, 2:] > size + 1)
+    return image, flat & ~a.crowd, outside.any(axis=1) & ~a.crowd
 
 
 def check(a):

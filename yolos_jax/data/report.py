@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from yolos_jax import files, visualize
-from yolos_jax.data import loader, pixels
+from yolos_jax.data import annotations, loader, pixels
 from yolos_jax.errors import InputError
 from yolos_jax.model import PATCH
 
@@ -51,13 +51,7 @@ def _section(findings):
 def worst(findings):
     """{title: indices into `Annotations`} of the images to look at."""
     a, r = findings.annotations, findings.records
-    order = np.argsort(a.ids)
-    image = order[np.searchsorted(a.ids[order], a.owners)]
-    flat = ~(a.boxes[:, 2:] > 0).all(axis=1) & ~a.crowd
-    end = a.boxes[:, :2] + a.boxes[:, 2:]
-    outside = ((a.boxes[:, :2] < -1) | (end > np.stack([a.widths[image], a.heights[image]], 1) + 1)).any(
-        axis=1
-    )
+    image, flat, outside = annotations.odd_boxes(a)
     counts = np.diff(r.first)
     smallest = np.argsort((r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1), kind='stable')
     groups = {
@@ -66,7 +60,7 @@ def worst(findings):
         if kind not in ('missing', 'unreadable')
     }
     groups['Boxes without an area'] = image[flat]
-    groups['Boxes that leave the image'] = image[outside & ~a.crowd]
+    groups['Boxes that leave the image'] = image[outside]
     groups['Most objects'] = r.rows[np.argsort(-counts, kind='stable')[:SHOWN]]
     groups['Smallest objects'] = r.rows[np.searchsorted(r.first, smallest[: 4 * SHOWN], 'right') - 1]
     return {
