@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from yolos_jax import checkpoints, convert, model, tensors
+from yolos_jax import convert, model, tensors
 from yolos_jax.data import coco
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -89,6 +89,8 @@ def holds_detector(path):
 
 def checkpoint_folder(path):
     """The folder of our checkpoints that `path` is, or has; None if it is something else."""
+    from yolos_jax import checkpoints  # not above: Orbax costs every import 25 MB and 0.2 s
+
     for folder in (Path(path), Path(path) / 'checkpoints'):
         if folder.is_dir() and checkpoints.steps(folder):
             return folder
@@ -130,6 +132,8 @@ def describe(weights):
 
 
 def _from_checkpoint(folder):
+    from yolos_jax import checkpoints
+
     params, meta = checkpoints.read(folder)
     fields = meta['model'] | {
         name: tuple(meta['model'][name]) for name in ('pos_grid', 'mid_pos_grid') if meta['model'][name]
