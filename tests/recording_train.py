@@ -1,7 +1,8 @@
 """train.py that also writes the image ids of its rows, and can be made to stop, fail or wait.
 
 python recording_train.py FOLDER WHAT ...: WHAT is 'run', or 'term:3', 'raise:3' or 'wait:3' after step 3 in
-process 1 (of one: 0). The other arguments are those of train.py.
+process 1 (of one: 0), or 'unreadable': that process cannot read the newest checkpoint. The other arguments
+are those of train.py.
 """
 
 import json
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 
 import train
 from yolos_jax import cli
@@ -43,6 +45,16 @@ def act():
         time.sleep(3600)
 
 
+def unreadable(self, path, args):
+    if jax.process_index() == 1 and not failed:
+        failed.append(path)
+        raise OSError('a fault of the test')
+    return restore(self, path, args=args)
+
+
 loader.load = recorded
+if what == 'unreadable':
+    failed, restore = [], ocp.PyTreeCheckpointHandler.restore
+    ocp.PyTreeCheckpointHandler.restore = unreadable
 del sys.argv[1:3]
 cli.run_with_flags(train.main)

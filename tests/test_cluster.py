@@ -197,13 +197,16 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
 
 @pytest.mark.parametrize('trial', TRIALS)
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
-    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='raise:3', heartbeat=HEARTBEAT)
+    """And the run resumes from the newest checkpoint that both can read."""
+    flags = *SHORT, '--config.save_every=1'
+    started = start(coco_folder, tmp_path, 2, 1, *flags, what='raise:5', heartbeat=HEARTBEAT)
     until(lambda: gone(started[1]), 300)
     until(lambda: gone(started[0]), HEARTBEAT + 10)
     codes, logs = finish(started, tmp_path)
     assert 0 not in codes
     assert 'process 1 of 2:' in logs[1] and 'RuntimeError: a fault of the test' in logs[1]
-    run(coco_folder, tmp_path, 2, 1, *SHORT)
+    run(coco_folder, tmp_path, 2, 1, *flags, what='unreadable')
+    assert len([*(tmp_path / 'checkpoints').glob('broken-[45]')]) == 1
     assert list(losses(tmp_path)) == list(range(1, 7))
 
 

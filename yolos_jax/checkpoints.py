@@ -73,45 +73,50 @@ class Checkpoints:
             raise InputError(f'{self.folder}: step {step} was not taken; a later one is there')
 
     def restore(self, like):
-        """The newest whole (state, meta), each array placed as in `like`; None in an empty folder.
+        """The newest (state, meta) that is whole for all processes, each array placed as in `like`.
 
-        Damaged steps are renamed broken-STEP once an older one has proved whole.
+        None in an empty folder. Damaged steps are renamed broken-STEP once an older one has proved whole.
 
         Raises:
             InputError: a step is of another model (names, shapes or types differ), or no step is
                 whole.
         """
-        damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            path = self.folder / str(step)
+        damaged, found = {}, sorted(self._manager.all_steps(), reverse=True)
+        cluster.agree({f'what is in {self.folder}': found})
+        for step in found:
+            path, problem = self.folder / str(step), None
             try:
-                state, meta = self._restore(step, path, like)
+                state, meta, sums = self._read(step, path, like)
             except InputError:
                 raise
             except Exception as error:  # Orbax and TensorStore have no common error for damage
-                damaged[path] = error
+                problem = error
+            if not cluster.anywhere(problem):
+                problem = _difference(state, sums)  # which all compute together
+            if cluster.anywhere(problem):
+                damaged[path] = problem or 'another process could not read it'
                 continue
             if cluster.is_first():
-                for path, error in damaged.items():
-                    print(f'{path} is damaged, set aside as broken-{path.name}: {error}')
+                for path, problem in damaged.items():
+                    print(f'{path} is damaged, set aside as broken-{path.name}: {problem}')
                     path.rename(path.with_name(f'broken-{path.name}'))
             cluster.wait('damaged checkpoints')
             self._manager.reload()
             return state, meta
         if damaged:
-            reasons = '; '.join(f'{path.name}: {error}' for path, error in damaged.items())
+            reasons = '; '.join(f'{path.name}: {problem}' for path, problem in damaged.items())
             raise InputError(f'{self.folder}: no checkpoint is whole ({reasons})')
         return None
 
-    def _restore(self, step, path, like):
+    def _read(self, step, path, like):
         meta = json.loads((path / META / 'metadata').read_text())
         _compare(like, self._manager.item_metadata(step)[STATE], path)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.Composite(**{STATE: ocp.args.PyTreeRestore(abstract, restore_args=placed)})
-        state = self._manager.restore(step, args=args)[STATE]
-        _verify(state, meta['checksums'], path)
-        return state, meta
+        # not by the manager, which would wait for processes that failed
+        args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
+        state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
+        return state, meta, dict(meta['checksums'])
 
     def close(self):
         """Wait for the save under way, if any.
@@ -135,10 +140,6 @@ class Checkpoints:
             yield
         except Exception as error:  # as above
             raise InputError(f'{self.folder}: {what}: {error}') from error
-
-
-class DamagedError(Exception):
-    """The arrays of a checkpoint are not those that were saved."""
 
 
 def write(folder, params, meta):
@@ -173,9 +174,11 @@ def read(folder, step=None):
     try:
         meta = json.loads((path / META / 'metadata').read_text())
         state = {'params': _read_params(path / STATE)}
-        _verify(state, meta['checksums'], path)
+        problem = _difference(state, meta['checksums'])
     except Exception as error:
-        raise InputError(f'{path}: damaged or no checkpoint of this project: {error}') from error
+        problem = error
+    if problem:
+        raise InputError(f'{path}: damaged or no checkpoint of this project: {problem}')
     ap = _saved_ap(path)
     return state['params'], meta | {'step': step} | ({'AP': ap} if math.isfinite(ap) else {})
 
@@ -197,9 +200,8 @@ def _read_params(path):
 
 def checksums(tree):
     """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        tree
-    )  # one at a time, for they may be copied to the device
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # one at a time, for they may be copied to the device
     return {jax.tree_util.keystr(path, simple=True, separator='/'): int(_checksum(x)) for path, x in leaves}
 
 
@@ -214,11 +216,10 @@ def _checksum(x):
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
-def _verify(state, expected, path):
-    found = checksums(state)
-    wrong = [name for name, value in found.items() if expected.get(name) != value]
-    if wrong:
-        raise DamagedError(f'{path}: not what was saved: {", ".join(wrong[:5])}')
+def _difference(state, expected):
+    """Which arrays have not the checksums expected, or None."""
+    wrong = [name for name, value in checksums(state).items() if expected.get(name) != value]
+    return f'not what was saved: {", ".join(wrong[:5])}' if wrong else None
 
 
 def _compare(like, stored, path):

@@ -95,6 +95,11 @@ def from_first(number):
     return float(gather(np.array([number], np.float64))[0])
 
 
+def anywhere(fact):
+    """Whether it is true in any process."""
+    return bool(gather(np.array([bool(fact)])).any())
+
+
 def wait(name):
     """Wait until every process is here."""
     if jax.process_count() > 1:
