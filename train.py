@@ -6,6 +6,7 @@ Any value of the config can be set by --config.key=value. The workdir receives m
 files, curves.png and checkpoints/; the same command in the same workdir goes on where the last one ended.
 """
 
+import functools
 import hashlib
 import time
 from pathlib import Path
@@ -50,6 +51,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def train(config, workdir, stuck=1800):
     """Train as `config` says, in the folder `workdir`; see `cluster.watch` for `stuck`."""
     # The data, the detector to start from, and the batches
+    cluster.watch(stuck)
     mesh = sharding.make_mesh()
     check_batch_size(config, mesh)
     train_set = records.read(config.data, config.train_split, workdir / 'index')
@@ -59,19 +61,19 @@ def train(config, workdir, stuck=1800):
     val_batches = loader.EvalBatches(val_set, config.eval_size, config.eval_max_size, config.batch_size)
     per_epoch = batches.steps_per_epoch
     total = config.epochs * per_epoch
+    agree(config, workdir, batches, val_set)
 
     # The optimiser, the steps, and the state they work on
     rate = optim.learning_rate(config.learning_rate, config.epochs, per_epoch)
     optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
-    state = steps.init_state(start.params, optimizer)
-    layout = make_layout(config, state, mesh)
-    state = sharding.place(state, layout)
+    init = functools.partial(steps.init_state, optimizer=optimizer)
+    layout = make_layout(config, jax.eval_shape(init, start.params), mesh)
+    state = jax.jit(init, out_shardings=layout)(start.params)
     groups = config.images_per_group, config.accumulate_steps
     train_step = steps.make_train_step(start.model, optimizer, *groups)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.whole(mesh)))
 
-    # What all processes must have in common, and what an earlier run in this folder left
-    agree(config, workdir, batches, val_set)
+    # What an earlier run in this folder left
     saved = checkpoints.Checkpoints(workdir / 'checkpoints')
     about = weights.describe(start) | {'config': run.flat(config)}
     tally = Tally()
@@ -198,6 +200,7 @@ def make_start(config, train_set):
         params = init_from_backbone(config.init_from, model, jax.random.key(config.seed))
         about = weights.origin(config.init_from)
     about = {key: about[key] for key in ('source', 'sha256') if key in about}
+    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
     return weights.Weights(model, params, classes, config.eval_size, config.eval_max_size, about)
 
 
