@@ -10,11 +10,11 @@ BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, '
 
 def collectives(text):
     """{kind: (how many in a run of the program, bytes of their results)}, loops counted by their trips."""
-    programs, name = collections.defaultdict(list), None
+    programs, name, entry = collections.defaultdict(list), None, None
     for line in text.splitlines():
         if header := re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line):
             name = header[2]
-            entry = name if header[1] else locals().get('entry')
+            entry = name if header[1] else entry
         elif name:
             programs[name].append(line)
     found = collections.defaultdict(lambda: [0, 0])

@@ -1,7 +1,7 @@
 """The training step compiled for slices of TPUs, on a machine without any.
 
     pip install libtpu
-    python benchmarks/tpu_compile.py [--models Ti S B] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
+    python benchmarks/tpu_compile.py [--models Ti S S-dWr B L H] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
         [--shard_params]
 
 The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, a group of its class
@@ -35,6 +35,9 @@ MODELS = {
     'S': yolos_jax.YOLOS_S,
     'S-dWr': yolos_jax.YOLOS_S_DWR,
     'B': yolos_jax.YOLOS_B,
+    # no YOLOS was published with these; what --shard_params is for
+    'L': yolos_jax.YOLOS_B | {'width': 1024, 'depth': 24, 'heads': 16},
+    'H': yolos_jax.YOLOS_B | {'width': 1280, 'depth': 32, 'heads': 16},
 }
 LENGTHS = {  # of the recipes on COCO, as train.py chooses them
     'Ti': (475, 667, 859, 1115, 1371, 1627, 1947, 2395),

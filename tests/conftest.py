@@ -1,14 +1,20 @@
 import json
-import tempfile
+import os
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)  # before any device is used
-# runs that differ in their data alone are compiled once
-jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp(prefix='yolos-jax-tests-'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled(tmp_path_factory):
+    """Programs that differ in their data alone are compiled once, in whichever worker they run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+    jax.config.update('jax_compilation_cache_dir', str(base / 'compiled'))
 
 
 @pytest.fixture(scope='session')

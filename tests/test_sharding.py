@@ -19,10 +19,9 @@ def training():
     model = Yolos(**TINY, num_classes=5)
     patches, grid = patchify([noise(64, 96, i) for i in range(B)], 30)
     batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 5] * 4, 6, 5)[0]
-    params = model.init(jax.random.key(0), patches[:1], grid[:1])['params']
-    optimizer = optim.make_optimizer(
-        params, 2.5e-5
-    )  # the recipe's; AdamW makes whole steps of rounding errors
+    params = jax.jit(model.init)(jax.random.key(0), patches[:1], grid[:1])['params']
+    # at the recipe's learning rate, since AdamW makes whole steps of rounding errors
+    optimizer = optim.make_optimizer(params, 2.5e-5)
     return model, optimizer, steps.init_state(params, optimizer), batch
 
 
@@ -47,8 +46,7 @@ def close(a, b, tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-@pytest.mark.parametrize('images_per_group', [1, 2])
+@pytest.mark.parametrize(('devices', 'images_per_group'), [(1, 1), (2, 2)])
 def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group, training):
     whole, expected, _ = walk(training, devices, images_per_group)
     parts, losses, _ = walk(training, devices, images_per_group, accumulate_steps=4)
@@ -93,13 +91,21 @@ def test_what_a_step_sends_is_its_gradient_once(training):
     """The sum of gradients and a few scalars, with position tables of the published size."""
     model, _, _, batch = training
     model = model.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
-    params = model.init(jax.random.key(0), batch['patches'][:1], batch['grid'][:1])['params']
+    one = batch['patches'][:1], batch['grid'][:1]
+    params = jax.jit(model.init)(jax.random.key(0), *one)['params']
     optimizer = optim.make_optimizer(params, 2.5e-5)
     program = walk((model, optimizer, steps.init_state(params, optimizer), batch), 8, count=0)[2]
     sent = collectives(program.as_text())
     size = 4 * sum(x.size for x in jax.tree.leaves(params))
     assert set(sent) == {'all-reduce'}
     assert size <= sent['all-reduce'][1] <= 1.05 * size
+
+
+def test_a_sharded_step_gathers_its_parameters_once_and_no_activations(training):
+    sent = collectives(walk(training, 8, shard_params=True, count=0)[2].as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(training[2]['params']))
+    assert set(sent) == {'all-gather', 'all-reduce'}
+    assert all(0.99 * size <= bytes <= 1.05 * size for _, bytes in sent.values())
 
 
 def test_arrays_are_spread_over_their_largest_axis_that_divides():
