@@ -36,9 +36,7 @@ def get_config():
 
     c.batch_size = 8  # images per step, over all devices
     c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
-    c.shard_params = (
-        False  # True: parameters and optimiser state in parts over the devices, for large models
-    )
+    c.shard_params = False  # True: parameters and optimiser state in parts over the devices
     c.images_per_group = 1  # images per GPU of the reference: its class loss is a mean over each
     c.epochs = 150
     c.learning_rate = 2.5e-5
