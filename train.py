@@ -66,9 +66,7 @@ def train(config, workdir, stuck=1800):
     # The optimiser, the steps, and the state they work on
     rate = optim.learning_rate(config.learning_rate, config.epochs, per_epoch)
     optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
-    init = functools.partial(steps.init_state, optimizer=optimizer)
-    layout = make_layout(config, jax.eval_shape(init, start.params), mesh)
-    state = jax.jit(init, out_shardings=layout)(start.params)
+    state, layout = make_state(config, start.params, optimizer, mesh)
     groups = config.images_per_group, config.accumulate_steps
     train_step = steps.make_train_step(start.model, optimizer, *groups)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.whole(mesh)))
@@ -155,11 +153,13 @@ def check_batch_size(config, mesh):
         )
 
 
-def make_layout(config, state, mesh):
-    """Where the state's arrays live: on every device, or in parts."""
-    if config.shard_params:
-        return sharding.largest_axis(state, mesh)
-    return jax.tree.map(lambda _: sharding.whole(mesh), state)
+def make_state(config, params, optimizer, mesh):
+    """The state a run starts from, and where its arrays live: on every device, or in parts."""
+    init = functools.partial(steps.init_state, optimizer=optimizer)
+    shapes = jax.eval_shape(init, params)
+    layout = jax.tree.map(lambda _: sharding.whole(mesh), shapes)
+    layout = sharding.largest_axis(shapes, mesh) if config.shard_params else layout
+    return jax.jit(init, out_shardings=layout)(params), layout
 
 
 def agree(config, workdir, batches, val_set):
