@@ -15,10 +15,10 @@ B = 16
 
 @pytest.fixture(scope='module')
 def training():
-    """A small model's state, optimiser and a batch of 16 images, four without objects."""
+    """A small model and a batch of 16 images, four without objects and four with too many."""
     model = Yolos(**TINY, num_classes=5)
     patches, grid = patchify([noise(64, 96, i) for i in range(B)], 30)
-    batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 5] * 4, 6, 5)[0]
+    batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 9] * 4, 9, 5)[0]
     params = jax.jit(model.init)(jax.random.key(0), patches[:1], grid[:1])['params']
     # at the recipe's learning rate, since AdamW makes whole steps of rounding errors
     optimizer = optim.make_optimizer(params, 2.5e-5)
