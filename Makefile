@@ -1,5 +1,7 @@
-# make quickstart   train a small detector from nothing and look at what it finds
+# make quickstart   train a small detector from scratch and look at its detections
 # make test         run all tests
+# make trials       run the long failure trials; ONLY=name chooses, TRIALS=n repeats them
+# make docs         write the API pages to docs/api
 # make lint         what a commit must pass
 # Each installs what it needs into .venv, in the versions of constraints.txt.
 # Another Python: make PYTHON=python3.12 quickstart
@@ -7,11 +9,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
+ONLY ?=
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test trials lint docs clean
 
 quickstart: .venv/installed
-	$(BIN)/python -m yolos_jax.data.shapes runs/shapes
+	$(BIN)/python -m yolos_jax.tools.make_shapes runs/shapes
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python eval.py --weights=$(RUN) --data=runs/shapes --output=$(RUN)/eval
 	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures --threshold=0.7 \
@@ -21,12 +24,18 @@ quickstart: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2
 
+trials: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 -m trials -k '$(ONLY)'
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/installed-test
+	$(BIN)/python -m pdoc -d google -o docs/api yolos_jax
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .cache build docs/api *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit('error: yolos_jax needs Python 3.11 or later; say make PYTHON=python3.12 ...' \

@@ -10,21 +10,24 @@ a file is executed, and the output appears whole or not at all.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import jax
 
-from yolos_jax import adapt, backbones, cli, export, weights
-from yolos_jax.data import annotations, coco
+from yolos_jax import files, weights
+from yolos_jax.data import annotations, class_names
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
+from yolos_jax.run import cli
+from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, reference
 
-WRITERS = {'jax': export.to_jax, 'hf': export.to_hf, 'yolos': export.to_yolos}
+WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write}
 
 
-def parse():
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--input', required=True, help='a .pth, Hugging Face folder, checkpoint or workdir')
+    parser.add_argument('--input', required=True, help=cli.WEIGHTS)
     parser.add_argument('--output', required=True, help='a new folder')
     parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
     unsaid = parser.add_argument_group('what a .pth of no published model does not say')
@@ -36,53 +39,53 @@ def parse():
     change.add_argument('--new_det_tokens', type=int, metavar='N')
     change.add_argument('--new_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
     change.add_argument('--seed', type=int, default=0, help='of what starts fresh')
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def read_backbone(path, seed):
+def from_backbone(source: weights.Source, seed: int) -> Pretrained:
     """A backbone as the detector of its published model, heads and [DET] tokens fresh."""
-    width, depth = backbones.size(path)
-    fields = next((p for p in weights.PUBLISHED if (p['width'], p['depth']) == (width, depth)), None)
-    if fields is None:
+    width, depth = source.backbone_size()
+    published = [p for p in reference.PUBLISHED if (p['width'], p['depth']) == (width, depth)]
+    if not published:
         raise InputError(
-            f'{path}: a ViT of width {width} and depth {depth}, which no published detector has; write a '
-            'config for it, and give the file to train.py as --config.init_from'
+            f'{source.path}: a ViT of width {width} and depth {depth}, which no published detector '
+            'has; write a config for it, and give the file to train.py as --config.init_from'
         )
-    model = Yolos(**fields)
-    params = backbones.init_from_backbone(path, model, jax.random.key(seed))
-    return weights.Weights(model, params, coco.CLASSES, 800, 1333, weights.origin(path))
+    model = Yolos(**published[0])
+    params = source.backbone(model, jax.random.key(seed))
+    return Pretrained(model, params, class_names.COCO, 800, 1333, source.about)
 
 
-def adapted(found, args):
-    """The detector with the changes asked for, each said."""
-    changes = []
+def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
+    """The detector with the changes asked for, each reported."""
     if args.new_classes:
-        changes.append((adapt.with_classes, annotations.read_classes(args.new_classes), args.seed))
+        classes = annotations.read_classes(args.new_classes)
+        pretrained, report = adapt.with_classes(pretrained, classes, args.seed)
+        print(f'  {report}')
     if args.new_det_tokens:
-        changes.append((adapt.with_det_tokens, args.new_det_tokens, args.seed))
+        pretrained, report = adapt.with_det_tokens(pretrained, args.new_det_tokens, args.seed)
+        print(f'  {report}')
     if args.new_pos_grid:
-        changes.append((adapt.with_pos_grid, args.new_pos_grid))
-    for change, *how in changes:
-        found, said = change(found, *how)
-        print(f'  {said}')
-    return found
+        pretrained, report = adapt.with_pos_grid(pretrained, args.new_pos_grid)
+        print(f'  {report}')
+    return pretrained
 
 
-def main():
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and convert."""
-    args = parse()
-    jax.config.update(
-        'jax_platforms', 'cpu'
-    )  # nothing to gain from an accelerator, nor a need for a free one
-    export.check_free(args.output)
-    if weights.holds_detector(args.input):
-        found = weights.read(args.input, args.heads, args.pos_grid, args.mid_pos_grid, print)
-    else:
-        found = read_backbone(args.input, args.seed)
-    found = adapted(found, args)
-    WRITERS[args.to](found, args.output)
-    count = sum(x.size for x in jax.tree.leaves(found.params))
-    print(f'{args.output}: {count:,} parameters, {len(found.classes)} classes, as {args.to}')
+    args = parse(arguments)
+    # nothing to gain from an accelerator, nor a need for a free one
+    jax.config.update('jax_platforms', 'cpu')
+    files.check_free(args.output)
+    with weights.open(args.input) as source:
+        if source.is_detector:
+            pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
+        else:
+            pretrained = from_backbone(source, args.seed)
+    pretrained = adapted(pretrained, args)
+    WRITERS[args.to](pretrained, args.output)
+    count = sum(x.size for x in jax.tree.leaves(pretrained.params))
+    print(f'{args.output}: {count:,} parameters, {len(pretrained.classes)} classes, as {args.to}')
 
 
 if __name__ == '__main__':

@@ -7,21 +7,24 @@ results) to the output folder.
 """
 
 import argparse
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from yolos_jax import adapt, cli, cluster, evaluation, files, sharding, steps, weights
+from yolos_jax import attention, evaluation, files, steps, weights
 from yolos_jax.data import loader, records
+from yolos_jax.run import cli, cluster
+from yolos_jax.run import mesh as meshes
+from yolos_jax.weights import adapt
 
 
-def main():
-    """Parse the arguments and evaluate."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--weights', required=True, help='a workdir, checkpoint, Hugging Face folder or .pth'
-    )
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
     parser.add_argument('--data', required=True, help='a COCO folder')
     parser.add_argument('--output', required=True, type=Path, help='a folder for the results')
     parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
@@ -29,26 +32,36 @@ def main():
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
-    cluster.add_arguments(parser)
-    args = parser.parse_args()
+    cli.add_cluster_flags(parser)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and evaluate."""
+    args = parse(arguments)
     cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
-    mesh = sharding.make_mesh()
+    mesh = meshes.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
-    sharding.check_divides(batch_size, mesh, '--batch_size')
+    meshes.check_divides(batch_size, mesh)
     data = records.read(args.data, args.split)
-    found = weights.read(args.weights)
-    adapt.check_classes(found, data.classes, data.json)
-    size, max_size = args.size or found.size, args.max_size or found.max_size
-    batches = loader.EvalBatches(data, size, max_size, batch_size)
+    with weights.open(args.weights) as source:
+        pretrained = source.detector()
+    adapt.check_classes(pretrained, data.classes, data.annotation_file)
+    size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
+    batches = loader.EvalBatches(data, size=size, max_size=max_size, batch_size=batch_size)
 
-    predict = steps.make_predict_step(found.model.clone(dtype=jnp.dtype(args.dtype)))
-    params = sharding.replicate(found.params, mesh)
+    dtype = jnp.dtype(args.dtype)
+    kernel = attention.for_platform(meshes.platform(mesh), dtype)
+    step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
+    predict = functools.partial(
+        meshes.make_predictor(step, mesh), meshes.replicate(pretrained.params, mesh)
+    )
+    rows = meshes.rows_of_process(batch_size, mesh)
     with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
-        results = evaluation.detect(predict, params, batches, mesh, bar.update)
+        results = evaluation.detect(predict, batches, rows=rows, gather=cluster.gather, on_batch=bar.update)
     if not cluster.is_first():
         return
-    numbers, classes = evaluation.score(data.json, results)
+    numbers, classes = evaluation.score(data.annotation_file, results)
 
     print(evaluation.table(numbers))
     for name, ap in sorted(classes.items(), key=lambda item: -item[1]):

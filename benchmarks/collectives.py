@@ -17,12 +17,12 @@ def collectives(text):
             entry = name if header[1] else entry
         elif name:
             programs[name].append(line)
-    found = collections.defaultdict(lambda: [0, 0])
-    _add(programs, entry, 1, found)
-    return {kind: tuple(sums) for kind, sums in found.items()}
+    totals = collections.defaultdict(lambda: [0, 0])
+    _add(programs, entry, 1, totals)
+    return {kind: tuple(sums) for kind, sums in totals.items()}
 
 
-def _add(programs, name, times, found):
+def _add(programs, name, times, totals):
     for line in programs[name]:
         call = re.search(rf'= (.*?) ({KINDS})(-start)?\(', line)
         if call:
@@ -30,13 +30,13 @@ def _add(programs, name, times, found):
                 BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n)
                 for kind, shape in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', call[1])
             )
-            found[call[2]][0] += times
-            found[call[2]][1] += times * size // (2 if call[3] else 1)  # -start gives its operand too
+            totals[call[2]][0] += times
+            totals[call[2]][1] += times * size // (2 if call[3] else 1)  # -start gives its operand too
         if loop := re.search(r'condition=%?([\w.-]+), body=%?([\w.-]+)', line):
-            _add(programs, loop[2], times * _trips(programs, line, loop[1]), found)
-        elif inner := re.search(r'(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)', line):
-            if inner[1] in programs and not call:
-                _add(programs, inner[1], times, found)
+            _add(programs, loop[2], times * _trips(programs, line, loop[1]), totals)
+        inner = re.search(r'(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)', line)
+        if inner and not loop and not call and inner[1] in programs:
+            _add(programs, inner[1], times, totals)
 
 
 def _trips(programs, line, condition):

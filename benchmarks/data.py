@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from configs import yolos_s, yolos_ti
-from yolos_jax.data import geometry, loader, records
-from yolos_jax.model import MEAN, STD
+from yolos_jax.configs import yolos_s, yolos_ti
+
+from yolos_jax.data import geometry, loader, records, sources
+from yolos_jax.patches import MEAN, STD
 
 SIZES = [(480, 640)] * 8 + [(427, 640)] * 5 + [(640, 480)] * 3 + [(375, 500)] * 2 + [(640, 427)] * 2
 OBJECTS = 7  # COCO's mean
@@ -58,8 +59,8 @@ def write_data(folder, count):
         first=np.arange(count + 1) * OBJECTS,
         classes={1: 'thing'},
         dropped={},
-        json=folder / 'none.json',
-        images=records.Folder(folder),
+        annotation_file=folder / 'none.json',
+        images=sources.Folder(folder),
     )
 
 
@@ -108,14 +109,14 @@ def reference(data, i, drawn):
     boxes, labels = data.objects(i)
     boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     target = reference_target(boxes, labels.tolist(), image.height, image.width)
-    if drawn['flip'][i]:
+    if drawn.flip[i]:
         signs, width = torch.as_tensor([-1, 1, -1, 1]), image.width
         target['boxes'] = target['boxes'][:, [2, 1, 0, 3]] * signs + torch.as_tensor([width, 0, width, 0])
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
-    if drawn['crop'][i]:
-        image = reference_resize(image, target, drawn['before'][i].tolist())
-        image = reference_crop(image, target, drawn['box'][i].tolist())
-    image = reference_resize(image, target, drawn['shape'][i].tolist())
+    if drawn.crop[i]:
+        image = reference_resize(image, target, drawn.before[i].tolist())
+        image = reference_crop(image, target, drawn.box[i].tolist())
+    image = reference_resize(image, target, drawn.shape[i].tolist())
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     tensor = tensor.clone().sub_(mean).div_(std)
@@ -130,7 +131,7 @@ def reference(data, i, drawn):
 
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
-    batch = loader.empty_batch(1, int(drawn['shape'][i].prod() // 256), 100)
+    batch = loader.empty_batch(1, int(drawn.counts[i]), 100)
     loader.fill_row(source, np.array([i]), drawn, {name: values[0] for name, values in batch.items()})
 
 
@@ -149,7 +150,7 @@ def main():
 
 def compare(name, data, recipe):
     drawn = geometry.draw(data.heights, data.widths, recipe, 0, 0)
-    source = loader.TrainBatches(data, recipe, (), 1, 100, 0)
+    source = loader.TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
     sides = {'reference': lambda i: reference(data, i, drawn), 'ours': lambda i: ours(source, drawn, i)}
     turns = [range(first, min(first + TURN, len(data))) for first in range(0, len(data), TURN)]
     for work in sides.values():  # to warm up

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import model, optim, steps
-from yolos_jax.cli import keep_memory
-from yolos_jax.model import Yolos
+from yolos_jax import attention, model, optim, steps
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import PATCH, PATCH_DIM
+from yolos_jax.run.cli import keep_memory
 
 GRID = 32, 43  # 512 x 688 pixels
 TARGETS = 7  # COCO's mean
@@ -23,18 +24,20 @@ TARGETS = 7  # COCO's mean
 
 def ours(args):
     fields = getattr(model, args.variant)
-    yolos = Yolos(**fields, dtype=jnp.dtype(args.dtype))
+    dtype = jnp.dtype(args.dtype)
+    kernel = attention.for_platform(jax.devices()[0].platform, dtype)
+    yolos = Yolos(**fields, dtype=dtype, attention_kernel=kernel)
     rng, B, N = np.random.default_rng(0), args.batch, GRID[0] * GRID[1]
     batch = {
-        'patches': rng.integers(0, 256, (B, N, 768), dtype=np.uint8),
+        'patches': rng.integers(0, 256, (B, N, PATCH_DIM), dtype=np.uint8),
         'grid': np.tile(np.int32(GRID), (B, 1)),
         'labels': rng.integers(1, 91, (B, 100)).astype(np.int32),
         'boxes': rng.uniform(0.1, 0.4, (B, 100, 4)).astype(np.float32),
         'valid': np.arange(100)[None] < np.full((B, 1), TARGETS),
     }
-    params = jax.jit(yolos.init)(jax.random.key(0), batch['patches'][:1, :1], np.ones((1, 2), np.int32))
-    optimizer = optim.make_optimizer(params['params'], 1e-4)
-    box = [steps.init_state(params['params'], optimizer)]
+    params = init_params(yolos, jax.random.key(0))
+    optimizer = optim.make_optimizer(params, 1e-4)
+    box = [steps.init_state(params, optimizer)]
     train = jax.jit(steps.make_train_step(yolos, optimizer, 1), donate_argnums=0)
     forward = jax.jit(lambda params: yolos.apply({'params': params}, batch['patches'], batch['grid']))
 
@@ -55,13 +58,13 @@ def theirs(args):
         num_hidden_layers=fields['depth'],
         num_attention_heads=fields['heads'],
         intermediate_size=4 * fields['width'],
-        image_size=[16 * side for side in fields['pos_grid']],
+        image_size=[PATCH * side for side in fields['pos_grid']],
         use_mid_position_embeddings='mid_pos_grid' in fields,
         num_labels=91,
     )
     hf = YolosForObjectDetection(config)
     optimizer = torch.optim.AdamW(hf.parameters(), 1e-4)
-    pixels = torch.randn(args.batch, 3, 16 * GRID[0], 16 * GRID[1])
+    pixels = torch.randn(args.batch, 3, PATCH * GRID[0], PATCH * GRID[1])
     boxes = torch.rand(TARGETS, 4) * 0.3 + 0.1
     labels = [{'class_labels': torch.randint(1, 91, (TARGETS,)), 'boxes': boxes}] * args.batch
 

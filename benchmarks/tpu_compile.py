@@ -13,22 +13,20 @@ import os
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import yolos_jax
 from benchmarks.collectives import collectives
-from yolos_jax import optim, sharding, steps
-from yolos_jax.model import Yolos
+from yolos_jax import attention, optim, steps
+from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.run import mesh as meshes
 
 MODELS = {
     'Ti': yolos_jax.YOLOS_TI,
@@ -48,9 +46,9 @@ SLICES = ('v5e:2x4', 'v5e:16x16', 'v5p:2x2x2', 'v5p:4x8x8')
 
 def compile_step(fields, length, mesh, per_chip, shard_params=False):
     """The compiled step of a model on a mesh, from shapes alone."""
-    model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16)
-    one = jnp.zeros((1, 1, 768), jnp.uint8), jnp.ones((1, 2), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), *one)['params']
+    kernel = attention.for_platform('tpu', jnp.bfloat16)
+    model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16, attention_kernel=kernel)
+    params = param_shapes(model)
     optimizer = optim.make_optimizer(params, 1e-4)
     state = jax.eval_shape(lambda params: steps.init_state(params, optimizer), params)
     B, T = per_chip * mesh.size, 100
@@ -61,13 +59,13 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
         'boxes': ((B, T, 4), jnp.float32),
         'valid': ((B, T), bool),
     }
-    rows, whole = sharding.over_rows(mesh), sharding.whole(mesh)
-    layout = sharding.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
+    rows, whole = meshes.over_rows(mesh), meshes.whole(mesh)
+    layout = meshes.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}
     placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     state = jax.tree.map(placed, state, layout)
     step = steps.make_train_step(model, optimizer, per_chip)
-    with jax.set_mesh(mesh), mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+    with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
         return step.lower(state, batch).compile(), params
 
@@ -81,7 +79,7 @@ def main():
     args = parser.parse_args()
     for name in args.slices:
         devices = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
-        mesh = Mesh(np.array(devices), (sharding.BATCH,), axis_types=(AxisType.Auto,))
+        mesh = meshes.make_mesh(devices)
         for model in args.models:
             for length in args.lengths or LENGTHS['Ti' if model == 'Ti' else 'S']:
                 clock = time.monotonic()
@@ -92,7 +90,7 @@ def main():
                 used = (used + m.temp_size_in_bytes) / 1e9
                 size = 4 * sum(x.size for x in jax.tree.leaves(params))
                 sent = collectives(program.as_text())
-                share = sum(bytes for _, bytes in sent.values()) / size
+                share = sum(size_of_kind for _, size_of_kind in sent.values()) / size
                 took = time.monotonic() - clock
                 print(
                     f'{name} {model} {length}: {used:.2f} GB, sends {share:.2f} of the parameters, {sent}, '

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict, config_dict
 
 
-def get_config():
+def get_config() -> ConfigDict:
     """A COCO run; model, sizes and schedule are for the config that builds on it."""
     c = ConfigDict()
     c.data = ''  # a COCO folder: annotations/instances_<split>.json and <split>/, or of TFDS (docs/data.md)
@@ -20,7 +20,7 @@ def get_config():
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
-    c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from nothing
+    c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from scratch
     c.reset_classes = False  # True: other classes than init_from's; those of the same name are kept
 
     c.augment = ConfigDict()
@@ -34,7 +34,7 @@ def get_config():
     c.num_lengths = 8  # compiled programs; 8 lengths leave 9 % padding on COCO, 4 leave 16 %
     c.max_targets = 100  # as many as [DET] tokens; COCO's fullest train image has 93
 
-    c.batch_size = 8  # images per step, over all devices
+    c.batch_size = 8  # images per step, the global batch size
     c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
     c.shard_params = False  # True: parameters and optimiser state in parts over the devices
     c.images_per_group = 1  # images per GPU of the reference: its class loss is a mean over each

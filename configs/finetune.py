@@ -5,15 +5,16 @@ r"""A detector for your own classes, from one that is already trained.
 
 YOUR_FOLDER is a COCO folder: annotations/instances_train2017.json, annotations/instances_val2017.json and
 the images in train2017/ and val2017/ (other names: --config.train_split=NAME --config.val_split=NAME). Its
-JSON says the classes. WEIGHTS is anything `yolos_jax.load` takes; the model is the one found there.
+JSON says the classes. WEIGHTS is anything `yolos_jax.load` takes; the model is taken from there.
 
 Hardware and time are those of the weights' own config for as many images; the AP depends on your data.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+from yolos_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = common.get_config()  # model.width stays 0: the model is that of init_from
     c.reset_classes = True  # rows of classes that the weights know by name are kept
 

@@ -7,10 +7,11 @@ Published: 42.0 AP at 800 pixels after 150 epochs, about 20 days on 8 RTX 2080 T
 train loss 2.819, AP 0.0638.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+from yolos_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = common.get_config()
     c.model.width = 768
     c.model.depth = 12

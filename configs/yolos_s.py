@@ -7,10 +7,11 @@ Published: 36.1 AP at 800 pixels after 150 epochs, about 10 days on 8 RTX 2080 T
 train loss 3.334, AP 0.0255 (from 300 epochs of DeiT; 3.393, 0.0238 from 200).
 """
 
-from configs import common
+from ml_collections import ConfigDict
+from yolos_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = common.get_config()
     c.model.width = 384
     c.model.depth = 12

@@ -7,10 +7,11 @@ Published: 37.6 AP at 800 pixels after 150 epochs, about 10 days on 8 RTX 2080 T
 train loss 3.329, AP 0.0267.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+from yolos_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = common.get_config()
     c.model.width = 330
     c.model.depth = 14

@@ -7,10 +7,11 @@ Published: 28.7 AP at 512 pixels after 300 epochs, about 4 days on 8 RTX 2080 Ti
 train loss 3.762, AP 0.0137.
 """
 
-from configs import common
+from ml_collections import ConfigDict
+from yolos_jax.configs import common
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = common.get_config()
     c.model.width = 192
     c.model.depth = 12

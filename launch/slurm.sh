@@ -2,7 +2,7 @@
 # Train under Slurm, one process per GPU: sbatch launch/slurm.sh
 # jax.distributed finds the others by Slurm's variables. Two minutes before its time is up Slurm sends SIGTERM:
 # the run saves and stops. Submit the file as often as the training needs; the jobs run one after the other, and
-# each goes on where the last one ended.
+# each resumes where the last one stopped.
 
 # Edit 1: the machines
 #SBATCH --job-name=yolos

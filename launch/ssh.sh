@@ -9,11 +9,13 @@ HOSTS=(host0 host1)
 TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/data/coco --config.batch_size=16)
 
 PORT=9731
+RUN="/tmp/yolos-$(hostname)-$$" # on every machine: the process that this script started there
 pids=()
 for i in "${!HOSTS[@]}"; do
-  ssh -tt "${HOSTS[$i]}" "cd '$PWD' && .venv/bin/python train.py ${TRAIN[*]} \
+  ssh -tt "${HOSTS[$i]}" "cd '$PWD' && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py ${TRAIN[*]} \
     --coordinator=${HOSTS[0]}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /" &
   pids+=($!)
 done
-trap 'for h in "${HOSTS[@]}"; do ssh "$h" "pkill -TERM -f train.py"; done' INT TERM
-for pid in "${pids[@]}"; do wait "$pid" || true; done
+trap 'for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "kill -TERM \$(cat $RUN-$i)"; done' INT TERM
+for pid in "${pids[@]}"; do while kill -0 "$pid" 2> /dev/null; do wait "$pid" || true; done; done
+for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "rm -f $RUN-$i"; done

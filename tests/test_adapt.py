@@ -2,56 +2,59 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, noise
+from helpers import TINY, noise
 
-from yolos_jax import adapt, weights
-from yolos_jax.model import Yolos, patchify
+from yolos_jax import weights
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import patchify
+from yolos_jax.weights import adapt
 
 CLASSES = {1: 'cat', 2: 'dog', 4: 'bird'}
 
 
 @pytest.fixture(scope='module')
-def found():
+def pretrained():
     yolos = Yolos(**TINY, num_classes=5)
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    params = jax.device_get(jax.jit(yolos.init)(jax.random.key(0), *batch)['params'])
-    return weights.Weights(yolos, params, CLASSES, 64, 128)
+    params = jax.device_get(init_params(yolos, jax.random.key(0)))
+    return weights.Pretrained(yolos, params, CLASSES, 64, 128)
 
 
-def detect(found, image):
-    return found.model.apply({'params': found.params}, *patchify([image]))
+def detect(pretrained, image):
+    return pretrained.model.apply({'params': pretrained.params}, *patchify([image]))
 
 
-def test_classes_of_the_same_name_keep_their_logits(found):
-    changed, said = adapt.with_classes(found, {0: 'Bird', 3: 'fish', 7: 'cat'}, 0)
-    assert said == 'class head: 3 classes, 2 of them kept (bird, cat), 1 fresh'
+def test_classes_of_the_same_name_keep_their_logits(pretrained):
+    changed, report = adapt.with_classes(pretrained, {0: 'Bird', 3: 'fish', 7: 'cat'}, 0)
+    assert report == 'class head: 3 classes, 2 of them kept (bird, cat), 1 fresh'
     image = noise(64, 96)
-    old, new = (detect(w, image)['pred_logits'] for w in (found, changed))
+    old, new = (detect(w, image)['pred_logits'] for w in (pretrained, changed))
     assert new.shape[-1] == 9
-    for mine, theirs in ((0, 4), (7, 1), (8, 5)):  # the last: "no object"
-        np.testing.assert_allclose(new[..., mine], old[..., theirs], atol=1e-6)
-    np.testing.assert_array_equal(detect(changed, image)['pred_boxes'], detect(found, image)['pred_boxes'])
+    for new_class, old_class in ((0, 4), (7, 1), (8, 5)):  # the last: "no object"
+        np.testing.assert_allclose(new[..., new_class], old[..., old_class], atol=1e-6)
+    np.testing.assert_array_equal(
+        detect(changed, image)['pred_boxes'], detect(pretrained, image)['pred_boxes']
+    )
 
 
-def test_more_tokens_keep_the_first_and_fewer_drop_the_last(found):
-    more, said = adapt.with_det_tokens(found, 10, 0)
-    assert said == '[DET] tokens: 7 of 7 kept, 3 fresh' and more.model.num_det_tokens == 10
+def test_more_tokens_keep_the_first_and_fewer_drop_the_last(pretrained):
+    more, report = adapt.with_det_tokens(pretrained, 10, 0)
+    assert report == '[DET] tokens: 7 of 7 kept, 3 fresh' and more.model.num_det_tokens == 10
     backbone = more.params['backbone']
     assert backbone['pos_embed'].shape == (1, 1 + 24 + 10, 32)
     assert backbone['mid_pos_embed'].shape == (2, 1, 1 + 24 + 10, 32)
     assert 0.01 < np.std(backbone['det_token'][0, 7:]) < 0.03
     assert detect(more, noise(64, 96))['pred_logits'].shape == (1, 10, 6)
-    back, said = adapt.with_det_tokens(more, 7, 0)
-    assert said == '[DET] tokens: 7 of 10 kept, 0 fresh'
-    jax.tree.map(np.testing.assert_array_equal, back.params, found.params)
+    back, report = adapt.with_det_tokens(more, 7, 0)
+    assert report == '[DET] tokens: 7 of 10 kept, 0 fresh'
+    jax.tree.map(np.testing.assert_array_equal, back.params, pretrained.params)
 
 
-def test_position_tables_are_resampled_as_torch_does(found):
-    changed, said = adapt.with_pos_grid(found, (7, 5))
-    assert said == 'pos_embed 4x6 -> 7x5, mid_pos_embed 4x6 -> 7x5'
+def test_position_tables_are_resampled_as_torch_does(pretrained):
+    changed, report = adapt.with_pos_grid(pretrained, (7, 5))
+    assert report == 'pos_embed 4x6 -> 7x5, mid_pos_embed 4x6 -> 7x5'
     assert changed.model.pos_grid == changed.model.mid_pos_grid == (7, 5)
     for name in ('pos_embed', 'mid_pos_embed'):
-        old = found.params['backbone'][name].reshape(-1, 32, 32)
+        old = pretrained.params['backbone'][name].reshape(-1, 32, 32)
         new = changed.params['backbone'][name].reshape(-1, 43, 32)
         for before, after in zip(old, new, strict=True):
             table = torch.tensor(before[1:25].reshape(1, 4, 6, 32)).permute(0, 3, 1, 2)

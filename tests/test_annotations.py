@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import coco_content, write_coco
+from helpers import coco_content, write_coco
 
 from yolos_jax.data import annotations
 from yolos_jax.errors import InputError
@@ -51,29 +51,29 @@ def text(value, **keys):
         (change(categories__1__id=70000), 'renumber.*70000'),
     ],
 )
-def test_what_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):
+def test_a_problem_that_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):
     path = write_coco(tmp_path, content, images=False) / 'annotations' / 'instances_val.json'
     with pytest.raises(InputError, match=says) as error:
         annotations.check(annotations.read(path))
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_what_is_left_out_or_cut_is_noted(tmp_path):
+def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     content = change(annotations__0__bbox=[10, 10, -5, 5])
     first = content['annotations'][0]
     content['annotations'].append(first | {'id': 5, 'bbox': [-5, 10, 20, 20]})
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
-    found = annotations.problems(annotations.read(path))
-    assert [str(problem) for problem in found] == [
+    problems = annotations.problems(annotations.read(path))
+    assert [str(problem) for problem in problems] == [
         '2 boxes without an area (dropped): annotation id 1, annotation id 4',
         '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
         'annotation id 5 in b.jpg',
     ]
-    assert not any(problem.stops for problem in found)
+    assert not any(problem.stops for problem in problems)
 
 
 def test_every_problem_is_found_not_only_the_first(tmp_path):
     content = change(images__1__id=7, annotations__1__id=1, annotations__2__category_id=4)
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
-    found = annotations.problems(annotations.read(path))
-    assert len(found) == 3 and all(problem.stops for problem in found)
+    problems = annotations.problems(annotations.read(path))
+    assert len(problems) == 3 and all(problem.stops for problem in problems)

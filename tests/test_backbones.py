@@ -4,38 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import noise, to_torch
+from helpers import DEPTH, SIDE, D, H, make_vit, noise, to_torch, torches
 from transformers import ViTConfig, ViTModel
 
 import yolos_jax
-from yolos_jax import model
+from yolos_jax import model, weights
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos, patchify
+from yolos_jax.model import Yolos
+from yolos_jax.patches import patchify
 
-D, DEPTH, SIDE, H = 32, 2, 4, 2
 DETECTOR = dict(width=D, depth=DEPTH, heads=H, pos_grid=(SIDE, SIDE), num_det_tokens=5, num_classes=3)
-LINEAR = {'attn.qkv': (3 * D, D), 'attn.proj': (D, D), 'mlp.fc1': (4 * D, D), 'mlp.fc2': (D, 4 * D)}
-
-
-def make_vit(positions=1 + SIDE**2, width=D, depth=DEPTH):
-    """A ViT in timm's names, weights large enough for features of about 1."""
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: np.float32(rng.normal(0, shape[-1] ** -0.5 if len(shape) > 1 else 0.1, shape))
-    vit = {
-        'cls_token': draw(1, 1, width),
-        'pos_embed': draw(1, positions, width),
-        'patch_embed.proj.weight': draw(width, 3, 16, 16) / 16,
-        'patch_embed.proj.bias': draw(width),
-        'norm.weight': 1 + draw(width),
-        'norm.bias': draw(width),
-    }
-    for i in range(depth):
-        for norm in ('norm1', 'norm2'):
-            vit |= {f'blocks.{i}.{norm}.weight': 1 + draw(width), f'blocks.{i}.{norm}.bias': draw(width)}
-        for name, (rows, columns) in LINEAR.items():
-            rows, columns = rows * width // D, columns * width // D
-            vit |= {f'blocks.{i}.{name}.weight': draw(rows, columns), f'blocks.{i}.{name}.bias': draw(rows)}
-    return vit
 
 
 def to_hf(vit):
@@ -102,10 +80,6 @@ def stacked(google):
     return {f'params/{k}': v for k, v in result.items()} | {'opt/0/x': np.zeros(3)}
 
 
-def torches(vit, prefix=''):
-    return {prefix + name: torch.tensor(value) for name, value in vit.items()}
-
-
 OTHER = {'student': {'backbone.cls_token': torch.zeros(1, 1, D)}, 'epoch': 3}
 HEAD = {'head.weight': torch.zeros(10, D), 'head.bias': torch.zeros(10)}
 FORMS = {
@@ -133,10 +107,11 @@ FORMS = {
 
 
 def load(path, content, detector=DETECTOR):
-    said = []
+    report = []
     torch.save(content, path) if path.suffix == '.pth' else np.savez(path, **content)
-    params = yolos_jax.init_from_backbone(path, Yolos(**detector), jax.random.key(0), said.append)
-    return params, '\n'.join(said)
+    with weights.open(path) as source:
+        params = source.backbone(Yolos(**detector), jax.random.key(0), report.append)
+    return params, '\n'.join(report)
 
 
 def features(params, image):
@@ -174,25 +149,25 @@ def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
         expected = vit(to_torch(image)).last_hidden_state
     assert expected.abs().max() > 1
     for path in (folder, tmp_path):
-        params = yolos_jax.init_from_backbone(path, Yolos(**DETECTOR), jax.random.key(0), str)
+        params = yolos_jax.init_from_backbone(path, Yolos(**DETECTOR), jax.random.key(0))
         np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_every_project_gives_the_same_parameters(form, tmp_path):
     expected, _ = load(tmp_path / 'x.pth', torches(make_vit()))
-    params, said = load(tmp_path / 'x.pth', FORMS[form](make_vit()))
+    params, report = load(tmp_path / 'x.pth', FORMS[form](make_vit()))
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    assert 'pos_embed 4x4 -> 4x4' in said and 'SHA-256' in said
-    assert f'used {len(make_vit()) - 1}: ' in said
+    assert 'pos_embed 4x4 -> 4x4' in report and 'SHA-256' in report
+    assert f'used {len(make_vit()) - 1}: ' in report
 
 
 @pytest.mark.parametrize('form', ['vision_transformer', 'big_vision', 'big_vision, stacked'])
 def test_googles_npz_sees_pixels_as_it_was_trained_to(form, vit_model, tmp_path):
     content = to_google(make_vit(), big_vision=form != 'vision_transformer')
     content = stacked(content) if 'stacked' in form else content
-    params, said = load(tmp_path / 'x.npz', content)
-    assert 'go into patch_embed' in said
+    params, report = load(tmp_path / 'x.npz', content)
+    assert 'go into patch_embed' in report
     image = noise(16 * SIDE, 16 * SIDE)
     pixels = torch.from_numpy(image / np.float32(127.5) - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
@@ -203,12 +178,12 @@ def test_googles_npz_sees_pixels_as_it_was_trained_to(form, vit_model, tmp_path)
 def test_big_vision_without_class_token_in_bfloat16_with_fixed_positions(tmp_path):
     content = {k: v.astype(ml_dtypes.bfloat16) for k, v in to_google(make_vit(), True).items()}
     del content['cls'], content['Transformer/posembed_input/pos_embedding']
-    params, said = load(tmp_path / 'x.npz', content)
-    assert 'no positions in it: sincos2d of 14x14' in said and 'no class token in it' in said
+    params, report = load(tmp_path / 'x.npz', content)
+    assert 'no positions in it: sincos2d of 14x14' in report and 'no class token in it' in report
     expected = make_vit()['blocks.1.mlp.fc1.weight'].astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(params['backbone']['blocks']['mlp']['fc1']['kernel'][1], expected.T)
     content['Transformer/posembed_input/pos_embedding'] = make_vit(SIDE**2)['pos_embed']
-    params, said = load(tmp_path / 'x.npz', content)
+    params, report = load(tmp_path / 'x.npz', content)
     assert not params['backbone']['pos_embed'][0, 0].any()
     np.testing.assert_array_equal(
         params['backbone']['pos_embed'][0, 1:17], make_vit(SIDE**2)['pos_embed'][0]
@@ -219,38 +194,35 @@ def test_the_distillation_position_becomes_that_of_cls(tmp_path):
     vit = make_vit(2 + SIDE**2)
     content = {'model': torches(vit) | HEAD | {'dist_token': torch.ones(1, 1, D)}}
     content['model'] |= {'head_dist.weight': torch.ones(2)}
-    params, said = load(tmp_path / 'x.pth', content)
+    params, report = load(tmp_path / 'x.pth', content)
     np.testing.assert_array_equal(params['backbone']['pos_embed'][0, :17], vit['pos_embed'][0, 1:])
     np.testing.assert_array_equal(params['backbone']['cls_token'], vit['cls_token'])
-    assert 'distilled' in said and 'dist_token' in said.split('ignored')[1]
+    assert 'distilled' in report and 'dist_token' in report.split('ignored')[1]
 
 
 def test_positions_are_resampled_and_the_rest_starts_fresh(tmp_path):
     detector = DETECTOR | dict(pos_grid=(7, 5), mid_pos_grid=(3, 4))
-    params, said = load(tmp_path / 'x.pth', torches(make_vit()), detector)
+    params, report = load(tmp_path / 'x.pth', torches(make_vit()), detector)
     table = torch.tensor(make_vit()['pos_embed'][:, 1:].reshape(1, 4, 4, D)).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(table, (7, 5), mode='bicubic').permute(0, 2, 3, 1)
     backbone = params['backbone']
     np.testing.assert_allclose(backbone['pos_embed'][0, 1:36], wanted.reshape(35, D), atol=1e-6, rtol=0)
-    assert 'pos_embed 4x4 -> 7x5' in said
+    assert 'pos_embed 4x4 -> 7x5' in report
     for name, fresh in (('det_token', backbone['det_token']), ('mid_pos_embed', backbone['mid_pos_embed']),
                         ('[DET] rows', backbone['pos_embed'][0, -5:])):  # fmt: skip
-        assert 0.01 < np.std(fresh) < 0.03 and name in said
-    other = yolos_jax.init_from_backbone(tmp_path / 'x.pth', Yolos(**detector), jax.random.key(1), str)
+        assert 0.01 < np.std(fresh) < 0.03 and name in report
+    other = yolos_jax.init_from_backbone(tmp_path / 'x.pth', Yolos(**detector), jax.random.key(1))
     assert (other['backbone']['det_token'] != backbone['det_token']).all()
 
 
 @pytest.mark.parametrize(
     ('side', 'fields', 'line'),
-    [
-        (14, model.YOLOS_TI, 'pos_embed 14x14 -> 50x83'),
-        (15, model.YOLOS_S_DWR, 'pos_embed 15x15 -> 32x54'),
-    ],
+    [(14, model.YOLOS_TI, 'pos_embed 14x14 -> 50x83'), (15, model.YOLOS_S_DWR, 'pos_embed 15x15 -> 32x54')],
 )
 def test_published_sizes_are_resampled(side, fields, line, tmp_path):
     vit = make_vit(1 + side**2, fields['width'], fields['depth'])
-    params, said = load(tmp_path / 'x.pth', {'model': torches(vit)}, fields)
-    assert line in said
+    params, report = load(tmp_path / 'x.pth', {'model': torches(vit)}, fields)
+    assert line in report
     assert params['backbone']['pos_embed'].shape[1] == 101 + np.prod(fields['pos_grid'])
 
 
@@ -269,7 +241,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize('says', CHANGES)
-def test_what_is_no_backbone_of_the_model_is_named(says, tmp_path):
+def test_a_file_that_is_no_backbone_of_the_model_is_named(says, tmp_path):
     vit = make_vit()
     CHANGES[says](vit)
     with pytest.raises(InputError) as error:

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY
 
-from yolos_jax import checkpoints, optim, sharding, steps
-from yolos_jax.checkpoints import Checkpoints
+from yolos_jax import optim, steps, weights
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import checkpoints
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run.checkpoints import Checkpoints
+from yolos_jax.weights import checkpoint
 
 # Orbax leaves tasks behind where a file is damaged
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -19,8 +22,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope='module')
 def state():
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    params = jax.jit(Yolos(**TINY, num_classes=3).init)(jax.random.key(0), *batch)['params']
+    params = init_params(Yolos(**TINY, num_classes=3), jax.random.key(0))
     return steps.init_state(params, optim.make_optimizer(params, 1e-3))
 
 
@@ -42,7 +44,7 @@ def save(folder, state, aps):
     saved.close()
 
 
-def test_what_is_saved_is_restored_bit_for_bit(state, tmp_path):
+def test_a_saved_state_is_restored_bit_for_bit(state, tmp_path):
     save(tmp_path, state, {5: None, 8: 0.3})
     restored, meta = Checkpoints(tmp_path).restore(state)
     same(restored, at(state, 8))
@@ -56,9 +58,9 @@ def test_an_empty_folder_restores_nothing(state, tmp_path):
 def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
     save(tmp_path, state, {1: 0.1, 2: 0.5, 3: None})
     save(tmp_path, state, {4: 0.3, 5: float('nan'), 6: 0.2})  # resumed
-    assert checkpoints.steps(tmp_path) == [2, 5, 6]
+    assert checkpoint.steps(tmp_path) == [2, 5, 6]
     assert not (tmp_path / checkpoints.TRASH).exists()  # the others are gone from the disk
-    params, _ = checkpoints.read(tmp_path)
+    params, _ = checkpoint.read_params(tmp_path)
     same(params, jax.device_get(at(state, 2)['params']))  # the best, for use; a run resumes from 6
 
 
@@ -73,8 +75,8 @@ def test_a_long_run_does_not_pile_up_what_it_replaced(state, tmp_path):
 
 def test_a_sharded_reader_gets_the_same_values(state, tmp_path):
     save(tmp_path, state, {1: None})
-    mesh = sharding.make_mesh()
-    restored, _ = Checkpoints(tmp_path).restore(sharding.replicate(state, mesh))
+    mesh = meshes.make_mesh()
+    restored, _ = Checkpoints(tmp_path).restore(meshes.replicate(state, mesh))
     same(jax.device_get(restored), jax.device_get(at(state, 1)))
     assert len(restored['params']['backbone']['cls_token'].sharding.device_set) == 8
 
@@ -82,12 +84,11 @@ def test_a_sharded_reader_gets_the_same_values(state, tmp_path):
 def test_a_checkpoint_of_another_model_is_named(state, tmp_path):
     save(tmp_path, state, {1: None})
     other = Yolos(**TINY, num_classes=9)
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    params = jax.jit(other.init)(jax.random.key(0), *batch)['params']
+    params = init_params(other, jax.random.key(0))
     like = steps.init_state(params, optim.make_optimizer(params, 1e-3))
     with pytest.raises(InputError, match=r'another model.*class_embed.*\[32, 4\].*\[32, 10\]'):
         Checkpoints(tmp_path).restore(like)
-    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoint.steps(tmp_path) == [1]
 
 
 def test_other_types_are_not_cast_silently(state, tmp_path):
@@ -126,13 +127,13 @@ def test_damage_is_never_loaded(state, tmp_path, kind):
         restored, meta = saved.restore(state)
         same(restored, at(state, meta['note']))
         fell_back += meta['note'] == 1
-        saved.save(at(state, 2), {'note': 2})  # the run goes on and reaches the step again
+        saved.save(at(state, 2), {'note': 2})  # the run continues and reaches the step again
         saved.close()
-        assert checkpoints.steps(folder)[-1] == 2
+        assert checkpoint.steps(folder)[-1] == 2
     assert fell_back > 0
 
 
-def test_when_nothing_is_whole_the_run_does_not_start_anew(state, tmp_path):
+def test_a_run_without_a_whole_checkpoint_does_not_restart(state, tmp_path):
     save(tmp_path, state, {1: None})
     for path in (tmp_path / '1' / 'state').rglob('*'):
         if path.is_file() and path.stat().st_size > 1000:
@@ -142,28 +143,30 @@ def test_when_nothing_is_whole_the_run_does_not_start_anew(state, tmp_path):
 
 
 def test_damaged_weights_are_refused(state, tmp_path):
-    checkpoints.write(tmp_path, state['params'], {'note': 0})
-    largest = max((tmp_path / '0' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+    pretrained = weights.Pretrained(Yolos(**TINY, num_classes=3), state['params'], {1: 'cat'}, 64, 128)
+    checkpoint.write(pretrained, tmp_path / 'x')
+    same(checkpoint.read(tmp_path / 'x').params, jax.device_get(state['params']))
+    largest = max((tmp_path / 'x' / '0' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.raises(InputError, match='damaged'):
-        checkpoints.read(tmp_path)
+        checkpoint.read(tmp_path / 'x')
 
 
 def test_a_checksum_sees_every_bit_under_every_sharding():
-    mesh = sharding.make_mesh()
+    mesh = meshes.make_mesh()
     x = np.random.default_rng(0).normal(size=(8, 33)).astype(np.float32)
-    whole = checkpoints.checksums({'x': x})
-    assert checkpoints.checksums(sharding.shard({'x': x}, mesh)) == whole
+    whole = checkpoint.checksums({'x': x})
+    assert checkpoint.checksums(meshes.shard({'x': x}, mesh)) == whole
     bits = x.view(np.uint32)
     rng = random.Random(0)
     for _ in range(100):
         place = rng.randrange(8), rng.randrange(33)
         bits[place] ^= 1 << (bit := rng.randrange(32))
-        assert checkpoints.checksums({'x': x}) != whole
+        assert checkpoint.checksums({'x': x}) != whole
         bits[place] ^= 1 << bit
-    assert checkpoints.checksums({'x': x[:, ::-1].copy()}) != whole  # and every place
+    assert checkpoint.checksums({'x': x[:, ::-1].copy()}) != whole  # and every place
 
 
 def test_metadata_is_readable_by_people(state, tmp_path):

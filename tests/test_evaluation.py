@@ -1,17 +1,19 @@
 import contextlib
+import functools
 import io
 import json
 
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from helpers import TINY
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolos_jax import evaluation, sharding, steps
+from yolos_jax import evaluation, steps
 from yolos_jax.data import loader, records
-from yolos_jax.model import Yolos
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import mesh as meshes
 
 
 def noisy_truth(path, seed=0):
@@ -66,8 +68,8 @@ def test_classes_that_coco_does_not_have_cannot_count(coco_folder):
 
 
 def test_boxes_are_written_in_pixels_of_the_original_image():
-    found = {'scores': [0.5], 'labels': [3], 'boxes': [[0.25, 0.5, 0.75, 1.0]]}
-    assert evaluation.to_coco(9, found, height=200, width=400) == [
+    detections = {'scores': [0.5], 'labels': [3], 'boxes': [[0.25, 0.5, 0.75, 1.0]]}
+    assert evaluation.to_coco(9, detections, height=200, width=400) == [
         {'image_id': 9, 'category_id': 3, 'bbox': [100.0, 100.0, 200.0, 100.0], 'score': 0.5}
     ]
 
@@ -75,14 +77,15 @@ def test_boxes_are_written_in_pixels_of_the_original_image():
 def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
     data = records.read(coco_folder, 'val2017')
     yolos = Yolos(**TINY, num_classes=4)
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    params = jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
+    params = init_params(yolos, jax.random.key(0))
     predict = steps.make_predict_step(yolos)
     runs = []
     for devices, batch_size in ((1, 3), (8, 8)):
-        mesh = sharding.make_mesh(jax.devices()[:devices])
-        batches = loader.EvalBatches(data, 64, 128, batch_size)
-        results = evaluation.detect(predict, sharding.replicate(params, mesh), batches, mesh)
+        mesh = meshes.make_mesh(jax.devices()[:devices])
+        batches = loader.EvalBatches(data, size=64, max_size=128, batch_size=batch_size)
+        step = meshes.make_predictor(predict, mesh)
+        detect = functools.partial(step, meshes.replicate(params, mesh))
+        results = evaluation.detect(detect, batches)
         assert len(results) == 10 * TINY['num_det_tokens']
         runs.append(sorted(results, key=lambda r: (r['image_id'], -r['score'])))
     for one, other in zip(*runs, strict=True):

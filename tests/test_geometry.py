@@ -47,53 +47,50 @@ def test_very_thin_images_keep_a_row_of_patches():
 def test_a_draw_depends_on_seed_epoch_and_record_alone():
     heights, widths = np.full(50, 480), np.full(50, 640)
     one = draw(heights, widths, S, 1, 2)
-    for name, values in draw(heights[:20], widths[:20], S, 1, 2).items():
-        np.testing.assert_array_equal(values, one[name][:20])
+    first = draw(heights[:20], widths[:20], S, 1, 2)
+    for name in ('flip', 'crop', 'before', 'box', 'shape'):
+        np.testing.assert_array_equal(getattr(first, name), getattr(one, name)[:20])
     for seed, epoch in ((1, 3), (2, 2)):
-        assert (draw(heights, widths, S, seed, epoch)['shape'] != one['shape']).any()
+        assert (draw(heights, widths, S, seed, epoch).shape != one.shape).any()
 
 
 def test_crops_lie_inside_the_image_and_within_their_bounds():
     rng = np.random.default_rng(0)
     heights, widths = rng.integers(100, 1500, (2, 3000))
     drawn = draw(heights, widths, S, 0, 0)
-    top, left, h, w = drawn['box'].T
+    top, left, h, w = drawn.box.T
     assert (top >= 0).all() and (left >= 0).all()
-    assert (top + h <= drawn['before'][:, 0]).all() and (left + w <= drawn['before'][:, 1]).all()
-    cropped = drawn['crop']
-    assert 0.45 < cropped.mean() < 0.55 and 0.45 < drawn['flip'].mean() < 0.55
+    assert (top + h <= drawn.before[:, 0]).all() and (left + w <= drawn.before[:, 1]).all()
+    cropped = drawn.crop
+    assert 0.45 < cropped.mean() < 0.55 and 0.45 < drawn.flip.mean() < 0.55
     assert h[cropped].min() == 384 and h[cropped].max() == 600
-    assert set(np.minimum(*drawn['before'][cropped].T)) == {400, 496, 592}
+    assert set(np.minimum(*drawn.before[cropped].T)) == {400, 496, 592}
     plain = ~cropped
-    np.testing.assert_array_equal(drawn['before'][plain], np.stack([heights, widths], 1)[plain])
+    np.testing.assert_array_equal(drawn.before[plain], np.stack([heights, widths], 1)[plain])
 
 
 def test_no_draw_has_more_patches_than_announced():
     heights, widths = np.random.default_rng(0).integers(200, 900, (2, 200))
     most = geometry.most_patches(heights, widths, S)
-    seen = max(draw(heights, widths, S, 0, e)['shape'].prod(axis=1).max() // 256 for e in range(200))
+    seen = max(draw(heights, widths, S, 0, e).shape.prod(axis=1).max() // 256 for e in range(200))
     assert 0.97 * most <= seen <= most
-
-
-def one(drawn, i=0):
-    return {name: values[i] for name, values in drawn.items()}
 
 
 def test_boxes_of_a_plain_resize_keep_their_place():
     drawn = geometry.fixed(np.array([480]), np.array([640]), 800, 1333)
-    moved, kept = move_boxes(np.array([[64, 48, 320, 240]]), 480, 640, one(drawn))
+    moved, kept = move_boxes(np.array([[64, 48, 320, 240]]), 480, 640, drawn[0])
     np.testing.assert_allclose(moved, [[0.3, 0.3, 0.4, 0.4]], atol=1e-6)
     assert kept.tolist() == [0]
 
 
 def test_boxes_follow_flip_and_crop():
-    place = {
-        'flip': True,
-        'crop': True,
-        'before': np.array([400, 800]),  # the image is 200 x 400
-        'box': np.array([100, 500, 200, 200]),
-        'shape': np.array([320, 320]),
-    }
+    place = geometry.Geometry(
+        flip=True,
+        crop=True,
+        before=np.array([400, 800]),  # the image is 200 x 400
+        box=np.array([100, 500, 200, 200]),
+        shape=np.array([320, 320]),
+    )
     boxes = np.array([[50.0, 60.0, 100.0, 90.0], [300.0, 60.0, 390.0, 90.0]])
     moved, kept = move_boxes(boxes, 200, 400, place)
     # flipped: x 300..350, scaled by 2: 600..700 x 120..180, in the crop: 100..200 x 20..80
@@ -104,8 +101,8 @@ def test_boxes_follow_flip_and_crop():
 @pytest.mark.parametrize('recipe', [Recipe(sizes=(32,), max_size=64, crop_from=(32,), crop_min=384)])
 def test_images_smaller_than_the_crop_are_used_whole(recipe):
     drawn = draw(np.full(20, 40), np.full(20, 50), recipe, 0, 0)
-    cropped = drawn['crop']
-    np.testing.assert_array_equal(drawn['box'][cropped, 2:], drawn['before'][cropped])
+    cropped = drawn.crop
+    np.testing.assert_array_equal(drawn.box[cropped, 2:], drawn.before[cropped])
 
 
 def reference_draw(height, width, recipe, rng):
@@ -126,15 +123,15 @@ def test_draws_have_the_references_distribution():
     sizes = np.array(rng.choices([(480, 640), (427, 640), (640, 480), (375, 500), (640, 427)], k=n))
     ours = draw(*sizes.T, S, 0, 0)
     theirs = [reference_draw(*size, S, rng) for size in sizes.tolist()]
-    assert stats.binomtest(int(ours['flip'].sum()), n).pvalue > 0.01
-    assert stats.binomtest(int(ours['crop'].sum()), n).pvalue > 0.01
+    assert stats.binomtest(int(ours.flip.sum()), n).pvalue > 0.01
+    assert stats.binomtest(int(ours.crop.sum()), n).pvalue > 0.01
     shapes = np.array([shape for *_, shape in theirs])
     boxes = np.array([box for _, box, _ in theirs if box])
-    cropped = ours['box'][ours['crop']]
+    cropped = ours.box[ours.crop]
     pairs = {
-        'rows': (ours['shape'][:, 0], shapes[:, 0]),
-        'columns': (ours['shape'][:, 1], shapes[:, 1]),
-        'final area': (ours['shape'].prod(axis=1), shapes.prod(axis=1)),
+        'rows': (ours.shape[:, 0], shapes[:, 0]),
+        'columns': (ours.shape[:, 1], shapes[:, 1]),
+        'final area': (ours.shape.prod(axis=1), shapes.prod(axis=1)),
         'crop area': (cropped[:, 2:].prod(axis=1), boxes[:, 2:].prod(axis=1)),
         **{f'crop {i}': (cropped[:, i], boxes[:, i]) for i in range(4)},
     }

@@ -1,22 +1,25 @@
+import functools
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, noise
+from helpers import ROOT, TINY, noise, read_detector
 from PIL import Image
 
-import yolos_jax
-from yolos_jax import checkpoints, evaluation, sharding, steps, visualize, weights
+import eval as evaluate
+import predict
+from yolos_jax import evaluation, steps, visualize, weights
 from yolos_jax.data import loader, records
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detector
-from yolos_jax.model import Yolos
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import mesh as meshes
+from yolos_jax.weights import checkpoint
 
-ROOT = Path(yolos_jax.__file__).parent.parent
 CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
 
 
@@ -24,22 +27,21 @@ CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
 def saved(tmp_path_factory):
     """The folder of a small detector with random weights."""
     yolos = Yolos(**TINY, num_classes=4)
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    params = jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
-    found = weights.Weights(yolos, params, CLASSES, 64, 128)
-    folder = tmp_path_factory.mktemp('weights')
-    checkpoints.write(folder, params, weights.describe(found))
+    params = init_params(yolos, jax.random.key(0))
+    folder = tmp_path_factory.mktemp('weights') / 'x'
+    checkpoint.write(weights.Pretrained(yolos, params, CLASSES, 64, 128), folder)
     return folder
 
 
 def test_detections_are_those_of_evaluation(saved, coco_folder):
     """The same boxes, in pixels of the image given, whether through Detector or eval.py's path."""
     data = records.read(coco_folder, 'val2017')
-    found = weights.read(saved)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    batches = loader.EvalBatches(data, found.size, found.max_size, 4)
-    results = evaluation.detect(steps.make_predict_step(found.model), found.params, batches, mesh)
-    detections = Detector(found)([data.name(i) for i in range(len(data))], threshold=0)
+    pretrained = read_detector(saved)
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    batches = loader.EvalBatches(data, size=pretrained.size, max_size=pretrained.max_size, batch_size=4)
+    predict = meshes.make_predictor(steps.make_predict_step(pretrained.model), mesh)
+    results = evaluation.detect(functools.partial(predict, pretrained.params), batches)
+    detections = Detector(pretrained)([data.name(i) for i in range(len(data))], threshold=0)
     for image_id, one in zip(data.ids, detections, strict=True):
         expected = sorted((r for r in results if r['image_id'] == image_id), key=lambda r: -r['score'])
         np.testing.assert_allclose(one.scores, [r['score'] for r in expected], atol=1e-6)
@@ -48,7 +50,7 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
         assert one.labels.tolist() == [r['category_id'] for r in expected]
 
 
-def test_what_else_is_detected_changes_nothing(saved):
+def test_detections_do_not_depend_on_the_other_images(saved):
     detector = Detector.from_pretrained(saved)
     images = [noise(50, 90), noise(200, 60, 1), noise(16, 300, 2)]
     together = detector(images, threshold=0)
@@ -75,7 +77,7 @@ def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
 
 
 @pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[..., 0], 7])
-def test_what_is_no_image_is_named(image, saved):
+def test_a_file_that_is_no_image_is_named(image, saved):
     with pytest.raises(InputError, match='an image is'):
         Detector.from_pretrained(saved)([image])
 
@@ -90,36 +92,31 @@ def test_boxes_are_drawn_where_they_are(scale):
     assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
 
 
-def script(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-
-
 def test_predict_writes_pictures_and_json(saved, coco_folder, tmp_path):
-    one = coco_folder / 'train2017' / '000000000001.jpg'
+    image = coco_folder / 'train2017' / '000000000001.jpg'
     folder = coco_folder / 'val2017'
-    options = [f'--weights={saved}', f'--output={tmp_path / "out"}', '--threshold=0']
-    done = script('predict.py', *options, one, folder)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    out = tmp_path / 'out'
+    predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', str(image), str(folder)])
+    content = json.loads((out / 'predictions.json').read_text())
     assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
     for entry in content:
         width, height = Image.open(entry['image']).size
         scale = -(-320 // min(width, height))
-        assert Image.open(tmp_path / 'out' / entry['picture']).size == (scale * width, scale * height)
+        assert Image.open(out / entry['picture']).size == (scale * width, scale * height)
         assert set(entry['detections'][0]) == {'box', 'score', 'label', 'name'}
 
 
-def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path):
-    options = [f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}']
-    done = script('eval.py', *options)
-    assert done.returncode == 0, done.stderr
+def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsys):
+    options = [f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}', '--num_processes=1']
+    evaluate.main(options)
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     predictions = json.loads((tmp_path / 'predictions.json').read_text())
     assert set(metrics['classes']) == set(CLASSES.values()) and len(predictions) == 70
     path = coco_folder / 'annotations' / 'instances_val2017.json'
     numbers, _ = evaluation.score(path, predictions)
     assert {name: metrics[name] for name in numbers} == numbers
-    assert 'AP50' in done.stdout and 'triangle' in done.stdout
+    printed = capsys.readouterr().out
+    assert 'AP50' in printed and 'triangle' in printed
 
 
 @pytest.mark.parametrize(
@@ -128,9 +125,15 @@ def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path):
         ('predict.py', ['--weights=/nowhere', '--output=out', 'README.md'], '/nowhere: no such file'),
         ('predict.py', ['--weights=/nowhere', '--output=out', '/gone.jpg'], '/gone.jpg: no such file'),
         ('eval.py', ['--weights=README.md', '--data=.', '--output=out'], 'no such annotation file'),
+        (
+            'convert_torch_weights.py',
+            ['--input=README.md', '--output=configs'],
+            r'not empty.* \(--output\)',
+        ),
     ],
 )
 def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says):
-    done = script(name, *arguments)
-    assert done.returncode == 1 and says in done.stderr
+    command = [sys.executable, name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and re.search(says, done.stderr)
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

@@ -3,8 +3,10 @@ import contextlib
 import numpy as np
 import pytest
 
-from yolos_jax.data import geometry, loader, plan, records, shapes
+from yolos_jax.data import geometry, loader, plan, records
 from yolos_jax.errors import InputError
+from yolos_jax.patches import unpatchify
+from yolos_jax.tools import make_shapes
 
 RECIPE = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, crop_max=128)
 
@@ -15,7 +17,14 @@ def train_set(coco_folder):
 
 
 def make(train_set, seed=0, max_targets=6):
-    return loader.TrainBatches(train_set, RECIPE, (51, 83), 4, max_targets, seed)
+    return loader.TrainBatches(
+        train_set, RECIPE, lengths=(51, 83), batch_size=4, max_targets=max_targets, seed=seed
+    )
+
+
+def planned_of(source, step):
+    """The record that the plan has in each row of a batch."""
+    return np.array([candidates[0] for candidates in source.rows(step).candidates])
 
 
 def batches_of(loaded):
@@ -58,8 +67,7 @@ def test_boxes_lie_on_their_objects(train_set):
             *(batch[k] for k in ('patches', 'grid', 'boxes', 'valid')), strict=True
         ):
             rows, columns = grid
-            cells = patches[: rows * columns].reshape(rows, columns, 16, 16, 3).swapaxes(1, 2)
-            image = cells.reshape(rows * 16, columns * 16, 3).astype(int)
+            image = unpatchify(patches, grid).astype(int)
             vivid = image.max(axis=-1) - image.min(axis=-1)
             mask = np.zeros(vivid.shape, bool)
             for cx, cy, w, h in boxes[valid]:
@@ -87,7 +95,7 @@ def test_targets_beyond_the_slots_are_the_smallest(train_set):
 def large_folder(tmp_path_factory):
     """Enough images for one in a thousand to be one."""
     root = tmp_path_factory.mktemp('large') / 'shapes'
-    shapes.write(root, {'train2017': 1000, 'val2017': 1000})
+    make_shapes.write(root, {'train2017': 1000, 'val2017': 1000})
     return root
 
 
@@ -108,12 +116,12 @@ damage = contextlib.contextmanager(damage)
 def test_a_bad_image_is_named_once_and_replaced_by_the_next_of_its_batch(large_folder, capsys):
     good = make(records.read(large_folder, 'train2017'))
     bad = 4
-    epochs = [epoch * 250 + np.argwhere(good.plan(epoch)[1] == bad)[0][0] for epoch in range(3)]
+    epochs = [epoch * 250 + np.argwhere(good.plan(epoch).indices == bad)[0][0] for epoch in range(3)]
     batches = batches_of(loader.load(good, epochs))
-    with damage(large_folder, 'train2017', [bad + 1]) as found:
+    with damage(large_folder, 'train2017', [bad + 1]) as damaged:
         for part in slice(None), slice(1, 3):
-            for step, batch, indices in loader.load(make(found), epochs, part):
-                planned, drawn, _ = good.rows(step)
+            for step, batch, indices in loader.load(make(damaged), epochs, part):
+                planned = planned_of(good, step)
                 row = int(np.flatnonzero(planned == bad)[0])
                 other = (row + 1) % 4
                 expected = {name: values.copy() for name, values in batches[step].items()}
@@ -121,8 +129,8 @@ def test_a_bad_image_is_named_once_and_replaced_by_the_next_of_its_batch(large_f
                     values[row] = values[other]
                 same(batch, {name: values[part] for name, values in expected.items()})
                 assert indices.tolist() == np.where(planned == bad, planned[other], planned)[part].tolist()
-    said = capsys.readouterr().err
-    assert said.count('000000000005.jpg: not a readable image') in (
+    printed = capsys.readouterr().err
+    assert printed.count('000000000005.jpg: not a readable image') in (
         1,
         2,
     )  # once for each loader that met it
@@ -132,24 +140,24 @@ def test_an_image_of_another_size_is_a_bad_image(large_folder, capsys):
     small = (large_folder / 'train2017' / '000000000001.jpg').read_bytes()
     sizes = records.read(large_folder, 'train2017')
     number = 1 + int(np.flatnonzero(sizes.heights != sizes.heights[0])[0])
-    with damage(large_folder, 'train2017', [number], small) as found:
-        list(loader.load(make(found), range(250)))
+    with damage(large_folder, 'train2017', [number], small) as damaged:
+        list(loader.load(make(damaged), range(250)))
     assert f'{number:012d}.jpg: is ' in capsys.readouterr().err
 
 
 def test_more_than_one_bad_image_in_a_thousand_stops_the_run(large_folder):
-    with damage(large_folder, 'train2017', [5, 6]) as found:
-        with pytest.raises(InputError, match='00000000000[56].jpg.*2 of 1000 images are bad'):
-            list(loader.load(make(found), range(250)))
+    says = '00000000000[56].jpg.*2 of 1000 images are bad'
+    with damage(large_folder, 'train2017', [5, 6]) as damaged, pytest.raises(InputError, match=says):
+        list(loader.load(make(damaged), range(250)))
 
 
 def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys):
-    with damage(large_folder, 'val2017', [5]) as found:
-        source = loader.EvalBatches(found, 112, 176, 100)
+    with damage(large_folder, 'val2017', [5]) as damaged:
+        source = loader.EvalBatches(damaged, size=112, max_size=176, batch_size=100)
         for _ in range(2):
             seen = []
             for step, batch, indices in loader.load(source, range(10)):
-                planned = source.rows(step)[0]
+                planned = planned_of(source, step)
                 assert indices.tolist() == np.where(planned == 4, -1, planned).tolist()
                 assert (batch['grid'][planned == 4] == 1).all()
                 seen += indices.tolist()
@@ -168,10 +176,10 @@ def test_the_loader_stops_when_nobody_asks_on(train_set):
 
 
 def test_evaluation_rows_without_an_image_are_empty(coco_folder):
-    source = loader.EvalBatches(records.read(coco_folder, 'val2017'), 112, 176, 4)
+    source = loader.EvalBatches(records.read(coco_folder, 'val2017'), size=112, max_size=176, batch_size=4)
     assert len(source) == 3
     batches = batches_of(loader.load(source, range(3)))
-    assert source.rows(2)[0].tolist()[2:] == [-1, -1]
+    assert planned_of(source, 2)[2:].tolist() == [-1, -1]
     assert batches[2]['grid'][2:].tolist() == [[1, 1], [1, 1]] and not batches[2]['patches'][2:].any()
-    expected = plan.in_order(source.rows(0)[1]['shape'].prod(axis=1) // 256, (10**6,), 4)[0]
+    expected = plan.in_order(source.rows(0).geometry.counts, (10**6,), 4)[0]
     assert sorted(expected[expected >= 0]) == list(range(10))

@@ -3,11 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
+from helpers import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from yolos_jax import convert, losses, sharding
-from yolos_jax.model import Yolos, patchify
+from yolos_jax import losses
+from yolos_jax.model import Yolos
+from yolos_jax.patches import patchify
+from yolos_jax.run import mesh as meshes
+from yolos_jax.weights import hf as hf_form
+from yolos_jax.weights import names
 
 C, Q, SLOTS = 5, 12, 9
 
@@ -42,12 +46,12 @@ def test_loss_and_gradients_are_those_of_transformers(counts, hf):
     expected, parts, grads = transformers_loss(outputs, theirs, hf.config)
     # transformers takes one mean over the batch, which is one group of all its images
     of = lambda o: losses.set_loss(o, ours, images_per_group=B)
-    (loss, metrics), mine = jax.jit(jax.value_and_grad(of, has_aux=True))(outputs)
+    (loss, metrics), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(outputs)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     for name in ('loss_ce', 'loss_bbox', 'loss_giou', 'cardinality_error'):
         assert float(metrics[name]) == pytest.approx(parts[name], rel=1e-5, abs=1e-7)
     for name, grad in grads.items():
-        np.testing.assert_allclose(mine[name], grad, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(gradients[name], grad, rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_of_every_weight_are_those_of_transformers(hf):
@@ -56,20 +60,22 @@ def test_gradients_of_every_weight_are_those_of_transformers(hf):
     hf.zero_grad()
     hf(pixel_values=torch.cat([to_torch(image) for image in images]), labels=theirs).loss.backward()
     yolos = Yolos(**TINY, num_classes=C, eps=1e-12)
-    params = convert.to_params(reference_tensors(hf), yolos)
+    params = names.to_params(reference_tensors(hf), yolos)
     patches, grid = patchify(images)
 
     def loss(params):
         return losses.set_loss(yolos.apply({'params': params}, patches, grid), ours, 2)[0]
 
-    mine = convert.to_hf(convert.from_params(jax.jit(jax.grad(loss))(params), yolos))
+    gradients = hf_form.from_reference(names.from_params(jax.jit(jax.grad(loss))(params), yolos))
     expected = {k.replace('.interpolation.', '.'): v.grad for k, v in hf.named_parameters()}
-    assert mine.keys() == expected.keys()
+    assert gradients.keys() == expected.keys()
     largest = max(float(grad.abs().max()) for grad in expected.values())
     for name, grad in expected.items():
         # that of the keys' bias is zero but for rounding: softmax does not see it
         scale = largest if name.endswith('key.bias') else float(grad.abs().max())
-        np.testing.assert_allclose(mine[name].numpy(), grad, atol=1e-5 * scale, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            gradients[name].numpy(), grad, atol=1e-5 * scale, rtol=1e-5, err_msg=name
+        )
 
 
 def test_the_class_loss_is_a_mean_over_groups_of_images(hf):
@@ -88,7 +94,7 @@ def test_the_class_loss_is_a_mean_over_groups_of_images(hf):
     )
 
 
-def test_what_stands_in_the_padding_is_of_no_account():
+def test_values_at_padded_targets_are_ignored():
     ours, _ = make_targets((3, 1), SLOTS, C)
     outputs = random_outputs(2)
     grad = jax.grad(lambda o, t: losses.set_loss(o, t)[0])
@@ -133,9 +139,9 @@ def test_the_loss_of_a_sharded_batch_is_the_same():
     ours, _ = make_targets((3, 1, 0, 9, 0, 0, 2, 1), SLOTS, C)
     outputs = random_outputs(8)
     alone, _ = losses.set_loss(outputs, ours, 1)
-    mesh = sharding.make_mesh()
+    mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
-        spread = [sharding.shard(x, mesh) for x in (outputs, ours)]
+        spread = [meshes.shard(x, mesh) for x in (outputs, ours)]
         together, _ = jax.jit(losses.set_loss, static_argnums=2)(*spread, 1)
     assert float(together) == pytest.approx(float(alone), rel=1e-6)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from yolos_jax import boxes, matcher, sharding
+from yolos_jax import boxes, matcher
+from yolos_jax.run import mesh as meshes
 
 B, Q, T = 20, 100, 100
 assign = jax.jit(matcher.assign)
@@ -33,8 +34,8 @@ def check(cost, active, columns):
     assert len(set(chosen)) == len(chosen)
     cost = cost[active].astype(np.float64)
     best = cost[linear_sum_assignment(cost)].sum()
-    mine = cost[np.arange(len(chosen)), chosen].sum()
-    assert mine == pytest.approx(best, rel=1e-7, abs=1e-7)  # float32's own rounding
+    ours = cost[np.arange(len(chosen)), chosen].sum()
+    assert ours == pytest.approx(best, rel=1e-7, abs=1e-7)  # float32's own rounding
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -85,9 +86,9 @@ def test_the_cost_is_the_references():
     cost = matcher.cost_matrix(outputs, targets)
     b, t, q = 3, 1, 4
     probability = jax.nn.softmax(outputs['pred_logits'][b, q])[targets['labels'][b, t]]
-    wanted, found = targets['boxes'][b, t], outputs['pred_boxes'][b, q]
-    overlap = boxes.giou(boxes.cxcywh_to_xyxy(wanted), boxes.cxcywh_to_xyxy(found))
-    expected = -probability + 5 * jnp.abs(wanted - found).sum() - 2 * overlap
+    wanted, predicted = targets['boxes'][b, t], outputs['pred_boxes'][b, q]
+    overlap = boxes.giou(boxes.cxcywh_to_xyxy(wanted), boxes.cxcywh_to_xyxy(predicted))
+    expected = -probability + 5 * jnp.abs(wanted - predicted).sum() - 2 * overlap
     assert cost[b, t, q] == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -104,10 +105,10 @@ def test_of_too_many_targets_the_largest_are_kept():
 def test_a_sharded_batch_matches_the_same_without_talking():
     outputs, targets = problem()
     alone = matcher.match(outputs, targets)
-    mesh = sharding.make_mesh()
+    mesh = meshes.make_mesh()
     assert mesh.size == 8
     with jax.set_mesh(mesh):
-        spread = [sharding.shard(x, mesh) for x in (outputs, targets)]
+        spread = [meshes.shard(x, mesh) for x in (outputs, targets)]
         program = jax.jit(matcher.match).lower(*spread).compile()
         np.testing.assert_array_equal(program(*spread), alone)
     assert 'all-reduce' not in program.as_text() and 'all-gather' not in program.as_text()

@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, noise, reference_tensors, to_torch
+from helpers import TINY, make_hf, noise, reference_tensors, to_torch
 
-from yolos_jax import convert, model
-from yolos_jax.model import Yolos, patchify
+from yolos_jax import model
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import patchify
+from yolos_jax.weights import names
 
 PUBLISHED = {
     'YOLOS_TI': (6_488_736, 163),
@@ -17,8 +19,7 @@ PUBLISHED = {
 
 
 def init(yolos, seed=0):
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    return jax.jit(yolos.init)(jax.random.key(seed), *batch)['params']
+    return init_params(yolos, jax.random.key(seed))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -35,7 +36,7 @@ def test_logits_and_boxes_are_those_of_transformers(name):
     fields = getattr(model, name)
     hf = make_hf(fields)
     yolos = Yolos(**fields, eps=1e-12)
-    params = convert.to_params(reference_tensors(hf), yolos)
+    params = names.to_params(reference_tensors(hf), yolos)
     apply = jax.jit(yolos.apply)
     for rows, columns in (fields['pos_grid'], (20, 27), (27, 20)):
         image = noise(16 * rows, 16 * columns)
@@ -62,10 +63,10 @@ def test_each_level_is_that_of_transformers(grid):
     # ours is [CLS, DET, patches], theirs [CLS, patches, DET]
     Q, N = TINY['num_det_tokens'], grid[0] * grid[1]
     order = np.concatenate([[0], 1 + Q + np.arange(N), 1 + np.arange(Q)])
-    backbone = convert.to_params(reference_tensors(hf), yolos)['backbone']
+    backbone = names.to_params(reference_tensors(hf), yolos)['backbone']
     for depth, expected in enumerate(seen):
-        mine = run_blocks(yolos, backbone, image, depth)
-        np.testing.assert_allclose(mine[order], expected, atol=5e-6)
+        ours = run_blocks(yolos, backbone, image, depth)
+        np.testing.assert_allclose(ours[order], expected, atol=5e-6)
 
 
 def run_blocks(yolos, backbone, image, depth):

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
+from helpers import TINY
 
 from yolos_jax import optim
-from yolos_jax.model import Yolos
+from yolos_jax.model import Yolos, init_params
 
 BLOCK = {
     'attn/qkv/kernel', 'attn/proj/kernel', 'mlp/fc1/kernel', 'mlp/fc2/kernel',
@@ -28,15 +28,16 @@ SPARED = {
 
 @pytest.fixture(scope='module')
 def params():
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    return jax.jit(Yolos(**TINY).init)(jax.random.key(0), *batch)['params']
+    return init_params(Yolos(**TINY), jax.random.key(0))
 
 
 def test_weight_decay_acts_on_these_parameters_and_no_other(params):
     mask = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params))
-    found = {jax.tree_util.keystr(path, simple=True, separator='/'): decays for path, decays in mask}
-    assert {name for name, decays in found.items() if decays} == DECAYED
-    assert {name for name, decays in found.items() if not decays} == SPARED
+    decays_by_name = {
+        jax.tree_util.keystr(path, simple=True, separator='/'): decays for path, decays in mask
+    }
+    assert {name for name, decays in decays_by_name.items() if decays} == DECAYED
+    assert {name for name, decays in decays_by_name.items() if not decays} == SPARED
 
 
 def test_parameters_without_gradient_move_by_decay_alone(params):

@@ -2,11 +2,12 @@ import io
 
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 from PIL import Image, ImageOps
 
 from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
+from yolos_jax.patches import unpatchify
 
 
 def encode(image, kind, **options):
@@ -32,8 +33,8 @@ def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
 
 def test_sixteen_bits_become_eight():
     grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
-    found = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')[..., :3]
-    np.testing.assert_array_equal(found, np.repeat(grey[..., None] >> 8, 3, axis=2))
+    decoded = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')[..., :3]
+    np.testing.assert_array_equal(decoded, np.repeat(grey[..., None] >> 8, 3, axis=2))
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -94,8 +95,8 @@ def test_boxes_lie_on_the_pixels_whose_size_the_annotations_give(orientation, up
             pixels.decode_sized(data, 'x', *size)
     else:
         expected = ImageOps.exif_transpose(stored) if upright else stored
-        found = pixels.decode_sized(data, 'x', *size)[..., :3]
-        np.testing.assert_array_equal(found, np.asarray(expected))
+        decoded = pixels.decode_sized(data, 'x', *size)[..., :3]
+        np.testing.assert_array_equal(decoded, np.asarray(expected))
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
@@ -121,8 +122,8 @@ def test_jpeg_is_decoded_as_pillow_does(options):
     )
 
 
-@pytest.mark.parametrize('data', [b'', b'<html>not found</html>', encode(smooth(), 'JPEG')[:300]])
-def test_what_is_no_image_is_named(data, tmp_path):
+@pytest.mark.parametrize('data', [b'', b'<html>not decoded</html>', encode(smooth(), 'JPEG')[:300]])
+def test_a_file_that_is_no_image_is_named(data, tmp_path):
     path = tmp_path / 'bad.jpg'
     path.write_bytes(data)
     with pytest.raises(InputError, match='bad.jpg'):
@@ -137,13 +138,13 @@ def test_a_missing_image_is_named(tmp_path):
 def reference_pixels(image, place):
     """Flip, resize, crop and resize by Pillow, as the reference's transforms do."""
     picture = Image.fromarray(image)
-    if place['flip']:
+    if place.flip:
         picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
-    if place['crop']:
-        h, w = place['before'].tolist()
-        top, left, height, width = place['box'].tolist()
+    if place.crop:
+        h, w = place.before.tolist()
+        top, left, height, width = place.box.tolist()
         picture = picture.resize((w, h), Image.BILINEAR).crop((left, top, left + width, top + height))
-    h, w = place['shape'].tolist()
+    h, w = place.shape.tolist()
     return np.asarray(picture.resize((w, h), Image.BILINEAR))
 
 
@@ -153,11 +154,9 @@ def test_patches_are_the_references_pixels():
     heights, widths = np.random.default_rng(0).integers(50, 200, (2, count))
     drawn = geometry.draw(heights, widths, recipe, 0, 0)
     for i in range(count):
-        place = {name: values[i] for name, values in drawn.items()}
+        place = drawn[i]
         image = noise(heights[i], widths[i], i)
         out = np.zeros((150, 768), np.uint8)
-        pixels.place(pixels.rgbx(image), place, out)
-        rows, columns = place['shape'] // 16
-        cells = out[: rows * columns].reshape(rows, columns, 16, 16, 3).swapaxes(1, 2)
-        np.testing.assert_array_equal(cells.reshape(*place['shape'], 3), reference_pixels(image, place))
-        assert not out[rows * columns :].any()
+        pixels.place(pixels.to_rgbx(image), place, out)
+        np.testing.assert_array_equal(unpatchify(out, place.grid), reference_pixels(image, place))
+        assert not out[place.counts :].any()

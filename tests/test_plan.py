@@ -89,7 +89,7 @@ def test_eight_lengths_leave_little_padding_on_coco(config, most):
     config = config.get_config()
     heights, widths = coco_like_sizes(118_000, np.random.default_rng(0))
     recipe = geometry.Recipe(**config.augment)
-    counts = geometry.draw(heights, widths, recipe, 0, 0)['shape'].prod(axis=1) // 256
+    counts = geometry.draw(heights, widths, recipe, 0, 0).counts
     longest = geometry.most_patches(heights, widths, recipe)
     lengths = choose_lengths(counts, longest, config.num_lengths)
     assert len(lengths) == 8

@@ -37,8 +37,8 @@ def test_a_table_is_resampled_at_load_as_torch_does(source, grid):
 def test_a_table_is_resampled_in_the_model_as_torch_does(source, grid):
     t = table(*source)
     layout = posembed.layout(source, jnp.array([grid]), grid[0] * grid[1])
-    found = posembed.spread(jnp.asarray(t), layout)[0].reshape(*grid, -1)
-    np.testing.assert_allclose(found, torch_bicubic(t, grid), atol=2e-7)
+    resampled = posembed.spread(jnp.asarray(t), layout)[0].reshape(*grid, -1)
+    np.testing.assert_allclose(resampled, torch_bicubic(t, grid), atol=2e-7)
 
 
 def test_every_image_of_a_batch_gets_its_own_grid():

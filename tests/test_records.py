@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import coco_content, write_coco
+from helpers import coco_content, write_coco
 
 from yolos_jax.data import annotations
 from yolos_jax.data.records import read
@@ -115,13 +115,14 @@ def test_a_large_annotation_file_is_read_once_in_less_than_a_gigabyte(tmp_path):
         'import re, sys, time\n'
         'from yolos_jax.data import geometry, loader, records\n'
         'clock = time.monotonic()\n'
-        'found = records.read(sys.argv[1], "val", sys.argv[2])\n'
+        'data = records.read(sys.argv[1], "val", sys.argv[2])\n'
         'clock = time.monotonic() - clock\n'
-        'assert len(found.boxes) == 700_000\n'
+        'assert len(data.boxes) == 700_000\n'
         'memory = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]\n'
         'recipe = geometry.Recipe((480, 800), 1333, (400, 500, 600), 384, 600)\n'
-        'batches = loader.TrainBatches(found, recipe, [4200], 8, 100, 0)\n'
-        'assert len(batches.plan(0)[1]) == 12_500\n'
+        'batches = loader.TrainBatches(\n'
+        '    data, recipe, lengths=[4200], batch_size=8, max_targets=100, seed=0)\n'
+        'assert len(batches.plan(0).indices) == 12_500\n'
         'print(clock, memory)\n'
     )
     command = [sys.executable, '-c', script, tmp_path, tmp_path / 'index']

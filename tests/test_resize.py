@@ -1,16 +1,17 @@
+import numba
 import numpy as np
 import pytest
-from conftest import noise
+from helpers import noise
 from PIL import Image
 
-from yolos_jax.data import geometry, pixels
+from yolos_jax.data import geometry, mixer, pixels
 from yolos_jax.data.resize import resize as resize_rgbx
 
 RANDOM = np.random.default_rng(0)
 
 
 def resize(image, *args, **options):
-    return resize_rgbx(pixels.rgbx(image), *args, **options)[..., :3]
+    return resize_rgbx(pixels.to_rgbx(image), *args, **options)[..., :3]
 
 
 def pillow(image, height, width):
@@ -40,7 +41,7 @@ def test_a_part_of_the_output_is_that_part():
         h, w = RANDOM.integers(1, [height - top + 1, width - left + 1])
         whole = resize(image, height, width)
         np.testing.assert_array_equal(
-            resize(image, height, width, (top, left, h, w)), whole[top : top + h, left : left + w]
+            resize(image, height, width, box=(top, left, h, w)), whole[top : top + h, left : left + w]
         )
 
 
@@ -48,3 +49,27 @@ def test_a_part_of_the_output_is_that_part():
 def test_mirrored_pixels_are_those_of_the_mirrored_image(shape):
     image = noise(64, 64)
     np.testing.assert_array_equal(resize(image, *shape, flip=True), pillow(image[:, ::-1].copy(), *shape))
+
+
+def plain_mix(data, at, step, weights, taps, out, to, kept):
+    """What `mixer.make_mix` writes in LLVM's language, in numpy."""
+    runs = np.stack([data[at + k * step : at + k * step + 64] for k in range(taps)]).astype(np.uint32)
+    total = (runs * weights[:taps, None]).sum(axis=0, dtype=np.uint32) + np.uint32(1 << (mixer.BITS - 1))
+    out[to : to + len(kept)] = (total >> mixer.BITS).astype(np.uint8)[kept]
+
+
+@pytest.mark.parametrize('taps', [1, 2, 3, 9])
+@pytest.mark.parametrize('kept', [list(range(64)), [i for i in range(64) if i % 4 != 3]])
+def test_the_vector_loop_sums_as_a_plain_one(taps, kept):
+    mix = mixer.make_mix(64, kept)
+
+    @numba.njit
+    def call(data, at, step, weights, taps, out, to):
+        mix(data, at, step, weights, taps, out, to)
+
+    data = RANDOM.integers(0, 256, 5000, dtype=np.uint8)
+    weights = (RANDOM.dirichlet(np.ones(9))[:taps] * (1 << mixer.BITS)).astype(np.uint32)
+    fast, plain = np.zeros((2, 200), np.uint8)
+    call(data, 130, 71, weights, taps, fast, 20)
+    plain_mix(data, 130, 71, weights, taps, plain, 20, kept)
+    np.testing.assert_array_equal(fast, plain)

@@ -3,10 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
+from helpers import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
 
-from yolos_jax import boxes, convert, optim, sharding, steps
-from yolos_jax.model import Yolos, patchify
+from yolos_jax import boxes, optim, steps
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import patchify
+from yolos_jax.run import mesh as meshes
+from yolos_jax.weights import names
 
 C = 5
 
@@ -26,12 +29,11 @@ def yolos():
 
 @pytest.fixture(scope='module')
 def params(yolos):
-    batch = np.zeros((1, 1, 768), np.uint8), np.ones((1, 2), np.int32)
-    return jax.jit(yolos.init)(jax.random.key(0), *batch)['params']
+    return init_params(yolos, jax.random.key(0))
 
 
 def torch_optimizer(hf, rate):
-    """The reference's parameter groups (main.py, build_optimizer), found by transformers' names."""
+    """The reference's parameter groups (main.py, build_optimizer), detections by transformers' names."""
     groups = {'decay': [], 'none': []}
     for name, value in hf.named_parameters():
         spared = ('cls_token', 'detection_tokens', 'embeddings.position_embeddings')
@@ -47,7 +49,7 @@ def torch_optimizer(hf, rate):
 
 def test_eight_steps_are_those_of_pytorch(yolos):
     hf = make_hf(TINY, num_classes=C).train()
-    params = convert.to_params(reference_tensors(hf), yolos)
+    params = names.to_params(reference_tensors(hf), yolos)
     batch, pixels, labels = make_batch((3, 0, 6, 1))
     rate = 1e-3  # large, so that a difference shows
     torch_opt = torch_optimizer(hf, rate)
@@ -71,12 +73,12 @@ def test_eight_devices_do_what_one_does(yolos, params):
     optimizer = optim.make_optimizer(params, 1e-3)
     step = steps.make_train_step(yolos, optimizer, images_per_group=1)
     alone = steps.init_state(params, optimizer)
-    mesh = sharding.make_mesh()
-    spread = sharding.replicate(alone, mesh)
+    mesh = meshes.make_mesh()
+    spread = meshes.replicate(alone, mesh)
     for _ in range(4):
         alone, one = step(alone, batch)
         with jax.set_mesh(mesh):
-            spread, eight = step(spread, sharding.shard(batch, mesh))
+            spread, eight = step(spread, meshes.shard(batch, mesh))
         assert float(eight['loss']) == pytest.approx(float(one['loss']), rel=1e-5)
 
 
@@ -96,10 +98,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
 
 def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
     batch, _, _ = make_batch((1, 1))
-    found = steps.make_predict_step(yolos)(params, batch)
+    detections = steps.make_predict_step(yolos)(params, batch)
     out = yolos.apply({'params': params}, batch['patches'], batch['grid'])
     probability = np.asarray(jax.nn.softmax(out['pred_logits']))[..., :C]
-    np.testing.assert_array_equal(found['labels'], probability.argmax(-1))
-    np.testing.assert_allclose(found['scores'], probability.max(-1), rtol=1e-6)
+    np.testing.assert_array_equal(detections['labels'], probability.argmax(-1))
+    np.testing.assert_allclose(detections['scores'], probability.max(-1), rtol=1e-6)
     expected = boxes.cxcywh_to_xyxy(jnp.asarray(out['pred_boxes']))
-    np.testing.assert_allclose(found['boxes'], expected, atol=1e-6)
+    np.testing.assert_allclose(detections['boxes'], expected, atol=1e-6)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from yolos_jax import tensors
 from yolos_jax.errors import InputError
-from yolos_jax.tensors import Tensor
+from yolos_jax.weights import tensors
+from yolos_jax.weights.tensors import Tensor
 
 ARRAYS = {
     'a': np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
@@ -17,11 +17,11 @@ ARRAYS = {
 }
 
 
-def check(found, expected=ARRAYS):
-    assert found.keys() == expected.keys()
+def check(tensors_read, expected=ARRAYS):
+    assert tensors_read.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].shape == value.shape
-        np.testing.assert_array_equal(found[name].numpy(), value)
+        assert tensors_read[name].shape == value.shape
+        np.testing.assert_array_equal(tensors_read[name].numpy(), value)
 
 
 def test_safetensors_are_read(tmp_path):
@@ -32,9 +32,9 @@ def test_safetensors_are_read(tmp_path):
 def test_safetensors_are_written_as_the_package_reads_them(tmp_path):
     lazy = {k: Tensor(v.shape, lambda v=v: v) for k, v in ARRAYS.items()}
     tensors.write_safetensors(tmp_path / 'x', lazy)
-    found = load_file(tmp_path / 'x')
+    tensors_read = load_file(tmp_path / 'x')
     for name, value in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(tensors_read[name], value)
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])

@@ -1,13 +1,23 @@
-"""YOLOS in JAX: object detection with a plain ViT and [DET] tokens (arXiv 2106.00666)."""
+"""YOLOS in JAX: object detection with a plain ViT and [DET] tokens (arXiv 2106.00666).
 
-from yolos_jax import data, losses, matcher, optim, steps
-from yolos_jax.backbones import init_from_backbone
-from yolos_jax.errors import InputError
-from yolos_jax.inference import Detections, Detector
-from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_S_DWR, YOLOS_TI, Yolos, patchify
-from yolos_jax.weights import load
+Names are imported when they are first used, so that reading data needs no JAX.
+"""
+
+from etils import epy as _epy
+
+__version__ = '0.2.0'
+
+with _epy.lazy_api_imports(globals()):
+    from yolos_jax import data, losses, matcher, optim, steps, tools, weights
+    from yolos_jax.errors import InputError
+    from yolos_jax.inference import Detections, Detector
+    from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_S_DWR, YOLOS_TI, Yolos
+    from yolos_jax.patches import patchify
+    from yolos_jax.run.train import train
+    from yolos_jax.weights import init_from_backbone, load
 
 __all__ = [
     'YOLOS_B', 'YOLOS_S', 'YOLOS_S_DWR', 'YOLOS_TI', 'Detections', 'Detector', 'InputError', 'Yolos',
-    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'optim', 'patchify', 'steps',
+    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'optim', 'patchify', 'steps', 'tools',
+    'train', 'weights',
 ]  # fmt: skip

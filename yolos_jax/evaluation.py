@@ -2,45 +2,49 @@
 
 import contextlib
 import io
+from collections.abc import Callable
+from pathlib import Path
 
-import jax
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolos_jax import cluster, sharding
 from yolos_jax.data import loader
 
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
 
 
-def detect(predict, params, batches, mesh, tick=lambda: None):
-    """The detections in every image of `loader.EvalBatches`, as COCO results in the order of the records.
+def detect(
+    predict: Callable[[dict], dict],
+    batches: loader.EvalBatches,
+    *,
+    rows: slice = slice(None),
+    gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+    on_batch: Callable[[], None] = lambda: None,
+) -> list[dict]:
+    """The detections in every image of the batches, as COCO results in the order of the records.
 
-    Each process detects in its own rows; in the end every process has all.
-
-    predict: from `steps.make_predict_step`. tick: called after each batch.
+    Args:
+        predict: a prediction step of `steps` as a function of a batch, numpy in and out.
+        rows: of each batch, that this process detects in.
+        gather: the rows of all processes from those of this one (`run.cluster.gather`).
+        on_batch: called after each batch.
     """
-    records, mine = batches.records, sharding.rows_of_process(batches.batch_size, mesh)
-    predict = jax.jit(predict, out_shardings=sharding.over_rows(mesh))
-    found = []
-    with jax.set_mesh(mesh):
-        for _, batch, indices in loader.load(batches, range(len(batches)), mine):
-            images = sharding.shard({name: batch[name] for name in ('patches', 'grid')}, mesh)
-            one = jax.tree.map(sharding.fetch_rows, predict(params, images))
-            found.append(one | {'index': indices})
-            tick()
-    found = {name: cluster.gather(np.concatenate([one[name] for one in found])) for name in found[0]}
+    records, parts = batches.records, []
+    for _, batch, indices in loader.load(batches, range(len(batches)), rows):
+        parts.append(predict({name: batch[name] for name in ('patches', 'grid')}) | {'index': indices})
+        on_batch()
+    detections = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     results = []
-    for row in np.argsort(found['index'], kind='stable'):
-        index = found['index'][row]
+    for row in np.argsort(detections['index'], kind='stable'):
+        index = detections['index'][row]
         if index >= 0:  # rows that fill up the last batch have no image
-            one = {name: values[row] for name, values in found.items()}
-            results += to_coco(records.ids[index], one, records.heights[index], records.widths[index])
+            of_image = {name: values[row] for name, values in detections.items()}
+            results += to_coco(records.ids[index], of_image, records.heights[index], records.widths[index])
     return results
 
 
-def to_coco(image_id, detections, height, width):
+def to_coco(image_id: int, detections: dict, height: int, width: int) -> list[dict]:
     """One image's detections as COCO results: a list of dicts with 'bbox' xywh in pixels.
 
     detections: 'scores' [Q], 'labels' [Q] and 'boxes' [Q, 4] xyxy in 0..1, as `steps` predicts them.
@@ -58,21 +62,20 @@ def to_coco(image_id, detections, height, width):
     ]
 
 
-def score(annotations, results):
+def score(annotation_file: str | Path, results: list[dict]) -> tuple[dict, dict]:
     """COCO's twelve numbers and the AP of each class.
 
     Args:
-        annotations: path of the instances JSON. results: list of COCO results (`to_coco`).
+        annotation_file: the instances JSON. results: COCO results (`to_coco`).
 
     Returns:
         {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        truth = COCO(str(annotations))
+        truth = COCO(str(annotation_file))
         known = set(truth.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
-        found = truth.loadRes(results or _nothing(truth))
-        evaluation = COCOeval(truth, found, 'bbox')
+        evaluation = COCOeval(truth, truth.loadRes(results or _nothing(truth)), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -84,13 +87,13 @@ def score(annotations, results):
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True)), classes
 
 
-def table(numbers):
+def table(numbers: dict[str, float]) -> str:
     """COCO's twelve numbers as text."""
     values = [f'{name:>10} {numbers[name]:6.3f}' for name in METRICS]
     return '\n'.join(''.join(values[i : i + 6]) for i in (0, 6))
 
 
-def _nothing(truth):
+def _nothing(truth: COCO) -> list[dict]:
     """A detection that can match nothing: loadRes refuses an empty list."""
     image, category = truth.getImgIds()[0], truth.getCatIds()[0]
     return [{'image_id': image, 'category_id': category, 'bbox': [0, 0, 0, 0], 'score': 0.0}]

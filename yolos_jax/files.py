@@ -1,14 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and reading at a place of an open file."""
 
 import contextlib
 import json
 import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from yolos_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +31,54 @@ def replacing(path):
         part.unlink(missing_ok=True)
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: Any) -> None:
     """Write JSON to `path`."""
     with replacing(path) as file:
         file.write(json.dumps(content).encode())
+
+
+def check_free(folder: str | Path) -> None:
+    """Raises InputError where there is something at `folder` already."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f'{folder}: exists and is not empty; choose another output', 'output')
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which takes that name when the block ends without an error.
+
+    Raises:
+        InputError: there is something at `folder` already, or it cannot be written.
+    """
+    check_free(folder)
+    folder = Path(folder).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
+    except OSError as error:
+        raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
+    try:
+        yield part
+        part.chmod(0o755)  # mkdtemp's is private
+        os.replace(part, folder)
+    except OSError as error:
+        raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_at(file: BinaryIO, start: int, size: int) -> np.ndarray:
+    """`size` bytes of an open file from `start` on, uint8 [size]; where the file stands does not change.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    data = np.empty(size, np.uint8)
+    filled = 0
+    while filled < size:
+        count = os.preadv(file.fileno(), [data[filled:]], start + filled)
+        if not count:
+            raise OSError(None, 'ends before its data does')
+        filled += count
+    return data

@@ -12,7 +12,9 @@ CLASS_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
 EOS_COEF = 0.1  # weight of "no object" in the class loss: most queries have none
 
 
-def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
+def set_loss(
+    outputs: dict, targets: dict, images_per_group: int = 1, whole: dict | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of B images.
 
     The reference takes the class loss as a weighted mean on each GPU and averages over GPUs, so its
@@ -22,15 +24,16 @@ def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
     Args:
         outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
         targets: 'labels' int32 [B, T] in 0..C-1, 'boxes' [B, T, 4] cxcywh in 0..1 with an area,
-            'valid' bool [B, T]; what stands in padded places is of no account.
+            'valid' bool [B, T]; values at padded targets are ignored.
         images_per_group: consecutive images whose class losses share one mean; divides B.
-        num_boxes: what to divide the box losses by, when B is a part of a larger batch; else B's objects.
+        whole: the targets of the whole batch, of which these B are one of equal parts; the mean of the
+            parts' losses is then the loss of the whole batch.
 
     Returns:
         The weighted total and a dict of its unweighted parts 'loss_ce', 'loss_bbox' and 'loss_giou',
         with 'class_error' (% of matched queries whose best class is wrong, 100 when there is none),
         'cardinality_error' (mean difference of predicted and real object counts) and
-        'dropped_targets' (valid targets beyond the Q largest of an image).
+        'dropped_targets' (how many valid targets are beyond the Q largest of their image, int32).
 
     Raises:
         ValueError: images_per_group does not divide B.
@@ -38,14 +41,14 @@ def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
     B, Q, classes = outputs['pred_logits'].shape
     if B % images_per_group:
         raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
-    valid = targets['valid']
-    targets = targets | {  # padding may hold anything: give it a harmless object
+    valid, of_batch = targets['valid'], (targets if whole is None else whole)['valid']
+    targets = targets | {  # padding may hold anything, NaN too: give it a harmless object
         'labels': jnp.where(valid, targets['labels'], 0),
         'boxes': jnp.where(valid[..., None], targets['boxes'], 0.5),
     }
     query = matcher.match(outputs, targets)  # [B, T]
     matched = query >= 0
-    num_boxes = jnp.maximum(valid.sum(), 1) if num_boxes is None else num_boxes
+    num_boxes = jnp.maximum(of_batch.sum(), 1) / (len(of_batch) // B)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
@@ -68,17 +71,17 @@ def set_loss(outputs, targets, images_per_group=1, num_boxes=None):
     return total, parts
 
 
-def _class_of_query(query, labels, Q, no_object):
+def _class_of_query(query: jax.Array, labels: jax.Array, Q: int, no_object: int) -> jax.Array:
     """The class each query should predict, [B, Q]: that of its target, else "no object"."""
 
-    def one(query, labels):
-        place = jnp.where(query >= 0, query, Q)  # Q is out of bounds: dropped
-        return jnp.full((Q,), no_object, labels.dtype).at[place].set(labels, mode='drop')
+    def of_image(query: jax.Array, labels: jax.Array) -> jax.Array:
+        index = jnp.where(query >= 0, query, Q)  # Q is out of bounds: dropped
+        return jnp.full((Q,), no_object, labels.dtype).at[index].set(labels, mode='drop')
 
-    return jax.vmap(one)(query, labels)
+    return jax.vmap(of_image)(query, labels)
 
 
-def _class_loss(logits, wanted, images_per_group):
+def _class_loss(logits: jax.Array, wanted: jax.Array, images_per_group: int) -> jax.Array:
     """Cross entropy, a weighted mean over each group of images, then a mean over groups."""
     no_object = logits.shape[-1] - 1
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
@@ -88,10 +91,10 @@ def _class_loss(logits, wanted, images_per_group):
     return jnp.mean(sums / grouped(weight).sum(axis=(1, 2)))
 
 
-def _box_losses(found, wanted, query):
+def _box_losses(predicted: jax.Array, wanted: jax.Array, query: jax.Array) -> tuple:
     """L1 distance (cxcywh) and 1 - GIoU, summed over the matched pairs of all images."""
     matched = query >= 0
-    found = jnp.take_along_axis(found, jnp.maximum(query, 0)[..., None], axis=1)  # [B, T, 4]
-    distance = jnp.abs(found - wanted).sum(-1)
-    overlap = boxes.giou(boxes.cxcywh_to_xyxy(found), boxes.cxcywh_to_xyxy(wanted))
+    predicted = jnp.take_along_axis(predicted, jnp.maximum(query, 0)[..., None], axis=1)  # [B, T, 4]
+    distance = jnp.abs(predicted - wanted).sum(-1)
+    overlap = boxes.giou(boxes.cxcywh_to_xyxy(predicted), boxes.cxcywh_to_xyxy(wanted))
     return tuple(jnp.where(matched, x, 0).sum() for x in (distance, 1 - overlap))

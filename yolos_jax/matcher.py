@@ -4,19 +4,24 @@ The assignment is a shortest augmenting path search (Jonker and Volgenant 1987; 
 scipy's `linear_sum_assignment`), run as one state machine over the whole batch: a trip of the loop is
 one step of every image that still has work, so padded targets and finished images cost nothing.
 
-Letters: B batch, Q queries ([DET] tokens), T targets.
+What holds before and after every trip: cost[t, q] >= u[t] + v[q] for all pairs, with equality for
+those that are assigned. So an assignment of all rows is one of least cost.
+
+Letters: B batch, Q queries ([DET] tokens), T targets; rows are targets and columns are queries.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from yolos_jax import boxes, sharding
+from yolos_jax import boxes, spmd
 
 CLASS_COST, BOX_COST, GIOU_COST = 1.0, 5.0, 2.0  # the reference's set_cost_*
 LARGEST = 1e6  # non-finite costs become this, so that the search always ends
 
 
-def match(outputs, targets):
+def match(outputs: dict, targets: dict) -> jax.Array:
     """The query of each target, [B, T] int32; -1 where a target is padded or dropped.
 
     Args:
@@ -26,10 +31,10 @@ def match(outputs, targets):
     """
     cost = jax.lax.stop_gradient(cost_matrix(outputs, targets))
     kept = keep_largest(targets, outputs['pred_logits'].shape[1])
-    return sharding.over_batch(assign)(cost, kept)
+    return spmd.over_batch(assign)(cost, kept)
 
 
-def keep_largest(targets, limit):
+def keep_largest(targets: dict, limit: int) -> jax.Array:
     """Which targets take part, bool [B, T]: the valid ones, at most the `limit` largest of an image."""
     if targets['valid'].shape[1] <= limit:
         return targets['valid']
@@ -38,17 +43,38 @@ def keep_largest(targets, limit):
     return targets['valid'] & (jnp.argsort(order, axis=1) < limit)
 
 
-def cost_matrix(outputs, targets):
+def cost_matrix(outputs: dict, targets: dict) -> jax.Array:
     """What matching a target to a query costs, [B, T, Q] (models/matcher.py of the reference)."""
     probabilities = jax.nn.softmax(outputs['pred_logits'], axis=-1).swapaxes(1, 2)  # [B, C + 1, Q]
     of_label = jnp.take_along_axis(probabilities, targets['labels'][:, :, None], axis=1)
-    wanted, found = targets['boxes'][:, :, None], outputs['pred_boxes'][:, None]
-    distance = jnp.abs(wanted - found).sum(-1)
-    overlap = boxes.giou(boxes.cxcywh_to_xyxy(wanted), boxes.cxcywh_to_xyxy(found))
+    wanted, predicted = targets['boxes'][:, :, None], outputs['pred_boxes'][:, None]
+    distance = jnp.abs(wanted - predicted).sum(-1)
+    overlap = boxes.giou(boxes.cxcywh_to_xyxy(wanted), boxes.cxcywh_to_xyxy(predicted))
     return BOX_COST * distance - CLASS_COST * of_label - GIOU_COST * overlap
 
 
-def assign(cost, active):
+class Matching(NamedTuple):
+    """The assignment so far, and the dual variables that prove it optimal."""
+
+    u: jax.Array  # [B, T]
+    v: jax.Array  # [B, Q]
+    column_of: jax.Array  # [B, T] -1 for a row without a column
+    row_of: jax.Array  # [B, Q] -1 for a free column
+
+
+class Search(NamedTuple):
+    """Dijkstra's search for the cheapest path from one row of each image to a free column."""
+
+    row: jax.Array  # [B] the row being assigned, T where there is none
+    at: jax.Array  # [B] the row whose costs are looked at next
+    sink: jax.Array  # [B] the column to hand over next, -1 while it searches
+    low: jax.Array  # [B] the length of the shortest path so far
+    dist: jax.Array  # [B, Q] shortest known path to each column
+    via: jax.Array  # [B, Q] the row before it on that path
+    done: jax.Array  # [B, Q] columns whose shortest path is final
+
+
+def assign(cost: jax.Array, active: jax.Array) -> jax.Array:
     """The optimal assignment of rows to columns.
 
     Args:
@@ -59,98 +85,117 @@ def assign(cost, active):
         The column of each row, int32 [B, T], -1 for rows that are not active.
     """
     cost = jnp.where(jnp.isfinite(cost), jnp.clip(cost, -LARGEST, LARGEST), LARGEST)
-    B, T, Q = cost.shape
-    trips = T * (2 * T + 2)  # more than any search takes
-    state = _start(cost, active)
-    state['trip'] = jnp.int32(0)
-    state = jax.lax.while_loop(
-        lambda s: (s['trip'] < trips) & jnp.any(s['row'] < T),
-        lambda s: _trip(cost, active, s) | {'trip': s['trip'] + 1},
-        state,
-    )
-    return state['column_of']
+    T = cost.shape[1]
+    most_trips = T * (2 * T + 2)  # more than any search takes
+
+    def goes_on(state: tuple) -> jax.Array:
+        _, search, trips = state
+        return (trips < most_trips) & jnp.any(search.row < T)
+
+    def trip(state: tuple) -> tuple:
+        """One step of the search, or one hand-over along its finished path, for every image."""
+        matching, search, trips = state
+        search, reached = _step_search(cost, matching, search)
+        matching = _update_duals(matching, search, reached)
+        matching, search, ended = _hand_over(matching, search)
+        search = _where(ended, _new_search(active, matching), search)
+        return matching, search, trips + 1
+
+    matching = _start(cost, active)
+    state = matching, _new_search(active, matching), jnp.int32(0)
+    matching, *_ = jax.lax.while_loop(goes_on, trip, state)
+    return matching.column_of
 
 
-def _start(cost, active):
+def _start(cost: jax.Array, active: jax.Array) -> Matching:
     """Rows take their cheapest column, the lowest row first: feasible and tight, so exactness is kept.
 
     With trained models this alone assigns nearly every target.
     """
     B, T, Q = cost.shape
-    u = jnp.min(cost, axis=2)
     wish = jnp.argmin(cost, axis=2)
     first = jax.vmap(lambda wish, row: jnp.full((Q,), T).at[wish].min(row))(
         wish, jnp.where(active, jnp.arange(T), T)
-    )
+    )  # [B, Q] the lowest row that wishes for the column
     won = active & (jnp.take_along_axis(first, wish, axis=1) == jnp.arange(T))
-    column_of = jnp.where(won, wish, -1).astype(jnp.int32)
-    row_of = jnp.where(first < T, first, -1).astype(jnp.int32)
-    duals = {'u': u, 'v': jnp.zeros((B, Q))}
-    return duals | {'column_of': column_of, 'row_of': row_of} | _search(active, column_of, Q)
+    return Matching(
+        u=jnp.min(cost, axis=2),
+        v=jnp.zeros((B, Q)),
+        column_of=jnp.where(won, wish, -1).astype(jnp.int32),
+        row_of=jnp.where(first < T, first, -1).astype(jnp.int32),
+    )
 
 
-def _search(active, column_of, Q):
-    """A fresh search from each image's first row without a column; `row` is T where there is none."""
-    B, T = active.shape
-    waiting = active & (column_of < 0)
+def _new_search(active: jax.Array, matching: Matching) -> Search:
+    """A search from each image's first row without a column."""
+    (B, T), Q = active.shape, matching.row_of.shape[1]
+    waiting = active & (matching.column_of < 0)
     row = jnp.where(waiting.any(axis=1), jnp.argmax(waiting, axis=1), T).astype(jnp.int32)
-    return {
-        'row': row,  # [B] the row being assigned
-        'at': row,  # [B] the row whose costs are looked at next
-        'sink': jnp.full((B,), -1, jnp.int32),  # [B] once found: the column to hand over next
-        'low': jnp.zeros((B,)),  # [B] the length of the shortest path so far
-        'dist': jnp.full((B, Q), jnp.inf),  # [B, Q] shortest known path to each column
-        'via': jnp.full((B, Q), -1, jnp.int32),  # [B, Q] the row before it on that path
-        'done': jnp.zeros((B, Q), bool),  # [B, Q] columns whose shortest path is final
-    }
+    return Search(
+        row=row,
+        at=row,
+        sink=jnp.full((B,), -1, jnp.int32),
+        low=jnp.zeros((B,)),
+        dist=jnp.full((B, Q), jnp.inf),
+        via=jnp.full((B, Q), -1, jnp.int32),
+        done=jnp.zeros((B, Q), bool),
+    )
 
 
-def _trip(cost, active, s):
-    """One step of Dijkstra's search, or one hand-over along the path it found, for every image."""
-    B, T, Q = cost.shape
-    columns, rows = jnp.arange(Q), jnp.arange(T)
-    pick = lambda x, i: jnp.take_along_axis(x, i[:, None], axis=1)[:, 0]
-    hot = lambda i, places: i[:, None] == places
-
-    searching = (s['row'] < T) & (s['sink'] < 0)
-    at = jnp.minimum(s['at'], T - 1)
+def _step_search(cost: jax.Array, matching: Matching, s: Search) -> tuple[Search, jax.Array]:
+    """One step of Dijkstra's search, and which images [B] reached a free column by it."""
+    T, Q = cost.shape[1:]
+    searching = (s.row < T) & (s.sink < 0)
+    at = jnp.minimum(s.at, T - 1)
     costs = jnp.take_along_axis(cost, at[:, None, None], axis=1)[:, 0]  # [B, Q]
-    reach = s['low'][:, None] + (costs - pick(s['u'], at)[:, None] - s['v'])
-    nearer = searching[:, None] & ~s['done'] & (reach < s['dist'])
-    dist = jnp.where(nearer, reach, s['dist'])
-    via = jnp.where(nearer, at[:, None], s['via'])
-    open_dist = jnp.where(s['done'], jnp.inf, dist)
-    low = jnp.where(searching, open_dist.min(axis=1), s['low'])
+    path = s.low[:, None] + (costs - _pick(matching.u, at)[:, None] - matching.v)
+    nearer = searching[:, None] & ~s.done & (path < s.dist)
+    dist = jnp.where(nearer, path, s.dist)
+    via = jnp.where(nearer, at[:, None], s.via)
+    open_dist = jnp.where(s.done, jnp.inf, dist)
+    low = jnp.where(searching, open_dist.min(axis=1), s.low)
     best = open_dist == low[:, None]
-    column = jnp.argmax(best.astype(jnp.int32) + (best & (s['row_of'] < 0)), axis=1)  # free ones first
-    done = s['done'] | (searching[:, None] & hot(column, columns))
-    owner = pick(s['row_of'], column)
-    found = searching & (owner < 0)
+    # of several columns as near, a free one
+    column = jnp.argmax(best.astype(jnp.int32) + (best & (matching.row_of < 0)), axis=1)
+    done = s.done | (searching[:, None] & (column[:, None] == jnp.arange(Q)))
+    owner = _pick(matching.row_of, column)
+    reached = searching & (owner < 0)
+    at = jnp.where(searching & ~reached, owner, s.at)
+    sink = jnp.where(reached, column, s.sink)
+    return Search(row=s.row, at=at, sink=sink, low=low, dist=dist, via=via, done=done), reached
 
-    # the duals move when a free column is reached
-    slack = jnp.where(found[:, None] & done, low[:, None] - dist, 0)
-    of_row = jnp.take_along_axis(slack, jnp.maximum(s['column_of'], 0), axis=1)
-    u = s['u'] + jnp.where(s['column_of'] >= 0, of_row, 0)
-    u = u + jnp.where(found[:, None] & hot(s['row'], rows), low[:, None], 0)
-    sink = jnp.where(found, column, s['sink'])
 
-    # hand one column of the path over to the row before it
-    moving = sink >= 0
-    taker = pick(via, jnp.maximum(sink, 0))
-    taken = moving[:, None] & hot(taker, rows)
-    left = pick(s['column_of'], jnp.maximum(taker, 0))
-    row_of = jnp.where(moving[:, None] & hot(sink, columns), taker[:, None], s['row_of'])
-    column_of = jnp.where(taken, sink[:, None], s['column_of'])
-    ended = moving & (taker == s['row'])
-    going = s | {
-        'at': jnp.where(searching & ~found, owner, s['at']),
-        'sink': jnp.where(moving, left, -1).astype(jnp.int32),
-        'low': low,
-        'dist': dist,
-        'via': via,
-        'done': done,
-    }
-    fresh = _search(active, column_of, Q)
-    choose = lambda a, b: jnp.where(ended.reshape((B,) + (1,) * (a.ndim - 1)), a, b)
-    search = {name: choose(fresh[name], going[name]) for name in fresh}
-    return {'u': u, 'v': s['v'] - slack, 'column_of': column_of, 'row_of': row_of} | search
+def _update_duals(matching: Matching, s: Search, reached: jax.Array) -> Matching:
+    """The duals after a search has reached a free column: the path's pairs become tight."""
+    T = matching.u.shape[1]
+    slack = jnp.where(reached[:, None] & s.done, s.low[:, None] - s.dist, 0)
+    of_row = jnp.take_along_axis(slack, jnp.maximum(matching.column_of, 0), axis=1)
+    u = matching.u + jnp.where(matching.column_of >= 0, of_row, 0)
+    u = u + jnp.where(reached[:, None] & (s.row[:, None] == jnp.arange(T)), s.low[:, None], 0)
+    return matching._replace(u=u, v=matching.v - slack)
+
+
+def _hand_over(matching: Matching, s: Search) -> tuple[Matching, Search, jax.Array]:
+    """One column of a finished path goes to the row before it; which images [B] are through with theirs."""
+    T, Q = matching.column_of.shape[1], matching.row_of.shape[1]
+    moving = s.sink >= 0
+    taker = _pick(s.via, jnp.maximum(s.sink, 0))
+    given_up = _pick(matching.column_of, jnp.maximum(taker, 0))  # the taker's old column is next
+    takes = moving[:, None] & (taker[:, None] == jnp.arange(T))
+    taken = moving[:, None] & (s.sink[:, None] == jnp.arange(Q))
+    matching = matching._replace(
+        column_of=jnp.where(takes, s.sink[:, None], matching.column_of),
+        row_of=jnp.where(taken, taker[:, None], matching.row_of),
+    )
+    sink = jnp.where(moving, given_up, -1).astype(jnp.int32)
+    return matching, s._replace(sink=sink), moving & (taker == s.row)
+
+
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, index[:, None], axis=1)[:, 0]  # [B]
+
+
+def _where(condition: jax.Array, a: Search, b: Search) -> Search:
+    """Of each image [B] the one search or the other."""
+    choose = lambda x, y: jnp.where(condition.reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
+    return jax.tree.map(choose, a, b)

@@ -6,7 +6,7 @@ detector.py), with Flax's kernel and scale for torch's weight and the blocks sta
 Letters: B batch, N patches, Q [DET] tokens, S = 1 + Q + N tokens, D width, H heads, C classes, L blocks.
 """
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import posembed, sharding
-from yolos_jax.attention import attention
-
-PATCH = 16
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, on pixels in 0..1
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+from yolos_jax import attention, posembed, spmd
+from yolos_jax.patches import MEAN, PATCH_DIM, STD
 
 # The published models. Their grids are the reference's init_pe_size and mid_pe_size // 16.
 YOLOS_TI = dict(width=192, depth=12, heads=3, pos_grid=(50, 83))
@@ -28,10 +24,10 @@ YOLOS_S_DWR = dict(width=330, depth=14, heads=6, pos_grid=(32, 54), mid_pos_grid
 YOLOS_B = dict(width=768, depth=12, heads=12, pos_grid=(50, 84), mid_pos_grid=(50, 84))
 
 _small_normal = nn.initializers.normal(0.02)
-_xavier = nn.initializers.xavier_uniform()  # for training from nothing; pre-trained weights replace it
+_xavier = nn.initializers.xavier_uniform()  # for training from scratch; pre-trained weights replace it
 
 
-def _torch_uniform(fan_in):
+def _torch_uniform(fan_in: int) -> Callable:
     bound = fan_in**-0.5
     return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
 
@@ -41,16 +37,30 @@ class Dense(nn.Module):
 
     features: int
     dtype: Any
-    kernel_init: Any = _xavier
-    bias_init: Any = nn.initializers.zeros
+    kernel_init: Callable = _xavier
+    bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x, columns=slice(None)):
-        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param('bias', self.bias_init, (self.features,))
-        return x.astype(self.dtype) @ kernel[:, columns].astype(self.dtype) + bias[columns].astype(
-            self.dtype
-        )
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        kernel = spmd.gathered(self.param('kernel', self.kernel_init, (x.shape[-1], self.features)))
+        bias = spmd.gathered(self.param('bias', self.bias_init, (self.features,)))
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel[:, columns], bias[columns]))
+        return jnp.matmul(x, kernel, precision=attention.precision(self.dtype)) + bias
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32, with the variance taken around the mean as torch does."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = spmd.gathered(self.param('scale', nn.initializers.ones, x.shape[-1:]))
+        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, x.shape[-1:]))
+        x = x.astype(jnp.float32)
+        mean = x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+        return (x - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
 
 
 class Attention(nn.Module):
@@ -58,15 +68,19 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Any
+    kernel: Callable  # one of `attention`'s
 
     @nn.compact
-    def __call__(self, x, lengths, rows):
+    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice) -> jax.Array:
         D = x.shape[-1]
         qkv = Dense(3 * D, self.dtype, name='qkv')
-        split = lambda y: y.reshape(*y.shape[:2], -1, self.heads, D // self.heads)
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], -1, self.heads, D // self.heads)  # [B, S, 1 or 2, H, d]
+
         q = split(qkv(x[:, rows], slice(None, D)))[:, :, 0]  # [B, M, H, d]
-        kv = split(qkv(x, slice(D, None)))  # [B, S, 2, H, d]
-        y = attention(q, kv[:, :, 0], kv[:, :, 1], lengths)
+        kv = split(qkv(x, slice(D, None)))
+        y = self.kernel(q, kv[:, :, 0], kv[:, :, 1], lengths)
         return Dense(D, self.dtype, name='proj')(y.reshape(*y.shape[:2], D))
 
 
@@ -76,7 +90,7 @@ class Mlp(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = Dense(4 * x.shape[-1], self.dtype, name='fc1')(x)
         return Dense(x.shape[-1], self.dtype, name='fc2')(nn.gelu(y, approximate=False))
 
@@ -87,13 +101,14 @@ class Block(nn.Module):
     heads: int
     eps: float
     dtype: Any
+    attention_kernel: Callable = attention.by_head
 
     @nn.compact
-    def __call__(self, x, lengths, rows=slice(None)):
-        norm = lambda name: nn.LayerNorm(self.eps, use_fast_variance=False, name=name)
-        y = norm('norm1')(x).astype(self.dtype)
-        x = x[:, rows] + Attention(self.heads, self.dtype, name='attn')(y, lengths, rows)
-        y = norm('norm2')(x).astype(self.dtype)
+    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice = slice(None)) -> jax.Array:
+        y = LayerNorm(self.eps, name='norm1')(x).astype(self.dtype)
+        attend = Attention(self.heads, self.dtype, self.attention_kernel, name='attn')
+        x = x[:, rows] + attend(y, lengths, rows)
+        y = LayerNorm(self.eps, name='norm2')(x).astype(self.dtype)
         return x + Mlp(self.dtype, name='mlp')(y)
 
 
@@ -104,7 +119,7 @@ class PatchEmbed(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, patches):
+    def __call__(self, patches: jax.Array) -> jax.Array:
         pixels = patches.reshape(*patches.shape[:2], -1, 3).astype(jnp.float32) / 255
         pixels = ((pixels - MEAN) / STD).reshape(patches.shape)
         init = _torch_uniform(patches.shape[-1])
@@ -112,7 +127,11 @@ class PatchEmbed(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The encoder: patches [B, N, 768] and grid [B, 2] to [DET] features [B, Q, D]."""
+    """The ViT: patches [B, N, 768] and grid [B, 2] to the features of the [DET] tokens [B, Q, D].
+
+    The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
+    one stacked parameter under the names of the reference checkpoint.
+    """
 
     width: int
     depth: int
@@ -123,60 +142,89 @@ class Backbone(nn.Module):
     eps: float
     dtype: Any
     remat: bool
+    attention_kernel: Callable
 
-    @nn.compact
-    def __call__(self, patches, grid):
-        B, N, _ = patches.shape
-        D, Q, L = self.width, self.num_det_tokens, self.depth
-        rows = lambda table_grid: 1 + table_grid[0] * table_grid[1] + Q
-        cls = self.param('cls_token', _small_normal, (1, 1, D))
-        det = self.param('det_token', _small_normal, (1, Q, D))
-        pos = self.param('pos_embed', self._init_positions, (1, rows(self.pos_grid), D))
-
-        layout = posembed.layout(self.pos_grid, grid, N)
-        special = jnp.broadcast_to(jnp.concatenate([cls, det], axis=1), (B, 1 + Q, D))
-        tokens = PatchEmbed(D, self.dtype, name='patch_embed')(patches)
-        x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)  # [B, S, D]
-        x = x + self._positions(pos, self.pos_grid, layout).astype(self.dtype)
-        lengths = 1 + Q + grid[:, 0] * grid[:, 1]
-
-        block = Block(self.heads, self.eps, self.dtype, parent=None)
-        blocks = self.param('blocks', self._init_blocks, block)
-        scanned = {'block': jax.tree.map(lambda p: p[:-1], blocks)}
+    def setup(self) -> None:
+        D, Q = self.width, self.num_det_tokens
+        self.cls_token = self.param('cls_token', _small_normal, (1, 1, D))
+        self.det_token = self.param('det_token', _small_normal, (1, Q, D))
+        self.pos_embed = self.param('pos_embed', self._init_positions, (1, self._rows(self.pos_grid), D))
+        self.patch_embed = PatchEmbed(D, self.dtype)
+        self.blocks = self.param('blocks', self._init_blocks)
         if self.mid_pos_grid is not None:
-            shape = (L - 1, 1, rows(self.mid_pos_grid), D)
-            scanned['pos'] = self.param('mid_pos_embed', _small_normal, shape)
-            layout = posembed.layout(self.mid_pos_grid, grid, N)
+            shape = (self.depth - 1, 1, self._rows(self.mid_pos_grid), D)
+            self.mid_pos_embed = self.param('mid_pos_embed', _small_normal, shape)
+        self.norm = LayerNorm(self.eps)
 
-        def step(x, xs):
-            xs = sharding.gathered(xs)
-            x = block.apply({'params': xs['block']}, x, lengths)
-            if 'pos' in xs:
-                pos = self._positions(xs['pos'], self.mid_pos_grid, layout)
-                x = x + pos.astype(self.dtype)
+    def __call__(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
+        lengths = 1 + self.num_det_tokens + grid[:, 0] * grid[:, 1]
+        x = self.embed(patches, grid)
+        x = self.encode(x, grid, lengths)
+        return self.norm(self.last_block(x, lengths))
+
+    def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
+        """The tokens [B, S, D] of the first block: [CLS], [DET] and patches, with their positions."""
+        B, N, _ = patches.shape
+        cls, det = spmd.gathered(self.cls_token), spmd.gathered(self.det_token)
+        special = jnp.concatenate([cls, det], axis=1)
+        special = jnp.broadcast_to(special, (B, *special.shape[1:]))
+        tokens = self.patch_embed(patches)
+        x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
+        layout = posembed.layout(self.pos_grid, grid, N)
+        return x + self._positions(self.pos_embed, self.pos_grid, layout)
+
+    def encode(self, x: jax.Array, grid: jax.Array, lengths: jax.Array) -> jax.Array:
+        """The tokens [B, S, D] after all blocks but the last."""
+        block = self._block()
+        layers = {'block': jax.tree.map(lambda p: p[:-1], self.blocks)}
+        layout = None
+        if self.mid_pos_grid is not None:
+            layers['positions'] = self.mid_pos_embed
+            layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - 1 - self.num_det_tokens)
+
+        def step(x: jax.Array, layer: dict) -> tuple:
+            x = block.apply({'params': layer['block']}, x, lengths)
+            if layout is not None:
+                x = x + self._positions(layer['positions'], self.mid_pos_grid, layout)
             return x, None
 
-        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, scanned)
-        last = {'params': sharding.gathered(jax.tree.map(lambda p: p[-1], blocks))}
-        x = block.apply(last, x, lengths, slice(1, 1 + Q))  # exact, and 7 % of the work saved
-        return nn.LayerNorm(self.eps, use_fast_variance=False, name='norm')(x)
+        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, layers)
+        return x
 
-    def _init_positions(self, rng, shape):
+    def last_block(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
+        last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
+        return self._block().apply(last, x, lengths, slice(1, 1 + self.num_det_tokens))
+
+    def _block(self) -> Block:
+        return Block(self.heads, self.eps, self.dtype, self.attention_kernel, parent=None)
+
+    def _rows(self, table_grid: tuple) -> int:
+        return 1 + table_grid[0] * table_grid[1] + self.num_det_tokens
+
+    def _init_positions(self, rng: jax.Array, shape: tuple) -> jax.Array:
         patches = posembed.sine(self.pos_grid, self.width)
         return _small_normal(rng, shape).at[0, 1 : 1 + len(patches)].set(patches)
 
-    def _init_blocks(self, rng, block):
-        token = jnp.zeros((1, 1, self.width))
-        init = lambda rng: block.init(rng, token, jnp.ones((1,), jnp.int32))['params']
+    def _init_blocks(self, rng: jax.Array) -> dict:
+        # parameters do not depend on the kernel, and `dense` takes one row whatever the mesh
+        block = self._block().clone(attention_kernel=attention.dense)
+
+        def init(rng: jax.Array) -> dict:
+            token = jnp.zeros((1, 1, self.width))
+            return block.init(rng, token, jnp.ones((1,), jnp.int32))['params']
+
         return jax.vmap(init)(jax.random.split(rng, self.depth))
 
-    def _positions(self, table, table_grid, layout):
-        """A table [1, 1 + rows * columns + Q, D] as the sequence's positions [B, S, D]."""
-        Q, D = self.num_det_tokens, table.shape[-1]
-        patches = posembed.spread(table[0, 1:-Q].reshape(*table_grid, D), layout)
+    def _positions(self, table: jax.Array, table_grid: tuple, layout: tuple) -> jax.Array:
+        """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
+        Q, D = self.num_det_tokens, self.width
+        table = spmd.gathered(table)
+        exact = attention.precision(self.dtype)
+        patches = posembed.spread(table[0, 1:-Q].reshape(*table_grid, D), layout, exact)
         special = jnp.concatenate([table[:, :1], table[:, -Q:]], axis=1)
         special = jnp.broadcast_to(special, (len(patches), 1 + Q, D))
-        return jnp.concatenate([special, patches], axis=1)
+        return jnp.concatenate([special, patches], axis=1).astype(self.dtype)
 
 
 class Head(nn.Module):
@@ -185,12 +233,12 @@ class Head(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x):
-        init = _torch_uniform(x.shape[-1])
-        dense = lambda n, i: Dense(n, jnp.float32, init, init, name=f'layers_{i}')
-        x = nn.relu(dense(x.shape[-1], 0)(x))
-        x = nn.relu(dense(x.shape[-1], 1)(x))
-        return dense(self.features, 2)(x)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        D, init = x.shape[-1], _torch_uniform(x.shape[-1])
+        for i, features in enumerate((D, D, self.features)):
+            x = nn.relu(x) if i else x
+            x = Dense(features, jnp.float32, init, init, name=f'layers_{i}')(x)
+        return x
 
 
 class Yolos(nn.Module):
@@ -205,6 +253,8 @@ class Yolos(nn.Module):
         eps: of LayerNorm; 1e-6 in the reference, 1e-12 in Hugging Face's checkpoints.
         dtype: of activations and products; parameters, norms, softmax and heads are float32.
         remat: compute each block again in the backward pass instead of keeping its activations.
+        attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
+            default computes one head at a time, exactly and on every platform.
     """
 
     width: int
@@ -217,15 +267,16 @@ class Yolos(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: bool = False
+    attention_kernel: Callable = attention.by_head
 
     @nn.compact
-    def __call__(self, patches, grid):
+    def __call__(self, patches: jax.Array, grid: jax.Array) -> dict[str, jax.Array]:
         """Detections of B images.
 
         Args:
             patches: uint8 [B, N, 768], row-major 16x16x3 patches, padded at the end to N.
             grid: int32 [B, 2], the rows and columns of each image's patches; rows * columns <= N and
-                neither above `posembed.longest_side(N)` (`patchify` checks both).
+                neither above `patches.longest_side(N)` (`patchify` checks both).
 
         Returns:
             'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4], cxcywh in 0..1 of the image, float32.
@@ -233,56 +284,35 @@ class Yolos(nn.Module):
         Raises:
             ValueError: patches are not uint8 [B, N, 768] or the width does not divide into heads.
         """
-        if patches.dtype != jnp.uint8 or patches.ndim != 3 or patches.shape[-1] != PATCH**2 * 3:
+        if patches.dtype != jnp.uint8 or patches.ndim != 3 or patches.shape[-1] != PATCH_DIM:
             raise ValueError(
                 f'patches are {patches.dtype} {list(patches.shape)}; the model takes uint8 [B, N, 768] '
                 'as yolos_jax.patchify makes them (pixels are normalised on the device)'
             )
         if self.width % self.heads:
             raise ValueError(f'width {self.width} is not a multiple of heads {self.heads}')
-        shared = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(Backbone)
-            if f.name not in ('parent', 'name')
-        }
-        x = Backbone(**shared, name='backbone')(patches, grid)  # [B, Q, D]
+        backbone = Backbone(
+            width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=self.num_det_tokens,
+            pos_grid=self.pos_grid, mid_pos_grid=self.mid_pos_grid, eps=self.eps, dtype=self.dtype,
+            remat=self.remat, attention_kernel=self.attention_kernel, name='backbone',
+        )  # fmt: skip
+        x = backbone(patches, grid)  # [B, Q, D]
         logits = Head(self.num_classes + 1, name='class_embed')(x)
         boxes = nn.sigmoid(Head(4, name='bbox_embed')(x))
         return {'pred_logits': logits, 'pred_boxes': boxes}
 
 
-def patchify(images, length=None):
-    """Images as the sequences the model reads.
+def init_params(model: Yolos, rng: jax.Array) -> dict:
+    """Fresh parameters of a model, as arrays on the default device."""
+    return jax.jit(lambda rng: model.init(rng, *_one_patch())['params'])(rng)
 
-    Args:
-        images: uint8 [height, width, 3] RGB arrays, sides multiples of 16 (`data.geometry.resize_shape`).
-        length: N; the longest image's when None.
 
-    Returns:
-        patches uint8 [B, N, 768] and grid int32 [B, 2] (rows, columns).
+def param_shapes(model: Yolos) -> dict:
+    """The shapes and types of a model's parameters; nothing is computed."""
+    return jax.eval_shape(lambda rng: model.init(rng, *_one_patch())['params'], jax.random.key(0))
 
-    Raises:
-        ValueError: an image of another type or shape, too long for `length`, or too thin for it.
-    """
-    for i, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f'image {i} is {image.dtype} {image.shape}, not uint8 [height, width, 3]')
-        if image.shape[0] % PATCH or image.shape[1] % PATCH or 0 in image.shape:
-            raise ValueError(
-                f'image {i} is {image.shape[0]}x{image.shape[1]}: sides must be multiples of 16'
-            )
-    grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // PATCH
-    longest = int(grid.prod(axis=1).max())
-    length = longest if length is None else length
-    if longest > length:
-        raise ValueError(f'an image has {longest} patches and length is {length}')
-    if grid.max() > posembed.longest_side(length):
-        raise ValueError(
-            f'a side of {grid.max() * PATCH} pixels is too long for {length} patches: at most '
-            f'{posembed.longest_side(length) * PATCH}'
-        )
-    patches = np.zeros((len(images), length, PATCH**2 * 3), np.uint8)
-    for image, (rows, columns), out in zip(images, grid, patches, strict=True):
-        cells = image.reshape(rows, PATCH, columns, PATCH * 3).swapaxes(1, 2)
-        out[: rows * columns] = cells.reshape(rows * columns, -1)  # [h, 16, w, 48] -> [h * w, 768]
-    return patches, grid
+
+def _one_patch() -> tuple:
+    """The smallest batch: parameters do not depend on it."""
+    rows = spmd.num_devices()
+    return np.zeros((rows, 1, PATCH_DIM), np.uint8), np.ones((rows, 2), np.int32)

@@ -1,5 +1,7 @@
 """The reference's optimiser: AdamW, clipping and a cosine per epoch (main.py and util/scheduler.py)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import optax
 LAST_RATE = 1e-7  # the reference's --min-lr
 
 
-def learning_rate(base, epochs, steps_per_epoch):
+def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[int], jax.Array]:
     """The rate of each step, as a function of the step.
 
     A cosine from `base` to 1e-7 that changes once per epoch, without warm-up. The reference steps its
@@ -19,28 +21,30 @@ def learning_rate(base, epochs, steps_per_epoch):
     rates = LAST_RATE + 0.5 * (base - LAST_RATE) * (1 + np.cos(np.pi * epoch / epochs))
     table = rates.astype(np.float32)  # made in float64: near its end the cosine has few digits in float32
 
-    def rate(step):
+    def rate(step: int | jax.Array) -> jax.Array:
         return jnp.asarray(table)[jnp.minimum(step // steps_per_epoch, epochs - 1)]
 
     return rate
 
 
-def decay_mask(params):
+def decay_mask(params: dict) -> dict:
     """Which parameters weight decay acts on: a tree of bool shaped like `params`.
 
     The heads decay whole. In the backbone, biases, norms, pos_embed, cls_token and det_token do not;
     mid_pos_embed does, since the reference's no_weight_decay() leaves it out.
     """
-    spared = {'bias', 'scale', 'pos_embed', 'cls_token', 'det_token'}
+    exempt = {'bias', 'scale', 'pos_embed', 'cls_token', 'det_token'}
 
-    def decays(path, _):
+    def decays(path: tuple, _: jax.Array) -> bool:
         names = [key.key for key in path]
-        return names[0] != 'backbone' or names[-1] not in spared
+        return names[0] != 'backbone' or names[-1] not in exempt
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(params, learning_rate, weight_decay=1e-4, clip_norm=0.1):
+def make_optimizer(
+    params: dict, learning_rate: float | Callable, weight_decay: float = 1e-4, clip_norm: float = 0.1
+) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a step's function."""
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),

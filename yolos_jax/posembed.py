@@ -9,27 +9,25 @@ picks its cell.
 Letters: B batch, N patches of the longest sequence, S short side, L long side, D width.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import sharding
+from yolos_jax import spmd
+from yolos_jax.patches import longest_side
 
 CUBIC = -0.75  # torch's coefficient; PIL's and jax.image's is -0.5
 
 
-def longest_side(length):
-    """The most patches a side may have in a sequence of `length` patches."""
-    return min(length, max(128, 2 * math.isqrt(length)))
-
-
-def bicubic_matrix(size_in, size_out, rows):
+def bicubic_matrix(size_in: int, size_out: int | jax.Array, rows: int) -> jax.Array:
     """The matrix [rows, size_in] that resamples an axis of `size_in` to `size_out` samples.
 
     torch's `interpolate(mode='bicubic', align_corners=False)`: half-pixel centres, clamped borders, no
-    antialias. `size_out` may be traced; rows from `size_out` on are of no use. The source coordinate is
+    antialias. `size_out` may be traced; rows from `size_out` on are padding. The source coordinate is
     rounded once, as ATen's fused multiply-add does: a plain product followed by a subtraction is off by
     up to 3e-6 of a table's values, this by 1e-7.
     """
@@ -47,10 +45,10 @@ def bicubic_matrix(size_in, size_out, rows):
     return jnp.einsum('kr,rki->ri', jnp.stack(weights), hot, precision='highest')
 
 
-def sine(grid, width):
-    """A fixed table [rows * columns, D] to start from when nothing is pre-trained (arXiv 2104.02057).
+def sine(grid: tuple[int, int], width: int) -> np.ndarray:
+    """A fixed table [rows * columns, D] for training from scratch (arXiv 2104.02057).
 
-    A ViT finds out where its patches are far sooner from sines than from noise. Its wavelengths, up to
+    A ViT learns where its patches are far sooner from sines than from noise. Its wavelengths, up to
     200 pi patches, and its strength, twice that of the patch tokens, suit grids of 5 to 100 patches.
     """
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
@@ -60,24 +58,24 @@ def sine(grid, width):
     return np.pad(table, ((0, 0), (0, width % 4))).astype(np.float32)
 
 
-def _cubic(t, fma):
+def _cubic(t: jax.Array, fma: Callable) -> tuple:
     """Keys' weights of the four taps around a source at `t` after the second; fma(a, b, c): a * b + c."""
     near = lambda x: fma(fma(CUBIC + 2, x, -(CUBIC + 3)) * x, x, 1)
     far = lambda x: fma(fma(fma(CUBIC, x, -5 * CUBIC), x, 8 * CUBIC), x, -4 * CUBIC)
     return far(t + 1), near(t), near(1 - t), far((1 - t) + 1)
 
 
-def resample(table, grid):
+def resample(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """A table [gh, gw, D] resampled to (rows, columns) when weights are loaded: numpy [rows, columns, D].
 
-    With every rounding where ATen has it: within 1e-6 of torch for tables of deviation 1, where
+    Every rounding is where ATen has it: within 1e-6 of torch for tables of deviation 1, where
     `bicubic_matrix` is within 4e-6.
     """
 
-    def fma(a, b, c):
+    def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
 
-    def matrix(size_in, size_out):
+    def matrix(size_in: int, size_out: int) -> np.ndarray:
         source = fma(np.float32(size_in) / np.float32(size_out), np.arange(size_out) + 0.5, -0.5)
         first = np.floor(source)
         weights = np.zeros((size_out, size_in))
@@ -90,7 +88,7 @@ def resample(table, grid):
     return np.einsum('ri,cj,ijd->rcd', rows, columns, table, optimize=True).astype(np.float32)
 
 
-def layout(table_grid, grid, length):
+def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
     """What `spread` needs to bring a table of `table_grid` to the images' grids [B, 2].
 
     An image is turned so that its shorter side comes first. That side is at most sqrt(N), which keeps
@@ -100,7 +98,7 @@ def layout(table_grid, grid, length):
     short, long = math.isqrt(length), longest_side(length)
     patch = jnp.arange(length)
 
-    def one(image_grid):
+    def one(image_grid: jax.Array) -> tuple:
         h, w = image_grid
         tall = h > w
         first = jnp.concatenate(  # [S, gh + gw]: rows of the table, or of the turned table
@@ -124,13 +122,18 @@ def layout(table_grid, grid, length):
     return jax.vmap(one)(grid)
 
 
-def spread(table, layout):
-    """A table [gh, gw, D] as the images' sequences [B, N, D]; zero where a sequence is padding."""
+def spread(
+    table: jax.Array, layout: tuple, precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+) -> jax.Array:
+    """A table [gh, gw, D] as the images' sequences [B, N, D]; zero where a sequence is padding.
+
+    layout: from the function of that name. precision: of the two products.
+    """
     # left to itself XLA sums the gradients of what is 2.7 times the table over the devices
-    return sharding.over_batch(_spread, shared=1)(table, layout)
+    return spmd.over_batch(functools.partial(_spread, precision=precision), shared=1)(table, layout)
 
 
-def _spread(table, layout):
+def _spread(table: jax.Array, layout: tuple, precision: jax.lax.Precision) -> jax.Array:
     first, second, cells = layout
     gh, gw, _ = table.shape
     side = max(gh, gw)
@@ -141,8 +144,11 @@ def _spread(table, layout):
             jnp.pad(turned, ((0, 0), (0, side - gh), (0, 0))),
         ]
     )
-    part = jnp.einsum('bsi,ijd->bsjd', first, both, precision='highest')
-    full = jnp.einsum('blj,bsjd->bsld', second, part, precision='highest')
+    part = jnp.einsum('bsi,ijd->bsjd', first, both, precision=precision)
+    full = jnp.einsum('blj,bsjd->bsld', second, part, precision=precision)
     full = full.reshape(full.shape[0], -1, full.shape[-1])  # [B, S * L, D]
-    take = lambda cell, index: cell.at[index].get(mode='fill', fill_value=0, unique_indices=True)
+
+    def take(cell: jax.Array, index: jax.Array) -> jax.Array:
+        return cell.at[index].get(mode='fill', fill_value=0, unique_indices=True)
+
     return jax.vmap(take)(full, cells)

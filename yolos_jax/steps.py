@@ -1,70 +1,77 @@
-"""The two jitted functions of this project: one training step and one prediction step."""
+"""The training step and the prediction step: pure functions of a state or parameters, and a batch."""
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from yolos_jax import boxes, losses, sharding
+from yolos_jax import boxes, losses, spmd
+from yolos_jax.model import Yolos
 
-LAYERS = 'blocks', 'mid_pos_embed'  # of the backbone, stacked
 
-
-def make_train_step(model, optimizer, images_per_group, accumulate_steps=1):
+def make_train_step(
+    model: Yolos,
+    optimizer: optax.GradientTransformation,
+    images_per_group: int = 1,
+    accumulate_steps: int = 1,
+    loss: Callable = losses.set_loss,
+) -> Callable:
     """The training step `step(state, batch) -> (state, metrics)`, jitted.
 
-    state: {'params', 'opt_state', 'step'}. batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2],
-    'labels' int32 [B, T], 'boxes' float32 [B, T, 4] (cxcywh in 0..1), 'valid' bool [B, T].
-    metrics: 'loss', the parts of `losses.set_loss`, 'grad_norm' before clipping, and 'finite'.
-
-    accumulate_steps: compute the batch in so many parts, one after the other, in about that fraction of
-    the memory. Each device's rows must divide into parts of whole groups. The update is that of the
-    batch at once: the class loss is a mean over equally many groups, and box losses are divided by the
-    objects of all parts together. 'class_error' is the mean over parts.
+    state: {'params', 'opt_state', 'step'}. batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], and
+    what the loss reads: 'labels' int32 [B, T], 'boxes' float32 [B, T, 4] (cxcywh in 0..1), 'valid' bool
+    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' before clipping, and 'finite'.
 
     An update whose loss or gradient is not finite is not applied: params and opt_state stay as they
     were, `step` still counts, and 'finite' is False so that the caller can stop.
+
+    Args:
+        images_per_group: for the loss.
+        accumulate_steps: compute the batch in so many parts, one after the other, in about that fraction
+            of the memory. Each device's rows must divide into parts of whole groups. The update is that
+            of the batch at once; metrics are means over the parts, counts (integers) are sums.
+        loss: loss(outputs, part, images_per_group, whole) -> (total, metrics): `part` holds the rows of
+            `outputs`, and the mean of the parts' totals is the loss of the `whole` batch.
     """
 
-    def loss_of(params, batch, num_boxes):
-        layers = {name: x for name, x in params['backbone'].items() if name in LAYERS}
-        params = sharding.gathered(params)
-        params = params | {'backbone': params['backbone'] | layers}  # the model gathers layer by layer
-        outputs = model.apply({'params': params}, batch['patches'], batch['grid'])
-        return losses.set_loss(outputs, batch, images_per_group, num_boxes)
+    def loss_of(params: dict, part: dict, whole: dict) -> tuple:
+        outputs = model.apply({'params': params}, part['patches'], part['grid'])
+        return loss(outputs, part, images_per_group, whole)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def accumulated(params, batch):
-        share = jnp.maximum(batch['valid'].sum(), 1) / accumulate_steps  # the parts' means are averaged
-        parts = sharding.split_rows(batch, accumulate_steps)
+    def accumulated(params: dict, batch: dict) -> tuple:
+        parts = spmd.split_rows(batch, accumulate_steps)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, share)
-        )
-        add = lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(params, part, share)), None)
-        (sums, _) = jax.lax.scan(add, zeros, parts)
-        (loss, metrics), grads = jax.tree.map(lambda x: x / accumulate_steps, sums)
-        metrics['dropped_targets'] *= accumulate_steps  # a count, not a mean
-        return (loss, metrics), grads
+        shapes = jax.eval_shape(gradient, params, first, batch)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(sums: tuple, part: dict) -> tuple:
+            return jax.tree.map(jnp.add, sums, gradient(params, part, batch)), None
+
+        sums, _ = jax.lax.scan(add, zeros, parts)
+        is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+        return jax.tree.map(lambda x: x if is_count(x) else x / accumulate_steps, sums)
 
     @jax.jit
-    def step(state, batch):
-        compute = accumulated if accumulate_steps > 1 else functools.partial(gradient, num_boxes=None)
-        (loss, parts), grads = compute(state['params'], batch)
+    def step(state: dict, batch: dict) -> tuple[dict, dict]:
+        if accumulate_steps > 1:
+            (total, parts), grads = accumulated(state['params'], batch)
+        else:
+            (total, parts), grads = gradient(state['params'], batch, batch)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
-        metrics = {'loss': loss, **parts, 'grad_norm': grad_norm, 'finite': finite}
+        metrics = {'loss': total, **parts, 'grad_norm': grad_norm, 'finite': finite}
         return kept | {'step': state['step'] + 1}, metrics
 
     return step
 
 
-def make_predict_step(model):
+def make_predict_step(model: Yolos) -> Callable:
     """The prediction step `step(params, batch) -> detections`, jitted.
 
     batch: 'patches' and 'grid'. detections: 'scores' [B, Q], 'labels' [B, Q] and 'boxes' [B, Q, 4]
@@ -73,7 +80,7 @@ def make_predict_step(model):
     """
 
     @jax.jit
-    def step(params, batch):
+    def step(params: dict, batch: dict) -> dict:
         outputs = model.apply({'params': params}, batch['patches'], batch['grid'])
         scores = jax.nn.softmax(outputs['pred_logits'], axis=-1)[..., :-1]
         return {
@@ -85,6 +92,6 @@ def make_predict_step(model):
     return step
 
 
-def init_state(params, optimizer):
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
     """The state a run starts from."""
     return {'params': params, 'opt_state': optimizer.init(params), 'step': jnp.int32(0)}

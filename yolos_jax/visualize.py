@@ -2,13 +2,16 @@
 
 import colorsys
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-def draw(image, boxes, labels, captions):
+def draw(
+    image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]
+) -> np.ndarray:
     """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
     boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. An image with a
@@ -31,12 +34,12 @@ def draw(image, boxes, labels, captions):
     return np.asarray(picture)
 
 
-def _colour(label):
+def _colour(label: int) -> tuple[int, int, int]:
     hue = label * 0.618034 % 1  # steps of the golden ratio keep neighbouring labels apart
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 1.0))
 
 
-def curves(workdir):
+def curves(workdir: str | Path) -> None:
     """Draw workdir/curves.png from workdir/metrics.jsonl: loss, its parts, and AP."""
     import matplotlib
 

@@ -1,5 +1,1 @@
-"""The data path: records -> geometry -> plan -> loader, with pixels doing the work per image."""
-
-from yolos_jax.data import geometry, loader, plan, records
-
-__all__ = ['geometry', 'loader', 'plan', 'records']
+"""The data path: annotations -> records -> geometry -> plan -> loader; per image pixels does the work."""

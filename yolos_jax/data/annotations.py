@@ -4,7 +4,9 @@ import dataclasses
 import mmap
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -62,7 +64,7 @@ class Annotations:
     categories: list
 
 
-def read(path):
+def read(path: str | Path) -> Annotations:
     """The annotations of a COCO JSON file.
 
     Raises:
@@ -102,7 +104,7 @@ def read(path):
     )
 
 
-def read_classes(path):
+def read_classes(path: str | Path) -> dict[int, str]:
     """The classes {id: name} of a COCO annotation file; raises InputError as `read`."""
     classes = dict(read(path).categories)
     if not classes:
@@ -110,20 +112,24 @@ def read_classes(path):
     return classes
 
 
-def _where(error, data):
+def _where(error: Exception, data: mmap.mmap) -> str:
     """' in annotation id 7' for an error at a byte, or in an element of a list, that has an id."""
     number = rb'"id"\s*:\s*(-?\d+)'
     if byte := re.search(r'\(byte (\d+)\)', str(error)):
         at = int(byte[1])
         begin, end = data.rfind(b'{', 0, at), data.find(b'}', at)
         inside = data[max(begin, 0) : end if end > 0 else at]
-        return f', in the object with id {int(found[1])}' if (found := re.search(number, inside)) else ''
+        return _in_object(re.search(number, inside))
     if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):
         kind, index = element[1], int(element[2])
         elements = msgspec.json.decode(memoryview(data), type=dict[str, msgspec.Raw])[kind]
         element = msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
-        return f', in the object with id {int(found[1])}' if (found := re.search(number, element)) else ''
+        return _in_object(re.search(number, element))
     return ''
+
+
+def _in_object(match: re.Match | None) -> str:
+    return f', in the object with id {int(match[1])}' if match else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,72 +141,101 @@ class Problem:
     examples: list
     stops: bool
 
-    def __str__(self):
+    def __str__(self) -> str:
         shown = ', '.join(str(example) for example in self.examples)
         return f'{self.count} {self.what}: {shown}' + (', ...' if self.count > len(self.examples) else '')
 
 
-def problems(a):
-    """What is wrong with `Annotations`: a list of `Problem`, those that stop a run first."""
-    found = []
+class _Check(NamedTuple):
+    """A row of the table of what can be wrong."""
 
-    def note(what, where, examples, stops=True):
-        where = np.flatnonzero(where)
+    what: str
+    where: np.ndarray  # bool or indices: of images, categories or annotations
+    example: Callable[[int], Any]  # what to call one of them
+    stops: bool = True
+
+
+def problems(a: Annotations) -> list[Problem]:
+    """What is wrong with annotations: those that stop a run first; the others only where none does."""
+    empty = [('images', a.ids), ('categories', a.categories)]
+    stopping = [Problem(what, 0, ['the list is empty'], True) for what, x in empty if not len(x)]
+    stopping += _failed(_checks(a))
+    return stopping or _failed(_box_checks(a))
+
+
+def _failed(checks: list[_Check]) -> list[Problem]:
+    """The problems of those checks that apply to anything."""
+    result = []
+    for what, where, example, stops in checks:
+        where = np.flatnonzero(where) if where.dtype == bool else where
         if len(where):
-            found.append(Problem(what, len(where), [examples(i) for i in where[:5]], stops))
+            result.append(Problem(what, len(where), [example(i) for i in where[:5]], stops))
+    return result
 
-    def note_repeated(what, ids):
-        values, counts = np.unique(ids, return_counts=True)
-        note(f'{what} ids that stand twice', counts > 1, lambda i: values[i])
 
+def _checks(a: Annotations) -> list[_Check]:
+    """What stops a run."""
     category_ids = np.array([number for number, _ in a.categories], np.int64)
+    annotation_ids = a.annotation_ids[a.annotation_ids != -1]
+    outside = [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()]
+    image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
-    if not len(a.ids):
-        found.append(Problem('images', 0, ['the list is empty'], True))
-    if not len(category_ids):
-        found.append(Problem('categories', 0, ['the list is empty'], True))
-    note_repeated('image', a.ids)
-    note_repeated('category', category_ids)
-    note_repeated('annotation', a.annotation_ids[a.annotation_ids != -1])
-    note(
-        f'category ids outside 0..{LARGEST_CLASS} (they index the class head: renumber them)',
-        (category_ids < 0) | (category_ids > LARGEST_CLASS),
-        lambda i: category_ids[i],
-    )
-    note(
-        'images without a size',
-        (a.heights < 1) | (a.widths < 1),
-        lambda i: f'image id {a.ids[i]} is {a.heights[i]}x{a.widths[i]}',
-    )
-    note(
-        'image files that point outside their folder',
-        [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()],
-        lambda i: f'image id {a.ids[i]} {a.files[i]}',
-    )
-    known = np.isin(a.owners, a.ids)
-    note('annotations of an unknown image', ~known, lambda i: f'{annotation(i)} (image_id {a.owners[i]})')
-    note(
-        'annotations of an unknown category',
-        ~np.isin(a.labels, category_ids),
-        lambda i: f'{annotation(i)} (category_id {a.labels[i]})',
-    )
-    finite = np.isfinite(a.boxes).all(axis=1)
-    note('boxes that are not finite', ~finite, annotation)
-    if any(problem.stops for problem in found):
-        return found
+    return [
+        _Check('image ids that stand twice', _repeated(a.ids), int),
+        _Check('category ids that stand twice', _repeated(category_ids), int),
+        _Check('annotation ids that stand twice', _repeated(annotation_ids), int),
+        _Check(
+            f'category ids outside 0..{LARGEST_CLASS} (they index the class head: renumber them)',
+            (category_ids < 0) | (category_ids > LARGEST_CLASS),
+            lambda i: category_ids[i],
+        ),
+        _Check(
+            'images without a size',
+            (a.heights < 1) | (a.widths < 1),
+            lambda i: f'{image(i)} is {a.heights[i]}x{a.widths[i]}',
+        ),
+        _Check(
+            'image files that point outside their folder',
+            np.array(outside, bool),
+            lambda i: f'{image(i)} {a.files[i]}',
+        ),
+        _Check(
+            'annotations of an unknown image',
+            ~np.isin(a.owners, a.ids),
+            lambda i: f'{annotation(i)} (image_id {a.owners[i]})',
+        ),
+        _Check(
+            'annotations of an unknown category',
+            ~np.isin(a.labels, category_ids),
+            lambda i: f'{annotation(i)} (category_id {a.labels[i]})',
+        ),
+        _Check('boxes that are not finite', ~np.isfinite(a.boxes).all(axis=1), annotation),
+    ]
+
+
+def _repeated(ids: np.ndarray) -> np.ndarray:
+    """The ids that occur more than once."""
+    values, counts = np.unique(ids, return_counts=True)
+    return values[counts > 1]
+
+
+def _box_checks(a: Annotations) -> list[_Check]:
+    """What is dropped or cut, of annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
-    note('boxes without an area (dropped)', flat, annotation, stops=False)
-    note(
-        'boxes that leave the image by more than a pixel (cut)',
-        outside,
-        lambda i: f'{annotation(i)} in {a.files[image[i]]}',
-        stops=False,
-    )
-    return found
+    annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    return [
+        _Check('boxes without an area (dropped)', flat, annotation, stops=False),
+        _Check(
+            'boxes that leave the image by more than a pixel (cut)',
+            outside,
+            lambda i: f'{annotation(i)} in {a.files[image[i]]}',
+            stops=False,
+        ),
+    ]
 
 
-def odd_boxes(a):
-    """The image (its place in the file) of every annotation [m], and which boxes have no area, or leave it.
+def odd_boxes(a: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image (its row in the file) of every annotation [m], and which boxes have no area, or leave it.
 
     By more than a pixel, that is; crowds do not count. For annotations that do not stop a run.
     """
@@ -212,7 +247,7 @@ def odd_boxes(a):
     return image, flat & ~a.crowd, outside.any(axis=1) & ~a.crowd
 
 
-def check(a):
+def check(a: Annotations) -> None:
     """Raises InputError for the first problem that stops a run."""
     for problem in problems(a):
         if problem.stops:

@@ -1,8 +1,8 @@
-"""Where every pixel of a training image comes from, drawn before any pixel is read.
+"""Random flip, crop and resize, drawn from image sizes alone.
 
 The reference (datasets/coco.py and transforms.py) flips, then either resizes, or resizes, crops and
 resizes again. Its draws are made here for a whole epoch at once, as arrays over the records, from
-(seed, epoch, record index) alone.
+(seed, epoch, record index) alone and before any pixel is read.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import dataclasses
 import numba
 import numpy as np
 
-MULTIPLE = 16  # both sides are floored to whole patches
+from yolos_jax.patches import PATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,38 @@ class Recipe:
     crop_max: int = 600
 
 
-def resize_shape(height, width, size, max_size):
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Where the pixels of n images come from; `geometry[i]` is that of image i, without the leading n.
+
+    flip bool [n]; crop bool [n], whether the image is cropped; before int32 [n, 2], the (height, width) it
+    is resized to before the crop (its own if none); box int32 [n, 4], the crop's (top, left, height,
+    width) in that (all of it if none); shape int32 [n, 2], the final (height, width).
+    """
+
+    flip: np.ndarray
+    crop: np.ndarray
+    before: np.ndarray
+    box: np.ndarray
+    shape: np.ndarray
+
+    def __getitem__(self, i: int) -> 'Geometry':
+        return Geometry(self.flip[i], self.crop[i], self.before[i], self.box[i], self.shape[i])
+
+    @property
+    def grid(self) -> np.ndarray:
+        """The final (rows, columns) in patches, int32 [n, 2]."""
+        return self.shape // PATCH
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many patches each image has, [n]."""
+        return self.shape.prod(axis=-1) // PATCH**2
+
+
+def resize_shape(
+    height: int | np.ndarray, width: int | np.ndarray, size: int | np.ndarray, max_size: int | None
+) -> tuple:
     """The (height, width) an image is resized to, multiples of 16; works on arrays too.
 
     The shorter side becomes `size`, or less where the longer would pass `max_size` (None: no bound);
@@ -43,58 +74,52 @@ def resize_shape(height, width, size, max_size):
         size = np.where(too_long, np.rint(max_size * short / long).astype(np.int64), size)
     other = size * long // short
     shape = np.stack([np.where(height <= width, size, other), np.where(height <= width, other, size)])
-    shape = np.maximum(shape // MULTIPLE * MULTIPLE, MULTIPLE)
+    shape = np.maximum(shape // PATCH * PATCH, PATCH)
     return (int(shape[0]), int(shape[1])) if shape.ndim == 1 else (shape[0], shape[1])
 
 
-def draw(heights, widths, recipe, seed, epoch):
-    """The augmentation of every record in one epoch.
+def draw(heights: np.ndarray, widths: np.ndarray, recipe: Recipe, seed: int, epoch: int) -> Geometry:
+    """The augmentation of every record in one epoch."""
+    uniform = np.random.Generator(np.random.Philox(key=[seed, epoch])).random((len(heights), 8))
+    flip, crop, size, crop_from, crop_height, crop_width, crop_top, crop_left = uniform.T
+    whole = lambda u, count: (u * count).astype(np.int64)  # 0..count-1
+    crop = crop >= 0.5
 
-    Returns a dict of arrays over the n records:
-        'flip' bool [n]; 'crop' bool [n], whether the image is cropped;
-        'before' int32 [n, 2], the (height, width) it is resized to before the crop (its own if none);
-        'box' int32 [n, 4], the crop's (top, left, height, width) in that (all of it if none);
-        'shape' int32 [n, 2], the final (height, width).
-    """
-    n = len(heights)
-    u = np.random.Generator(np.random.Philox(key=[seed, epoch])).random((n, 8))
-    whole = lambda column, count: (u[:, column] * count).astype(np.int64)  # 0..count-1
-    crop = u[:, 1] >= 0.5
-    size = np.asarray(recipe.sizes)[whole(2, len(recipe.sizes))]
-
-    first = np.asarray(recipe.crop_from)[whole(3, len(recipe.crop_from))]
+    first = np.asarray(recipe.crop_from)[whole(crop_from, len(recipe.crop_from))]
     resized = np.stack(resize_shape(heights, widths, first, None), axis=1)
     before = np.where(crop[:, None], resized, np.stack([heights, widths], axis=1))
-    sides = []
-    for axis, column in ((0, 4), (1, 5)):
-        high = np.minimum(before[:, axis], recipe.crop_max)
+
+    def side(u: np.ndarray, available: np.ndarray) -> np.ndarray:
+        high = np.minimum(available, recipe.crop_max)
         low = np.minimum(high, recipe.crop_min)
-        sides.append(np.where(crop, low + whole(column, high - low + 1), before[:, axis]))
-    h, w = sides
-    top, left = whole(6, before[:, 0] - h + 1), whole(7, before[:, 1] - w + 1)
-    return {
-        'flip': u[:, 0] < 0.5,
-        'crop': crop,
-        'before': before.astype(np.int32),
-        'box': np.stack([top, left, h, w], axis=1).astype(np.int32),
-        'shape': np.stack(resize_shape(h, w, size, recipe.max_size), axis=1).astype(np.int32),
-    }
+        return np.where(crop, low + whole(u, high - low + 1), available)
+
+    h, w = side(crop_height, before[:, 0]), side(crop_width, before[:, 1])
+    top, left = whole(crop_top, before[:, 0] - h + 1), whole(crop_left, before[:, 1] - w + 1)
+    size = np.asarray(recipe.sizes)[whole(size, len(recipe.sizes))]
+    return Geometry(
+        flip=flip < 0.5,
+        crop=crop,
+        before=before.astype(np.int32),
+        box=np.stack([top, left, h, w], axis=1).astype(np.int32),
+        shape=np.stack(resize_shape(h, w, size, recipe.max_size), axis=1).astype(np.int32),
+    )
 
 
-def fixed(heights, widths, size, max_size):
-    """The geometry of evaluation, in the form of `draw`: a resize and nothing else."""
+def fixed(heights: np.ndarray, widths: np.ndarray, size: int, max_size: int) -> Geometry:
+    """The geometry of evaluation: a resize and nothing else."""
     before = np.stack([heights, widths], axis=1).astype(np.int32)
     n = len(before)
-    return {
-        'flip': np.zeros(n, bool),
-        'crop': np.zeros(n, bool),
-        'before': before,
-        'box': np.concatenate([np.zeros((n, 2), np.int32), before], axis=1),
-        'shape': np.stack(resize_shape(heights, widths, size, max_size), axis=1).astype(np.int32),
-    }
+    return Geometry(
+        flip=np.zeros(n, bool),
+        crop=np.zeros(n, bool),
+        before=before,
+        box=np.concatenate([np.zeros((n, 2), np.int32), before], axis=1),
+        shape=np.stack(resize_shape(heights, widths, size, max_size), axis=1).astype(np.int32),
+    )
 
 
-def most_patches(heights, widths, recipe):
+def most_patches(heights: np.ndarray, widths: np.ndarray, recipe: Recipe) -> int:
     """The most patches that any draw of any of these records can have."""
     h, w = np.asarray(heights), np.asarray(widths)
     crop = np.arange(min(recipe.crop_min, recipe.crop_max), recipe.crop_max + 1)
@@ -102,23 +127,26 @@ def most_patches(heights, widths, recipe):
     for size in recipe.sizes:
         for shapes in (h, w), np.meshgrid(crop, crop):
             rows, columns = resize_shape(*shapes, size, recipe.max_size)
-            most = max(most, int((rows // MULTIPLE * (columns // MULTIPLE)).max()))
+            most = max(most, int((rows // PATCH * (columns // PATCH)).max()))
     return most
 
 
-def move_boxes(boxes, height, width, geometry):
+def move_boxes(
+    boxes: np.ndarray, height: int, width: int, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (xyxy pixels of the image) after the image's geometry: cxcywh in 0..1, and which remain.
 
     Args:
-        boxes: float32 [m, 4]; height, width: of the image; geometry: one record's row of `draw`.
+        boxes: float32 [m, 4]; height, width: of the image; geometry: of one image.
 
     Returns:
         float32 [k, 4] and the indices [k] of the boxes the crop left with an area.
     """
-    before_h, before_w = geometry['before'].tolist()
+    before_h, before_w = geometry.before.tolist()
     scale = np.float32(before_w / width), np.float32(before_h / height)
-    box = geometry['box'].astype(np.float32)
-    return _move(np.float32(boxes), geometry['flip'], np.float32(width), *scale, box)
+    return _move(
+        np.float32(boxes), geometry.flip, np.float32(width), *scale, geometry.box.astype(np.float32)
+    )
 
 
 @numba.njit(nogil=True, cache=True)

@@ -9,108 +9,145 @@ import concurrent.futures
 import os
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from yolos_jax.data import geometry, pixels, plan
+from yolos_jax.data.geometry import Geometry
+from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
-from yolos_jax.model import PATCH
+from yolos_jax.patches import PATCH_DIM
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
 TOLERATED = 0.001  # the share of images that may be bad
 
 
+class Plan(NamedTuple):
+    """What every batch of an epoch holds."""
+
+    geometry: Geometry  # of all n records
+    indices: np.ndarray  # of records, [steps, B]
+    lengths: np.ndarray  # of the sequences of each step, [steps]
+
+
+class Rows(NamedTuple):
+    """What is loaded into the rows of one batch."""
+
+    candidates: list[np.ndarray]  # of each row: record indices, the first that can be read is used
+    geometry: Geometry  # of all n records
+    length: int  # of the sequences
+    required: bool  # whether every row must have an image
+
+
 class TrainBatches:
     """The batches of a run: batch `step` is a function of (seed, step) and the records alone."""
 
-    replaces = True  # a bad image
-
-    def __init__(self, records, recipe, lengths, batch_size, max_targets, seed):
+    def __init__(
+        self,
+        records: Records,
+        recipe: geometry.Recipe,
+        *,
+        lengths: Sequence[int],
+        batch_size: int,
+        max_targets: int,
+        seed: int,
+    ) -> None:
         self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
         self.steps_per_epoch = len(records) // batch_size
         self._recipe, self._lengths, self._batch_size, self._seed = recipe, lengths, batch_size, seed
-        self._epoch, self._planned = None, None
+        self._epoch, self._plan = None, None
 
     @classmethod
-    def make(cls, records, recipe, num_lengths, batch_size, max_targets, seed, special):
+    def make(
+        cls, records: Records, recipe: geometry.Recipe, *, num_lengths: int, special: int, **options: int
+    ) -> 'TrainBatches':
         """The batches of a recipe with bucket lengths chosen from the sizes of the data.
 
-        special: how many tokens a sequence has besides its patches (`plan.choose_lengths`).
+        special: how many tokens a sequence has besides its patches (`plan.choose_lengths`); options: those
+        of `__init__`.
         """
         sizes = records.heights, records.widths
-        drawn = [geometry.draw(*sizes, recipe, seed, epoch)['shape'] for epoch in range(3)]
-        counts = np.concatenate(drawn).prod(axis=1) // PATCH**2
+        drawn = [geometry.draw(*sizes, recipe, options['seed'], epoch).counts for epoch in range(3)]
         most = geometry.most_patches(*sizes, recipe)
-        lengths = plan.choose_lengths(counts, most, num_lengths, special)
-        return cls(records, recipe, lengths, batch_size, max_targets, seed)
+        lengths = plan.choose_lengths(np.concatenate(drawn), most, num_lengths, special)
+        return cls(records, recipe, lengths=lengths, **options)
 
-    def plan(self, epoch):
-        """The epoch's geometry (`geometry.draw`), record indices [steps, B] and lengths [steps]."""
+    def plan(self, epoch: int) -> Plan:
+        """What every batch of an epoch holds."""
         if epoch != self._epoch:
             r = self.records
             drawn = geometry.draw(r.heights, r.widths, self._recipe, self._seed, epoch)
-            counts = drawn['shape'].prod(axis=1) // PATCH**2
-            batches = plan.plan(counts, self._lengths, self._batch_size, self._seed, epoch)
-            self._epoch, self._planned = epoch, (drawn, *batches)
-        return self._planned
+            batches = plan.plan(drawn.counts, self._lengths, self._batch_size, self._seed, epoch)
+            self._epoch, self._plan = epoch, Plan(drawn, *batches)
+        return self._plan
 
-    def rows(self, step):
-        """A step's record indices [B], their geometry, and the length of its sequences."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        drawn, batches, lengths = self.plan(epoch)
-        return batches[place], drawn, int(lengths[place])
+    def rows(self, step: int) -> Rows:
+        """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        drawn, indices, lengths = self.plan(epoch)
+        candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
+        return Rows(candidates, drawn, int(lengths[i]), required=True)
 
-    def waste(self):
+    def waste(self) -> tuple[list[int], float]:
         """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
-        drawn, batches, lengths = self.plan(0)
-        counts = drawn['shape'].prod(axis=1) // PATCH**2
-        return np.unique(lengths).tolist(), plan.waste(counts, batches, lengths)
+        drawn, indices, lengths = self.plan(0)
+        return np.unique(lengths).tolist(), plan.waste(drawn.counts, indices, lengths)
 
 
 class EvalBatches:
-    """Every record once, at evaluation size; -1 fills up the last batch."""
+    """Every record once, at evaluation size; rows without an image fill up the last batch."""
 
-    max_targets, replaces = 0, False
+    max_targets = 0
 
-    def __init__(self, records, size, max_size, batch_size):
-        if not records.json.is_file():
-            raise InputError(f'{records.json}: not there; evaluation is by the official annotation file')
+    def __init__(self, records: Records, *, size: int, max_size: int, batch_size: int) -> None:
+        if not records.annotation_file.is_file():
+            raise InputError(
+                f'{records.annotation_file}: not there; evaluation is by the official annotation file'
+            )
         self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
-        self._drawn = geometry.fixed(records.heights, records.widths, size, max_size)
-        counts = self._drawn['shape'].prod(axis=1) // PATCH**2
+        self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
+        counts = self._geometry.counts
         lengths = plan.choose_lengths(counts, int(counts.max()), 2)
-        self._batches, self._lengths = plan.in_order(counts, lengths, batch_size)
+        self._indices, self._lengths = plan.in_order(counts, lengths, batch_size)
 
-    def __len__(self):
-        return len(self._batches)
+    def __len__(self) -> int:
+        return len(self._indices)
 
-    def rows(self, step):
-        """As `TrainBatches.rows`."""
-        return self._batches[step], self._drawn, int(self._lengths[step])
+    def rows(self, step: int) -> Rows:
+        """What is loaded for a step. The row of a bad image stays empty."""
+        candidates = [np.array([index]) for index in self._indices[step]]
+        return Rows(candidates, self._geometry, int(self._lengths[step]), required=False)
+
+
+Batches = TrainBatches | EvalBatches
 
 
 class BadImages:
     """The images of a data set that turned out to be unreadable: each is named once."""
 
-    def __init__(self, records):
-        self._records, self._found, self._lock = records, set(), threading.Lock()
+    def __init__(self, records: Records) -> None:
+        self._records, self._indices, self._lock = records, set(), threading.Lock()
 
-    def note(self, index, error):
+    def note(self, index: int, error: InputError) -> None:
         """Name an image; raises InputError once they are more than 0.1 % of the data set."""
         with self._lock:
-            if index in self._found:
+            if index in self._indices:
                 return
-            self._found.add(index)
-            count, total = len(self._found), len(self._records)
+            self._indices.add(index)
+            count, total = len(self._indices), len(self._records)
             if count > TOLERATED * total:
                 raise InputError(
                     f'{error}; {count} of {total} images are bad, more than {TOLERATED:.1%}: '
-                    'python -m yolos_jax.data.check lists them all'
+                    'python -m yolos_jax.tools.check_data lists them all'
                 )
             print(f'left out: {error}', file=sys.stderr, flush=True)
 
 
-def load(source, steps, part=slice(None)):
+def load(
+    source: Batches, steps: Iterable[int], part: slice = slice(None)
+) -> Iterator[tuple[int, dict, np.ndarray]]:
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
     An image that cannot be read, or is not of the size that the annotations give, is replaced by the next
@@ -118,7 +155,7 @@ def load(source, steps, part=slice(None)):
     same in every run and on any number of processes. In an evaluation its row stays empty.
 
     Args:
-        source: `TrainBatches` or `EvalBatches`. part: the rows of each batch to load.
+        source: what to load. part: the rows of each batch to load.
 
     Returns:
         batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32
@@ -133,39 +170,49 @@ def load(source, steps, part=slice(None)):
         try:
             while True:
                 while len(waiting) < AHEAD and (step := next(steps, None)) is not None:
-                    waiting.append((step, *_submit(pool, source, step, part)))
+                    waiting.append(_submit(pool, source, step, part))
                 if not waiting:
                     return
-                step, batch, jobs = waiting.popleft()
-                indices = [job.result() for job in jobs]
-                yield step, batch, np.array(indices, np.int64)
+                job = waiting.popleft()
+                indices = np.array([row.result() for row in job.rows], np.int64)
+                if job.required and -1 in indices:
+                    raise InputError(f'no image of batch {job.step} can be read')
+                yield job.step, job.batch, indices
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def empty_batch(rows, length, slots):
+def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarray]:
     """A batch of black images of one patch without targets, as `load` describes it."""
     return {
-        'patches': np.zeros((rows, length, PATCH**2 * 3), np.uint8),
+        'patches': np.zeros((rows, length, PATCH_DIM), np.uint8),
         'grid': np.ones((rows, 2), np.int32),
-        'labels': np.zeros((rows, slots), np.int32),
-        'boxes': np.zeros((rows, slots, 4), np.float32),
-        'valid': np.zeros((rows, slots), bool),
+        'labels': np.zeros((rows, max_targets), np.int32),
+        'boxes': np.zeros((rows, max_targets, 4), np.float32),
+        'valid': np.zeros((rows, max_targets), bool),
     }
 
 
-def _submit(pool, source, step, part):
-    planned, drawn, length = source.rows(step)
-    rows = range(len(planned))[part]
-    batch, jobs = empty_batch(len(rows), length, source.max_targets), []
-    for view, row in enumerate(rows):
-        candidates = np.roll(planned, -row) if source.replaces else planned[row : row + 1]
-        views = {name: values[view] for name, values in batch.items()}
-        jobs.append(pool.submit(fill_row, source, candidates, drawn, views))
-    return batch, jobs
+class _Job(NamedTuple):
+    """A batch that threads are filling."""
+
+    step: int
+    batch: dict
+    rows: list[concurrent.futures.Future]  # each gives the record in its row
+    required: bool
 
 
-def fill_row(source, candidates, drawn, row):
+def _submit(pool: concurrent.futures.Executor, source: Batches, step: int, part: slice) -> _Job:
+    candidates, drawn, length, required = source.rows(step)
+    candidates = candidates[part]
+    batch, jobs = empty_batch(len(candidates), length, source.max_targets), []
+    for i, indices in enumerate(candidates):
+        row = {name: values[i] for name, values in batch.items()}
+        jobs.append(pool.submit(fill_row, source, indices, drawn, row))
+    return _Job(step, batch, jobs, required)
+
+
+def fill_row(source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict) -> int:
     """Fill a row of a batch with the first of the records that can be read; returns which, or -1."""
     records = source.records
     for index in candidates[candidates >= 0]:
@@ -174,22 +221,18 @@ def fill_row(source, candidates, drawn, row):
             image = pixels.decode_sized(records.read(index), records.name(index), *size)
         except InputError as error:
             source.bad.note(index, error)
-            last = error
             continue
-        mine = {name: values[index] for name, values in drawn.items()}
-        row['grid'][:] = mine['shape'] // PATCH
-        pixels.place(image, mine, row['patches'])
-        _fill_targets(records, index, mine, row)
+        row['grid'][:] = drawn[index].grid
+        pixels.place(image, drawn[index], row['patches'])
+        _fill_targets(records, index, drawn[index], row)
         return index
-    if source.replaces:
-        raise InputError(f'{last}; no image of its batch can be read')
     return -1
 
 
-def _fill_targets(records, index, drawn, row):
+def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:
     """An image's objects under its geometry; of more than T the largest are kept."""
-    found, labels = records.objects(index)
-    boxes, kept = geometry.move_boxes(found, records.heights[index], records.widths[index], drawn)
+    boxes, labels = records.objects(index)
+    boxes, kept = geometry.move_boxes(boxes, records.heights[index], records.widths[index], drawn)
     labels, T = labels[kept], len(row['valid'])
     if len(boxes) > T:
         largest = np.sort(np.argsort(-boxes[:, 2] * boxes[:, 3], kind='stable')[:T])

@@ -1,22 +1,27 @@
-"""From an image file to the model's patches."""
+"""From an image file to the model's patches.
+
+Pixels are RGBX, uint8 [height, width, 4]; the fourth byte is ignored: `resize` works on whole vectors.
+"""
 
 import contextlib
+from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
-from yolos_jax.model import PATCH
 
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG
 UNREADABLE = ValueError, OSError, SyntaxError, Image.DecompressionBombError
 
 
-def read_image(path, upright=False):
-    """The pixels of an image file, RGBX uint8 [height, width, 4]; X is anything.
+def read_image(path: Path, upright: bool = False) -> np.ndarray:
+    """The pixels of an image file, RGBX.
 
     upright: turn a photograph the way its camera was held (EXIF).
 
@@ -30,7 +35,7 @@ def read_image(path, upright=False):
     return decode(data, path, upright)
 
 
-def size(data, name):
+def size(data: bytes, name: str | Path) -> tuple[int, int]:
     """The (height, width) of encoded bytes as they are stored, from their header alone."""
     with _naming(name):
         if _is_jpeg(data):
@@ -39,24 +44,24 @@ def size(data, name):
             return image.height, image.width
 
 
-def decode(data, name, upright=False):
+def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
     """As `read_image`, of encoded bytes; `name` is for the message."""
     with _naming(name):
         turned = upright and orientation(data) != 1
         if _is_jpeg(data) and not turned:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(height, width)
-            if colours != 'CMYK' and colours != 'YCCK':
+            if colours not in ('CMYK', 'YCCK'):
                 return simplejpeg.decode_jpeg(data, 'RGBX')
         with Image.open(BytesIO(data)) as image:
             _check_size(image.height, image.width)
             image = ImageOps.exif_transpose(image) if turned else image
             if image.mode.startswith('I;16'):  # Pillow would clip 16 bits to 8
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return rgbx(image.convert('RGB'))
+            return to_rgbx(image.convert('RGB'))
 
 
-def decode_sized(data, name, height, width):
+def decode_sized(data: bytes, name: str, height: int, width: int) -> np.ndarray:
     """As `decode`, of an image that the annotations say is height x width.
 
     Boxes lie on the pixels as they are stored, as COCO's do, or, where only this fits the size, on the
@@ -69,13 +74,13 @@ def decode_sized(data, name, height, width):
     if image.shape[:2] != (height, width) and image.shape[1::-1] == (height, width):
         image = decode(data, name, upright=True)
     if image.shape[:2] != (height, width):
-        found = f'{image.shape[0]}x{image.shape[1]}'
-        raise InputError(f'{name}: is {found}, but {height}x{width} in the annotations')
+        actual = f'{image.shape[0]}x{image.shape[1]}'
+        raise InputError(f'{name}: is {actual}, but {height}x{width} in the annotations')
     return image
 
 
 @contextlib.contextmanager
-def _naming(name):
+def _naming(name: str | Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
@@ -84,35 +89,40 @@ def _naming(name):
         raise InputError(f'{name}: not a readable image ({error})') from None
 
 
-def _is_jpeg(data):
+def _is_jpeg(data: bytes) -> bool:
     return data[:3] == b'\xff\xd8\xff'
 
 
-def _check_size(height, width):
+def _check_size(height: int, width: int) -> None:
     if height * width > Image.MAX_IMAGE_PIXELS:  # 89 million; Pillow itself only warns
         raise InputError(f'not a readable image ({height}x{width} pixels: could be a decompression bomb)')
 
 
-def orientation(data):
+def orientation(data: bytes) -> int:
     """The EXIF orientation of encoded bytes: 1 for an image that is stored upright, or does not say."""
     try:
         with Image.open(BytesIO(data)) as image:
-            found = image.getexif().get(0x0112)
+            value = image.getexif().get(0x0112)
     except UNREADABLE:
         return 1
-    return found if found in range(1, 9) else 1
+    return value if value in range(1, 9) else 1
 
 
-def rgbx(image):
+def to_rgbx(image: np.ndarray | Image.Image) -> np.ndarray:
     """An RGB image, uint8 [height, width, 3] or of Pillow, as RGBX."""
     return np.asarray(Image.fromarray(np.asarray(image)).convert('RGBX'))
 
 
-def place(image, geometry, out):
-    """Write an RGBX image's patches under its geometry (one row of `geometry.draw`) into out [N, 768]."""
-    flip = bool(geometry['flip'])
-    if geometry['crop']:
-        image = resize(image, *geometry['before'].tolist(), geometry['box'].tolist(), flip)
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """An RGBX image as RGB, uint8 [height, width, 3]."""
+    return np.ascontiguousarray(image[..., :3])
+
+
+def place(image: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
+    """Write an RGBX image's patches under its geometry into out [N, 768]."""
+    flip = bool(geometry.flip)
+    if geometry.crop:
+        image = resize(image, *geometry.before.tolist(), box=geometry.box.tolist(), flip=flip)
         flip = False
-    height, width = geometry['shape'].tolist()
-    resize_to_patches(image, height, width, flip, out[: height * width // PATCH**2])
+    height, width = geometry.shape.tolist()
+    resize_to_patches(image, height, width, flip=flip, out=out[: geometry.counts])

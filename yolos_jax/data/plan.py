@@ -1,9 +1,11 @@
-"""Which images share a batch, and how long its sequences are: from sizes alone, before any pixel."""
+"""Which images share a batch, and how long its sequences are, from image sizes alone."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def choose_lengths(counts, most, how_many, special=101):
+def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 101) -> tuple[int, ...]:
     """At most `how_many` bucket lengths for sequences of `counts` patches, the last holding `most`.
 
     Every sequence is padded to the next length; the choice makes the total padding the least possible.
@@ -36,10 +38,12 @@ def choose_lengths(counts, most, how_many, special=101):
     return tuple(reversed([*chosen, int(ends[j])]))
 
 
-def plan(counts, lengths, batch_size, seed, epoch):
+def plan(
+    counts: np.ndarray, lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The batches of an epoch.
 
-    Images of like length share a batch. The images that do not fill a batch of their own length are
+    Images of similar length share a batch. The images that do not fill a batch of their own length are
     joined with those of the next, so nothing but the last len(counts) % batch_size of the shuffled
     order is left out (the reference drops them too).
 
@@ -65,7 +69,7 @@ def plan(counts, lengths, batch_size, seed, epoch):
     return batches, lengths[longest]
 
 
-def in_order(counts, lengths, batch_size):
+def in_order(counts: np.ndarray, lengths: Sequence[int], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The batches of an evaluation: every record once, short ones first; -1 fills the last batch."""
     order = np.argsort(counts, kind='stable')
     batches = np.concatenate([order, np.full(-len(order) % batch_size, -1)]).reshape(-1, batch_size)
@@ -73,6 +77,6 @@ def in_order(counts, lengths, batch_size):
     return batches, np.asarray(lengths)[np.searchsorted(lengths, longest)]
 
 
-def waste(counts, batches, bucket):
+def waste(counts: np.ndarray, batches: np.ndarray, lengths: np.ndarray) -> float:
     """The share of a plan's patch tokens that is padding."""
-    return 1 - counts[batches].sum() / (bucket.sum() * batches.shape[1])
+    return 1 - counts[batches].sum() / (lengths.sum() * batches.shape[1])

@@ -1,0 +1,1 @@
+"""One file per recipe; installed as yolos_jax.configs."""

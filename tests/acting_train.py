@@ -1,0 +1,53 @@
+"""train.py that also writes the image ids of its rows, and can be made to stop, fail or wait.
+
+python acting_train.py FOLDER WHAT ...: WHAT is 'run', or 'term:3', 'raise:3' or 'wait:3' after step 3 in
+process 1 (of one: 0), or 'unreadable': that process cannot read the newest checkpoint. The other arguments
+are those of train.py.
+"""
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+import train
+from yolos_jax.run import cli
+
+folder, (what, _, when) = Path(sys.argv[1]), sys.argv[2].partition(':')
+failed, restore = [], ocp.PyTreeCheckpointHandler.restore
+
+
+def on_step(step):
+    with open(folder / f'ids-{jax.process_count()}-{jax.process_index()}.jsonl', 'a') as file:
+        file.write(json.dumps([step.number, step.image_ids.tolist()]) + '\n')
+    if when and step.number == int(when) and jax.process_index() == min(1, jax.process_count() - 1):
+        act()
+
+
+def act():
+    if what == 'term':
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif what == 'raise':
+        raise RuntimeError('a fault of the test')
+    else:
+        (folder / 'waiting').touch()
+        threading.Event().wait()
+
+
+def unreadable(self, path, args):
+    if jax.process_index() == 1 and not failed:
+        failed.append(path)
+        raise OSError('a fault of the test')
+    return restore(self, path, args=args)
+
+
+if what == 'unreadable':
+    ocp.PyTreeCheckpointHandler.restore = unreadable
+del sys.argv[1:3]
+cli.run_with_flags(functools.partial(train.main, on_step=on_step))

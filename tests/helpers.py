@@ -1,0 +1,182 @@
+"""Shared by tests: small models, random images and targets, COCO folders, and transformers' models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_hf(fields, eps=1e-12, num_classes=91):
+    """A transformers YOLOS with random weights large enough for logits of about 1."""
+    import torch
+    from transformers import YolosConfig, YolosForObjectDetection
+
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=fields['width'],
+        num_hidden_layers=fields['depth'],
+        num_attention_heads=fields['heads'],
+        intermediate_size=4 * fields['width'],
+        image_size=[16 * side for side in fields['pos_grid']],
+        num_detection_tokens=fields.get('num_det_tokens', 100),
+        num_labels=num_classes,
+        layer_norm_eps=eps,
+        use_mid_position_embeddings=fields.get('mid_pos_grid') is not None,
+    )
+    model = YolosForObjectDetection(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1 and 'position' not in name and 'token' not in name:
+                value.normal_(0, value[0].numel() ** -0.5)
+            else:
+                value.normal_(1.0 if 'norm' in name and name.endswith('weight') else 0.0, 0.1)
+    return model
+
+
+def reference_tensors(hf):
+    """The weights of a transformers YOLOS under the reference's names, as they are now."""
+    from yolos_jax.weights import hf as hf_form
+    from yolos_jax.weights.tensors import Tensor
+
+    values = {name: value.detach().numpy().copy() for name, value in hf.state_dict().items()}
+    return hf_form.to_reference({k: Tensor(v.shape, lambda v=v: v) for k, v in values.items()})
+
+
+def to_torch(image):
+    """An image uint8 [height, width, 3] as a torch model takes it: normalised [1, 3, height, width]."""
+    import torch
+
+    from yolos_jax.patches import MEAN, STD
+
+    pixels = (np.float32(image) / np.float32(255) - MEAN) / STD
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def noise(height, width, seed=0):
+    """A random image, uint8 [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+TINY = dict(width=32, depth=3, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6), num_det_tokens=7)
+
+
+def make_targets(counts, slots, num_classes, seed=0):
+    """Random targets for images with so many objects each: ours, and transformers' labels."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    B = len(counts)
+    size = rng.uniform(0.05, 0.5, (B, slots, 2))
+    centre = rng.uniform(size / 2, 1 - size / 2)
+    boxes = np.concatenate([centre, size], axis=-1).astype(np.float32)
+    labels = rng.integers(0, num_classes, (B, slots)).astype(np.int32)
+    valid = np.arange(slots) < np.array(counts)[:, None]
+    ours = {'labels': labels, 'boxes': boxes, 'valid': valid}
+    theirs = [
+        {'class_labels': torch.from_numpy(labels[b, :n]).long(), 'boxes': torch.from_numpy(boxes[b, :n])}
+        for b, n in enumerate(counts)
+    ]
+    return ours, theirs
+
+
+def write_coco(root, content, images=True):
+    """A COCO folder with this annotation content and empty image files of the names in it."""
+    (root / 'annotations').mkdir(parents=True, exist_ok=True)
+    (root / 'val').mkdir(exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / 'annotations' / 'instances_val.json').write_text(text)
+    if images and not isinstance(content, str):
+        for image in content['images']:
+            (root / 'val' / image['file_name']).touch()
+    return root
+
+
+def coco_content():
+    """A small annotation file with a crowd, a box beyond the image, and one without an area."""
+    return {
+        'info': {'year': 2017},
+        'images': [
+            {'id': 7, 'file_name': 'b.jpg', 'height': 100, 'width': 200, 'license': 1},
+            {'id': 3, 'file_name': 'a.jpg', 'height': 50, 'width': 60},
+        ],
+        'annotations': [
+            {'id': 1, 'image_id': 7, 'category_id': 2, 'bbox': [10, 20, 30, 40], 'iscrowd': 0, 'area': 9.5,
+             'segmentation': [[1, 2, 3]]},
+            {'id': 2, 'image_id': 7, 'category_id': 5, 'bbox': [150.5, -5, 100, 50]},
+            {'id': 3, 'image_id': 7, 'category_id': 5, 'bbox': [0, 0, 9, 9], 'iscrowd': 1},
+            {'id': 4, 'image_id': 7, 'category_id': 5, 'bbox': [50, 50, 0, 10]},
+        ],
+        'categories': [{'id': 2, 'name': 'cat', 'supercategory': 'animal'}, {'id': 5, 'name': 'dog'}],
+    }  # fmt: skip
+
+
+def read_detector(path, **unsaid):
+    """The `Pretrained` in a file or folder of weights."""
+    from yolos_jax import weights
+
+    with weights.open(path) as source:
+        return source.detector(**unsaid)
+
+
+D, DEPTH, SIDE, H = 32, 2, 4, 2  # of `make_vit`: width, blocks, patches along a side, heads
+LINEAR = {'attn.qkv': (3 * D, D), 'attn.proj': (D, D), 'mlp.fc1': (4 * D, D), 'mlp.fc2': (D, 4 * D)}
+
+
+def make_vit(positions=1 + SIDE**2, width=D, depth=DEPTH):
+    """A ViT in timm's names, weights large enough for features of about 1."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: np.float32(rng.normal(0, shape[-1] ** -0.5 if len(shape) > 1 else 0.1, shape))
+    vit = {
+        'cls_token': draw(1, 1, width),
+        'pos_embed': draw(1, positions, width),
+        'patch_embed.proj.weight': draw(width, 3, 16, 16) / 16,
+        'patch_embed.proj.bias': draw(width),
+        'norm.weight': 1 + draw(width),
+        'norm.bias': draw(width),
+    }
+    for i in range(depth):
+        for norm in ('norm1', 'norm2'):
+            vit |= {f'blocks.{i}.{norm}.weight': 1 + draw(width), f'blocks.{i}.{norm}.bias': draw(width)}
+        for name, (rows, columns) in LINEAR.items():
+            rows, columns = rows * width // D, columns * width // D
+            vit |= {f'blocks.{i}.{name}.weight': draw(rows, columns), f'blocks.{i}.{name}.bias': draw(rows)}
+    return vit
+
+
+def torches(vit, prefix=''):
+    """Arrays as torch's tensors."""
+    import torch
+
+    return {prefix + name: torch.tensor(value) for name, value in vit.items()}
+
+
+def tiny_config(**changes):
+    """The quickstart made smaller: 3 epochs of 6 steps, saved and logged at uneven intervals."""
+    from yolos_jax.configs import quickstart
+
+    c = quickstart.get_config()
+    with c.unlocked():
+        c.model.update(width=32, depth=2, heads=2, num_det_tokens=6)
+        c.update(epochs=3, learning_rate=1e-3, batch_size=4, num_lengths=1)
+        c.update(log_every=4, save_every=5, eval_every=2)
+        c.update({name: str(v) if name == 'data' else v for name, v in changes.items()})
+    return c
+
+
+def metric_lines(folder):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def result(folder):
+    """What a run leaves: its last parameters, checksums of its state, and its metrics but for the speed."""
+    from yolos_jax.weights import checkpoint
+
+    checkpoints = folder / 'checkpoints'
+    params, meta = checkpoint.read_params(checkpoints, checkpoint.steps(checkpoints)[-1])
+    lines = metric_lines(folder)
+    for line in lines:
+        line.pop('images_per_s', None)
+    return params, meta['checksums'], lines

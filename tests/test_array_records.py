@@ -1,0 +1,103 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from yolos_jax.data import annotations, array_records, class_names, geometry, loader, records
+from yolos_jax.errors import InputError
+from yolos_jax.tools import build_tfds
+
+
+@pytest.fixture(scope='module')
+def data_set(coco_folder, tmp_path_factory):
+    return build_tfds.build(coco_folder, tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.mark.parametrize('split', ['train2017', 'val2017'])
+def test_both_sources_give_equal_records_and_batches(split, coco_folder, data_set):
+    folder, tfds = (records.read(root, split) for root in (coco_folder, data_set))
+    for name in ('ids', 'files', 'heights', 'widths', 'boxes', 'labels', 'first', 'classes', 'dropped'):
+        np.testing.assert_equal(getattr(tfds, name), getattr(folder, name))
+    recipe = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, crop_max=128)
+    options = dict(lengths=(51, 83), batch_size=5, max_targets=6, seed=0)
+    batches = [loader.TrainBatches(r, recipe, **options) for r in (folder, tfds)]
+    for (_, a, _), (_, b, _) in zip(*(loader.load(x, range(4)) for x in batches), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_boxes_of_two_decimals_come_back_exactly(data_set, monkeypatch):
+    """float32 over the image's size and back, for boxes and sizes like COCO's."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = rng.integers(200, 641, 2)
+        corner = rng.uniform(0, [width - 3, height - 3], (20, 2)).round(2)
+        size = rng.uniform(1, [width, height] - corner, (20, 2)).round(2)
+        boxes = np.concatenate([corner, size], axis=1).astype(np.float32)
+        a = annotations.Annotations(
+            None, None, None, None, None, np.arange(20), None, np.full(20, 7), np.zeros(20, bool), boxes, []
+        )
+        objects = [build_tfds._object(a, k, {7: 0}, height, width) for k in range(20)]
+        stored = {
+            'id': [o['id'] for o in objects],
+            'label': [o['label'] for o in objects],
+            'is_crowd': [o['is_crowd'] for o in objects],
+            'bbox': np.array([o['bbox'] for o in objects], np.float32),
+        }
+        monkeypatch.setattr(array_records.pixels, 'size', lambda *_, size=(height, width): size)
+        example = {'image': b'', 'image/filename': b'x.jpg', 'image/id': 1, 'objects': stored}
+        np.testing.assert_array_equal(array_records._row('', example)[-1].astype(np.float32), boxes)
+
+
+def test_tensorflow_is_not_imported(data_set):
+    script = (
+        'import sys\nfrom yolos_jax.data import records\n'
+        'data = records.read(sys.argv[1], "val2017")\nassert len(data.read(0)) > 100\n'
+        'assert "tensorflow" not in sys.modules and "tensorflow_datasets" in sys.modules\n'
+    )
+    subprocess.run([sys.executable, '-c', script, data_set], check=True)
+
+
+def test_an_index_spares_reading_the_data_set(data_set, tmp_path, monkeypatch):
+    first = records.read(data_set, 'val2017', tmp_path)
+    monkeypatch.setattr(array_records, 'read', None)
+    again = records.read(data_set, 'val2017', tmp_path)
+    np.testing.assert_array_equal(again.boxes, first.boxes)
+    assert again.read(3) == first.read(3)
+
+
+def test_without_our_categories_the_classes_must_be_those_of_coco(data_set, tmp_path):
+    names = list(class_names.COCO.values())
+    assert array_records._categories(tmp_path, names)[-1] == (90, 'toothbrush')
+    with pytest.raises(InputError, match='not those of COCO'):
+        array_records._categories(tmp_path, names[:5])
+
+
+def test_an_unknown_split_is_named_with_those_there_are(data_set):
+    with pytest.raises(InputError, match='no split test, but train, validation'):
+        records.read(data_set, 'test')
+
+
+def test_evaluation_asks_for_the_official_file(data_set):
+    data = records.read(data_set, 'val2017')
+    moved = data.annotation_file.rename(data.annotation_file.with_suffix('.away'))
+    try:
+        with pytest.raises(InputError, match='instances_val2017.json: not there'):
+            loader.EvalBatches(data, size=112, max_size=176, batch_size=4)
+    finally:
+        moved.rename(data.annotation_file)
+
+
+def test_splits_of_other_categories_are_refused(coco_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    path = tmp_path / 'data' / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['categories'][0]['name'] = 'disc'
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match='categories of train2017 and val2017 are not the same'):
+        build_tfds.build(tmp_path / 'data', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

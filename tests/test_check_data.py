@@ -1,0 +1,111 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+from yolos_jax.errors import InputError
+from yolos_jax.tools import build_tfds, check_data
+
+
+@pytest.fixture
+def faulty(coco_folder, tmp_path):
+    """A COCO folder whose val2017 has one of each fault that does not end the examination."""
+    root = tmp_path / 'data'
+    shutil.copytree(coco_folder, root)
+    image = lambda number: root / 'val2017' / f'{number:012d}.jpg'
+    image(1).write_bytes(b'<html>')
+    image(2).unlink()
+    Image.open(image(3)).resize((50, 50)).save(image(3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image(4)).save(image(4), exif=exif, quality=95)
+    turned = Image.open(image(5)).transpose(Image.ROTATE_90)
+    turned.save(image(5), exif=exif, quality=95)
+    path = root / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    first = content['annotations'][0]
+    content['images'][4]['width'], content['images'][4]['height'] = turned.height, turned.width
+    content['annotations'] += [
+        first | {'id': 900, 'image_id': 6, 'bbox': [5, 5, 0, 9]},
+        first | {'id': 901, 'image_id': 6, 'bbox': [80, 80, 500, 9]},
+        *(first | {'id': 1000 + i, 'image_id': 7, 'bbox': [i % 50, i % 40, 9, 9]} for i in range(120)),
+    ]
+    path.write_text(json.dumps(content))
+    return root
+
+
+def run(capsys, *args):
+    """The exit status and what was printed."""
+    try:
+        check_data.main([*map(str, args)])
+    except SystemExit as end:
+        return end.code, capsys.readouterr().out
+    return 0, capsys.readouterr().out
+
+
+def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
+    config = ROOT / 'configs' / 'quickstart.py'
+    code, printed = run(capsys, faulty, '--html', tmp_path / 'report.html', '--config', config)
+    assert code == 1
+    train, val = printed.split('== val2017 ==')
+    assert 'STOPS' not in train and 'note' not in train
+    for line in (
+        r'STOPS A RUN: 1 images missing: .*000000000002.jpg',
+        r'STOPS A RUN: 1 images unreadable: .*000000000001.jpg: not a readable image',
+        r'STOPS A RUN: 1 images of another size than annotated: .*000000000003.jpg is 50x50, annotated',
+        r'note: 1 images turned by EXIF, annotated and used as stored: .*000000000004.jpg',
+        r'note: 1 images turned by EXIF, annotated and used upright: .*000000000005.jpg',
+        r'note: 1 boxes without an area \(dropped\): annotation id 900',
+        r'note: 1 boxes that leave the image by more than a pixel \(cut\): annotation id 901',
+        r'with more than 100 objects +1 \(10.0%\)',
+        r'without an area, left out +1\b',
+    ):
+        assert re.search(line, val), line
+    page = (tmp_path / 'report.html').read_text()
+    pictures = len(re.findall('<img src="data:image/jpeg;base64,', page))
+    assert pictures > 16, pictures
+    assert 'Boxes that leave the image' in page and 'A batch as the model sees it' in page
+
+
+def test_annotations_that_stop_a_run_are_all_listed(coco_folder, tmp_path, capsys):
+    root = tmp_path / 'data'
+    shutil.copytree(coco_folder, root)
+    path = root / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][1]['category_id'] = 50
+    content['annotations'][2]['id'] = content['annotations'][3]['id']
+    path.write_text(json.dumps(content))
+    code, printed = run(capsys, root, '--split', 'val2017')
+    assert code == 1 and printed.count('STOPS A RUN') == 2
+
+
+def test_counts_are_those_of_the_annotations(coco_folder):
+    findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
+    content = json.loads((coco_folder / 'annotations' / 'instances_train2017.json').read_text())
+    objects = [a for a in content['annotations'] if not a['iscrowd']]
+    shown = dict(row for _, rows in findings.tables for row in rows)
+    assert shown['in all'] == '24' and shown['to train on'] == str(len(objects))
+    for number, name in ((1, 'circle'), (2, 'square'), (3, 'triangle')):
+        image_ids = [a['image_id'] for a in objects if a['category_id'] == number]
+        assert shown[f'{number} {name}'] == f'{len(image_ids)} in {len(set(image_ids))} images'
+    assert findings.problems == []
+
+
+def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
+    code, printed = run(capsys, build_tfds.build(coco_folder, tmp_path))
+    assert code == 0 and '== train2017 ==' in printed and '== val2017 ==' in printed
+
+
+def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
+    with pytest.raises(InputError, match=f'{tmp_path}: no annotations/'):
+        run(capsys, tmp_path)
+
+
+def test_the_batch_shown_is_the_one_trained_on(coco_folder):
+    findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
+    assert findings.batches.records.annotation_file.name == 'instances_train2017.json'
+    assert np.unique(findings.batches.plan(0).indices[0]).size == 4

@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+
+
+def test_a_killed_writer_leaves_no_folder_of_that_name(tmp_path):
+    script = (
+        'import sys\nfrom yolos_jax import files\n'
+        'with files.new_folder(sys.argv[1]) as part:\n'
+        '    (part / "x").write_text("x")\n    print(part, flush=True)\n    sys.stdin.read()'
+    )
+    command = [sys.executable, '-c', script, tmp_path / 'out']
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    part = writer.stdout.readline().strip()
+    assert os.listdir(part) == ['x']
+    writer.kill()
+    writer.communicate()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match='cannot write there .No space left'):
+        with files.new_folder(tmp_path / 'out') as part:
+            (part / 'x').write_text('x')
+            raise OSError(28, 'No space left on device')
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / 'file') as file:
+        file.write(b'x')
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_folder_is_whole_and_readable_by_others(tmp_path):
+    with files.new_folder(tmp_path / 'a' / 'out') as part:
+        (part / 'x').write_text('x')
+    assert (tmp_path / 'a' / 'out' / 'x').read_text() == 'x'
+    assert (tmp_path / 'a' / 'out').stat().st_mode & 0o777 == 0o755
+    with pytest.raises(InputError, match='exists and is not empty') as error:
+        with files.new_folder(tmp_path / 'a' / 'out'):
+            raise AssertionError
+    assert error.value.argument == 'output'
+
+
+def test_bytes_are_read_at_a_place_without_moving_the_file(tmp_path):
+    (tmp_path / 'x').write_bytes(bytes(range(100)))
+    with open(tmp_path / 'x', 'rb') as file:
+        np.testing.assert_array_equal(files.read_at(file, 10, 5), range(10, 15))
+        assert file.tell() == 0
+        with pytest.raises(OSError, match='ends before'):
+            files.read_at(file, 90, 11)

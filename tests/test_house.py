@@ -1,0 +1,128 @@
+"""Rules for the whole package: who may import what, what messages may say, how often files are opened."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, TINY, make_hf
+
+PACKAGE = ROOT / 'yolos_jax'
+FILES = sorted(PACKAGE.rglob('*.py'))
+# who may import whom: a file imports from its own floor and those before
+FLOORS = [
+    {'errors', 'files', 'patches'},
+    {'data', 'spmd', 'attention', 'posembed', 'boxes', 'matcher', 'losses', 'optim', 'model', 'steps'},
+    {'weights'},
+    {'inference', 'evaluation', 'visualize'},
+    {'run'},
+    {'tools'},
+]
+# the command-line module of `run`, which every command uses, stands on the ground
+GROUND = {'yolos_jax.run.cli'}
+
+
+def module(path):
+    return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+
+
+def imports(path):
+    """The modules of this package that a file imports."""
+    known = {module(p) for p in FILES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('yolos_jax'):
+            for alias in node.names:
+                name = f'{node.module}.{alias.name}'
+                yield name if name in known else node.module
+
+
+def floor(name):
+    if name in GROUND:
+        return 0
+    return next((i for i, names in enumerate(FLOORS) if name.split('.')[1] in names), None)
+
+
+def test_imports_run_downward_only():
+    wrong = [
+        f'{module(path)} imports {name}'
+        for path in FILES
+        if path != PACKAGE / '__init__.py'
+        for name in imports(path)
+        if floor(name) is None or floor(name) > floor(module(path))
+    ]
+    assert not wrong
+
+
+def test_there_are_no_import_circles():
+    # data_page names a class of check_data in its types alone
+    graph = {
+        module(p): set(imports(p)) - {'yolos_jax.tools.check_data'}
+        for p in FILES
+        if p.name != '__init__.py'
+    }
+    while free := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in free:
+            del graph[name]
+    assert not graph
+
+
+def test_flax_is_imported_by_the_model_alone_and_data_needs_no_jax():
+    flax = [path.name for path in FILES if re.search(r'^\s*(import|from) flax', path.read_text(), re.M)]
+    assert flax == ['model.py']
+    script = 'import sys\nfrom yolos_jax.data import loader\nassert not {"jax", "flax"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
+
+
+def messages(path):
+    """The texts that a file raises or prints."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        prints = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'print'
+        if isinstance(node, ast.Raise) or prints:
+            texts = [x.value for x in ast.walk(node) if isinstance(x, ast.Constant)]
+            yield from (text for text in texts if isinstance(text, str))
+
+
+def test_messages_of_the_library_name_no_flag_and_no_config():
+    """Scripts add those: a notebook has neither."""
+    for path in FILES:
+        if path.name != 'cli.py' and path.parent.name != 'tools':
+            for text in messages(path):
+                assert not re.search(r'--[a-z]|\bconfig\.(?!json)[a-z]', text), f'{path}: {text}'
+
+
+COUNT_OPENS = """
+import runpy, sys
+path, script, *arguments = sys.argv[1:]
+opened = []
+sys.addaudithook(lambda event, args: event == 'open' and str(args[0]) == path and opened.append(1))
+sys.argv = [script, *arguments]
+try:
+    runpy.run_path(script, run_name='__main__')
+finally:
+    print('opened', len(opened))
+"""
+
+
+@pytest.mark.parametrize('name', ['convert_torch_weights.py', 'eval.py', 'train.py'])
+def test_a_script_opens_its_file_of_weights_once(name, coco_folder, tmp_path):
+    hf = make_hf(dict(TINY, depth=2), num_classes=4)
+    hf.config.id2label = {0: 'N/A', 1: 'circle', 2: 'square', 3: 'triangle'}
+    hf.save_pretrained(tmp_path / 'hf')
+    size = {'size': {'shortest_edge': 64, 'longest_edge': 96}}
+    (tmp_path / 'hf' / 'preprocessor_config.json').write_text(json.dumps(size))
+    out = tmp_path / 'out'
+    arguments = {
+        'convert_torch_weights.py': [f'--input={tmp_path}/hf', f'--output={out}'],
+        'eval.py': [f'--weights={tmp_path}/hf', f'--data={coco_folder}', f'--output={out}'],
+        'train.py': [
+            '--config=configs/finetune.py', f'--workdir={out}', f'--config.data={coco_folder}',
+            f'--config.init_from={tmp_path}/hf', '--config.batch_size=24', '--config.epochs=0',
+            '--config.augment.sizes=(64,)', '--config.augment.max_size=96', '--config.eval_size=64',
+            '--config.eval_max_size=96', '--config.num_lengths=1',
+        ],
+    }[name]  # fmt: skip
+    command = [sys.executable, '-c', COUNT_OPENS, tmp_path / 'hf' / 'model.safetensors', name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert 'opened 1\n' in done.stdout, done.stderr

@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import TINY, make_targets, noise
+
+from benchmarks.collectives import collectives
+from yolos_jax import optim, steps
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.patches import patchify
+from yolos_jax.run import mesh as meshes
+
+B = 16
+
+
+@pytest.fixture(scope='module')
+def training():
+    """A small model and a batch of 16 images, four without objects and four with too many."""
+    model = Yolos(**TINY, num_classes=5)
+    patches, grid = patchify([noise(64, 96, i) for i in range(B)], 30)
+    batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 9] * 4, 9, 5)[0]
+    params = jax.jit(model.init)(jax.random.key(0), patches[:1], grid[:1])['params']
+    # at the recipe's learning rate, since AdamW makes whole steps of rounding errors
+    optimizer = optim.make_optimizer(params, 2.5e-5)
+    return model, optimizer, steps.init_state(params, optimizer), batch
+
+
+def walk(training, devices, images_per_group=1, accumulate_steps=1, shard_params=False, count=5):
+    """The parameters and losses after a few steps on so many devices, and the compiled step."""
+    model, optimizer, state, batch = training
+    mesh = meshes.make_mesh(jax.devices()[:devices])
+    layout = jax.tree.map(lambda _: meshes.whole(mesh), state)
+    layout = meshes.largest_axis(state, mesh) if shard_params else layout
+    step = steps.make_train_step(model, optimizer, images_per_group, accumulate_steps)
+    losses = []
+    with jax.set_mesh(mesh):
+        state, batch = meshes.place(state, layout), meshes.shard(batch, mesh)
+        step = jax.jit(step, out_shardings=(layout, meshes.whole(mesh))).lower(state, batch).compile()
+        for _ in range(count):
+            state, metrics = step(state, batch)
+            losses.append(jax.device_get(metrics))
+    return jax.device_get(state['params']), losses, step
+
+
+def close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
+
+
+@pytest.mark.parametrize(('devices', 'images_per_group'), [(1, 1), (2, 2)])
+def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group, training):
+    whole, expected, _ = walk(training, devices, images_per_group)
+    parts, losses, _ = walk(training, devices, images_per_group, accumulate_steps=4)
+    close(parts, whole, 1e-6)
+    for ours, theirs in zip(losses, expected, strict=True):
+        for name in ('loss', 'loss_ce', 'loss_bbox', 'loss_giou', 'grad_norm', 'dropped_targets'):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, err_msg=name)
+
+
+def test_parts_without_any_object_share_the_objects_of_the_others(training):
+    model, optimizer, state, batch = training
+    sparse = batch | {'valid': batch['valid'] & (np.arange(B) == 0)[:, None]}  # three objects in all
+    sparse = model, optimizer, state, sparse
+    close(walk(sparse, 1, accumulate_steps=4)[0], walk(sparse, 1)[0], 1e-6)
+
+
+def test_sharded_state_trains_as_replicated_state_does(training):
+    whole, expected, _ = walk(training, 8)
+    parts, losses, _ = walk(training, 8, shard_params=True)
+    close(parts, whole, 1e-6)
+    np.testing.assert_allclose([x['loss'] for x in losses], [x['loss'] for x in expected], rtol=1e-5)
+
+
+def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices(training):
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(training[2]))
+    used = lambda program: program.memory_analysis().argument_size_in_bytes
+    whole, parts = (used(walk(training, 8, shard_params=s, count=0)[2]) for s in (False, True))
+    saved = (whole - parts) / state_bytes
+    assert 0.8 < saved < 7 / 8  # biases and the like stay whole
+
+
+def test_what_a_step_sends_is_its_gradient_once(training):
+    """The sum of gradients and a few scalars, with position tables of the published size."""
+    model, _, _, batch = training
+    model = model.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
+    one = batch['patches'][:1], batch['grid'][:1]
+    params = jax.jit(model.init)(jax.random.key(0), *one)['params']
+    optimizer = optim.make_optimizer(params, 2.5e-5)
+    program = walk((model, optimizer, steps.init_state(params, optimizer), batch), 8, count=0)[2]
+    sent = collectives(program.as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    assert set(sent) == {'all-reduce'}
+    assert size <= sent['all-reduce'][1] <= 1.05 * size
+
+
+def test_a_sharded_step_gathers_its_parameters_once_and_no_activations(training):
+    sent = collectives(walk(training, 8, shard_params=True, count=0)[2].as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(training[2]['params']))
+    assert set(sent) == {'all-gather', 'all-reduce'}
+    assert all(0.99 * size <= size_of_kind <= 1.05 * size for _, size_of_kind in sent.values())
+
+
+def test_arrays_are_spread_over_their_largest_axis_that_divides():
+    mesh = meshes.make_mesh()
+    tree = {'a': jnp.zeros((3, 16, 32)), 'b': jnp.zeros((16, 30)), 'c': jnp.zeros(7), 'd': jnp.zeros(())}
+    specs = {name: s.spec for name, s in meshes.largest_axis(tree, mesh).items()}
+    assert [tuple(specs[name]) for name in 'abcd'] == [(None, None, 'batch'), ('batch', None), (None,), ()]
+
+
+def test_rows_come_back_as_they_went():
+    mesh = meshes.make_mesh()
+    x = np.arange(48).reshape(16, 3)
+    assert meshes.rows_of_process(16, mesh) == slice(0, 16)
+    np.testing.assert_array_equal(meshes.fetch_rows(meshes.shard({'x': x}, mesh)['x']), x)
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(InputError, match='batch_size is 12.* 8 devices'):
+        meshes.check_divides(12, meshes.make_mesh())
+
+
+def test_loops_count_as_often_as_they_run():
+    mesh = meshes.make_mesh()
+
+    def ten_sums(x):
+        return jax.lax.fori_loop(0, 10, lambda _, y: jax.lax.psum(y, 'batch') * 0.1, x)
+
+    mapped = jax.shard_map(
+        ten_sums, mesh=mesh, in_specs=jax.P('batch'), out_specs=jax.P('batch'), check_vma=False
+    )
+    text = jax.jit(mapped).lower(jnp.ones((8, 25))).compile().as_text()
+    assert collectives(text) == {'all-reduce': (10, 10 * 25 * 4)}
+
+
+def test_a_sharded_gradient_is_clipped_by_the_norm_of_all_of_it():
+    mesh = meshes.make_mesh()
+    grads = {'x': jnp.arange(16.0)}
+    clip = optax.clip_by_global_norm(1.0)
+    expected, _ = clip.update(grads, clip.init(grads))
+    with jax.set_mesh(mesh):
+        placed = meshes.place(grads, meshes.largest_axis(grads, mesh))
+        clipped, _ = jax.jit(clip.update)(placed, clip.init(placed))
+    np.testing.assert_allclose(clipped['x'], expected['x'], rtol=1e-6)

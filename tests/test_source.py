@@ -1,0 +1,179 @@
+import argparse
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, make_hf, noise, read_detector, reference_tensors, to_torch
+
+import yolos_jax
+from yolos_jax import model
+from yolos_jax.errors import InputError
+from yolos_jax.patches import patchify
+from yolos_jax.weights import names
+
+C = 5
+PUBLISHED = {'YOLOS_TI': 163, 'YOLOS_S': 164, 'YOLOS_S_DWR': 188, 'YOLOS_B': 164}
+ARGS = argparse.Namespace(init_pe_size=[64, 96], mid_pe_size=[64, 96], lr=1e-4, backbone_name='small')
+
+
+@pytest.fixture(scope='module')
+def hf():
+    return make_hf(TINY, num_classes=C)
+
+
+@pytest.fixture(scope='module')
+def expected(hf):
+    return {name: tensor.numpy() for name, tensor in reference_tensors(hf).items()}
+
+
+def state_dict(hf, prefix=''):
+    return {prefix + k: torch.from_numpy(v.numpy()) for k, v in reference_tensors(hf).items()}
+
+
+def check(path, expected, **unsaid):
+    yolos, params = yolos_jax.load(path, **unsaid)
+    assert (yolos.num_classes, yolos.num_det_tokens) == (C, TINY['num_det_tokens'])
+    pretrained = names.from_params(params, yolos)
+    assert pretrained.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(pretrained[name].numpy(), value)
+    return yolos
+
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_a_training_file_of_the_reference_is_read(new_format, hf, expected, tmp_path):
+    content = {'model': state_dict(hf), 'optimizer': {'state': {}}, 'epoch': 9, 'args': ARGS}
+    torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=new_format)
+    yolos = check(tmp_path / 'x.pth', expected, heads=2)
+    assert yolos.eps == 1e-6 and yolos.pos_grid == yolos.mid_pos_grid == (4, 6)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_a_bare_state_dict_is_read(prefix, hf, expected, tmp_path):
+    torch.save(state_dict(hf, prefix), tmp_path / 'x.pth')
+    check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
+
+
+@pytest.mark.parametrize('form', ['folder', 'file', 'bin', 'names of v5'])
+def test_a_hugging_face_folder_is_read(form, hf, expected, tmp_path):
+    hf.save_pretrained(tmp_path)
+    path = tmp_path / 'model.safetensors' if form == 'file' else tmp_path
+    if form in ('bin', 'names of v5'):
+        tensors = hf.state_dict()
+        if form == 'bin':
+            tensors = {k.replace('interpolation.', ''): v for k, v in tensors.items()}
+        torch.save(tensors, tmp_path / 'pytorch_model.bin')
+        (tmp_path / 'model.safetensors').unlink()
+    yolos = check(path, expected)
+    assert yolos.eps == 1e-12
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models_are_read_from_their_files_and_see_the_same(name, tmp_path):
+    """A .pth with nothing but the tensors; logits against transformers with the same weights."""
+    fields = getattr(model, name)
+    hf = make_hf(fields, eps=1e-6)
+    tensors = state_dict(hf)
+    assert len(tensors) == PUBLISHED[name]
+    torch.save({'model': tensors}, tmp_path / 'x.pth')
+    pretrained = read_detector(tmp_path / 'x.pth')
+    assert pretrained.classes[90] == 'toothbrush' and pretrained.size == (
+        512 if name == 'YOLOS_TI' else 800
+    )
+    assert all(getattr(pretrained.model, field) == value for field, value in fields.items())
+    image = noise(160, 208)
+    with torch.no_grad():
+        theirs = hf(pixel_values=to_torch(image))
+    ours = jax.jit(pretrained.model.apply)({'params': pretrained.params}, *patchify([image]))
+    assert theirs.logits.abs().max() > 0.5
+    np.testing.assert_allclose(ours['pred_logits'], theirs.logits, atol=2e-5)
+    np.testing.assert_allclose(ours['pred_boxes'], theirs.pred_boxes, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ('content', 'size'),
+    [
+        ({'size': {'shortest_edge': 64, 'longest_edge': 96}}, (64, 96)),
+        ({'size': 48, 'max_size': 80}, (48, 80)),
+        ({}, (800, 1333)),
+    ],
+)
+def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tmp_path):
+    hf.save_pretrained(tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
+    pretrained = read_detector(tmp_path)
+    assert (pretrained.size, pretrained.max_size) == size
+
+
+def broken(tensors, how):
+    name = 'backbone.blocks.1.mlp.fc1.weight'
+    if how == 'missing':
+        del tensors[name]
+    elif how == 'extra':
+        tensors['backbone.blocks.0.ls1.gamma'] = torch.ones(32)
+    elif how == 'shape':
+        tensors[name] = tensors[name][:-1]
+    elif how == 'nan':
+        tensors[name][3, 3] = float('nan')
+    elif how == 'backbone':
+        tensors = {k.removeprefix('backbone.'): v for k, v in tensors.items() if 'det_token' not in k}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ('how', 'says'),
+    [
+        ('missing', r'1 missing: backbone.blocks.1.mlp.fc1.weight \[128, 32\]'),
+        ('extra', r'1 not expected: backbone.blocks.0.ls1.gamma \[32\]'),
+        ('shape', r'1 of another shape: .*fc1.weight \[127, 32\] instead of \[128, 32\]'),
+        ('nan', 'not finite, in backbone.blocks.1.mlp.fc1.weight'),
+        ('backbone', 'no YOLOS detector .*perhaps a backbone'),
+    ],
+)
+def test_nothing_is_silently_skipped(how, says, hf, tmp_path):
+    tensors = broken({k: v.clone() for k, v in state_dict(hf).items()}, how)
+    torch.save({'model': tensors, 'args': ARGS}, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=says) as error:
+        read_detector(tmp_path / 'x.pth', heads=2)
+    assert str(error.value).startswith(str(tmp_path / 'x.pth'))
+
+
+def test_fields_that_a_file_lacks_are_asked_for(hf, tmp_path):
+    torch.save(state_dict(hf), tmp_path / 'x.pth')
+    with pytest.raises(InputError, match='heads of its 3 blocks of width 32; give heads'):
+        read_detector(tmp_path / 'x.pth')
+    with pytest.raises(InputError, match='grid of its pos_embed .24 patches.; give pos_grid'):
+        read_detector(tmp_path / 'x.pth', heads=2)
+    with pytest.raises(InputError, match='give pos_grid'):
+        read_detector(tmp_path / 'x.pth', heads=2, pos_grid=(5, 5))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'says'),
+    [
+        ('patch_size', 14, 'patch_size is 14; only 16'),
+        ('hidden_act', 'relu', "hidden_act is 'relu'; only 'gelu'"),
+        ('model_type', 'detr', "model_type is 'detr'"),
+        ('num_hidden_layers', None, 'does not say num_hidden_layers'),
+        ('num_hidden_layers', 4, '12 missing'),
+    ],
+)
+def test_a_config_of_another_model_is_named(key, value, says, hf, tmp_path):
+    hf.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config[key] = value
+    if value is None:
+        del config[key]
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(InputError, match=says):
+        read_detector(tmp_path)
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    (tmp_path / 'x').write_text('x')
+    with pytest.raises(InputError, match='neither a checkpoint folder'):
+        read_detector(tmp_path)
+    with pytest.raises(InputError, match='no such file'):
+        read_detector(tmp_path / 'nowhere')

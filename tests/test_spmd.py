@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, noise
+
+from yolos_jax import spmd, steps
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import patchify
+from yolos_jax.run import mesh as meshes
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    """And not computed whole by every device in silence."""
+    double = spmd.over_batch(lambda x: 2 * x)
+    assert double(jnp.ones(3)).tolist() == [2, 2, 2]  # no mesh
+    mesh = meshes.make_mesh()
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match='12 rows does not divide over 8 devices'):
+        jax.jit(double).lower(jnp.ones(12))
+    patches, grid = patchify([noise(64, 96)] * 3)
+    model = Yolos(**TINY, num_classes=3)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match='3 rows does not divide'):
+        model.apply({'params': init_params(model, jax.random.key(0))}, patches, grid)
+
+
+def test_a_model_is_initialised_under_a_mesh_too():
+    mesh, model = meshes.make_mesh(), Yolos(**TINY, num_classes=3)
+    patches, grid = patchify([noise(64, 96)] * 8)
+    with jax.set_mesh(mesh):
+        params = jax.jit(model.init)(jax.random.key(0), patches, grid)['params']
+    jax.tree.map(np.testing.assert_array_equal, params, init_params(model, jax.random.key(0)))
+
+
+def test_parts_are_made_of_each_devices_own_rows():
+    from benchmarks.collectives import collectives
+
+    mesh = meshes.make_mesh(jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        rows = meshes.shard({'x': np.arange(8)}, mesh)
+        program = jax.jit(lambda batch: spmd.split_rows(batch, 2)).lower(rows).compile()
+        assert np.asarray(program(rows)['x']).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+        assert collectives(program.as_text()) == {}
+
+
+def test_the_prediction_step_compiles_for_a_mesh_whatever_the_state_of_jax():
+    mesh, model = meshes.make_mesh(), Yolos(**TINY, num_classes=3)
+    params = init_params(model, jax.random.key(0))
+    patches, grid = patchify([noise(64, 96, i) for i in range(8)])
+    predict = meshes.make_predictor(steps.make_predict_step(model), mesh)
+    alone = steps.make_predict_step(model)(params, {'patches': patches, 'grid': grid})
+    spread = predict(params, {'patches': patches, 'grid': grid})
+    np.testing.assert_allclose(spread['scores'], alone['scores'], rtol=1e-5)

@@ -1,0 +1,145 @@
+"""Multi-process start-up, agreement and shutdown.
+
+All of it is jax.distributed and its collectives; with one process nothing is waited for.
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from yolos_jax.errors import InputError
+
+_heartbeat = 30  # seconds, as `start` was told
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat: int = 30,
+) -> None:
+    """Join the other processes of this run, before any device is used.
+
+    jax.distributed detects TPU pods, Slurm, Open MPI and Kubernetes; without one of them, and without
+    arguments, the process is alone.
+
+    Args:
+        coordinator: 'host:port' of process 0, where no scheduler lists the hosts; then num_processes and
+            process_id (0, 1, ...) are needed too. num_processes: 1 to be alone in any case.
+        heartbeat: seconds after which a silent process counts as dead, and the others end.
+
+    Raises:
+        InputError: the arguments do not make a cluster, or the others did not come.
+    """
+    given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+    global _heartbeat
+    _heartbeat = heartbeat
+    if num_processes == 1:
+        return
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise InputError(
+            f'several processes without a scheduler need {" and ".join(missing)} too', missing[0]
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat,
+        )  # fmt: skip
+    except ValueError as error:
+        if not missing:
+            raise InputError(f'coordinator {coordinator}: {error}', 'coordinator') from None
+    except RuntimeError as error:
+        where = coordinator or 'the cluster that was detected (num_processes 1: alone in any case)'
+        raise InputError(f'cannot join {where}: {error}', 'num_processes') from None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Raises InputError where one of the facts {name: anything} is not the same in every process."""
+    digests = [hashlib.sha256(str(fact).encode()).digest() for fact in facts.values()]
+    everyone = gather(np.frombuffer(b''.join(digests), np.uint8).reshape(1, len(facts), -1))
+    same = (everyone == everyone[0]).all(axis=2)  # [process, fact]
+    wrong = [
+        f'{name} of process {", ".join(map(str, np.flatnonzero(~same[:, i])))}'
+        for i, name in enumerate(facts)
+        if not same[:, i].all()
+    ]
+    if wrong:
+        raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from that of process 0')
+
+
+def gather(x: np.ndarray) -> np.ndarray:
+    """The rows of every process's array, [n, ...] each, in the order of processes; bit for bit."""
+    x = np.ascontiguousarray(x)
+    if jax.process_count() == 1:
+        return x
+    raw = x.reshape(-1).view(np.uint8)  # other types would be cast: JAX has no 64 bits
+    return multihost_utils.process_allgather(raw).reshape(-1).view(x.dtype).reshape(-1, *x.shape[1:])
+
+
+def from_first(number: float | None) -> float:
+    """A number that process 0 knows, in every process; the others' argument is ignored."""
+    return float(gather(np.array([number], np.float64))[0])
+
+
+def anywhere(fact: Any) -> bool:
+    """Whether it is true in any process."""
+    return bool(gather(np.array([bool(fact)])).any())
+
+
+def wait(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def is_alone() -> bool:
+    """Whether this process belongs to no cluster."""
+    return not jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
+    """Ends this process, with the stacks of its threads on stderr, where it makes no progress for so long.
+
+    Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
+    where a process is stuck, in a read that never ends, say.
+    """
+
+    def progress() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+    progress()
+    try:
+        yield progress
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def leave(error: BaseException) -> None:
+    """End this process at once with the error being handled on stderr, so that the others end too.
+
+    A usual exit would first wait for them. A collective that failed says only that somebody is gone: then
+    JAX's own service is given its time to find out who that is, say so, and end this process.
+    """
+    text = f'error: {error}' if isinstance(error, InputError) else traceback.format_exc()
+    print(f'process {jax.process_index()} of {jax.process_count()}: {text}', file=sys.stderr, flush=True)
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        time.sleep(_heartbeat + 5)
+    sys.stdout.flush()
+    os._exit(1)

@@ -1,0 +1,110 @@
+"""The mesh of devices, where arrays live on it, and the way host batches become global arrays."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from yolos_jax.errors import InputError
+from yolos_jax.spmd import BATCH
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices of all processes (or those given) along the batch axis.
+
+    Devices of a process are neighbours, so that its rows of a batch are too.
+    """
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    # Explicit, the default type, would refuse to join sharded patches and replicated [DET] tokens
+    return Mesh(np.array(devices), (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def platform(mesh: Mesh) -> str:
+    """'cpu', 'gpu' or 'tpu'."""
+    return mesh.devices.flat[0].platform
+
+
+def check_divides(batch_size: int, mesh: Mesh) -> None:
+    """Raises InputError where a batch does not divide over the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise InputError(
+            f'batch_size is {batch_size}, which does not divide over {mesh.size} devices: make it a '
+            f'multiple of {mesh.size}',
+            'batch_size',
+        )
+
+
+def rows_of_process(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of a batch that live on this process's devices."""
+    devices = enumerate(mesh.devices.flat)
+    local = [i for i, device in devices if device.process_index == jax.process_index()]
+    each = batch_size // mesh.size
+    return slice(local[0] * each, (local[-1] + 1) * each)
+
+
+def over_rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def largest_axis(tree: dict, mesh: Mesh) -> dict:
+    """A sharding for each array of a tree: spread over its largest axis that the devices divide.
+
+    Every device then keeps its part of parameters and optimiser state, and XLA gathers a layer when it is
+    computed (ZeRO-3, arXiv 1910.02054). Arrays without such an axis stay whole.
+    """
+
+    def of_array(x: jax.Array) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        largest = max(fitting, key=lambda axis: x.shape[axis], default=None)
+        return NamedSharding(mesh, P(*(BATCH if axis == largest else None for axis in range(x.ndim))))
+
+    return jax.tree.map(of_array, tree)
+
+
+def place(tree: dict, shardings: dict) -> dict:
+    """The arrays of a tree, the same in every process, as global arrays under a tree of shardings."""
+
+    def place_array(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place_array, tree, shardings)
+
+
+def replicate(tree: dict, mesh: Mesh) -> dict:
+    """Every array of a tree, whole on every device."""
+    return place(tree, jax.tree.map(lambda _: whole(mesh), tree))
+
+
+def shard(batch: dict, mesh: Mesh) -> dict:
+    """This process's rows of a batch {name: array} as global arrays, spread over the mesh."""
+    rows = over_rows(mesh)
+    return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
+
+
+def fetch_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of a global array that is spread over the mesh."""
+    parts = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)
+    return np.concatenate([np.asarray(part.data) for part in parts])
+
+
+def make_predictor(predict_step: Callable, mesh: Mesh) -> Callable[[dict, dict], dict]:
+    """`predict(params, batch)`: a prediction step on this process's rows of a batch, numpy in and out."""
+    step = jax.jit(predict_step, out_shardings=over_rows(mesh))
+
+    def predict(params: dict, batch: dict) -> dict:
+        with jax.set_mesh(mesh):
+            return jax.tree.map(fetch_rows, step(params, shard(batch, mesh)))
+
+    return predict

@@ -1,0 +1,180 @@
+"""What a run works with, made once from its config: data, detector, batches, optimiser and steps."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from yolos_jax import attention, optim, steps, weights
+from yolos_jax.data import geometry, loader, records
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import cluster, workdir
+from yolos_jax.run import mesh as meshes
+from yolos_jax.weights import adapt
+from yolos_jax.weights.pretrained import Pretrained
+
+
+class Setup(NamedTuple):
+    """What a run works with, made once from its config."""
+
+    start: Pretrained
+    batches: loader.TrainBatches
+    val_batches: loader.EvalBatches
+    rate: Callable  # step -> learning rate
+    train_step: Callable
+    predict: Callable
+    state: dict
+    total: int  # steps
+
+
+def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
+    """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
+    check_batch_size(config, mesh)
+    train_set = records.read(config.data, config.train_split, folder / 'index')
+    val_set = records.read(config.data, config.val_split, folder / 'index')
+    start = make_start(config, train_set, meshes.platform(mesh))
+    batches = make_batches(config, train_set, start.model)
+    val_batches = loader.EvalBatches(
+        val_set, size=config.eval_size, max_size=config.eval_max_size, batch_size=config.batch_size
+    )
+    check_agreement(config, folder, batches, val_set)
+    rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
+    optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
+    state, layout = make_state(config, start.params, optimizer, mesh)
+    step = steps.make_train_step(
+        start.model, optimizer, config.images_per_group, accumulate_steps=config.accumulate_steps
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
+    predict = meshes.make_predictor(steps.make_predict_step(start.model), mesh)
+    total = config.epochs * batches.steps_per_epoch
+    return Setup(start, batches, val_batches, rate, step, predict, state, total)
+
+
+def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError where the batch does not divide over devices, parts and groups."""
+    meshes.check_divides(config.batch_size, mesh)
+    if config.batch_size % config.images_per_group:
+        raise InputError(
+            f'images_per_group is {config.images_per_group}, which does not divide batch_size, '
+            f'{config.batch_size}',
+            'images_per_group',
+        )
+    rows, parts = config.batch_size // mesh.size, config.accumulate_steps
+    if parts < 1 or parts > 1 and rows % (parts * config.images_per_group):
+        raise InputError(
+            f"accumulate_steps is {parts}: a device's {rows} images do not divide into so many parts of "
+            f'whole groups of images_per_group, {config.images_per_group}',
+            'accumulate_steps',
+        )
+
+
+def make_batches(config: ConfigDict, train_set: records.Records, model: Yolos) -> loader.TrainBatches:
+    """The run's batches, with bucket lengths chosen from the sizes of the data."""
+    if len(train_set) < config.batch_size:
+        raise InputError(
+            f'{train_set.annotation_file}: {len(train_set)} images are less than one batch of '
+            f'{config.batch_size}',
+            'batch_size',
+        )
+    return loader.TrainBatches.make(
+        train_set,
+        geometry.Recipe(**config.augment),
+        num_lengths=config.num_lengths,
+        batch_size=config.batch_size,
+        max_targets=config.max_targets,
+        seed=config.seed,
+        special=1 + model.num_det_tokens,
+    )
+
+
+def make_state(
+    config: ConfigDict, params: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[dict, dict]:
+    """The state a run starts from, and where its arrays live: on every device, or in parts."""
+    init = functools.partial(steps.init_state, optimizer=optimizer)
+    shapes = jax.eval_shape(init, params)
+    layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
+    layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
+    return jax.jit(init, out_shardings=layout)(params), layout
+
+
+def check_agreement(
+    config: ConfigDict, folder: Path, batches: loader.TrainBatches, val_set: records.Records
+) -> None:
+    """Raises InputError where the processes of a run are not about to do the same."""
+    cluster.wait('workdir')
+    plan = batches.plan(0)
+    cluster.agree(
+        workdir.flat(config)
+        | {
+            'the workdir': workdir.owner(folder),
+            'the training data': batches.records.digest(),
+            'the validation data': val_set.digest(),
+            'the plan of batches': [
+                hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)
+            ],
+            'the version of jax': jax.__version__,
+        }
+    )
+
+
+def make_start(config: ConfigDict, train_set: records.Records, platform: str) -> Pretrained:
+    """The detector a run starts from: a new one, or with the weights of `init_from`."""
+    dtype = jnp.dtype(config.model.dtype)
+    compute = {
+        'dtype': dtype,
+        'remat': config.model.remat,
+        'attention_kernel': attention.for_platform(platform, dtype),
+    }
+    model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
+    classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
+    if not config.init_from:
+        check_model_is_given(config)
+        params = init_params(model, rng)
+    else:
+        with weights.open(config.init_from) as source:
+            about = source.about
+            if source.is_detector:
+                pretrained = start_from_detector(config, source.detector(log=print), train_set)
+                model, params = pretrained.model.clone(**compute), pretrained.params
+            else:
+                check_model_is_given(config)
+                params = source.backbone(model, rng)
+    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
+    return Pretrained(model, params, classes, config.eval_size, config.eval_max_size, about)
+
+
+def start_from_detector(
+    config: ConfigDict, pretrained: Pretrained, train_set: records.Records
+) -> Pretrained:
+    """A detector with the classes of the training set; raises InputError where it is another model."""
+    if config.reset_classes:
+        pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
+        print(f'  {report}')
+    adapt.check_classes(pretrained, train_set.classes, train_set.annotation_file, argument='reset_classes')
+    for name in ('width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_det_tokens'):
+        asked, actual = config.model[name], getattr(pretrained.model, name)
+        if config.model.width and asked != actual:
+            raise InputError(
+                f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
+                'the model from there',
+                f'model.{name}',
+            )
+    return pretrained
+
+
+def check_model_is_given(config: ConfigDict) -> None:
+    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
+    if not config.model.width:
+        raise InputError(
+            f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
+            'init_from',
+        )

@@ -1,0 +1,85 @@
+"""A run's folder: one run at a time, always with the same config."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from yolos_jax.errors import InputError
+from yolos_jax.run import cluster
+
+# what may differ when a run resumes: it changes what is written, not what is computed
+FREE = {
+    'data',
+    'init_from',
+    'log_every',
+    'save_every',
+    'eval_every',
+    'model.remat',
+    'shard_params',
+    'accumulate_steps',
+}
+LOCK = '.lock'  # who uses the folder
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[Path]:
+    """The run's folder, made and locked; the lock ends with the process, however that ends.
+
+    Of several processes the first does this for all.
+
+    Raises:
+        InputError: it cannot be written to, or another run is using it.
+    """
+    path = Path(path)
+    if not cluster.is_first():
+        yield path
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / LOCK, 'a+')  # noqa: SIM115  closed below
+    except OSError as error:
+        raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise InputError(f'{path}: in use by another run ({lock.read().strip()})') from None
+        lock.truncate(0)
+        lock.write(f'process {os.getpid()} on {socket.gethostname()}')
+        lock.flush()
+        yield path
+
+
+def owner(path: Path) -> str | None:
+    """Who has locked a run's folder, where it is locked."""
+    return (path / LOCK).read_text() if (path / LOCK).exists() else None
+
+
+def flat(config: ConfigDict) -> dict:
+    """A config as {'key.key': plain value}, as it comes back from a file."""
+    result = {}
+    for key, value in json.loads(config.to_json()).items():
+        nested = value if isinstance(value, dict) else {'': value}
+        result |= {f'{key}.{inner}'.rstrip('.'): x for inner, x in nested.items()}
+    return result
+
+
+def check_same(saved: dict, current: dict, workdir: Path) -> None:
+    """Raises InputError where a resumed run's config is not the saved one, both as `flat` makes them."""
+    differ = [
+        f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key) and key not in FREE
+    ]
+    if differ:
+        raise InputError(
+            f'{workdir}: holds a run with another config ({"; ".join(differ)}); use another workdir, or '
+            'the same values'
+        )

@@ -1,0 +1,65 @@
+"""What the model and the loss know of devices: the rows of a batch are spread over a mesh's batch axis.
+
+The mesh is the one of `jax.set_mesh` around the call (`run.mesh` makes it). Without a mesh there is one
+device, and every function here leaves things as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+BATCH = 'batch'  # the mesh's one axis
+
+
+def num_devices() -> int:
+    """How many devices the rows of a batch are spread over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[BATCH] if BATCH in mesh.axis_names else 1
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """A parameter whole on every device from here on; its gradient is summed over the devices.
+
+    Call this where a layer's parameters are used, so that XLA gathers them and not the activations.
+    """
+    if BATCH not in jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
+def over_batch(function: Callable, shared: int = 0) -> Callable:
+    """`function`, run by each device on its own rows.
+
+    For what XLA would not split well: a loop over a sharded batch under plain jit asks all devices in
+    every trip whether to stop, and kernels are not split at all. Arguments and results have the batch as
+    their first axis, but for the first `shared` arguments: every device has them whole, and their
+    gradients are summed over the devices as they leave the function.
+
+    Raises:
+        ValueError: (when called) the rows do not divide over the devices.
+    """
+
+    def run(*args: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if BATCH not in mesh.axis_names:
+            return function(*args)
+        rows, devices = jax.tree.leaves(args[-1])[0].shape[0], mesh.shape[BATCH]
+        if rows % devices:
+            raise ValueError(f'a batch of {rows} rows does not divide over {devices} devices')
+        specs = (P(),) * shared + (P(BATCH),) * (len(args) - shared)
+        return jax.shard_map(function, in_specs=specs, out_specs=P(BATCH), check_vma=False)(*args)
+
+    return run
+
+
+def split_rows(batch: dict, count: int) -> dict:
+    """A batch {name: [B, ...]} in parts [count, B / count, ...], each made of every device's own rows."""
+    devices = num_devices()
+
+    def split(x: jax.Array) -> jax.Array:
+        parts = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)  # [count, devices, rows, ...]
+        return parts.reshape(count, -1, *x.shape[1:])
+
+    return jax.tree.map(split, batch)

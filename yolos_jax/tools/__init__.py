@@ -1,0 +1,1 @@
+"""Commands: python -m yolos_jax.tools.NAME."""

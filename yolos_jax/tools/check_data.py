@@ -1,0 +1,179 @@
+"""Look at a data set before training on it.
+
+    python -m yolos_jax.tools.check_data DIR [--split=NAME ...] [--html=FILE] [--config=configs/yolos_ti.py]
+
+reads every annotation and decodes every image of a COCO folder (or data set of tensorflow-datasets), and
+prints what is wrong, what training leaves out, the classes, the sizes, and how much padding the config's
+recipe would have (YOLOS-S's without one). --html adds pictures: the worst images, and a batch as the model
+sees it. The exit status is 1 where something would stop a run.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from yolos_jax.data import annotations, geometry, loader, pixels, records, sources
+from yolos_jax.data.annotations import Annotations, Problem
+from yolos_jax.errors import InputError
+from yolos_jax.run import cli
+from yolos_jax.tools import data_page
+from yolos_jax.tools.data_page import Findings
+
+RECIPE = geometry.Recipe(tuple(range(480, 801, 16)), 1333)  # of YOLOS-S, S (dWr) and B
+MAX_TARGETS = 100  # of an image, as many as the [DET] tokens of the published models
+TURNED = 'turned by EXIF'
+
+
+def examine(
+    root: Path, split: str, recipe: geometry.Recipe = RECIPE, num_lengths: int = 8, batch_size: int = 8
+) -> Findings:
+    """Everything there is to say about a split."""
+    source = sources.find(root, split)
+    a = source.load()
+    problems = annotations.problems(a)
+    if any(problem.stops for problem in problems):
+        return Findings(split, problems, [], None, None, a, source.images, {})
+    of_images, bad_images = check_images(source.images, a)
+    problems = sorted([*problems, *of_images], key=lambda problem: not problem.stops)
+    data = records.Records(
+        **records.flatten(a), annotation_file=source.annotation_file, images=source.images
+    )
+    described, batches = tables(data), None
+    if len(data) >= batch_size:
+        batches = loader.TrainBatches.make(
+            data,
+            recipe,
+            num_lengths=num_lengths,
+            batch_size=batch_size,
+            max_targets=MAX_TARGETS,
+            seed=0,
+            special=1 + MAX_TARGETS,
+        )
+        lengths, waste = batches.waste()
+        rows = [('lengths', ' '.join(map(str, lengths))), ('padding', f'{waste:.1%}')]
+        described.append(('Sequences', rows))
+    return Findings(split, problems, described, data, batches, a, source.images, bad_images)
+
+
+def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
+    """Decode every image of `Annotations`: a list of `Problem`, and {kind: indices of images}."""
+    missing = set(images.missing(a.files))
+    bad_images, texts = collections.defaultdict(list), collections.defaultdict(list)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = pool.map(lambda i: _look(images, a, i, missing), range(len(a.ids)))
+        for i, (kind, text) in enumerate(tqdm(jobs, total=len(a.ids), unit='image', leave=False)):
+            if kind:
+                bad_images[kind].append(i)
+                texts[kind].append(text)
+    bad = sum(len(where) for kind, where in bad_images.items() if not kind.startswith(TURNED))
+    too_many = bad > loader.TOLERATED * len(a.ids)
+    stops = lambda kind: kind == 'missing' or too_many and not kind.startswith(TURNED)
+    problems = [Problem(f'images {kind}', len(x), x[:5], stops(kind)) for kind, x in texts.items()]
+    return problems, bad_images
+
+
+def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | None, str]:
+    """What is wrong with an image, if anything, and its name with the details."""
+    name, annotated = images.name(a.files[i]), (a.heights[i], a.widths[i])
+    if a.files[i] in missing:
+        return 'missing', name
+    try:
+        data = images.read(a.files[i], i)
+        height, width, _ = pixels.decode(data, name).shape
+    except InputError as error:
+        return 'unreadable', str(error)
+    turned = pixels.orientation(data)
+    if (height, width) == annotated:
+        return (f'{TURNED}, annotated and used as stored', name) if turned > 1 else (None, name)
+    if turned > 4 and (width, height) == annotated:
+        return f'{TURNED}, annotated and used upright', name
+    sizes = f'{height}x{width}, annotated {annotated[0]}x{annotated[1]}'
+    return 'of another size than annotated', f'{name} is {sizes}'
+
+
+def tables(r: records.Records) -> list:
+    """What `Records` hold, as [(title, [(name, value), ...]), ...]."""
+    counts, areas = np.diff(r.first), (r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1)
+    part = lambda where: f'{where.sum():,} ({where.mean():.1%})' if len(where) else '0'
+    shapes = collections.Counter(zip(r.widths.tolist(), r.heights.tolist(), strict=True))
+    image = np.repeat(np.arange(len(r)), counts)
+    objects = np.bincount(r.labels, minlength=r.num_classes)
+    images = np.bincount(np.unique(np.stack([image, r.labels]), axis=1)[1], minlength=r.num_classes)
+    return [
+        (
+            'Images',
+            [
+                ('in all', f'{len(r):,}'),
+                ('without objects', part(counts == 0)),
+                (f'with more than {MAX_TARGETS} objects', part(counts > MAX_TARGETS)),
+                ('objects in one', f'{counts.mean():.1f} on average, {counts.max()} at most'),
+            ],
+        ),
+        (
+            f'Sizes, the commonest of {len(shapes)}',
+            [(f'{w} x {h}', f'{n:,} ({n / len(r):.1%})') for (w, h), n in shapes.most_common(8)],
+        ),
+        (
+            'Objects',
+            [
+                ('to train on', f'{len(r.boxes):,}'),
+                ('crowds, left out', f'{r.dropped["crowd"]:,}'),
+                ('without an area, left out', f'{r.dropped["no area"]:,}'),
+                ('small, below 32 x 32', part(areas < 32**2)),
+                ('medium', part((areas >= 32**2) & (areas < 96**2))),
+                ('large, from 96 x 96', part(areas >= 96**2)),
+            ],
+        ),
+        (
+            'Classes',
+            [
+                (f'{c} {name}', f'{objects[c]:,} in {images[c]:,} images')
+                for c, name in sorted(r.classes.items())
+            ],
+        ),
+    ]
+
+
+def text(findings: Findings) -> str:
+    """`Findings` for the terminal."""
+    lines = [f'== {findings.split} ==']
+    for problem in findings.problems:
+        lines.append(f'{"STOPS A RUN" if problem.stops else "note"}: {problem}')
+    for title, rows in findings.tables:
+        lines += ['', title, *(f'  {name:<30} {value}' for name, value in rows)]
+    return '\n'.join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and check."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('data', type=Path, help='a COCO folder, or a data set of tensorflow-datasets')
+    parser.add_argument('--split', nargs='*', help='those to check (all)')
+    parser.add_argument('--html', type=Path, help='a file for the report with pictures')
+    parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
+    args = parser.parse_args(arguments)
+    options = {}
+    if args.config:
+        config = runpy.run_path(args.config)['get_config']()
+        options = {'recipe': geometry.Recipe(**config.augment), 'num_lengths': config.num_lengths}
+    all_findings = []
+    for split in args.split or sources.splits(args.data):
+        all_findings.append(examine(args.data, split, **options))
+        print(text(all_findings[-1]), end='\n\n')
+    if args.html:
+        data_page.write(args.html, all_findings)
+        print(f'pictures: {args.html}')
+    if any(problem.stops for findings in all_findings for problem in findings.problems):
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    cli.run(main)

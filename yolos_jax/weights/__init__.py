@@ -1,0 +1,10 @@
+"""Weights of detectors and of pre-trained ViTs: any file in, three forms out.
+
+open one (`open`), look at what it holds (`Source`), and take a detector (`Pretrained`) or a backbone.
+"""
+
+from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.source import Source, init_from_backbone, load
+from yolos_jax.weights.source import open_source as open
+
+__all__ = ['Pretrained', 'Source', 'init_from_backbone', 'load', 'open']

@@ -1,0 +1,108 @@
+"""A detector made ready for another task: other classes, [DET] tokens or position tables.
+
+Every function takes a `Pretrained` and returns the changed one with a line that says what was done.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolos_jax import posembed
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.weights.pretrained import Pretrained
+
+
+def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> tuple[Pretrained, str]:
+    """The detector with a class head for `classes` {id: name}.
+
+    Rows of classes of the same name, and of "no object", are kept; others start as the reference's do.
+    """
+    last = pretrained.params['class_embed']['layers_2']
+    old = {name.lower(): number for number, name in pretrained.classes.items()}
+    count = max(classes) + 1
+    bound = last['kernel'].shape[0] ** -0.5
+    generator = np.random.default_rng(seed)
+    fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
+    kernel, bias = fresh(last['kernel'].shape[0], count + 1), fresh(count + 1)
+    pairs = [(number, old[name.lower()]) for number, name in classes.items() if name.lower() in old]
+    for new, known in [*pairs, (count, pretrained.model.num_classes)]:
+        kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
+    head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
+    changed = _changed(pretrained, {'num_classes': count}, {'class_embed': head}, classes=dict(classes))
+    kept = ', '.join(pretrained.classes[known] for _, known in pairs[:5]) + (
+        ', ...' if len(pairs) > 5 else ''
+    )
+    return changed, (
+        f'class head: {len(classes)} classes, {len(pairs)} of them kept'
+        f'{f" ({kept})" if pairs else ""}, {len(classes) - len(pairs)} fresh'
+    )
+
+
+def with_det_tokens(pretrained: Pretrained, count: int, seed: int) -> tuple[Pretrained, str]:
+    """The detector with `count` [DET] tokens: the first are kept, more start as normal noise of 0.02."""
+    old = pretrained.model.num_det_tokens
+    generator = np.random.default_rng(seed)
+
+    def resize(table: np.ndarray) -> np.ndarray:
+        """The last `old` rows of the last axis but one are those of the tokens."""
+        *lead, rows, D = table.shape
+        fresh = generator.normal(0, 0.02, (*lead, max(count - old, 0), D)).astype(np.float32)
+        return np.concatenate([table[..., : rows - old + min(count, old), :], fresh], axis=-2)
+
+    backbone = pretrained.params['backbone']
+    tables = {name: np.asarray(backbone[name]) for name in ('det_token', *_tables(pretrained.model))}
+    backbone = backbone | {name: resize(table) for name, table in tables.items()}
+    changed = _changed(pretrained, {'num_det_tokens': count}, {'backbone': backbone})
+    return changed, f'[DET] tokens: {min(count, old)} of {old} kept, {max(count - old, 0)} fresh'
+
+
+def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretrained, str]:
+    """The detector with position tables of another size (rows, columns), resampled as torch's bicubic."""
+    grid, Q = tuple(grid), pretrained.model.num_det_tokens
+    tables = _tables(pretrained.model)
+
+    def resample(table: np.ndarray, old: tuple[int, int]) -> np.ndarray:
+        """[L, 1, 1 + rows * columns + Q, D], or without the L."""
+        flat = table.reshape(-1, *table.shape[-2:])
+        patches = flat[:, 1:-Q].reshape(len(flat), *old, -1)
+        patches = np.stack([posembed.resample(table, grid) for table in patches])
+        patches = patches.reshape(len(flat), grid[0] * grid[1], -1)
+        new = np.concatenate([flat[:, :1], patches, flat[:, -Q:]], axis=1)
+        return new.reshape(*table.shape[:-2], *new.shape[1:])
+
+    backbone = pretrained.params['backbone']
+    backbone = backbone | {name: resample(np.asarray(backbone[name]), old) for name, old in tables.items()}
+    fields = {name.replace('embed', 'grid'): grid for name in tables}
+    report = [f'{name} {old[0]}x{old[1]} -> {grid[0]}x{grid[1]}' for name, old in tables.items()]
+    return _changed(pretrained, fields, {'backbone': backbone}), ', '.join(report)
+
+
+def check_classes(
+    pretrained: Pretrained, classes: dict[int, str], source: str | Path, argument: str | None = None
+) -> None:
+    """Raises InputError where `classes` {id: name} of `source` are not those of the detector.
+
+    argument: of the caller, that would give the detector another class head.
+    """
+    known = {number: name.lower() for number, name in pretrained.classes.items()}
+    other = [f'{i} {name!r}' for i, name in classes.items() if known.get(i) != name.lower()]
+    if other:
+        raise InputError(
+            f'{source}: its classes are not those of the weights (the first: {", ".join(other[:3])}); they '
+            'need a new class head',
+            argument,
+        )
+
+
+def _tables(model: Yolos) -> dict[str, tuple[int, int]]:
+    tables = {'pos_embed': model.pos_grid, 'mid_pos_embed': model.mid_pos_grid}
+    return {name: grid for name, grid in tables.items() if grid is not None}
+
+
+def _changed(pretrained: Pretrained, fields: dict, params: dict, **rest: Any) -> Pretrained:
+    return dataclasses.replace(
+        pretrained, model=pretrained.model.clone(**fields), params=pretrained.params | params, **rest
+    )

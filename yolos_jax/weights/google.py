@@ -1,0 +1,82 @@
+"""The npz files of Google's vision_transformer (AugReg) and big_vision, under timm's names."""
+
+import math
+
+import numpy as np
+
+from yolos_jax.weights import hf
+from yolos_jax.weights.tensors import Tensor
+
+MEAN = STD = np.full(3, 0.5, np.float32)  # pixels went in as -1..1
+NAMES = {
+    'LayerNorm_0': 'norm1',
+    'LayerNorm_1': 'norm2',  # big_vision
+    'LayerNorm_2': 'norm2',  # vision_transformer
+    'Dense_0': 'mlp.fc1',
+    'Dense_1': 'mlp.fc2',
+    'out': 'attn.proj',
+}
+
+
+def is_google(tensors: dict) -> bool:
+    """Whether tensors carry the names of these projects."""
+    return 'embedding/kernel' in tensors
+
+
+def to_timm(tensors: dict) -> dict:
+    """Tensors under timm's names and layouts: kernels here are [in, out], blocks apart or stacked."""
+    result, parts = {}, {}
+    for name, tensor in tensors.items():
+        *path, leaf = name.removeprefix('Transformer/').split('/')
+        kind = 'bias' if leaf == 'bias' else 'weight'
+        if path == ['embedding'] and leaf == 'kernel':
+            H, W, channels, D = tensor.shape
+            conv = lambda t=tensor: t.numpy().astype(np.float32).transpose(3, 2, 0, 1)
+            result['patch_embed.proj.weight'] = Tensor((D, channels, H, W), conv)
+        elif path == ['embedding']:
+            result['patch_embed.proj.bias'] = tensor
+        elif path == ['encoder_norm']:
+            result[f'norm.{kind}'] = tensor
+        elif leaf in ('pos_embedding', 'cls'):
+            result[{'cls': 'cls_token', 'pos_embedding': 'pos_embed'}[leaf]] = tensor
+        elif path and path[0].startswith('encoderblock'):
+            stacked = path[0] == 'encoderblock'
+            for i in range(tensor.shape[0]) if stacked else [int(path[0].rsplit('_', 1)[1])]:
+                value = _of_block(tensor, i if stacked else ..., leaf, path[-1])
+                if path[-1] in hf.QKV:
+                    parts.setdefault(f'blocks.{i}.attn.qkv.{kind}', {})[path[-1][0]] = value
+                else:
+                    result[f'blocks.{i}.{NAMES.get(path[-1], name)}.{kind}'] = value
+        else:
+            result[name] = tensor
+    return result | hf.join_qkv(parts)
+
+
+def _of_block(tensor: Tensor, index: object, leaf: str, layer: str) -> Tensor:
+    """One block's tensor as torch has it: heads flat, kernels [out, in]."""
+    shape = tensor.shape if index is ... else tensor.shape[1:]
+    flat = (math.prod(shape),)
+    if leaf == 'kernel':
+        flat = (math.prod(shape[:-1]), shape[-1]) if layer == 'out' else (shape[0], math.prod(shape[1:]))
+    return Tensor(flat[::-1], lambda: tensor.numpy()[index].astype(np.float32).reshape(flat).T)
+
+
+def fill(tensors: dict) -> list[str]:
+    """Add what big_vision's newer ViTs do without: a class token, and learned positions (sincos2d).
+
+    Returns what was added, a line each.
+    """
+    D, report = tensors['patch_embed.proj.bias'].shape[0], []
+    if 'pos_embed' not in tensors:
+        side = 14  # 224 pixels, what these were trained at
+        y, x = np.mgrid[:side, :side].reshape(2, -1, 1)
+        omega = 10_000 ** -(np.arange(D // 4) / (D // 4 - 1))
+        waves = [f(place * omega) for place in (x, y) for f in (np.sin, np.cos)]
+        table = np.concatenate(waves, axis=1)[None].astype(np.float32)
+        tensors['pos_embed'] = Tensor(table.shape, lambda: table)
+        report.append('no positions in it: sincos2d of 14x14')
+    if 'cls_token' not in tensors:
+        fresh = np.random.default_rng(0).normal(0, 0.02, (1, 1, D)).astype(np.float32)
+        tensors['cls_token'] = Tensor(fresh.shape, lambda: fresh)
+        report.append('no class token in it: fresh')
+    return report

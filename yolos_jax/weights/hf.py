@@ -1,0 +1,287 @@
+"""Hugging Face's form of weights: YOLOS folders read and written, and the names of its ViTs.
+
+Tensors go through the reference's names (hustvl/YOLOS), in which q, k and v are one tensor.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.patches import MEAN, PATCH, STD
+from yolos_jax.weights import model_card, names, tensors
+from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.tensors import Tensor, TensorFile
+
+FILES = 'model.safetensors', 'pytorch_model.bin'
+CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
+EPS = 1e-12  # of LayerNorm where config.json does not say
+UNUSED = 'N/A'  # the name of a number that is no class
+
+NAMES = (  # (Hugging Face, reference): prefixes
+    ('vit.embeddings.cls_token', 'backbone.cls_token'),
+    ('vit.embeddings.detection_tokens', 'backbone.det_token'),
+    ('vit.embeddings.position_embeddings', 'backbone.pos_embed'),
+    ('vit.encoder.mid_position_embeddings', 'backbone.mid_pos_embed'),
+    ('vit.embeddings.patch_embeddings.projection.', 'backbone.patch_embed.proj.'),
+    ('vit.layernorm.', 'backbone.norm.'),
+    ('class_labels_classifier.', 'class_embed.'),
+    ('bbox_predictor.', 'bbox_embed.'),
+)
+VIT_NAMES = (  # (Hugging Face's ViT, DeiT and ViTMAE, timm): prefixes
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.distillation_token', 'dist_token'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
+    ('layernorm.', 'norm.'),
+)
+BLOCK_NAMES = (  # (Hugging Face, reference and timm): prefixes within a block
+    ('layernorm_before.', 'norm1.'),
+    ('attention.output.dense.', 'attn.proj.'),
+    ('attention.o_proj.', 'attn.proj.'),  # ViTs of transformers 5
+    ('layernorm_after.', 'norm2.'),
+    ('intermediate.dense.', 'mlp.fc1.'),
+    ('output.dense.', 'mlp.fc2.'),
+)
+QKV = ('query', 'key', 'value')
+_LAYER = re.compile(r'(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.')
+_QKV = re.compile(r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)')
+_BLOCK = re.compile(r'backbone\.blocks\.(\d+)\.')
+
+
+def has_config(file: TensorFile) -> bool:
+    """Whether a file holds a YOLOS under Hugging Face's names, with its config.json beside it."""
+    return has_names(file.tensors) and (file.path.parent / CONFIG).exists()
+
+
+def has_names(tensors: dict) -> bool:
+    """Whether tensors carry Hugging Face's names of a YOLOS."""
+    return any(name.startswith('vit.') for name in tensors)
+
+
+def read(file: TensorFile) -> Pretrained:
+    """The detector of a Hugging Face folder, whose file of tensors is open.
+
+    Raises:
+        InputError: config.json cannot be read, or is that of another model.
+    """
+    config = _read_config(file.path.parent)
+    tensors = to_reference(file.tensors)
+    grid = tuple(side // PATCH for side in config['image_size'])
+    model = Yolos(
+        width=config['hidden_size'],
+        depth=config['num_hidden_layers'],
+        heads=config['num_attention_heads'],
+        pos_grid=grid,
+        mid_pos_grid=grid if config.get('use_mid_position_embeddings', True) else None,
+        num_classes=num_classes(tensors),
+        num_det_tokens=config['num_detection_tokens'],
+        eps=config.get('layer_norm_eps', EPS),
+    )
+    classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
+    params = names.to_params(tensors, model)
+    return Pretrained(model, params, classes, *_read_size(file.path.parent))
+
+
+def _read_config(folder: Path) -> dict:
+    """config.json; raises InputError where it is not that of a YOLOS we can build."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'{CONFIG} cannot be read ({error})') from None
+    if not isinstance(config, dict):
+        raise InputError(f'{CONFIG} holds no JSON object')
+    fixed = {
+        'model_type': 'yolos',
+        'hidden_act': 'gelu',
+        'patch_size': PATCH,
+        'num_channels': 3,
+        'qkv_bias': True,
+        'intermediate_size': 4 * config.get('hidden_size', 0),
+    }
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise InputError(f'{CONFIG} says {key} is {config[key]!r}; only {value!r} works')
+    needed = (
+        'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'num_detection_tokens', 'image_size',
+    )  # fmt: skip
+    if missing := [key for key in needed if key not in config]:
+        raise InputError(f'{CONFIG} does not say {", ".join(missing)}')
+    return config
+
+
+def _read_size(folder: Path) -> tuple[int, int]:
+    """The sides in preprocessor_config.json, of which there are two forms."""
+    try:
+        config = json.loads((folder / PREPROCESSOR).read_text())
+        size = config['size']
+        if isinstance(size, int):
+            return size, config['max_size']
+        return size['shortest_edge'], size['longest_edge']
+    except (OSError, KeyError, TypeError, ValueError):
+        return 800, 1333
+
+
+def num_classes(tensors: dict) -> int:
+    """C of the reference's tensors: the class head has a row more, for "no object"."""
+    name = 'class_embed.layers.2.bias'
+    if name not in tensors:
+        raise InputError(f'no YOLOS detector: {name} is missing')
+    return tensors[name].shape[0] - 1
+
+
+def pixel_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the pixels a ViT was trained on, as its folder says, or ImageNet's."""
+    if path.name in FILES:
+        for name in (PREPROCESSOR, CONFIG):
+            try:
+                config = json.loads((path.parent / name).read_text())
+                config = config.get('pretrained_cfg', config)  # timm's
+                keys = ('image_mean', 'image_std') if 'image_mean' in config else ('mean', 'std')
+                return tuple(np.array(config[key], np.float32) for key in keys)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+    return MEAN, STD
+
+
+def to_reference(tensors: dict) -> dict:
+    """Tensors {name: tensor} of a Hugging Face YOLOS under the reference's names."""
+    # transformers 5 keeps the mid tables in a module of their own
+    plain = {name.replace('encoder.interpolation.', 'encoder.'): t for name, t in tensors.items()}
+    return _joined(plain, NAMES, 'backbone.blocks.')
+
+
+def to_timm(tensors: dict) -> dict:
+    """Tensors {name: tensor} of a Hugging Face ViT, DeiT or ViTMAE under timm's names."""
+    return _joined(tensors, VIT_NAMES, 'blocks.')
+
+
+def _joined(tensors: dict, table: tuple, blocks: str) -> dict:
+    """Tensors renamed by `table`, those of layers under `blocks`, with q, k and v joined."""
+    result, parts = {}, {}
+    for name, tensor in tensors.items():
+        layer = _LAYER.match(name)
+        if layer is None:
+            result[rename(name, table)] = tensor
+            continue
+        inside, prefix = name[layer.end() :], f'{blocks}{layer[1]}.'
+        if part := _QKV.fullmatch(inside):
+            parts.setdefault(f'{prefix}attn.qkv.{part[2]}', {})[part[1]] = tensor
+        else:
+            result[prefix + rename(inside, BLOCK_NAMES)] = tensor
+    return result | join_qkv(parts)
+
+
+def join_qkv(parts: dict[str, dict]) -> dict:
+    """{name: one tensor} from {name: {'q', 'k', 'v': tensor}}, along the first axis."""
+    for name, three in parts.items():
+        if set(three) != set('qkv'):
+            raise InputError(f'{name}: has {", ".join(three)} and not all of q, k and v')
+    return {name: _concatenated([three[part] for part in 'qkv']) for name, three in parts.items()}
+
+
+def _concatenated(parts: list) -> Tensor:
+    rows, *rest = parts[0].shape
+    return Tensor((len(parts) * rows, *rest), lambda: np.concatenate([part.numpy() for part in parts]))
+
+
+def _thirds(tensor: Any) -> list[Tensor]:
+    rows = tensor.shape[0] // 3
+    part = lambda i: lambda: tensor.numpy()[i * rows : (i + 1) * rows]
+    return [Tensor((rows, *tensor.shape[1:]), part(i)) for i in range(3)]
+
+
+def from_reference(tensors: dict) -> dict:
+    """The reference's tensors under the names of Hugging Face's files."""
+    result = {}
+    for name, tensor in tensors.items():
+        block = _BLOCK.match(name)
+        if block is None:
+            result[rename(name, [pair[::-1] for pair in NAMES])] = tensor
+            continue
+        inside, prefix = name[block.end() :], f'vit.encoder.layer.{block[1]}.'
+        if inside.startswith('attn.qkv.'):
+            kind = inside.rsplit('.', 1)[1]
+            for part, third in zip(QKV, _thirds(tensor), strict=True):
+                result[f'{prefix}attention.attention.{part}.{kind}'] = third
+        else:
+            result[prefix + rename(inside, [pair[::-1] for pair in BLOCK_NAMES])] = tensor
+    return result
+
+
+def rename(name: str, table: Any) -> str:
+    """A name with the first prefix of `table` [(old, new)] that it has replaced."""
+    for old, new in table:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def write(pretrained: Pretrained, folder: str | Path) -> None:
+    """Write a folder that transformers' `from_pretrained` takes.
+
+    Raises:
+        InputError: the mid tables are of another grid than the first, which this form cannot say, or
+            `folder` is not empty.
+    """
+    model = pretrained.model
+    if model.mid_pos_grid not in (None, model.pos_grid):
+        raise InputError(
+            f'Hugging Face has one size for all position tables, and these are {model.pos_grid} and '
+            f'{model.mid_pos_grid}; resample them to one size first',
+            'new_pos_grid',
+        )
+    with files.new_folder(folder) as part:
+        path = part / FILES[0]
+        tensors.write_safetensors(path, from_reference(names.from_params(pretrained.params, model)))
+        tensors.write_hash(path)
+        files.write_json(part / CONFIG, _config(pretrained))
+        files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
+        (part / 'README.md').write_text(model_card.text(pretrained))
+
+
+def _config(pretrained: Pretrained) -> dict:
+    model = pretrained.model
+    labels = {str(i): pretrained.classes.get(i, UNUSED) for i in range(model.num_classes)}
+    return {
+        'architectures': ['YolosForObjectDetection'],
+        'model_type': 'yolos',
+        'hidden_size': model.width,
+        'intermediate_size': 4 * model.width,
+        'num_hidden_layers': model.depth,
+        'num_attention_heads': model.heads,
+        'num_detection_tokens': model.num_det_tokens,
+        'image_size': [PATCH * side for side in model.pos_grid],
+        'patch_size': PATCH,
+        'num_channels': 3,
+        'qkv_bias': True,
+        'use_mid_position_embeddings': model.mid_pos_grid is not None,
+        'layer_norm_eps': model.eps,
+        'hidden_act': 'gelu',
+        'hidden_dropout_prob': 0.0,
+        'attention_probs_dropout_prob': 0.0,
+        'id2label': labels,
+        'label2id': {label: int(i) for i, label in labels.items()},
+        'torch_dtype': 'float32',
+    }
+
+
+def _preprocessor(pretrained: Pretrained) -> dict:
+    return {
+        'image_processor_type': 'YolosImageProcessor',
+        'format': 'coco_detection',
+        'do_resize': True,
+        'size': {'shortest_edge': pretrained.size, 'longest_edge': pretrained.max_size},
+        'resample': 2,  # PIL's bilinear
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': MEAN.astype(float).round(3).tolist(),
+        'image_std': STD.astype(float).round(3).tolist(),
+        'do_pad': True,
+    }

@@ -1,0 +1,134 @@
+"""Between the reference's state dict (hustvl/YOLOS) and our parameters.
+
+The values are the same bits under other names and layouts. Every function is strict: a tensor that is
+missing, not expected or of another shape is an error that lists them all. Tensors are objects with
+.shape and .numpy(), and are read when they are needed.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.patches import PATCH
+from yolos_jax.weights.tensors import Tensor
+
+
+class _Parameter(NamedTuple):
+    """One of our parameters and what it is called in the reference."""
+
+    path: tuple[str, ...]  # keys in our tree
+    kind: str  # how its layout differs from torch's: 'conv', 'kernel', or not at all
+    names: list[str]  # the reference's, one for each block where the parameter is stacked
+    shape: tuple  # of each in the reference
+
+
+def to_params(tensors: dict, model: Yolos) -> dict:
+    """The reference's tensors {name: tensor} as the parameters of `model`, float32.
+
+    Raises:
+        InputError: names or shapes differ from the model's, or values are not finite.
+    """
+    _compare(tensors, shapes(model))
+    params, bad = {}, []
+    for path, kind, names, shape in _parameters(model):
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        stacked = 'blocks' in path
+        leaf = _aligned(((len(names),) if stacked else ()) + _flax_shape(shape, kind))
+        for i, name in enumerate(names):
+            value = tensors[name].numpy().astype(np.float32, copy=False)
+            bad += [] if np.isfinite(value).all() else [name]
+            leaf[i if stacked else ...] = _to_flax(value, kind)
+        node[path[-1]] = leaf
+    if bad:
+        raise InputError(f'values that are not finite, in {", ".join(bad[:5])}')
+    return params
+
+
+def _aligned(shape: tuple) -> np.ndarray:
+    """An empty float32 array that JAX can use on the CPU without a copy: at a multiple of 64 bytes."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(np.float32).reshape(shape)
+
+
+def from_params(params: dict, model: Yolos) -> dict[str, Tensor]:
+    """Our parameters as the reference's tensors {name: tensor}, float32."""
+    tensors = {}
+    for path, kind, names, shape in _parameters(model):
+        leaf = params
+        for key in path:
+            leaf = leaf[key]
+        for i, name in enumerate(names):
+            value = leaf[i] if 'blocks' in path else leaf
+            tensors[name] = Tensor(shape, lambda value=value, kind=kind: _to_torch(np.asarray(value), kind))
+    return tensors
+
+
+def shapes(model: Yolos) -> dict[str, tuple]:
+    """The reference's state dict of a model: {name: shape}."""
+    return {name: p.shape for p in _parameters(model) for name in p.names}
+
+
+def _parameters(model: Yolos) -> Iterator[_Parameter]:
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model)):
+        path, shape = tuple(key.key for key in keys), leaf.shape
+        kind = 'conv' if path[-3:] == ('patch_embed', 'proj', 'kernel') else path[-1]
+        last = {'kernel': 'weight', 'scale': 'weight'}.get(path[-1], path[-1])
+        names = ['.'.join([*path[:-1], last]).replace('layers_', 'layers.')]
+        if 'blocks' in path:
+            names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(model.depth)]
+            shape = shape[1:]
+        yield _Parameter(path, kind, names, _torch_shape(shape, kind))
+
+
+# Dense weights are transposed; the patch convolution [D, 3, 16, 16] is a matrix [768, D]
+
+
+def _to_flax(value: np.ndarray, kind: str) -> np.ndarray:
+    if kind == 'conv':
+        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+    return value.T if kind == 'kernel' else value
+
+
+def _flax_shape(shape: tuple, kind: str) -> tuple:
+    if kind == 'conv':
+        return (math.prod(shape[1:]), shape[0])
+    return shape[::-1] if kind == 'kernel' else shape
+
+
+def _to_torch(value: np.ndarray, kind: str) -> np.ndarray:
+    if kind == 'conv':
+        return value.reshape(PATCH, PATCH, 3, -1).transpose(3, 2, 0, 1)
+    return value.T if kind == 'kernel' else value
+
+
+def _torch_shape(shape: tuple, kind: str) -> tuple:
+    if kind == 'conv':
+        return (shape[1], 3, PATCH, PATCH)
+    return shape[::-1] if kind == 'kernel' else shape
+
+
+def _compare(tensors: dict, shapes: dict) -> None:
+    missing = [f'{name} {list(shape)}' for name, shape in shapes.items() if name not in tensors]
+    extra = [f'{name} {list(t.shape)}' for name, t in tensors.items() if name not in shapes]
+    other = [
+        f'{name} {list(tensors[name].shape)} instead of {list(shape)}'
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
+    ]
+    problems = {'missing': missing, 'not expected': extra, 'of another shape': other}
+    text = '; '.join(
+        f'{len(names)} {what}: {", ".join(names[:8])}{", ..." if len(names) > 8 else ""}'
+        for what, names in problems.items()
+        if names
+    )
+    if text:
+        raise InputError(f'these are not the tensors of the model: {text}')

@@ -1,0 +1,106 @@
+"""The original's .pth (hustvl/YOLOS): read with what it says of the model, and written."""
+
+from pathlib import Path
+
+from yolos_jax import files, model
+from yolos_jax.data import class_names
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.patches import PATCH
+from yolos_jax.weights import hf, names, tensors, torchfile
+from yolos_jax.weights.pretrained import Pretrained
+
+PUBLISHED = (model.YOLOS_TI, model.YOLOS_S, model.YOLOS_S_DWR, model.YOLOS_B)
+EPS = 1e-6  # of LayerNorm
+
+
+def read(
+    file: tensors.TensorFile,
+    heads: int | None = None,
+    pos_grid: tuple[int, int] | None = None,
+    mid_pos_grid: tuple[int, int] | None = None,
+) -> Pretrained:
+    """The detector in an open file; for the arguments see `Source.detector`.
+
+    Raises:
+        InputError: tensors are missing or of another shape, or neither the file, nor the arguments, nor a
+            published model of its size say the heads and grids.
+    """
+    state = {name.removeprefix('module.'): tensor for name, tensor in file.tensors.items()}
+    state = hf.to_reference(state) if hf.has_names(file.tensors) else state
+    for name in ('backbone.pos_embed', 'backbone.det_token'):
+        if name not in state or len(state[name].shape) != 3:
+            raise InputError(f'no YOLOS detector: {name} is missing or of another shape')
+    width, tokens = state['backbone.pos_embed'].shape[-1], state['backbone.det_token'].shape[1]
+    depth = sum(name.endswith('.norm1.weight') for name in state)
+    args = file.about.get('args')
+    args = args if isinstance(args, dict) else {}
+    published = next((p for p in PUBLISHED if (p['width'], p['depth']) == (width, depth)), {})
+    heads = heads or args.get('heads') or published.get('heads')
+    if not heads:
+        raise InputError(
+            f'does not say the heads of its {depth} blocks of width {width}; give heads', 'heads'
+        )
+
+    def grid_of(name: str, given: tuple | None, argument: str) -> tuple | None:
+        table = state.get(f'backbone.{name}_embed')
+        if table is None:
+            return None
+        rows, sides = table.shape[-2] - 1 - tokens, args.get(argument)
+        in_file = tuple(side // PATCH for side in sides) if sides else None
+        for grid in (given, in_file, published.get(f'{name}_grid')):
+            if grid and grid[0] * grid[1] == rows:
+                return tuple(grid)
+        raise InputError(
+            f'does not say the grid of its {name}_embed ({rows} patches); give {name}_grid as rows, '
+            'columns',
+            f'{name}_grid',
+        )
+
+    built = Yolos(
+        width=width,
+        depth=depth,
+        heads=heads,
+        pos_grid=grid_of('pos', pos_grid, 'init_pe_size'),
+        mid_pos_grid=grid_of('mid_pos', mid_pos_grid, 'mid_pe_size'),
+        num_classes=hf.num_classes(state),
+        num_det_tokens=tokens,
+        eps=file.about.get('eps', hf.EPS if hf.has_names(file.tensors) else EPS),
+    )
+    size = args.get('eval_size') or (512 if width == model.YOLOS_TI['width'] else 800)
+    max_size = args.get('max_size') or size * 1333 // 800
+    return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size)
+
+
+def _classes(file: tensors.TensorFile, built: Yolos) -> dict:
+    classes = file.about.get('classes')
+    if isinstance(classes, dict):
+        return classes
+    numbered = {i: f'class {i}' for i in range(built.num_classes)}
+    return class_names.COCO if built.num_classes == 91 else numbered
+
+
+def write(pretrained: Pretrained, folder: str | Path) -> None:
+    """Write folder/yolos.pth, which the reference loads with strict=True.
+
+    Raises:
+        InputError: `folder` is not empty.
+    """
+    built = pretrained.model
+    sides = lambda grid: [PATCH * side for side in grid] if grid else None
+    content = {
+        'model': names.from_params(pretrained.params, built),
+        'args': {
+            'init_pe_size': sides(built.pos_grid),
+            'mid_pe_size': sides(built.mid_pos_grid),
+            'det_token_num': built.num_det_tokens,
+            'heads': built.heads,
+            'eval_size': pretrained.size,
+            'max_size': pretrained.max_size,
+        },
+        'classes': pretrained.classes,
+        'eps': built.eps,
+    }
+    with files.new_folder(folder) as part:
+        torchfile.write(part / 'yolos.pth', content)
+        tensors.write_hash(part / 'yolos.pth')

@@ -1,0 +1,162 @@
+"""A file or folder of weights, opened, hashed and recognised once."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.weights import backbones, checkpoint, hf, reference, tensors
+from yolos_jax.weights.pretrained import Pretrained
+
+DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detector has is called
+
+
+def load(path: str | Path, **unsaid: Any) -> tuple[Yolos, dict]:
+    """A detector as (model, params), from whatever `open_source` takes; unsaid: for `Source.detector`."""
+    with open_source(path) as source:
+        pretrained = source.detector(**unsaid)
+    return pretrained.model, pretrained.params
+
+
+def init_from_backbone(path: str | Path, model: Yolos, rng: jax.Array) -> dict:
+    """Parameters of a detector with the ViT in `path`, as `Source.backbone`; the report is printed."""
+    with open_source(path) as source:
+        return source.backbone(model, rng, log=print)
+
+
+def open_source(path: str | Path) -> 'Source':
+    """Open a file or folder of weights.
+
+    path: a folder of our checkpoints (a run's workdir too), a Hugging Face folder or a file of one, a .pth
+        of the reference, or any of the backbones that `backbones` lists. No pickle is run.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or no file of weights.
+    """
+    path = Path(path)
+    for folder in (path, path / 'checkpoints'):
+        if folder.is_dir() and checkpoint.steps(folder):
+            return Source(path, None, folder)
+    return Source(path, tensors.read(_find_file(path)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An open file of tensors, or a folder of our checkpoints; a context manager that closes it."""
+
+    path: Path
+    file: tensors.TensorFile | None
+    checkpoints: Path | None
+
+    def __enter__(self) -> 'Source':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was read from it stays."""
+        if self.file:
+            self.file.close()
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether `detector` can read it; else it may be a backbone."""
+        return self.checkpoints is not None or any(n.endswith(DET_TOKENS) for n in self.file.tensors)
+
+    @property
+    def about(self) -> dict:
+        """The name of the file and its SHA-256; empty for a folder of our checkpoints."""
+        return {'source': self.file.path.name, 'sha256': self.file.sha256} if self.file else {}
+
+    def detector(
+        self,
+        heads: int | None = None,
+        pos_grid: tuple[int, int] | None = None,
+        mid_pos_grid: tuple[int, int] | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> Pretrained:
+        """The detector, read into memory.
+
+        heads, pos_grid, mid_pos_grid: what a .pth of a model that is not a published one does not say.
+        log: called with each line about the file.
+
+        Raises:
+            InputError: no detector is there, or the file does not say what it must.
+        """
+        if self.checkpoints:
+            return checkpoint.read(self.checkpoints)
+        if not self.is_detector:
+            raise InputError(
+                f'{self.file.path}: no YOLOS detector (no [DET] tokens in it), but perhaps a backbone to '
+                'train one from'
+            )
+        with _naming(self.file.path):
+            if hf.has_config(self.file):
+                pretrained = hf.read(self.file)
+            else:
+                pretrained = reference.read(self.file, heads, pos_grid, mid_pos_grid)
+        if log:
+            ignored = ', '.join(map(str, self.file.about)) or 'nothing'
+            log(f'{self.file.path}: SHA-256 {self.file.sha256}')
+            log(f'  used {len(self.file.tensors)} tensors: {tensors.summary(self.file.tensors)}')
+            log(f'  ignored, for they are no weights: {ignored}')
+        return dataclasses.replace(pretrained, about=self.about)
+
+    def backbone_size(self) -> tuple[int, int]:
+        """Width and depth of the ViT; raises InputError as `backbone`."""
+        with _naming(self._backbone_file().path):
+            return backbones.size(self.file)
+
+    def backbone(self, model: Yolos, rng: jax.Array, log: Callable[[str], None] = print) -> dict:
+        """Parameters of `model` with this ViT, fresh [DET] tokens and fresh heads (`backbones.start`).
+
+        rng: a jax random key. log: called with each line of the report.
+
+        Raises:
+            InputError: this is no ViT, a detector, or a ViT of another shape.
+        """
+        with _naming(self._backbone_file().path):
+            params, report = backbones.start(self.file, model, rng)
+        log(f'{self.file.path}: SHA-256 {self.file.sha256}')
+        for line in report:
+            log(f'  {line}')
+        return params
+
+    def _backbone_file(self) -> tensors.TensorFile:
+        if self.is_detector:
+            raise InputError(f'{self.path}: a YOLOS detector and not a backbone')
+        return self.file
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors within the block name this file, where they do not already."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f'{path}: {error}', error.argument) from None
+
+
+def _find_file(path: Path) -> Path:
+    """The file of tensors that `path` is, or has as a Hugging Face folder."""
+    if not path.exists():
+        raise InputError(f'{path}: no such file or folder')
+    if not path.is_dir():
+        return path
+    for name in hf.FILES:
+        if (path / name).exists() and (path / hf.CONFIG).exists():
+            return path / name
+    if (path / f'{hf.FILES[0]}.index.json').exists():
+        raise InputError(f'{path}: its weights are in several files; save them again as one')
+    raise InputError(
+        f'{path}: neither a checkpoint folder of yolos_jax nor a Hugging Face folder (config.json with '
+        f'{" or ".join(hf.FILES)})'
+    )

@@ -1,0 +1,238 @@
+"""Files of named tensors: safetensors, torch.save's and numpy's npz, read one tensor at a time.
+
+A file is opened once and stays open while tensors are read. No format's code is run, and no file is in
+memory as a whole: a tensor is a shape and a function that reads its values.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+from yolos_jax.weights import torchfile, unpickle
+
+# where training scripts keep the weights, the outermost first
+INNER = ('model', 'state_dict', 'teacher', 'module')
+MOST_PACKED = 20
+SAFETENSORS_TYPES = {
+    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
+    'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
+}  # fmt: skip
+LARGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
+_HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read or computed when `numpy()` is called."""
+
+    shape: tuple
+    numpy: Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """An open file of tensors.
+
+    tensors: {name: object with .shape and .numpy()}. about: what else the file says, a dict.
+    """
+
+    path: Path
+    tensors: dict
+    about: dict
+    sha256: str
+    close: Callable[[], None]
+
+
+def read(path: str | Path) -> TensorFile:
+    """Open a file and find its tensors.
+
+    Raises:
+        InputError: it is missing, damaged or of another kind, holds no tensors, or is not the file whose
+            SHA-256 its name (`deit_tiny_patch16_224-a1311bcf.pth`) or `FILE.sha256` gives.
+    """
+    path = Path(path)
+    try:
+        file = open(path, 'rb')  # noqa: SIM115  open for as long as the TensorFile
+    except OSError as error:
+        raise InputError(f'{path}: {error.strerror}') from None
+    try:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        _check_hash(path, digest)
+        tensors, about = _find_tensors(file)
+        if not tensors:
+            raise InputError(f'{path}: no tensors in it')
+    except OSError as error:
+        file.close()
+        raise InputError(f'{path}: {error.strerror or error}') from None
+    except BaseException:
+        file.close()
+        raise
+    return TensorFile(path, tensors, about, digest, file.close)
+
+
+def _find_tensors(file: BinaryIO) -> tuple[dict, dict]:
+    """The tensors of an open file, and what else it says."""
+    file.seek(0)
+    start = file.read(9)
+    if start[8:9] == b'{':  # safetensors: the length of a header, then JSON
+        return _read_safetensors(file), {}
+    if start.startswith(b'PK') and (arrays := _read_npz(file)):
+        return arrays, {}
+    return _read_torch(file)
+
+
+def summary(names: Iterable[str]) -> str:
+    """Names of tensors in a line, numbered ones once."""
+    return ', '.join(dict.fromkeys(re.sub(r'(?<=[._])\d+(?=[./])', '*', name) for name in names))
+
+
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256 in hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_hash(path: Path) -> None:
+    """Write `path`.sha256, which is compared when the file is read."""
+    path.with_name(path.name + '.sha256').write_text(f'{sha256(path)}  {path.name}\n')
+
+
+def _check_hash(path: Path, digest: str) -> None:
+    in_name = _HASH_IN_NAME.search(path.name)
+    expected = {}
+    if in_name and not re.fullmatch(r'\d{8}', in_name[1]):  # 8 digits: a date
+        expected[path.name] = in_name[1]
+    sidecar = path.with_name(path.name + '.sha256')
+    if sidecar.exists():
+        expected[sidecar.name] = (sidecar.read_text().split() or ['nothing'])[0].lower()
+    for source, start in expected.items():
+        if not digest.startswith(start):
+            raise InputError(
+                f'{path}: damaged, or another file: its SHA-256 is {digest}, and {source} says {start}; '
+                'fetch it again'
+            )
+
+
+def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Not by its own library, which opens the file again and keeps what it has read in memory.
+    """
+    try:
+        file.seek(0)
+        length, size = int.from_bytes(file.read(8), 'little'), os.fstat(file.fileno()).st_size
+        if not length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError('its header is longer than the file')
+        header = json.loads(file.read(length))
+        header.pop('__metadata__', None)
+        tensors, end = {}, 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+            dtype, shape = np.dtype(SAFETENSORS_TYPES[entry['dtype']]), tuple(entry['shape'])
+            if any(type(n) is not int or n < 0 for n in (*shape, *entry['data_offsets'])):
+                raise ValueError(f'{name} has an impossible shape')
+            begin, previous, end = entry['data_offsets'][0], end, entry['data_offsets'][1]
+            if begin != previous or end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f'{name} is not as long as its shape says')
+            tensors[name] = Tensor(shape, _reader(file, 8 + length + begin, shape, dtype))
+        if end != size - 8 - length:
+            raise ValueError('it is not as long as its header says')
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{file.name}: damaged, or no safetensors file ({error})') from None
+    return tensors
+
+
+def _reader(file: BinaryIO, start: int, shape: tuple, dtype: np.dtype) -> Callable[[], np.ndarray]:
+    """A function that reads an array of an open file."""
+
+    def values() -> np.ndarray:
+        try:
+            data = files.read_at(file, start, math.prod(shape) * dtype.itemsize)
+        except OSError as error:
+            raise InputError(f'{file.name}: {error.strerror or error}') from None
+        return data.view(dtype).reshape(shape)
+
+    return values
+
+
+def _read_npz(file: BinaryIO) -> dict[str, Tensor]:
+    """The arrays of an .npz; nothing if it is another zip archive."""
+    try:
+        archive = zipfile.ZipFile(file)
+        members = [m for m in archive.infolist() if m.filename.endswith('.npy')]
+        if sum(m.file_size for m in members) > MOST_PACKED * os.fstat(file.fileno()).st_size:
+            raise ValueError(f'it unpacks to more than {MOST_PACKED} times its size, as no weights do')
+        headers = {m.filename: _npy_header(archive, m) for m in members}
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f'{file.name}: damaged ({error})') from None
+
+    def reader(member: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
+        def values() -> np.ndarray:
+            try:
+                with archive.open(member) as stream:
+                    return np.lib.format.read_array(stream, allow_pickle=False).view(dtype)
+            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(f'{file.name}: damaged at {member} ({error})') from None
+
+        return values
+
+    return {
+        name.removesuffix('.npy'): Tensor(shape, reader(name, dtype))
+        for name, (shape, dtype) in headers.items()
+    }
+
+
+def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple, np.dtype]:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in reader:
+            raise ValueError(f'{member.filename} is of an unknown version')
+        shape, _, dtype = reader[version](file)
+        if member.file_size != file.tell() + math.prod(shape) * dtype.itemsize or dtype.hasobject:
+            raise ValueError(f'{member.filename} is not the array it says')
+    # numpy has no bfloat16 and saves it as two raw bytes
+    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
+
+
+def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
+    content = torchfile.read(file)
+    if not isinstance(content, dict):
+        raise InputError(f'{file.name}: holds a {type(content).__name__}, not weights')
+    about = {}
+    while inner := next((key for key in INNER if isinstance(content.get(key), dict)), None):
+        about |= {key: value for key, value in content.items() if key != inner}
+        content = content[inner]
+    return {k: v for k, v in content.items() if isinstance(v, unpickle.Tensor)}, about
+
+
+def write_safetensors(path: str | Path, tensors: dict) -> None:
+    """Write tensors {name: object with .shape and .numpy()} as float32, one at a time.
+
+    The safetensors package takes all of them in memory at once.
+    """
+    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    for name, tensor in tensors.items():
+        size = 4 * math.prod(tensor.shape)
+        header[name] = {'dtype': 'F32', 'shape': list(tensor.shape), 'data_offsets': [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)
+    with open(path, 'wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.numpy(), '<f4').data)
+        file.flush()
+        os.fsync(file.fileno())

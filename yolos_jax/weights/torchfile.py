@@ -1,0 +1,176 @@
+"""Reads and writes files of torch.save, without torch and without running a pickle (see `unpickle`).
+
+Both formats are read: the zip archive (torch 1.6 and later; its CRCs are checked) and the older stream.
+A tensor's values are read or written one at a time, so a file is never in memory as a whole.
+"""
+
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.weights.unpickle import Interpreter
+
+ZIP = b'PK\x03\x04'
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read(file: BinaryIO) -> Any:
+    """The object in an open .pth file: dicts, lists, numbers, strings, and `Tensor` for its tensors.
+
+    Raises:
+        InputError: the file is damaged or of another kind, or names something to import that is not a
+            tensor or container.
+    """
+    try:
+        file.seek(0)
+        return _read_zip(file) if file.read(4) == ZIP else _read_stream(file)
+    except InputError as error:
+        raise InputError(f'{file.name}: {error}') from None
+    except OSError as error:
+        raise InputError(f'{file.name}: {error.strerror or error}') from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(f'{file.name}: damaged, or no file of torch.save ({error})') from None
+
+
+def _read_zip(file: BinaryIO) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in members if name.endswith('/data.pkl')]
+        if len(pickles) != 1:
+            raise InputError('a zip archive, but not one of torch.save (no data.pkl)')
+        root = pickles[0].removesuffix('data.pkl')
+        if f'{root}constants.pkl' in members:
+            raise InputError('a TorchScript archive; save the state_dict() of the model instead')
+        places = {name: _place(file, info) for name, info in members.items()}
+        if f'{root}byteorder' in members and archive.read(f'{root}byteorder') != b'little':
+            raise InputError('written on a big-endian machine')
+        content = archive.read(pickles[0])
+    storages = {}
+    result = Interpreter(storages, file).run(BytesIO(content))
+    for storage in storages.values():
+        name = f'{root}data/{storage.key}'
+        if name not in members or members[name].file_size < storage.size:
+            raise InputError('cut short: data of some tensors is missing')
+        storage.place = places[name]
+    return result
+
+
+def _place(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes start; raises InputError where they are not those of its CRC."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise InputError(f'{info.filename!r} is compressed or encrypted; torch stores plain data')
+    file.seek(info.header_offset)
+    signature, name_length, extra_length = struct.unpack('<4s22xHH', file.read(30))
+    place = info.header_offset + 30 + name_length + extra_length
+    file.seek(place)
+    left, crc = info.file_size, 0
+    while left and (chunk := file.read(min(left, 1 << 20))):
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    if signature != ZIP or left:
+        raise InputError(f'cut short at {info.filename!r}')
+    if crc != info.CRC:
+        raise InputError(f'damaged: the checksum of {info.filename!r} does not match')
+    return place
+
+
+def _read_stream(file: BinaryIO) -> Any:
+    """The format before torch 1.6: five pickles, then each storage's count and raw data."""
+    file.seek(0)
+    storages = {}
+    interpreter = Interpreter(storages, file)
+    if interpreter.run(file) != LEGACY_MAGIC:
+        raise InputError('no file of torch.save')
+    interpreter.run(file)  # protocol version
+    if not interpreter.run(file).get('little_endian', True):
+        raise InputError('written on a big-endian machine')
+    result, keys = interpreter.run(file), interpreter.run(file)
+    end = os.fstat(file.fileno()).st_size
+    for key in keys:
+        storage = storages[key]
+        (count,) = struct.unpack('<q', file.read(8))
+        if count != storage.count:
+            raise InputError('a storage is not as long as its tensors say')
+        storage.place = file.tell()
+        if storage.place + storage.size > end:
+            raise InputError('cut short: data of some tensors is missing')
+        file.seek(storage.size, 1)
+    if any(storage.place is None for storage in storages.values()):
+        raise InputError('cut short: data of some tensors is missing')
+    return result
+
+
+def write(path: str | Path, content: Any) -> None:
+    """Write `content` as torch.save does; torch.load(weights_only=True) reads it.
+
+    content: dicts, lists, tuples, strings, numbers, and objects with .shape and .numpy() as its float32
+        tensors.
+    """
+    tensors = []
+    pickled = b'\x80\x02' + b''.join(_pickle(content, tensors)) + b'.'
+    small = {'data.pkl': pickled, 'byteorder': b'little', 'version': b'3\n'}
+    with open(path, 'wb') as file:
+        with zipfile.ZipFile(file, 'w') as archive:  # uncompressed, as torch asks
+            for name, data in small.items():
+                archive.writestr(zipfile.ZipInfo(f'archive/{name}'), data)
+            for key, tensor in enumerate(tensors):
+                member = zipfile.ZipInfo(f'archive/data/{key}')
+                member.file_size = 4 * math.prod(tensor.shape)
+                with archive.open(member, 'w') as out:
+                    out.write(np.ascontiguousarray(tensor.numpy(), '<f4').reshape(-1).view(np.uint8))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _pickle(value: Any, tensors: list) -> Iterator[bytes]:
+    """The instructions (protocol 2) that make a value; its tensors are appended to `tensors`."""
+    simple = {type(None): b'N', bool: b'\x88' if value is True else b'\x89'}
+    if type(value) in simple:
+        yield simple[type(value)]
+    elif isinstance(value, int):
+        yield b'J' + struct.pack('<i', value)
+    elif isinstance(value, float):
+        yield b'G' + struct.pack('>d', value)
+    elif isinstance(value, str):
+        text = value.encode()
+        yield b'X' + struct.pack('<I', len(text)) + text
+    elif isinstance(value, dict | list | tuple):
+        start, end = {dict: (b'}(', b'u'), list: (b'](', b'e'), tuple: (b'(', b't')}[type(value)]
+        items = [x for pair in value.items() for x in pair] if isinstance(value, dict) else value
+        yield start
+        for item in items:
+            yield from _pickle(item, tensors)
+        yield end
+    else:
+        yield from _pickle_tensor(value, tensors)
+
+
+def _pickle_tensor(tensor: Any, tensors: list) -> Iterator[bytes]:
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    strides = [math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+    storage = 'storage', b'ctorch\nFloatStorage\n', str(len(tensors)), 'cpu', math.prod(tensor.shape)
+    tensors.append(tensor)
+    yield b'ctorch._utils\n_rebuild_tensor_v2\n(('
+    for item in storage:
+        yield item if isinstance(item, bytes) else b''.join(_pickle(item, tensors))
+    yield b'tQ'
+    for item in (0, tuple(tensor.shape), tuple(strides), False):
+        yield from _pickle(item, tensors)
+    yield b'ccollections\nOrderedDict\n)RtR'

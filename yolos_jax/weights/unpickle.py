@@ -1,0 +1,251 @@
+"""Reads the pickle of a torch.save file without running it.
+
+A pickle is a program. Here its instructions are read one by one by a small interpreter that knows
+containers, numbers, strings and tensors; a name that is none of these (os.system, or anything else) ends
+the reading. Nothing from the file is ever imported or called. `argparse.Namespace`, which training
+checkpoints carry, becomes a plain dict.
+"""
+
+import pickletools
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+
+STORAGES = {
+    'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
+    'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
+}  # fmt: skip
+KEYS = (str, int, float, bool, type(None))
+
+
+class Tensor:
+    """A tensor of the file: `shape`, `dtype`, and `numpy()` for its values."""
+
+    def __init__(self, storage: 'Storage', offset: int, shape: tuple, stride: tuple) -> None:
+        numbers = (offset, *shape, *stride)
+        if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+            raise InputError('a tensor has an impossible shape')
+        self._storage, self._offset, self._stride = storage, offset, stride
+        self.shape, self.dtype = shape, storage.dtype
+        last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+        # a view may repeat elements by a stride of 0, and so claim any size: no weight does
+        elements = np.prod(shape, dtype=object)
+        if elements and (last >= storage.count or elements > storage.count):
+            raise InputError('a tensor reaches outside its data')
+
+    def numpy(self) -> np.ndarray:
+        """The values as a contiguous array."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        flat = self._storage.read()[self._offset :]
+        strides = [s * flat.itemsize for s in self._stride]
+        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides)
+        return np.ascontiguousarray(view).reshape(self.shape)
+
+
+class Storage:
+    """A run of numbers in the file; `place` is known once the pickle has been read."""
+
+    def __init__(self, file: BinaryIO, dtype: type, key: str, count: int) -> None:
+        if type(key) is not str or type(count) is not int or count < 0:
+            raise InputError('a storage is not described as torch does')
+        self.dtype, self.key, self.count = np.dtype(dtype), key, count
+        self.size = count * self.dtype.itemsize
+        self._file, self.place = file, None
+
+    def read(self) -> np.ndarray:
+        """Its numbers, flat."""
+        try:
+            return files.read_at(self._file, self.place, self.size).view(self.dtype)
+        except OSError as error:
+            raise InputError(f'{self._file.name}: {error.strerror or error}') from None
+
+
+class Namespace(dict):
+    """An argparse.Namespace of the file, as the dict it holds."""
+
+
+class _Inert:
+    """A value of the file that is of no use here (a path, a numpy scalar); nothing is made of it."""
+
+
+class Interpreter:
+    """Runs the instructions that torch.save writes, and no other."""
+
+    def __init__(self, storages: dict, file: BinaryIO) -> None:
+        self.storages, self.file = storages, file
+
+    def run(self, file: BinaryIO) -> Any:
+        """The object pickled at the file's position, which moves behind it."""
+        self.stack, self.marks, self.memo = [], [], {}
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == 'STOP':
+                return self.stack.pop()
+            if name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name]())
+            elif name in _VALUES:
+                self.stack.append(argument)
+            elif name in _TUPLES:
+                self.stack.append(tuple(self._pop(_TUPLES[name])))
+            elif handler := getattr(self, f'_do_{name.lower()}', None):
+                handler(argument)
+            elif name not in ('PROTO', 'FRAME'):
+                raise InputError(f'refused: its pickle uses the instruction {name}')
+        raise InputError('cut short')
+
+    def _to_mark(self):
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    def _pop(self, count):
+        items = self.stack[len(self.stack) - count :]
+        if len(items) != count:
+            raise InputError('damaged: its pickle takes more than it gave')
+        del self.stack[-count:]
+        return items
+
+    def _do_mark(self, _):
+        self.marks.append(len(self.stack))
+
+    def _do_pop(self, _):
+        self._pop(1)
+
+    def _do_tuple(self, _):
+        self.stack.append(tuple(self._to_mark()))
+
+    def _do_append(self, _):
+        self._extend(self._pop(1))
+
+    def _do_appends(self, _):
+        self._extend(self._to_mark())
+
+    def _extend(self, items):
+        if type(self.stack[-1]) is not list:
+            raise InputError('damaged: its pickle appends to something that is no list')
+        self.stack[-1].extend(items)
+
+    def _do_setitem(self, _):
+        self._update(self._pop(2))
+
+    def _do_setitems(self, _):
+        self._update(self._to_mark())
+
+    def _update(self, items):
+        target = self.stack[-1]
+        if not isinstance(target, dict) or not all(isinstance(k, KEYS) for k in items[::2]):
+            raise InputError('refused: a dict with keys that are neither text nor numbers')
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def _do_binput(self, argument):
+        self.memo[argument] = self.stack[-1]
+
+    _do_put = _do_long_binput = _do_binput
+
+    def _do_memoize(self, _):
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _do_binget(self, argument):
+        self.stack.append(self.memo[argument])
+
+    _do_get = _do_long_binget = _do_binget
+
+    def _do_global(self, argument):
+        module, name = argument.split(' ', 1)
+        self.stack.append(_known(module, name))
+
+    def _do_stack_global(self, _):
+        self.stack.append(_known(*self._pop(2)))
+
+    def _do_reduce(self, _):
+        function, arguments = self._pop(2)
+        if function not in _MAKERS.values() or type(arguments) is not tuple:
+            raise InputError('refused: its pickle calls something that is no tensor or container')
+        self.stack.append(function(*arguments))
+
+    _do_newobj = _do_reduce
+
+    def _do_build(self, _):
+        (state,) = self._pop(1)
+        if type(self.stack[-1]) is Namespace and isinstance(state, dict):
+            self.stack[-1].update(state)  # what others are built with (a state_dict's _metadata) is left
+
+    def _do_binpersid(self, _):
+        (identity,) = self._pop(1)
+        kind, dtype, key, _, count, *view = identity
+        if kind != 'storage' or dtype not in STORAGES.values() or any(view):
+            raise InputError('refused: its pickle refers to something that is no storage')
+        fresh = Storage(self.file, dtype, key, count)
+        known = self.storages.setdefault(key, fresh)
+        if (known.dtype, known.count) != (fresh.dtype, fresh.count):
+            raise InputError('a storage is described in two ways')
+        self.stack.append(known)
+
+
+def _known(module, name):
+    if module in ('torch', 'torch.storage') and name in STORAGES:
+        return STORAGES[name]
+    maker = _MAKERS.get((module, name))
+    if maker is None:
+        raise InputError(
+            f'refused: it asks to import {module}.{name}, which weights have no need of (nothing was run)'
+        )
+    return maker
+
+
+def _tensor(storage, offset, shape, stride, *_):
+    if type(storage) is not Storage:
+        raise InputError('refused: a tensor of something that is no storage')
+    return Tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _ordered_dict(items=()):
+    result = {}
+    for key, value in items:
+        if not isinstance(key, KEYS):
+            raise InputError('refused: a dict with keys that are neither text nor numbers')
+        result[key] = value
+    return result
+
+
+def _first(value, *_):
+    return value
+
+
+def _inert(*_):
+    return _Inert()
+
+
+_CONSTANTS = {
+    'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False,
+    'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': _Inert,
+}  # fmt: skip
+_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+_VALUES = set(
+    'INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING '
+    'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8'.split()
+)
+_MAKERS = {
+    ('collections', 'OrderedDict'): _ordered_dict,
+    ('argparse', 'Namespace'): Namespace,
+    ('torch._utils', '_rebuild_tensor'): _tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): _first,
+    ('torch', 'Size'): _first,
+}
+# met in training checkpoints, beside the weights
+_MAKERS |= dict.fromkeys(
+    [
+        ('torch', 'device'), ('pathlib', 'PosixPath'), ('collections', 'Counter'),
+        ('collections', 'defaultdict'), ('builtins', 'set'), ('__builtin__', 'set'), ('numpy', 'dtype'),
+        ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar'), ('_codecs', 'encode'),
+    ],
+    _inert,
+)  # fmt: skip
