@@ -94,6 +94,36 @@ def test_the_class_loss_is_a_mean_over_groups_of_images(hf):
     )
 
 
+@pytest.mark.parametrize(
+    ('counts', 'images_per_group', 'divisor'),
+    [
+        ((1, 0, 2, 0, 1, 0, 1, 0), 1, 8),  # fewer objects than groups
+        ((0,) * 8, 1, 8),
+        ((1, 0, 0, 0, 1, 0, 0, 0), 2, 4),  # fewer than groups of two
+        ((1, 0, 2, 0, 1, 0, 1, 0), 2, 5),
+        ((3, 1, 0, 9, 0, 0, 2, 1), 1, 16),
+    ],
+)
+def test_box_losses_are_divided_by_the_objects_and_at_least_by_the_groups(
+    counts, images_per_group, divisor, hf
+):
+    """The reference: num_boxes = clamp(objects / GPUs, min=1), then a mean over the GPUs' gradients."""
+    ours, theirs = make_targets(counts, SLOTS, C)
+    outputs = random_outputs(8)
+    gpus, sums = 8 // images_per_group, {'loss_bbox': 0.0, 'loss_giou': 0.0}
+    for i in range(0, 8, images_per_group):  # a GPU's loss, times its own divisor: the sum over its boxes
+        part = {name: value[i : i + images_per_group] for name, value in outputs.items()}
+        labels = theirs[i : i + images_per_group]
+        own = max(sum(len(label['boxes']) for label in labels), 1)
+        parts = transformers_loss(part, labels, hf.config)[1]
+        sums = {name: total + own * parts[name] for name, total in sums.items()}
+    clamped = max(sum(counts) / gpus, 1)
+    _, metrics = losses.set_loss(outputs, ours, images_per_group)
+    for name, total in sums.items():
+        assert float(metrics[name]) == pytest.approx(total / clamped / gpus, rel=1e-5, abs=1e-7)
+        assert float(metrics[name]) == pytest.approx(total / divisor, rel=1e-5, abs=1e-7)
+
+
 def test_values_at_padded_targets_are_ignored():
     ours, _ = make_targets((3, 1), SLOTS, C)
     outputs = random_outputs(2)

@@ -19,7 +19,8 @@ def set_loss(
 
     The reference takes the class loss as a weighted mean on each GPU and averages over GPUs, so its
     value depends on how many images a GPU holds. `images_per_group` is that number: 1 for YOLOS-S,
-    S (dWr) and B, 2 for YOLOS-Ti. The box losses are sums over the whole batch by its object count.
+    S (dWr) and B, 2 for YOLOS-Ti. The box losses are sums over the whole batch, divided by its objects or,
+    where these are fewer, by its groups: the reference clamps the objects of each GPU to 1.
 
     Args:
         outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
@@ -48,7 +49,8 @@ def set_loss(
     }
     query = matcher.match(outputs, targets)  # [B, T]
     matched = query >= 0
-    num_boxes = jnp.maximum(of_batch.sum(), 1) / (len(of_batch) // B)
+    # the reference divides the objects by its GPUs and takes at least 1: at least one object a group
+    num_boxes = jnp.maximum(of_batch.sum(), len(of_batch) // images_per_group) / (len(of_batch) // B)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
