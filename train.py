@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from yolos_jax.run import cli, cluster
+from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import Step, train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
@@ -30,9 +31,12 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 def main(on_step: Callable[[Step], None] | None = None) -> None:
     """Parse the flags and train; on_step: as of `yolos_jax.train`."""
+    stop = StopSignal()
     cli.keep_memory()
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
-    train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value)
+    number = train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value, stop=stop)
+    if number:
+        cli.leave(128 + number)
 
 
 if __name__ == '__main__':

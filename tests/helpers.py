@@ -171,12 +171,13 @@ def metric_lines(folder):
 
 
 def result(folder):
-    """What a run leaves: its last parameters, checksums of its state, and its metrics but for the speed."""
+    """What a run leaves: its last parameters, checksums of its state, and its metrics but for times."""
     from yolos_jax.weights import checkpoint
 
     checkpoints = folder / 'checkpoints'
     params, meta = checkpoint.read_params(checkpoints, checkpoint.steps(checkpoints)[-1])
     lines = metric_lines(folder)
     for line in lines:
-        line.pop('images_per_s', None)
+        for name in ('images_per_s', 'goodput'):
+            line.pop(name, None)
     return params, meta['checksums'], lines

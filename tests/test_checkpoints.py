@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import json
 import random
 import shutil
@@ -26,6 +28,11 @@ def state():
     return steps.init_state(params, optim.make_optimizer(params, 1e-3))
 
 
+# what `checkpoint.describe` says of the model, as every checkpoint of a run does
+MODEL = Yolos(**TINY, num_classes=3)
+ABOUT = checkpoint.describe(weights.Pretrained(MODEL, {}, {1: 'cat'}, 64, 128))
+
+
 def at(state, step):
     """The state of a step, told apart from others by its parameters."""
     params = jax.tree.map(lambda x: x + step, state['params'])
@@ -40,7 +47,9 @@ def same(a, b):
 def save(folder, state, aps):
     saved = Checkpoints(folder)
     for step, ap in aps.items():
-        saved.save(at(state, step), {'note': step}, ap)
+        saved.save(at(state, step), ABOUT | {'note': step})
+        if ap is not None:
+            saved.note_ap(step, ap)
     saved.close()
 
 
@@ -67,7 +76,8 @@ def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
 def test_a_long_run_does_not_pile_up_what_it_replaced(state, tmp_path):
     saved = Checkpoints(tmp_path)
     for step in range(1, 8):
-        saved.save(at(state, step), {'note': step}, 0.1)
+        saved.save(at(state, step), ABOUT)
+        saved.note_ap(step, 0.1)
     trash = tmp_path / checkpoints.TRASH
     assert len(list(trash.glob('*'))) <= 1  # of the four that are gone
     saved.close()
@@ -109,28 +119,99 @@ def damage(path, kind, rng):
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize('kind', ['delete', 'truncate', 'flip'])
-def test_damage_is_never_loaded(state, tmp_path, kind):
-    """Every file of the newest step: restored whole, or the step before is, whole."""
+def damaged_copies(state, tmp_path, kind):
+    """A folder for each file of the newest of two steps, with that file damaged."""
     rng = random.Random(0)
     save(tmp_path / 'clean', state, {1: 0.1, 2: 0.2})
-    files = [
-        p.relative_to(tmp_path / 'clean') for p in (tmp_path / 'clean' / '2').rglob('*') if p.is_file()
-    ]
-    assert len(files) > 8
-    fell_back = 0
-    for number, file in enumerate(files):
+    newest = tmp_path / 'clean' / '2'
+    names = [path.relative_to(newest.parent) for path in sorted(newest.rglob('*')) if path.is_file()]
+    assert len(names) > 8
+    for number, name in enumerate(names):
         folder = tmp_path / str(number)
         shutil.copytree(tmp_path / 'clean', folder)
-        damage(folder / file, kind, rng)
+        damage(folder / name, kind, rng)
+        yield folder
+
+
+KINDS = ['flip', *(pytest.param(kind, marks=pytest.mark.trials) for kind in ('delete', 'truncate'))]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_damage_is_never_resumed_from(state, tmp_path, kind):
+    """Files of the newest step: restored whole, or the step before is, whole."""
+    fell_back = 0
+    for folder in damaged_copies(state, tmp_path, kind):
         saved = Checkpoints(folder)
         restored, meta = saved.restore(state)
         same(restored, at(state, meta['note']))
         fell_back += meta['note'] == 1
-        saved.save(at(state, 2), {'note': 2})  # the run continues and reaches the step again
+        saved.save(at(state, 2), ABOUT | {'note': 2})  # the run continues and reaches the step again
         saved.close()
         assert checkpoint.steps(folder)[-1] == 2
     assert fell_back > 0
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_detector_read_from_a_damaged_folder_is_whole_and_another_step_is_told(
+    state, tmp_path, kind, capsys
+):
+    for folder in damaged_copies(state, tmp_path, kind):
+        params, meta = checkpoint.read_params(folder)
+        same(params, jax.device_get(at(state, meta['note'])['params']))
+        printed = capsys.readouterr().err
+        if meta['step'] == 1 and 2 in checkpoint.steps(folder) and checkpoint.saved_ap(folder / '2'):
+            assert 'damaged' in printed and 'step 1 is read instead' in printed
+
+
+AP = checkpoint.AP_FILE
+
+
+def test_every_byte_of_the_meta_is_under_a_hash(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    path = tmp_path / '1' / 'meta' / 'metadata'
+    whole = path.read_bytes()
+    meta = checkpoint.read_meta(tmp_path / '1')
+    for i in range(0, len(whole), 1 + len(whole) // 400):
+        for bit in (0, 5):  # another digit, another case
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :])
+            with contextlib.suppress(ValueError):  # or the same number, written otherwise
+                assert checkpoint.read_meta(tmp_path / '1') == meta
+    assert isinstance(meta['checksums'], dict)
+
+
+def test_every_byte_of_an_ap_is_under_a_hash(state, tmp_path):
+    save(tmp_path, state, {1: 0.25})
+    path = tmp_path / '1' / AP
+    whole = path.read_bytes()
+    for i, bit in itertools.product(range(len(whole)), range(8)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :])
+        assert checkpoint.saved_ap(tmp_path / '1') in (None, 0.25)
+    assert checkpoint.ap_is_damaged(tmp_path / '1')
+
+
+def test_the_best_step_stays_where_its_ap_is_damaged(state, tmp_path):
+    save(tmp_path, state, {1: 0.1, 2: 0.5, 3: 0.2})
+    (tmp_path / '2' / AP).write_bytes(b'{"AP": 0.')
+    save(tmp_path, state, {4: 0.3, 5: 0.1, 6: 0.1})
+    assert 2 in checkpoint.steps(tmp_path)
+
+
+def test_the_same_step_may_be_damaged_again_and_again(state, tmp_path):
+    save(tmp_path, state, {1: None})
+    for _ in range(4):
+        saved = Checkpoints(tmp_path)
+        saved.save(at(state, 2), ABOUT)
+        saved.close()
+        (tmp_path / '2' / 'meta' / 'metadata').write_text('{}')
+        assert int(Checkpoints(tmp_path).restore(state)[0]['step']) == 1
+    assert len([*tmp_path.glob('broken-2*')]) == 4
+
+
+def test_arrays_that_are_not_those_of_the_model_are_refused(state, tmp_path):
+    pretrained = weights.Pretrained(MODEL.clone(depth=4), state['params'], {1: 'cat'}, 64, 128)
+    checkpoint.write(pretrained, tmp_path / 'x')
+    with pytest.raises(InputError, match='its arrays are not those of its model'):
+        checkpoint.read(tmp_path / 'x')
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_restart(state, tmp_path):

@@ -3,9 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from yolos_jax.errors import InputError
-from yolos_jax.run import train
-from yolos_jax.run.progress import Log, Means
+from yolos_jax.run.progress import Goodput, Log, Means
 
 
 def metrics(loss, finite=True):
@@ -54,18 +52,37 @@ def test_steps_that_are_not_finite_stay_out_of_the_means():
     assert settled(means, 'window') == {'loss': 1}
 
 
-def test_ten_steps_in_a_row_without_a_finite_loss_end_the_run():
+def test_a_streak_of_steps_that_are_not_finite_is_counted():
     means = Means()
     for _ in range(9):
         means.add(metrics(np.inf, finite=False))
     means.add(metrics(1))
-    for _ in range(9):
-        means.add(metrics(np.nan, finite=False))
-        train.check_finite(means, 18)
-    means.add(metrics(np.nan, finite=False))
+    for count in range(5):
+        means.add(metrics(np.nan, finite=False), [count])
     means.settle()
-    with pytest.raises(InputError, match='10 steps up to step 20'):
-        train.check_finite(means, 20)
+    assert means.nonfinite_streak == 5 and means.image_ids == [4]
+
+
+def test_a_loss_far_above_its_median_is_a_spike():
+    means = Means(spike_factor=10)
+    for step in range(60):
+        means.add(metrics(1 + step % 3))
+        assert not means.spike
+    means.add(metrics(21))
+    means.add(metrics(2))  # reads the one before
+    assert means.spike == 'the loss is 21, 10.5 times its median of late'
+    means.settle()
+    assert not means.spike
+
+
+def test_goodput_is_over_all_starts():
+    first = Goodput()
+    first.add(2)
+    state = first.state() | {'wall_s': 4.0}
+    second = Goodput(state, steps_lost=3)
+    second.add(1)
+    assert second.share() == pytest.approx(3 / 4, rel=0.01)
+    assert str(second).endswith('% of the time was training, 2 starts, 3 steps lost')
 
 
 def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
@@ -82,3 +99,27 @@ def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert lines == [{'step': step, 'loss': step / 7} for step in (10, 20, 30)]
     assert list(tmp_path.glob('events.out.tfevents.*'))
+
+
+def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
+    lines = [b'{"step": 1}\n', b'\xff\xfe\n', b'{"step": "x"}\n', b'[]\n', b'{"step": 2, "loss": 3}\n']
+    (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines))
+    Log(tmp_path, 5, 30).close()
+    assert '3 damaged lines were left out' in capsys.readouterr().out
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
+
+
+def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):
+    log = Log(tmp_path, 0, 30)
+    log.write(1, {'loss': 1})
+    (tmp_path / 'metrics.jsonl').rename(tmp_path / 'moved')
+    (tmp_path / 'metrics.jsonl').mkdir()  # as good as a full disk
+    for step in (2, 3):
+        log.write(step, {'loss': step})
+    (tmp_path / 'metrics.jsonl').rmdir()
+    (tmp_path / 'moved').rename(tmp_path / 'metrics.jsonl')
+    log.write(4, {'loss': 4})
+    log.close()
+    lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count('cannot be written now') == 1

@@ -16,6 +16,7 @@ from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import setup, workdir
+from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import adapt, checkpoint
 
@@ -29,7 +30,12 @@ def launch(config, folder, stop_after=None, devices=1, on_step=None):
         if step.number + 1 == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    train(config, folder, mesh=meshes.make_mesh(jax.devices()[:devices]), on_step=act)
+    stop = StopSignal()
+    try:
+        mesh = meshes.make_mesh(jax.devices()[:devices])
+        return train(config, folder, mesh=mesh, on_step=act, stop=stop)
+    finally:
+        stop.release()
 
 
 @pytest.fixture(scope='module')

@@ -1,12 +1,21 @@
-"""The one error for what a user gives us."""
+"""The errors for what a user gives us."""
 
 
 class InputError(ValueError):
     """A file, folder or value cannot be used; the message names it and says what to do.
 
+    Control characters of a file's texts are escaped, so that the message is one line of plain text.
     argument: the name of the argument at fault, where one is; a script adds the flag that sets it.
     """
 
+    exit_status = 1
+
     def __init__(self, message: str, argument: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))
         self.argument = argument
+
+
+class DivergedError(InputError):
+    """A run whose loss is not finite any more; starting it again would end the same."""
+
+    exit_status = 3

@@ -21,10 +21,11 @@ def make_train_step(
 
     state: {'params', 'opt_state', 'step'}. batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], and
     what the loss reads: 'labels' int32 [B, T], 'boxes' float32 [B, T, 4] (cxcywh in 0..1), 'valid' bool
-    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' before clipping, and 'finite'.
+    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' before clipping, 'weight_norm' after the
+    update, and 'finite'.
 
-    An update whose loss or gradient is not finite is not applied: params and opt_state stay as they
-    were, `step` still counts, and 'finite' is False so that the caller can stop.
+    An update whose loss, gradient or new parameters are not finite is not applied: params and opt_state
+    stay as they were, `step` still counts, and 'finite' is False so that the caller can stop.
 
     Args:
         images_per_group: for the loss.
@@ -62,10 +63,12 @@ def make_train_step(
             (total, parts), grads = gradient(state['params'], batch, batch)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
+        weight_norm = optax.tree.norm(new['params'])
+        finite = jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.isfinite(weight_norm)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
-        metrics = {'loss': total, **parts, 'grad_norm': grad_norm, 'finite': finite}
+        norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
+        metrics = {'loss': total, **parts, **norms, 'finite': finite}
         return kept | {'step': state['step'] + 1}, metrics
 
     return step

@@ -58,10 +58,23 @@ class Records:
 
     def digest(self) -> str:
         """A text that is the same for the same data, in whichever form it is stored."""
-        digest = hashlib.sha256(json.dumps([*self.classes.items()]).encode())
-        for name in ('ids', 'files', 'heights', 'widths', 'boxes', 'labels', 'first'):
-            digest.update(np.ascontiguousarray(getattr(self, name)))
-        return digest.hexdigest()
+        return hashlib.sha256(json.dumps(self.digests()).encode()).hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """As `digest`, for each of the things that two data sets may differ in."""
+        columns = {
+            'image ids': (self.ids,),
+            'file names': (self.files,),
+            'image sizes': (self.heights, self.widths),
+            'boxes': (self.boxes, self.first),
+            'labels': (self.labels,),
+        }
+        digests = {'classes': hashlib.sha256(json.dumps([*self.classes.items()]).encode())}
+        for name, arrays in columns.items():
+            digests[name] = hashlib.sha256()
+            for array in arrays:
+                digests[name].update(np.ascontiguousarray(array))
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
     @property
     def num_classes(self) -> int:

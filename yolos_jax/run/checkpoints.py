@@ -1,15 +1,14 @@
 """The checkpoints of a run: saved by Orbax in the background, verified when a run resumes."""
 
 import contextlib
-import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
@@ -17,6 +16,7 @@ from yolos_jax.weights import checkpoint
 from yolos_jax.weights.checkpoint import META, STATE
 
 TRASH = '_trash'
+KEPT = 2  # newest steps, beside the best
 
 
 class Checkpoints:
@@ -26,22 +26,22 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         if cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _set_aside_unreadable(self.folder)
+            for path in self.folder.iterdir():
+                if path.name.isdigit() and not ((path / META).is_dir() and (path / STATE).is_dir()):
+                    _set_aside(path, 'parts of it are missing')
+                elif path.name.isdigit() and checkpoint.ap_is_damaged(path):
+                    with contextlib.suppress(
+                        FileNotFoundError
+                    ):  # else Orbax would not open the folder at all
+                        (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
         cluster.wait('checkpoints')
-        best = BestN(get_metric_fn=checkpoint.rank, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers=checkpoint.handlers(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
-                best_fn=checkpoint.rank,  # without it the metrics are not written
-                cleanup_tmp_directories=True,
-                todelete_subdir=TRASH,  # one rename: removal in place could leave half a step
-            ),
+            self.folder, item_handlers=checkpoint.handlers(), options=options
         )
 
-    def save(self, state: dict, meta: dict, ap: float | None = None) -> None:
-        """Save in the background under the state's step; `ap` is the validation AP, if measured.
+    def save(self, state: dict, meta: dict) -> None:
+        """Save in the background under the state's step.
 
         Raises:
             InputError: the save before this one failed (a full disk, say), or this one was not
@@ -53,9 +53,20 @@ class Checkpoints:
         with self._failing_as('a save failed'):
             self._finish()
             items = checkpoint.contents(state, meta)
-            taken = self._manager.save(step, args=items, metrics={'AP': ap}, force=True)
+            taken = self._manager.save(step, args=items, force=True)
         if not taken:
             raise InputError(f'{self.folder}: step {step} was not taken; a later one is there')
+
+    def note_ap(self, step: int, ap: float) -> None:
+        """Note the validation AP of a step that was saved: the best step is never removed."""
+        with self._failing_as('a save failed'):
+            self._manager.wait_until_finished()
+            if cluster.is_first():
+                checkpoint.write_ap(self.folder / str(step), ap)
+
+    def ap(self, step: int) -> float | None:
+        """The AP that was noted for a step; None where it was not."""
+        return checkpoint.saved_ap(self.folder / str(step))
 
     def restore(self, like: dict) -> tuple[dict, dict] | None:
         """The newest (state, meta) that is whole for all processes, each array placed as in `like`.
@@ -82,15 +93,19 @@ class Checkpoints:
             if cluster.anywhere(problem):
                 damaged[path] = problem or 'another process could not read it'
                 continue
-            self._set_aside(damaged)
+            if cluster.is_first():
+                for path, problem in damaged.items():
+                    _set_aside(path, problem)
+            cluster.wait('damaged checkpoints')
+            self._manager.reload()
             return state, meta
         if damaged:
-            reasons = '; '.join(f'{path.name}: {problem}' for path, problem in damaged.items())
+            reasons = '; '.join(f'{path.name}: {str(problem)[:200]}' for path, problem in damaged.items())
             raise InputError(f'{self.folder}: no checkpoint is whole ({reasons})')
         return None
 
     def _read(self, step: int, path: Path, like: dict) -> tuple[dict, dict]:
-        meta = json.loads((path / META / 'metadata').read_text())
+        meta = checkpoint.read_meta(path)
         _compare(like, self._manager.item_metadata(step)[STATE], path)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
@@ -98,14 +113,6 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
         state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
         return state, meta | {'checksums': dict(meta['checksums'])}
-
-    def _set_aside(self, damaged: dict) -> None:
-        if cluster.is_first():
-            for path, problem in damaged.items():
-                print(f'{path} is damaged, set aside as broken-{path.name}: {problem}')
-                path.rename(path.with_name(f'broken-{path.name}'))
-        cluster.wait('damaged checkpoints')
-        self._manager.reload()
 
     def close(self) -> None:
         """Wait for the save under way, if any.
@@ -118,17 +125,41 @@ class Checkpoints:
             self._manager.close()
 
     def _finish(self) -> None:
-        """Wait for the save under way, and remove the steps it replaced."""
+        """Wait for the save under way, and remove the steps that are neither new nor the best.
+
+        A step whose AP cannot be read may be the best, and stays.
+        """
         self._manager.wait_until_finished()
         if cluster.is_first():
+            steps = checkpoint.steps(self.folder)
+            aps = {step: checkpoint.saved_ap(self.folder / str(step)) for step in steps}
+            measured = [step for step in steps if checkpoint.rank(aps[step]) > -np.inf]
+            best = max(measured, key=lambda step: (aps[step], step), default=None)
+            for step in steps[:-KEPT]:
+                path = self.folder / str(step)
+                if step != best and not checkpoint.ap_is_damaged(path):
+                    (self.folder / TRASH).mkdir(exist_ok=True)
+                    path.rename(self.folder / TRASH / path.name)  # at once: removal could leave half a step
             shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
     @contextlib.contextmanager
     def _failing_as(self, what: str) -> Iterator[None]:
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:  # as above
-            raise InputError(f'{self.folder}: {what}: {error}') from error
+            reason = ' '.join(str(error).split())[:300]
+            raise InputError(f'{self.folder}: {what}: {reason}') from error
+
+
+def _set_aside(path: Path, problem: object) -> None:
+    """Rename a damaged step, so that it is neither read again nor lost."""
+    name = f'broken-{path.name}'
+    if path.with_name(name).exists():
+        name = f'{name}-{time.time_ns()}'
+    print(f'{path} is damaged, set aside as {name}: {" ".join(str(problem).split())[:200]}')
+    path.rename(path.with_name(name))
 
 
 def _compare(like: dict, stored: dict, path: Path) -> None:
@@ -149,19 +180,3 @@ def _compare(like: dict, stored: dict, path: Path) -> None:
             'start from its weights',
             'init_from',
         )
-
-
-def _set_aside_unreadable(folder: Path) -> None:
-    """A step whose metrics cannot be parsed keeps Orbax from opening the folder at all."""
-    for path in folder.iterdir():
-        if not path.name.isdigit():
-            continue
-        try:
-            for file in path.glob('metrics/metrics'):
-                json.loads(file.read_text())
-            complete = (path / META).is_dir() and (path / STATE).is_dir()
-        except (OSError, ValueError):
-            complete = False
-        if not complete:
-            print(f'{path} is damaged, set aside as broken-{path.name}')
-            path.rename(folder / f'broken-{path.name}')

@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import ctypes
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app
 from absl import logging as absl_logging
@@ -12,37 +15,57 @@ from absl import logging as absl_logging
 from yolos_jax.errors import InputError
 
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth'
+TRACEBACK = '--traceback'
 
 
 def run(main: Callable[[], None], flag: str = '--{}') -> None:
-    """Call `main()`; an `InputError` becomes one line on stderr and exit status 1.
+    """Call `main()`; an error becomes one line on stderr, the last one, and an exit status.
 
+    The status is 1, or 3 where a run diverged (`errors.DivergedError`), or 130 after Ctrl-C. --traceback
+    shows where any other error than an `InputError` came from.
     flag: how this script spells the flag of an argument that an error names.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax is talkative
+    shows = TRACEBACK in sys.argv
+    sys.argv[:] = [argument for argument in sys.argv if argument != TRACEBACK]
     try:
         main()
-    except BaseException as error:
-        if isinstance(error, InputError):
-            where = f' ({flag.format(error.argument)})' if error.argument else ''
-            error = InputError(f'{error}{where}')
-        _leave_cluster(error)
-        if not isinstance(error, InputError):
-            raise
-        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        leave(130)
+    except Exception as error:
+        status = error.exit_status if isinstance(error, InputError) else 1
+        leave(status, _line(error, flag), error, traceback.format_exc() if shows else '')
 
 
-def _leave_cluster(error: BaseException) -> None:
-    """Of several processes, end this one at once; a script that imports no cluster has none."""
+def _line(error: Exception, flag: str) -> str:
+    """An error in one line."""
+    if isinstance(error, InputError):
+        return f'{error} ({flag.format(error.argument)})' if error.argument else str(error)
+    text = ' '.join(str(error).split())[:500]
+    return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
+
+
+def leave(status: int, line: str = '', error: Exception | None = None, shown: str = '') -> NoReturn:
+    """End the process now, with the line as the last one on stderr.
+
+    A usual exit would wait for threads that are still compiling, and let libraries print after the line. In
+    a cluster it would wait for the others, who wait for this process.
+    """
     cluster = sys.modules.get('yolos_jax.run.cluster')
-    if cluster and not cluster.is_alone():
-        cluster.leave(error)
+    if line and cluster and not cluster.is_alone():
+        cluster.leave(error, f'{shown}error: {line}', status)
+    sys.stdout.flush()
+    if line:
+        print(f'{shown}error: {line}', file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def run_with_flags(main: Callable[[], None]) -> None:
     """As `run`, for a script with absl flags; a misspelt config key is an error that names the nearest."""
     try:
-        app.run(lambda _: run(main, flag='--config.{}'))
+        # absl knows no --traceback; `run` does
+        app.run(lambda _: run(main, flag='--config.{}'), argv=[a for a in sys.argv if a != TRACEBACK])
     except AttributeError as error:
         if 'Did you mean' not in str(error):
             raise

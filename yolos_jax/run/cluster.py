@@ -9,7 +9,6 @@ import hashlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,15 +130,14 @@ def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def leave(error: BaseException) -> None:
-    """End this process at once with the error being handled on stderr, so that the others end too.
+def leave(error: BaseException, line: str, status: int) -> None:
+    """End this process at once with a line on stderr, so that the others end too.
 
     A usual exit would first wait for them. A collective that failed says only that somebody is gone: then
     JAX's own service is given its time to find out who that is, say so, and end this process.
     """
-    text = f'error: {error}' if isinstance(error, InputError) else traceback.format_exc()
-    print(f'process {jax.process_index()} of {jax.process_count()}: {text}', file=sys.stderr, flush=True)
+    print(f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True)
     if isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(_heartbeat + 5)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)

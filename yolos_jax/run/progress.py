@@ -1,33 +1,51 @@
 """Progress bar, metric files, and the means that go into them."""
 
+import collections
+import contextlib
 import copy
 import json
+import math
 import os
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from yolos_jax import files
+from yolos_jax.errors import InputError
+
+SPIKE_WINDOW = 50  # steps whose median a spike is compared with
+
 
 class Log:
-    """Writes metrics.jsonl and TensorBoard files to a run's folder, and lines to the terminal."""
+    """Writes metrics.jsonl and TensorBoard files to a run's folder, and lines to the terminal.
 
-    def __init__(self, workdir: str | Path, first: int, total: int, speaks: bool = True) -> None:
+    A run does not end because its metrics cannot be written: a line says so once, and what could not be
+    written is tried again with the next line.
+    """
+
+    def __init__(
+        self, workdir: str | Path, first: int, total: int, *, speaks: bool = True, evaluated: bool = True
+    ) -> None:
         """first, total: the step the run starts from, and its last. speaks: False writes nothing.
 
-        What an earlier run wrote beyond `first` is dropped, so that the files of a resumed run are those
-        of an unbroken one.
+        What an earlier run wrote beyond `first` is dropped, and its evaluation of that step where it has
+        not `evaluated` it for good, so that the files of a resumed run are those of an unbroken one.
         """
-        path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines(True) if line.endswith('\n')]
-            path.write_text(''.join(line for line in lines if json.loads(line)['step'] <= first))
-        self._file = open(path, 'a', buffering=1)  # noqa: SIM115  closed by `close`
+        self._speaks, self._total, self._pending, self._failed = speaks, total, '', False
+        self._path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
+
+        def is_dropped(line: dict) -> bool:
+            return line['step'] > first or 'AP' in line and line['step'] == first and not evaluated
+
+        self.last_step = self._drop(is_dropped)
         self._board = SummaryWriter(str(workdir), purge_step=first + 1, write_to_disk=speaks)
-        self._speaks = speaks
         self._bar = tqdm(
             total=total,
             initial=first,
@@ -35,7 +53,27 @@ class Log:
             disable=not (speaks and sys.stderr.isatty()),
             bar_format='{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
         )
-        self._total = total
+
+    def _drop(self, dropped: Callable[[dict], bool]) -> int:
+        """Write the file again without lines that are dropped or damaged; returns the last step in it."""
+        if not self._speaks:
+            return 0
+        kept, last, damaged = [], 0, 0
+        for line in self._path.read_bytes().splitlines(True) if self._path.exists() else []:
+            try:
+                content = json.loads(line)
+                last = max(last, content['step'])
+                kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
+            except (ValueError, TypeError, KeyError):
+                damaged += 1
+        try:
+            with files.replacing(self._path) as file:
+                file.writelines(kept)
+        except OSError as error:
+            raise InputError(f'{self._path}: cannot be written ({error.strerror})') from None
+        if damaged > 1:  # one is the line that a killed run was writing
+            self.print(f'{self._path}: {damaged} damaged lines were left out')
+        return last
 
     def advance(self) -> None:
         """Move the bar by one step."""
@@ -43,9 +81,17 @@ class Log:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step."""
-        self._file.write(json.dumps({'step': step, **metrics}) + '\n')
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        self._pending += json.dumps({'step': step, **metrics}) + '\n'
+        try:
+            with open(self._path, 'a') as file:
+                file.write(self._pending)
+            self._pending, self._failed = '', False
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            if not self._failed:
+                self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
+            self._failed = True
         shown = {k: f'{metrics[k]:.4g}' for k in ('loss', 'images_per_s', 'AP', 'AP50') if k in metrics}
         self._bar.set_postfix(shown, refresh=False)
         if self._bar.disable and shown:
@@ -60,8 +106,8 @@ class Log:
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 class Throughput:
@@ -83,6 +129,36 @@ class Throughput:
         return self._images / (time.monotonic() - self._start)
 
 
+class Goodput:
+    """The share of a run's time that was training, over all its starts."""
+
+    def __init__(self, state: dict | None = None, steps_lost: int = 0) -> None:
+        """state: a `state()` of the start before; steps_lost: that were computed after it was saved."""
+        before = state or {'training_s': 0.0, 'wall_s': 0.0, 'starts': 0, 'steps_lost': 0}
+        self._before, self._training, self._start = before, before['training_s'], time.monotonic()
+        self.starts, self.steps_lost = before['starts'] + 1, before['steps_lost'] + steps_lost
+
+    def add(self, seconds: float) -> None:
+        """Count seconds of training."""
+        self._training += seconds
+
+    def share(self) -> float:
+        """The share so far, 0..1."""
+        return self._training / max(self._wall(), 1e-9)
+
+    def _wall(self) -> float:
+        return self._before['wall_s'] + time.monotonic() - self._start
+
+    def state(self) -> dict:
+        """What `__init__` takes."""
+        counts = {'starts': self.starts, 'steps_lost': self.steps_lost}
+        return {'training_s': self._training, 'wall_s': self._wall()} | counts
+
+    def __str__(self) -> str:
+        starts = f'{self.starts} start{"s" if self.starts > 1 else ""}'
+        return f'{self.share():.1%} of the time was training, {starts}, {self.steps_lost} steps lost'
+
+
 class Means:
     """Means of the steps' metrics, over the steps since the last log line and over the epoch.
 
@@ -91,29 +167,41 @@ class Means:
     an unbroken one. Steps that are not finite stay out of the means.
     """
 
-    def __init__(self, sums: dict | None = None) -> None:
-        """sums: a `state()`; None starts from scratch."""
+    def __init__(self, sums: dict | None = None, spike_factor: float = 0) -> None:
+        """sums: a `state()`; None starts from scratch. spike_factor: see `spike`; 0 for never."""
         self._sums = sums or {'window': {}, 'epoch': {}}
         self._pending = None
+        self._spike_factor, self._losses = spike_factor, collections.deque(maxlen=SPIKE_WINDOW)
         self.nonfinite_streak = 0  # steps in a row, up to the last one read
+        self.image_ids = None  # of the last one read
+        self.spike = ''  # what was odd about the loss of the last one read
 
-    def add(self, metrics: dict) -> None:
+    def add(self, metrics: dict, image_ids: Any = None) -> None:
         """Add the metrics of a step, arrays that may still be computed; reads those of the step before."""
         self.settle()
-        self._pending = metrics
+        self._pending = metrics, image_ids
 
     def settle(self) -> None:
         """Wait for the last step's metrics and add them."""
         if self._pending is None:
             return
-        metrics = {name: float(value) for name, value in jax.device_get(self._pending).items()}
-        self._pending = None
+        (metrics, self.image_ids), self._pending = self._pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._look_for_spike(metrics['loss'])
         finite = metrics.pop('finite')
         self.nonfinite_streak = 0 if finite else self.nonfinite_streak + 1
         if finite:
             for sums in self._sums.values():
                 for name, value in (metrics | {'count': 1}).items():
                     sums[name] = sums.get(name, 0) + value
+
+    def _look_for_spike(self, loss: float) -> None:
+        median = statistics.median(self._losses) if len(self._losses) == SPIKE_WINDOW else math.inf
+        self.spike = ''
+        if self._spike_factor and loss > self._spike_factor * median:
+            self.spike = f'the loss is {loss:.4g}, {loss / median:.1f} times its median of late'
+        if math.isfinite(loss):
+            self._losses.append(loss)
 
     def mean(self, span: str) -> dict[str, float]:
         """The means over the 'window' or the 'epoch', of the steps that have settled."""

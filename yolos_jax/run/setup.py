@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.weights import adapt
+from yolos_jax.weights import adapt, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 
@@ -32,11 +33,42 @@ class Setup(NamedTuple):
     train_step: Callable
     predict: Callable
     state: dict
-    total: int  # steps
+    config: ConfigDict
+    mesh: Mesh
+
+    @property
+    def total(self) -> int:
+        """How many steps the run has."""
+        return self.config.epochs * self.batches.steps_per_epoch
+
+    def evaluates_after(self, done: int) -> bool:
+        """Whether the validation split is due after so many steps."""
+        epoch, left = divmod(done, self.batches.steps_per_epoch)
+        return done > 0 and left == 0 and (epoch % self.config.eval_every == 0 or done == self.total)
+
+    def summary(self, first: int) -> str:
+        """What the run is about to do, for the reader; `tools.check_data` says more about the data."""
+        config, train_set, (lengths, waste) = self.config, self.batches.records, self.batches.waste()
+        val_set, objects = self.val_batches.records, np.diff(train_set.first)
+        dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
+        parameters = sum(x.size for x in jax.tree.leaves(self.start.params))
+        return '\n'.join(
+            [
+                f'devices      {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}, '
+                f'processes {jax.process_count()}, jax {jax.__version__}',
+                f'parameters   {parameters:,}',
+                f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
+                f'{len(self.start.classes)} classes, {config.data}',
+                f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
+                f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
+                f'steps        {config.epochs} epochs of {self.batches.steps_per_epoch}, from step {first}',
+            ]
+        )
 
 
 def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
+    check_values(config)
     check_batch_size(config, mesh)
     train_set = records.read(config.data, config.train_split, folder / 'index')
     val_set = records.read(config.data, config.val_split, folder / 'index')
@@ -54,8 +86,45 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
     predict = meshes.make_predictor(steps.make_predict_step(start.model), mesh)
-    total = config.epochs * batches.steps_per_epoch
-    return Setup(start, batches, val_batches, rate, step, predict, state, total)
+    return Setup(start, batches, val_batches, rate, step, predict, state, config, mesh)
+
+
+RANGES = {  # of the numbers of a config: the least and the greatest
+    'learning_rate': (0, 1),
+    'weight_decay': (0, 1),
+    'clip_norm': (1e-9, 1e9),
+    'epochs': (0, 1_000_000),
+    'seed': (0, 2**63 - 1),
+    'batch_size': (1, 1_000_000),
+    'images_per_group': (1, 1_000_000),
+    'accumulate_steps': (1, 1_000_000),
+    'num_lengths': (1, 64),
+    'max_targets': (1, 10_000),
+    'eval_size': (16, 10_000),
+    'eval_max_size': (16, 100_000),
+    'log_every': (1, 10**12),
+    'save_every': (0, 10**12),  # 0: only after an evaluation
+    'eval_every': (1, 10**12),
+    'spike_factor': (0, 1e9),
+    'augment.max_size': (16, 100_000),
+    'augment.crop_min': (16, 10_000),
+    'augment.crop_max': (16, 10_000),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises InputError where a number of the config is out of its range or not finite."""
+    values = workdir.flat(config)
+    for name, (least, greatest) in RANGES.items():
+        if name in values and not least <= values[name] <= greatest:  # NaN is in no range
+            raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
+    for name in ('augment.sizes', 'augment.crop_from'):
+        if not values[name] or not all(16 <= size <= 10_000 for size in values[name]):
+            raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
+    if config.model.width:
+        sizes.check(Yolos(**config.model.to_dict()))
+    if config.model.dtype not in ('float32', 'bfloat16'):
+        raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')
 
 
 def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """Whether a run was asked to stop."""
 
+import os
 import signal
 from types import FrameType
 
@@ -8,22 +9,47 @@ from jax.experimental import multihost_utils
 from yolos_jax.run import cluster
 
 
-class StopSignal:
-    """Whether the run was asked to stop (SIGTERM; alone also Ctrl-C); a second request ends it at once.
+class StopRun(Exception):  # noqa: N818  no error
+    """The run was asked to stop while it was not training."""
 
-    Of several processes any may be asked, and all stop after the same step: JAX takes the signal then.
+
+class StopSignal:
+    """Whether a run was asked to stop, by SIGTERM or Ctrl-C; a second request ends it at once.
+
+    For scripts: make it first of all. Before the run has anything to lose (`hold`), a request ends the
+    process at once. Of several processes any may be asked, and all stop after the same step: there JAX
+    takes SIGTERM, when the cluster starts, and tells the others.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        if cluster.is_alone():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
+        self.number = None  # of the signal that asked
+        self._holding = False
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def hold(self) -> None:
+        """From here on a request is noted, for the run has something to save."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if not self._holding or self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        os.write(2, b'\nstopping after this step; again to stop now\n')
+        if not cluster.is_alone():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def check(self) -> None:
+        """Raises StopRun where the run was asked to; call it where the run is not training."""
+        if self.number is not None and cluster.is_alone():
+            raise StopRun
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step; every process asks at every step."""
-        return self._asked if cluster.is_alone() else multihost_utils.reached_preemption_sync_point(step)
+        if cluster.is_alone():
+            return self.number is not None
+        return multihost_utils.reached_preemption_sync_point(step)

@@ -1,6 +1,9 @@
 """The training loop."""
 
+import contextlib
 import functools
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +16,16 @@ from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, visualize
 from yolos_jax.data import loader
-from yolos_jax.errors import InputError
+from yolos_jax.errors import DivergedError
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
-from yolos_jax.run.progress import Log, Means, Throughput
+from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 from yolos_jax.run.setup import Setup, prepare
-from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.stop import StopRun, StopSignal
 from yolos_jax.weights import checkpoint
 
-GIVE_UP = 10  # steps in a row whose loss or gradient is not finite
+GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
 
 
 class Step(NamedTuple):
@@ -34,13 +37,44 @@ class Step(NamedTuple):
     metrics: dict  # arrays that may still be computed
 
 
+class Run(NamedTuple):
+    """What a run's steps are counted in and saved to, and who may stop it."""
+
+    checkpoints: Checkpoints
+    about: dict  # the same in every checkpoint
+    means: Means
+    goodput: Goodput
+    throughput: Throughput
+    log: Log
+    progress: Callable[[], None]  # to be called where there was some (`cluster.watchdog`)
+    stop: StopSignal | None
+
+    def save(self, state: dict) -> None:
+        """Save the state, but not within a streak of steps that are not finite."""
+        if not self.means.nonfinite_streak:
+            counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
+            self.checkpoints.save(state, self.about | counts)
+
+    def stops_after(self, step: int) -> bool:
+        """Whether the run was asked to stop after this step."""
+        return self.stop is not None and self.stop.after(step)
+
+    def is_alive(self) -> None:
+        """For what takes long and is no step: tells the watchdog; raises StopRun where asked to stop."""
+        self.progress()
+        if self.stop:
+            self.stop.check()
+
+
 def train(
     config: ConfigDict,
     folder: str | Path,
     mesh: Mesh | None = None,
     on_step: Callable[[Step], None] | None = None,
+    *,
     stuck: int = 1800,
-) -> None:
+    stop: StopSignal | None = None,
+) -> int | None:
     """Train as a config of `configs` says; resumes what an earlier call left in the folder.
 
     Args:
@@ -49,126 +83,187 @@ def train(
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched.
         stuck: seconds without a step after which the process ends (`cluster.watchdog`).
+        stop: asked at every step; None leaves signals alone.
+
+    Returns:
+        The number of the signal that stopped the run, None where it was trained to its end.
 
     Raises:
-        InputError: the config, the data, the weights or the folder cannot be used, or the loss was not
-            finite for ten steps in a row.
+        InputError: the config, the data, the weights or the folder cannot be used.
+        DivergedError: the loss was not finite for ten steps in a row, or at the end.
     """
     mesh = meshes.make_mesh() if mesh is None else mesh
     with workdir.locked(folder) as folder, cluster.watchdog(stuck) as progress:
         setup = prepare(config, folder, mesh)
-        state, means, about, checkpoints = resume(config, folder, setup)
-        first = int(state['step'])
-        log = Log(folder, first, setup.total, speaks=cluster.is_first())
-        log.print(summary(config, mesh, setup, first))
+        state, run = resume(setup, folder, progress, stop)
+        if stop:
+            stop.hold()
+        try:
+            stopped = train_steps(setup, run, state, on_step)
+        finally:
+            run.checkpoints.close()
+            run.log.close()
+        run.log.print(str(run.goodput))
+        if cluster.is_first():
+            visualize.curves(folder)
+        if run.means.nonfinite_streak:
+            raise diverged(run.means, setup.total)
+        return (stop.number or signal.SIGTERM) if stopped else None
 
-        programs, throughput, stop = {}, Throughput(), StopSignal()
-        rows = meshes.rows_of_process(config.batch_size, mesh)
+
+def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], None] | None) -> bool:
+    """The loop; returns whether the run was asked to stop."""
+    config, mesh, programs, complete = setup.config, setup.mesh, {}, True
+    first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
+    try:
+        if setup.evaluates_after(first) and cluster.anywhere(run.checkpoints.ap(first) is None):
+            evaluate(setup, run, state['params'], rows, first)  # the run ended before it could
         for step, batch, indices in loader.load(setup.batches, range(first, setup.total), rows):
             batch = meshes.shard(batch, mesh)
             length = batch['patches'].shape[1]
             if length not in programs:
-                programs[length] = compile_step(setup.train_step, state, batch, mesh, log)
-                throughput.restart()
+                programs[length] = compile_step(setup, run, state, batch)
+            complete, clock, ids = False, time.monotonic(), setup.batches.records.ids[indices]
             state, metrics = programs[length](state, batch)
-            means.add(metrics)
-            throughput.add(config.batch_size)
-            log.advance()
-            progress()
+            run.means.add(metrics | {'clipped': metrics['grad_norm'] > config.clip_norm}, ids)
+            run.goodput.add(time.monotonic() - clock)
+            run.throughput.add(config.batch_size)
+            run.log.advance()
+            run.progress()
             if on_step:
-                on_step(Step(step, setup.batches.records.ids[indices], length, metrics))
-
-            done = step + 1
-            epoch, left = divmod(done, setup.batches.steps_per_epoch)
-            logs, stops = done % config.log_every == 0, stop.after(step)
-            evaluates = left == 0 and (epoch % config.eval_every == 0 or done == setup.total)
-            saves = evaluates or stops or done % config.save_every == 0
-            if logs or saves or left == 0:
-                means.settle()
-            check_finite(means, done)
-            if logs:
-                speed, rate = throughput.images_per_s(), float(setup.rate(step))
-                log.write(done, means.mean('window') | {'images_per_s': speed, 'learning_rate': rate})
-                means.restart('window')
-                throughput.restart()
-            if left == 0:
-                log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
-                means.restart('epoch')
-            ap = evaluate(setup, state['params'], rows, done, log, progress) if evaluates else None
-            if saves:
-                checkpoints.save(state, about | {'means': means.state()}, ap)
-                throughput.restart()
+                on_step(Step(step, ids, length, metrics))
+            stops = run.stops_after(step)
+            finish_step(setup, run, state, step, stops=stops)
+            complete = True  # a checkpoint of this step continues as the run would have
             if stops:
-                log.print(f'stopped after step {done}; the same command resumes here')
-                break
-        checkpoints.close()
-        log.close()
-        if cluster.is_first():
-            visualize.curves(folder)
+                raise StopRun
+            if setup.evaluates_after(step + 1):
+                evaluate(setup, run, state['params'], rows, step + 1)
+    except StopRun:
+        run.save(state)
+        run.log.print(f'stopped after step {int(state["step"])}; the same command resumes here')
+        return True
+    except BaseException:
+        if complete:
+            rescue(run, state)
+        raise
+    return False
 
 
-def check_finite(means: Means, done: int) -> None:
-    """Raises InputError where too many steps in a row had no finite loss and gradient."""
+def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) -> None:
+    """Log and save what is due after a step."""
+    config, means, done = setup.config, run.means, step + 1
+    logs, epoch_ends = done % config.log_every == 0, done % setup.batches.steps_per_epoch == 0
+    saves = stops or setup.evaluates_after(done) or config.save_every and done % config.save_every == 0
+    if logs or saves or epoch_ends:
+        means.settle()
+    if means.spike:
+        run.log.print(f'at about step {done}: {means.spike}; images {ids_text(means.image_ids)}')
     if means.nonfinite_streak >= GIVE_UP:
-        raise InputError(
-            f'the loss was not finite in {GIVE_UP} steps up to step {done}; none of them was applied. A '
-            'smaller learning rate often helps',
-            'learning_rate',
-        )
+        raise diverged(means, done)
+    if logs:
+        run.log.write(done, means.mean('window') | measurements(setup, run, step))
+        means.restart('window')
+        run.throughput.restart()
+    if epoch_ends:
+        run.log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
+        means.restart('epoch')
+    if saves:
+        run.save(state)
+        run.throughput.restart()
 
 
-def resume(config: ConfigDict, folder: Path, setup: Setup) -> tuple[dict, Means, dict, Checkpoints]:
-    """The state and means to train on from, what every checkpoint says, and the folder's checkpoints."""
+def rescue(run: Run, state: dict) -> None:
+    """Save the last step before the error that is being handled ends the run, where that is possible."""
+    whole = not any(x.is_deleted() for x in jax.tree.leaves(state))  # a step that failed may have taken it
+    if whole and cluster.is_alone():
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            run.means.settle()
+            run.save(state)
+
+
+def resume(
+    setup: Setup, folder: Path, progress: Callable[[], None], stop: StopSignal | None
+) -> tuple[dict, Run]:
+    """The state to train on from, and what its steps are counted in and saved to."""
     checkpoints = Checkpoints(folder / 'checkpoints')
-    about = checkpoint.describe(setup.start) | {'config': workdir.flat(config)}
-    if restored := checkpoints.restore(setup.state):
-        state, meta = restored
+    data = {'train': setup.batches.records.digests(), 'val': setup.val_batches.records.digests()}
+    about = checkpoint.describe(setup.start) | {'config': workdir.flat(setup.config), 'data': data}
+    state, meta = checkpoints.restore(setup.state) or (setup.state, {})
+    if meta:
         workdir.check_same(meta['config'], about['config'], folder)
-        means = meta.get('means') or meta['tally']  # what version 0.1 called them
-        return state, Means(means), about, checkpoints
-    return setup.state, Means(), about, checkpoints
+        workdir.check_same_data(meta.get('data', {}), data, folder)
+    first = int(state['step'])
+    evaluated = checkpoints.ap(first) is not None
+    log = Log(folder, first, setup.total, speaks=cluster.is_first(), evaluated=evaluated)
+    # version 0.1 called the means a tally
+    means = Means(meta.get('means') or meta.get('tally'), spike_factor=setup.config.spike_factor)
+    goodput = Goodput(meta.get('goodput'), steps_lost=max(log.last_step - first, 0))
+    log.print(setup.summary(first))
+    return state, Run(checkpoints, about, means, goodput, Throughput(), log, progress, stop)
 
 
-def summary(config: ConfigDict, mesh: Mesh, setup: Setup, first: int) -> str:
-    """What a run is about to do, for the reader; `tools.check_data` says more about the data."""
-    train_set, (lengths, waste) = setup.batches.records, setup.batches.waste()
-    objects = np.diff(train_set.first)
-    dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
-    parameters = sum(x.size for x in jax.tree.leaves(setup.start.params))
-    return '\n'.join(
-        [
-            f'devices      {mesh.size} x {mesh.devices.flat[0].device_kind}, '
-            f'processes {jax.process_count()}, jax {jax.__version__}',
-            f'parameters   {parameters:,}',
-            f'data         {len(train_set)} images to train, {len(setup.val_batches.records)} to evaluate, '
-            f'{len(setup.start.classes)} classes, {config.data}',
-            f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
-            f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
-            f'steps        {config.epochs} epochs of {setup.batches.steps_per_epoch}, from step {first}',
-        ]
+def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
+    """What a log line has beside the means of the steps' metrics."""
+    memory = (setup.mesh.local_devices[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return {
+        'images_per_s': run.throughput.images_per_s(),
+        'learning_rate': float(setup.rate(step)),
+        'goodput': run.goodput.share(),
+    } | ({} if memory is None else {'device_memory_gb': memory / 1e9})
+
+
+def diverged(means: Means, done: int) -> DivergedError:
+    """The error of a run whose loss is not finite any more."""
+    return DivergedError(
+        f'the loss was not finite in {means.nonfinite_streak} steps up to step {done} (or the gradient, or '
+        f'the new parameters); none of them was applied or saved. The last had the images '
+        f'{ids_text(means.image_ids)}. A smaller learning rate often helps',
+        'learning_rate',
     )
 
 
-def compile_step(train_step: Callable, state: dict, batch: dict, mesh: Mesh, log: Log) -> Callable:
-    """The training step compiled for this batch's shapes: once for each length of sequences."""
-    clock = time.monotonic()
-    with jax.set_mesh(mesh):
-        program = train_step.lower(state, batch).compile()
+def ids_text(ids: np.ndarray) -> str:
+    """Image ids for a message."""
+    return ', '.join(map(str, np.asarray(ids).tolist()[:16])) + (', ...' if len(ids) > 16 else '')
+
+
+def compile_step(setup: Setup, run: Run, state: dict, batch: dict) -> Callable:
+    """The training step compiled for this batch's shapes: once for each length of sequences.
+
+    In a thread, so that a signal is heard meanwhile: XLA does not return to Python before it is done.
+    """
+    clock, result = time.monotonic(), []
+
+    def compile_it() -> None:
+        try:
+            with jax.set_mesh(setup.mesh):
+                result.append(setup.train_step.lower(state, batch).compile())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=compile_it, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        run.is_alive()
+    if isinstance(result[0], BaseException):
+        raise result[0]
     B, N, _ = batch['patches'].shape
-    log.print(f'compiled for {B} sequences of {N} patches in {time.monotonic() - clock:.0f} s')
-    return program
+    run.log.print(f'compiled for {B} sequences of {N} patches in {time.monotonic() - clock:.0f} s')
+    run.throughput.restart()
+    return result[0]
 
 
-def evaluate(setup: Setup, params: dict, rows: slice, done: int, log: Log, progress: Callable) -> float:
-    """The AP on the validation split; all twelve numbers are logged. progress: called after each batch."""
-    predict = functools.partial(setup.predict, params)
-    results = evaluation.detect(
-        predict, setup.val_batches, rows=rows, gather=cluster.gather, on_batch=progress
-    )
+def evaluate(setup: Setup, run: Run, params: dict, rows: slice, done: int) -> None:
+    """Measure the AP on the validation split; all twelve numbers are logged."""
+    options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive)
+    results = evaluation.detect(functools.partial(setup.predict, params), setup.val_batches, **options)
     ap = None
     if cluster.is_first():
         numbers, _ = evaluation.score(setup.val_batches.records.annotation_file, results)
-        log.print(evaluation.table(numbers))
-        log.write(done, numbers)
+        run.log.print(evaluation.table(numbers))
+        run.log.write(done, numbers)
         ap = numbers['AP']
-    return cluster.from_first(ap)
+    run.checkpoints.note_ap(done, cluster.from_first(ap))
+    run.throughput.restart()

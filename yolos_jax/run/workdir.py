@@ -20,6 +20,7 @@ FREE = {
     'log_every',
     'save_every',
     'eval_every',
+    'spike_factor',
     'model.remat',
     'shard_params',
     'accumulate_steps',
@@ -69,6 +70,24 @@ def flat(config: ConfigDict) -> dict:
         nested = value if isinstance(value, dict) else {'': value}
         result |= {f'{key}.{inner}'.rstrip('.'): x for inner, x in nested.items()}
     return result
+
+
+def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
+    """Raises InputError where a resumed run's data are not those it was trained on.
+
+    saved, current: {split: `Records.digests()`}; where the data lie does not matter.
+    """
+    differ = [
+        f'{name} of {split}'
+        for split, digests in current.items()
+        for name, digest in digests.items()
+        if saved.get(split, {}).get(name, digest) != digest
+    ]
+    if differ:
+        raise InputError(
+            f'{workdir}: holds a run on other data ({", ".join(differ)} differ); use another workdir, or '
+            'the same data'
+        )
 
 
 def check_same(saved: dict, current: dict, workdir: Path) -> None:

@@ -6,8 +6,10 @@ commits it by one rename, so a killed writer leaves none that is listed. Its arr
 bit flipped on disk would load silently, so we keep our own.
 """
 
+import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos
+from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.weights import sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 STATE, META = 'state', 'meta'
+AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
+OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
+FORMAT = 2  # of the meta
 MODEL_FIELDS = (
     'width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_classes', 'num_det_tokens', 'eps',
 )  # fmt: skip
@@ -46,16 +52,24 @@ def steps(folder: str | Path) -> list[int]:
 def read(folder: str | Path, step: int | None = None) -> Pretrained:
     """The detector of a checkpoint in a folder of them: the best by AP, else the newest, or `step`.
 
+    Where that one is damaged the next best is read, and a line on stderr says so.
+
     Raises:
-        InputError: there is none, or its arrays are not those that were saved.
+        InputError: there is none, or none is what was saved.
     """
     params, meta = read_params(folder, step)
-    fields = meta['model'] | {
-        name: tuple(meta['model'][name]) for name in ('pos_grid', 'mid_pos_grid') if meta['model'][name]
-    }
+    model, eval_size = model_of(meta['model']), meta['eval_size']
     classes = {int(number): name for number, name in meta['classes'].items()}
     about = meta['about'] | {key: meta[key] for key in ('config', 'AP', 'step') if key in meta}
-    return Pretrained(Yolos(**fields), params, classes, *meta['eval_size'], about)
+    return Pretrained(model, params, classes, *eval_size, about)
+
+
+def model_of(fields: dict) -> Yolos:
+    """The model of a meta; raises InputError where its sizes are those of no model."""
+    grids = {name: tuple(fields[name]) for name in ('pos_grid', 'mid_pos_grid') if fields[name]}
+    model = Yolos(**fields | grids)
+    sizes.check(model)
+    return model
 
 
 def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict]:
@@ -64,29 +78,62 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
     meta is what was saved, with 'step', and 'AP' where it was measured.
     """
     folder = Path(folder).absolute()
-    available = steps(folder)
-    if not available:
+    if not (available := steps(folder)):
         raise InputError(f'{folder}: no checkpoint in this folder')
-    if step is None:
-        step = max(available, key=lambda step: (saved_ap(folder / str(step)), step))
-    path = folder / str(step)
-    try:
-        meta = json.loads((path / META / 'metadata').read_text())
-        state = {'params': _read_arrays(path / STATE)}
-        problem = difference(state, meta['checksums'])
-    except Exception as error:  # Orbax and TensorStore have no common error for damage
-        problem = error
-    if problem:
-        raise InputError(f'{path}: damaged or no checkpoint of this project: {problem}')
-    ap = saved_ap(path)
-    return state['params'], meta | {'step': step} | ({'AP': ap} if math.isfinite(ap) else {})
+    aps = {step: saved_ap(folder / str(step)) for step in available}
+    order = sorted(available, key=lambda step: (rank(aps[step]), step), reverse=True)
+    problems = []
+    for candidate in order if step is None else [step]:
+        path = folder / str(candidate)
+        try:
+            meta = read_meta(path)
+            params = _read_arrays(path / STATE, meta)
+            problem = difference({'params': params}, meta['checksums'])
+        except Exception as error:  # Orbax and TensorStore have no common error for damage
+            problem = error
+        if not problem:
+            if problems:
+                print(f'{"; ".join(problems)}; step {candidate} is read instead', file=sys.stderr)
+            ap = aps.get(candidate)
+            return params, meta | {'step': candidate} | ({} if ap is None else {'AP': ap})
+        problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
+    raise InputError('; '.join(problems))
 
 
-def _read_arrays(path: Path) -> dict:
-    """The parameters under `path` as numpy arrays, read one by one: all at once needs twice the memory."""
+def read_meta(path: Path) -> dict:
+    """The meta of a step's folder; raises ValueError where it is not what was saved."""
+    meta = json.loads((path / META / 'metadata').read_text())
+    # version 0.1 had neither key; no single flipped bit changes both
+    if ('sha256' in meta) != ('format' in meta) or 'sha256' in meta and meta['sha256'] != _digest(meta):
+        raise ValueError('its meta is not what was saved')
+    return meta
+
+
+def sealed(meta: dict) -> dict:
+    """A meta with its format and a hash of all the rest of it."""
+    meta = json.loads(json.dumps(meta | {'format': FORMAT}))  # as it comes back from a file
+    return meta | {'sha256': _digest(meta)}
+
+
+def _digest(meta: dict) -> str:
+    rest = {key: value for key, value in meta.items() if key != 'sha256'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_arrays(path: Path, meta: dict) -> dict:
+    """The parameters under `path` as numpy arrays, read one by one: all at once needs twice the memory.
+
+    Raises ValueError where their names and shapes are not those of the meta's model.
+    """
     import orbax.checkpoint as ocp  # here, as below: it costs every import 25 MB and 0.2 s
 
     reader = ocp.PyTreeCheckpointHandler()
+    stored = reader.metadata(path).tree['params']
+    shapes = lambda tree: {
+        jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    if shapes(stored) != shapes(param_shapes(model_of(meta['model']))):
+        raise ValueError('its arrays are not those of its model')
 
     def read_array(keys: tuple, leaf: Any) -> np.ndarray:
         for key in reversed(keys):
@@ -96,7 +143,7 @@ def _read_arrays(path: Path) -> dict:
         (value,) = jax.tree.leaves(reader.restore(path, args=args))
         return value
 
-    return jax.tree_util.tree_map_with_path(read_array, reader.metadata(path).tree['params'])
+    return jax.tree_util.tree_map_with_path(read_array, stored)
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:
@@ -125,7 +172,7 @@ def contents(state: dict, meta: dict) -> Any:
     """The two items as Orbax's arguments for a save; the checksums go into the meta."""
     import orbax.checkpoint as ocp
 
-    meta = meta | {'checksums': checksums(state)}
+    meta = sealed(meta | {'checksums': checksums(state)})
     return ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})
 
 
@@ -153,15 +200,40 @@ def difference(state: dict, expected: dict) -> str | None:
     return f'not what was saved: {", ".join(wrong[:5])}' if wrong else None
 
 
-def rank(metrics: dict | None) -> float:
-    """The AP to rank a step by, -inf where there is none; a NaN would make Orbax delete the best step."""
-    value = (metrics or {}).get('AP')
-    return value if value is not None and math.isfinite(value) else -math.inf
+def rank(ap: float | None) -> float:
+    """What to order steps by: their AP, those without one last."""
+    return ap if ap is not None and math.isfinite(ap) else -math.inf
 
 
-def saved_ap(path: Path) -> float:
-    """The AP of a step's folder, -inf where it was not measured."""
+def write_ap(path: Path, ap: float) -> None:
+    """Note the AP of a step's folder, with a hash of both."""
+    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': _ap_hash(ap)})
+
+
+def saved_ap(path: Path) -> float | None:
+    """The AP of a step's folder; None where it was not measured. Damage counts as not measured."""
+    return _saved_ap(path)[0]
+
+
+def ap_is_damaged(path: Path) -> bool:
+    """Whether a step's folder has an AP that cannot be read: such a step may be the best."""
+    return _saved_ap(path)[1]
+
+
+def _saved_ap(path: Path) -> tuple[float | None, bool]:
+    """The AP of a step's folder, and whether it is damaged."""
     try:
-        return rank(json.loads((path / 'metrics' / 'metrics').read_text()))
-    except (OSError, ValueError):
-        return -math.inf
+        file = path / AP_FILE if (path / AP_FILE).exists() else path / OLD_AP_FILE
+        content = json.loads(file.read_text())
+        ap = content['AP']
+        whole = content.get('sha256', _ap_hash(ap)) == _ap_hash(ap)  # version 0.1 had no hash
+        whole &= (ap is None or isinstance(ap, float | int)) and content.keys() <= {'AP', 'sha256'}
+        return (ap, False) if whole else (None, True)
+    except FileNotFoundError:
+        return None, False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, True
+
+
+def _ap_hash(ap: float) -> str:
+    return hashlib.sha256(json.dumps(ap).encode()).hexdigest()
