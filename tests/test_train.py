@@ -1,6 +1,9 @@
+import dataclasses
 import importlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from helpers import ROOT, make_vit, read_detector, result, tiny_config, torches
 from yolos_jax.configs import finetune
 
 from yolos_jax.data import records
-from yolos_jax.errors import InputError
+from yolos_jax.errors import DivergedError, InputError
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import setup, workdir
 from yolos_jax.run.stop import StopSignal
@@ -223,3 +226,159 @@ def test_every_config_describes_itself(name):
     assert module.get_config().batch_size > 0
     if name != 'common':
         assert f'--config=configs/{name}.py' in module.__doc__ and 'AP' in module.__doc__
+
+
+@pytest.fixture(scope='module')
+def diverging(unbroken, tmp_path_factory):
+    """Weights whose detections are not finite: the square of what a norm sees is beyond float32."""
+    pretrained = read_detector(unbroken)
+    params = jax.tree.map(lambda x: x * np.float32(1e25), pretrained.params)
+    folder = tmp_path_factory.mktemp('diverging') / 'x'
+    checkpoint.write(dataclasses.replace(pretrained, params=params), folder)
+    return folder
+
+
+@pytest.mark.parametrize('epochs', [1, 3])  # of six steps: less and more than it takes to give up
+def test_a_run_whose_loss_is_not_finite_fails_at_every_start(epochs, diverging, coco_folder, tmp_path):
+    config = tiny_config(
+        data=coco_folder, init_from=str(diverging), epochs=epochs, save_every=1, eval_every=9
+    )
+    steps = []
+    for _ in range(3):
+        with pytest.raises(DivergedError, match=r'not finite in (10|6) steps .*images \d+, \d+') as error:
+            launch(config, tmp_path, on_step=lambda step: steps.append(step.number))
+        assert error.value.exit_status == 3 and checkpoint.steps(tmp_path / 'checkpoints') == []
+    assert steps == [*range(6 if epochs == 1 else 10)] * 3
+
+
+@pytest.mark.parametrize('step', [0, 5, 8, 11])
+def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one(
+    step, unbroken, coco_folder, tmp_path
+):
+    """The loader fails after the step: a photograph was deleted meanwhile."""
+    data = tmp_path / 'data'
+    shutil.copytree(coco_folder, data)
+    away = tmp_path / 'away'
+
+    def take_away(current):
+        if current.number == step:
+            (data / 'train2017').rename(away)
+
+    with pytest.raises(InputError, match='images are bad'):
+        launch(tiny_config(data=data), tmp_path / 'run', on_step=take_away)
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] > step
+    away.rename(data / 'train2017')
+    launch(tiny_config(data=data), tmp_path / 'run')
+    assert result(tmp_path / 'run')[1:] == result(unbroken)[1:]
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'says'),
+    [
+        ('file_name', None, 'file names of train'),
+        ('width', 10_000, 'image sizes of train'),
+        ('bbox', [1, 2, 30, 31.5], 'boxes of train'),
+        ('category_id', 3, 'labels of train'),
+        ('name', 'disc', 'classes of train'),
+    ],
+)
+def test_a_run_does_not_resume_on_other_data(field, value, says, unbroken, coco_folder, tmp_path):
+    shutil.copytree(unbroken, tmp_path / 'run')
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    launch(tiny_config(data=tmp_path / 'data'), tmp_path / 'run')  # the same data elsewhere are accepted
+    path = tmp_path / 'data' / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    kind = {'file_name': 'images', 'width': 'images', 'name': 'categories'}.get(field, 'annotations')
+    entry = next(x for x in content[kind] if x[field] != value)
+    if field == 'file_name':
+        value = f'other-{entry[field]}'
+        shutil.copy(path.parents[1] / 'train2017' / entry[field], path.parents[1] / 'train2017' / value)
+    entry[field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f'other data .*{says}'):
+        launch(tiny_config(data=tmp_path / 'data'), tmp_path / 'run')
+
+
+def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(unbroken, coco_folder, tmp_path):
+    shutil.copytree(unbroken, tmp_path / 'run')
+    newest = tmp_path / 'run' / 'checkpoints' / '18'
+    (newest / checkpoint.AP_FILE).unlink()
+    launch(tiny_config(data=coco_folder), tmp_path / 'run')
+    assert result(tmp_path / 'run')[2] == result(unbroken)[2]
+    assert checkpoint.saved_ap(newest) is not None
+
+
+BAD_VALUES = {
+    'learning_rate': [float('inf'), float('nan'), -1.0, 2.0],
+    'weight_decay': [float('nan'), -0.1],
+    'clip_norm': [float('nan'), 0.0, float('inf')],
+    'save_every': [-1],
+    'log_every': [0],
+    'eval_every': [0],
+    'batch_size': [0],
+    'num_lengths': [0],
+    'seed': [-1],
+}
+
+
+@pytest.mark.parametrize('name', BAD_VALUES)
+def test_a_number_out_of_its_range_is_refused_at_the_start(name, coco_folder, tmp_path):
+    for value in BAD_VALUES[name]:
+        config = tiny_config(data=coco_folder)
+        with config.unlocked(), config.ignore_type():
+            config[name] = value
+        with pytest.raises(InputError, match=f'{name} is {value}') as error:
+            launch(config, tmp_path)
+        assert error.value.argument == name
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'), [('width', -3), ('heads', 5), ('depth', 10**9), ('dtype', 'float8')]
+)
+def test_a_model_of_nonsensical_sizes_is_refused_at_the_start(name, value, coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder)
+    with config.unlocked():
+        config.model[name] = value
+    with pytest.raises(InputError, match=str(value)):
+        launch(config, tmp_path)
+
+
+def spawn(*arguments, **options):
+    command = [sys.executable, 'train.py', '--config=configs/quickstart.py', *map(str, arguments)]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, **pipes | options)
+
+
+SMALL = [f'--config.model.{x}' for x in 'width=32 depth=2 heads=2 num_det_tokens=6'.split()]
+
+
+@pytest.mark.parametrize(
+    ('number', 'line'),
+    [(signal.SIGTERM, 'devices'), (signal.SIGINT, 'compiled for'), (signal.SIGTERM, 'step 2/')],
+)
+def test_a_signal_ends_the_script_with_its_own_status_and_loses_nothing(
+    number, line, coco_folder, tmp_path
+):
+    """While it compiles, and while it trains; before, it ends at once."""
+    flags = [f'--workdir={tmp_path}', f'--config.data={coco_folder}', '--config.log_every=1', *SMALL]
+    process = spawn(*flags, '--config.epochs=1000', '--config.eval_every=1000')
+    for printed in process.stdout:
+        if printed.startswith(line):
+            break
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 128 + number and 'Traceback' not in err
+    if line != 'devices':
+        step = int(re.search(r'stopped after step (\d+)', out)[1])
+        assert checkpoint.steps(tmp_path / 'checkpoints') == [step]
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_shown_on_demand(coco_folder, tmp_path):
+    (tmp_path / 'curves.png').mkdir()  # which nothing can write to
+    flags = [f'--workdir={tmp_path}', f'--config.data={coco_folder}', '--config.epochs=0', *SMALL]
+    for extra in ([], ['--traceback']):
+        process = spawn(*flags, *extra)
+        _, err = process.communicate()
+        assert process.returncode == 1 and ('Traceback' in err) == bool(extra)
+        last = err.strip().splitlines()[-1]
+        assert last.startswith('error: IsADirectoryError: ') and 'curves.png' in last
