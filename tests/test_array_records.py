@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from yolos_jax.data import annotations, array_records, class_names, geometry, loader, records
 from yolos_jax.errors import InputError
-from yolos_jax.tools import build_tfds
+from yolos_jax.tools import build_tfds, tfds_builder
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +40,7 @@ def test_boxes_of_two_decimals_come_back_exactly(data_set, monkeypatch):
         a = annotations.Annotations(
             None, None, None, None, None, np.arange(20), None, np.full(20, 7), np.zeros(20, bool), boxes, []
         )
-        objects = [build_tfds._object(a, k, {7: 0}, height, width) for k in range(20)]
+        objects = [tfds_builder._object(a, k, {7: 0}, height, width) for k in range(20)]
         stored = {
             'id': [o['id'] for o in objects],
             'label': [o['label'] for o in objects],
@@ -101,3 +102,10 @@ def test_splits_of_other_categories_are_refused(coco_folder, tmp_path):
     with pytest.raises(InputError, match='categories of train2017 and val2017 are not the same'):
         build_tfds.build(tmp_path / 'data', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+def test_the_command_builds_a_data_set(coco_folder, tmp_path):
+    command = [sys.executable, '-m', 'yolos_jax.tools.build_tfds', coco_folder, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(records.read(tmp_path / 'coco' / '2017' / '1.1.0', 'val2017')) == 10

@@ -23,6 +23,8 @@ def test_a_killed_writer_leaves_no_folder_of_that_name(tmp_path):
     writer.kill()
     writer.communicate()
     assert not (tmp_path / 'out').exists()
+    with files.new_folder(tmp_path / 'out'):  # what it left goes at the next start
+        assert not os.path.exists(part)
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):

@@ -7,7 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, noise, read_detector
+import torch
+from helpers import ROOT, TINY, make_hf, noise, read_detector
 from PIL import Image
 
 import eval as evaluate
@@ -90,6 +91,36 @@ def test_boxes_are_drawn_where_they_are(scale):
     assert drawn.shape == (400, 480, 3)  # a small image is enlarged
     assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
     assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
+
+
+def test_a_thin_image_is_not_enlarged_beyond_bounds():
+    drawn = visualize.draw(np.zeros((1, 40_000, 3), np.uint8), np.zeros((0, 4)), [], [])
+    assert drawn.shape == (1, 40_000, 3)
+    assert max(visualize.draw(np.zeros((8, 900, 3), np.uint8), np.zeros((0, 4)), [], []).shape) <= 4096
+
+
+def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
+    detector = Detector.from_pretrained(saved)
+    detector._process += 1  # as in a child process; a real fork may hang in JAX
+    with pytest.raises(RuntimeError, match='after a fork'):
+        detector([noise(60, 80)])
+
+
+def test_eval_takes_what_a_file_of_an_own_model_does_not_say(coco_folder, tmp_path):
+    hf = make_hf(TINY, num_classes=4)
+    torch.save(hf.state_dict(), tmp_path / 'own.pth')
+    annotations = coco_folder / 'annotations' / 'instances_val2017.json'
+    options = [f'--weights={tmp_path / "own.pth"}', f'--data={coco_folder}', f'--output={tmp_path / "out"}']
+    options += ['--num_processes=1', '--size=64', '--max_size=96', '--batch_size=8']
+    with pytest.raises(InputError, match='give heads'):
+        evaluate.main(options)
+    options += ['--heads=2', '--pos_grid', '4', '6', '--mid_pos_grid', '4', '6']
+    with pytest.raises(InputError, match='not those of the weights') as error:
+        evaluate.main(options)
+    assert error.value.argument == 'classes'
+    evaluate.main([*options, f'--classes={annotations}'])
+    about = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['about']
+    assert about['size'] == [64, 96] and len(about['sha256']) == 64 and about['split'] == 'val2017'
 
 
 def test_predict_writes_pictures_and_json(saved, coco_folder, tmp_path):

@@ -160,3 +160,12 @@ def test_patches_are_the_references_pixels():
         pixels.place(pixels.to_rgbx(image), place, out)
         np.testing.assert_array_equal(unpatchify(out, place.grid), reference_pixels(image, place))
         assert not out[place.counts :].any()
+
+
+@pytest.mark.parametrize('mode', ['F', 'I'])
+def test_pixels_of_32_bits_are_refused_and_not_read_as_black(mode):
+    picture = Image.fromarray(
+        np.full((4, 4), 0.5 if mode == 'F' else 70_000, np.float32 if mode == 'F' else np.int32)
+    )
+    with pytest.raises(InputError, match='x: its pixels have 32 bits; save it with 8 or 16'):
+        pixels.decode(encode(picture, 'TIFF'), 'x')

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def score(annotation_file: str | Path, results: list[dict]) -> tuple[dict, dict]
         {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        truth = COCO(str(annotation_file))
+        truth = ground_truth(annotation_file)
         known = set(truth.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
         evaluation = COCOeval(truth, truth.loadRes(results or _nothing(truth)), 'bbox')
@@ -85,6 +86,23 @@ def score(annotation_file: str | Path, results: list[dict]) -> tuple[dict, dict]
         valid = precision[:, :, k][precision[:, :, k] > -1]
         classes[truth.cats[category]['name']] = float(valid.mean()) if len(valid) else -1.0
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True)), classes
+
+
+def ground_truth(annotation_file: str | Path) -> COCO:
+    """The annotations as pycocotools reads them, complete.
+
+    Missing areas and crowd flags are filled in (width x height, no crowd). Annotations are numbered from
+    1, for pycocotools takes a match with number 0 for none.
+    """
+    truth = COCO()
+    truth.dataset = json.loads(Path(annotation_file).read_bytes())
+    for number, annotation in enumerate(truth.dataset['annotations'], 1):
+        _, _, width, height = annotation['bbox']
+        area = annotation.get('area')
+        annotation['id'], annotation['iscrowd'] = number, int(bool(annotation.get('iscrowd')))
+        annotation['area'] = width * height if area is None else area
+    truth.createIndex()
+    return truth
 
 
 def table(numbers: dict[str, float]) -> str:

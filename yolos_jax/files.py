@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, and reading at a place of an open file."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -53,9 +54,13 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     check_free(folder)
     folder = Path(folder).absolute()
+    prefix = f'.{folder.name}-{socket.gethostname()}-'  # then the process and something random
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
+        for left in folder.parent.glob(f'{glob.escape(prefix)}*'):
+            if not Path('/proc', left.name.removeprefix(prefix).partition('-')[0]).exists():
+                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'{prefix}{os.getpid()}-'))
     except OSError as error:
         raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
     try:

@@ -1,6 +1,7 @@
 """Images in, detections out."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Detector:
         model = pretrained.model
         kernel = attention.for_platform(device.platform, model.dtype)
         self.classes, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
+        self._process = os.getpid()
         self._params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model.clone(attention_kernel=kernel))
 
@@ -71,7 +73,10 @@ class Detector:
 
         Raises:
             InputError: an image cannot be read or is of another kind.
+            RuntimeError: the process was forked after the detector was made, which JAX does not survive.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
         return [self._detect(_to_rgbx(image), threshold) for image in images]
 
     def _detect(self, image: np.ndarray, threshold: float) -> Detections:

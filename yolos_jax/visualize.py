@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+LONGEST = 4096  # pixels of a side that enlarging may lead to: JPEG and memory have bounds
+
 
 def draw(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]
@@ -15,10 +17,11 @@ def draw(
     """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
     boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. An image with a
-    side below 320 pixels comes back enlarged by a whole number, for the text to fit.
+    side below 320 pixels comes back enlarged by a whole number, for the text to fit, where the longer one
+    stays below 4096.
     """
     picture = Image.fromarray(image)
-    scale = -(-320 // min(picture.size))
+    scale = max(min(-(-320 // min(picture.size)), LONGEST // max(picture.size)), 1)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)

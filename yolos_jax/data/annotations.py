@@ -1,12 +1,13 @@
 """A COCO annotation file as columns, and what is wrong with it."""
 
+import contextlib
 import dataclasses
 import mmap
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,24 +17,30 @@ from yolos_jax.errors import InputError
 LARGEST_CLASS = 9999  # a category id is an index into the class head
 
 
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]  # of a fixed width in memory, for all images alike
+
+
 class _Image(msgspec.Struct, gc=False):
-    id: int
-    file_name: str
-    height: int
-    width: int
+    id: Whole
+    file_name: Text
+    height: Side
+    width: Side
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: Whole
+    category_id: Whole
     bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
-    id: int = -1
+    iscrowd: int | bool | None = 0
+    area: float | None = None  # for the evaluation
+    id: Whole = -1
 
 
 class _Category(msgspec.Struct):
-    id: int
-    name: str
+    id: Whole
+    name: Text
 
 
 class _Coco(msgspec.Struct):
@@ -80,7 +87,7 @@ def read(path: str | Path) -> Annotations:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 coco = msgspec.json.decode(memoryview(data), type=_Coco)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (ValueError, OverflowError, RecursionError) as error:  # msgspec's are ValueErrors
                 raise InputError(
                     f'{path}: not a COCO detection file: {error}{_where(error, data)}'
                 ) from None
@@ -122,14 +129,15 @@ def _where(error: Exception, data: mmap.mmap) -> str:
         return _in_object(re.search(number, inside))
     if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):
         kind, index = element[1], int(element[2])
-        elements = msgspec.json.decode(memoryview(data), type=dict[str, msgspec.Raw])[kind]
-        element = msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
-        return _in_object(re.search(number, element))
+        with contextlib.suppress(ValueError, RecursionError):  # the error to show is the first one
+            elements = msgspec.json.decode(memoryview(data), type=dict[str, msgspec.Raw])[kind]
+            element = msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
+            return _in_object(re.search(number, element))
     return ''
 
 
 def _in_object(match: re.Match | None) -> str:
-    return f', in the object with id {int(match[1])}' if match else ''
+    return f', in the object with id {match[1].decode()[:20]}' if match else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +186,7 @@ def _checks(a: Annotations) -> list[_Check]:
     category_ids = np.array([number for number, _ in a.categories], np.int64)
     annotation_ids = a.annotation_ids[a.annotation_ids != -1]
     outside = [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()]
+    unprintable = [not name.isprintable() or not name for name in a.files.tolist()]
     image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
     return [
@@ -198,6 +207,11 @@ def _checks(a: Annotations) -> list[_Check]:
             'image files that point outside their folder',
             np.array(outside, bool),
             lambda i: f'{image(i)} {a.files[i]}',
+        ),
+        _Check(
+            'image files without a name, or with control characters in it',
+            np.array(unprintable, bool),
+            image,
         ),
         _Check(
             'annotations of an unknown image',

@@ -56,6 +56,8 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
         with Image.open(BytesIO(data)) as image:
             _check_size(image.height, image.width)
             image = ImageOps.exif_transpose(image) if turned else image
+            if image.mode in ('F', 'I'):
+                raise InputError('its pixels have 32 bits; save it with 8 or 16')
             if image.mode.startswith('I;16'):  # Pillow would clip 16 bits to 8
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return to_rgbx(image.convert('RGB'))
@@ -94,6 +96,8 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _check_size(height: int, width: int) -> None:
+    if not height or not width:
+        raise InputError(f'not a readable image ({height}x{width} pixels)')
     if height * width > Image.MAX_IMAGE_PIXELS:  # 89 million; Pillow itself only warns
         raise InputError(f'not a readable image ({height}x{width} pixels: could be a decompression bomb)')
 

@@ -58,10 +58,12 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
         InputError: there is none, or none is what was saved.
     """
     params, meta = read_params(folder, step)
-    model, eval_size = model_of(meta['model']), meta['eval_size']
-    classes = {int(number): name for number, name in meta['classes'].items()}
-    about = meta['about'] | {key: meta[key] for key in ('config', 'AP', 'step') if key in meta}
-    return Pretrained(model, params, classes, *eval_size, about)
+    try:
+        classes = {int(number): name for number, name in meta['classes'].items()}
+        about = meta['about'] | {key: meta[key] for key in ('config', 'AP', 'step') if key in meta}
+        return Pretrained(model_of(meta['model']), params, classes, *meta['eval_size'], about)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f'{folder}: the meta of step {meta["step"]} cannot be used ({error})') from None
 
 
 def model_of(fields: dict) -> Yolos:
@@ -134,6 +136,10 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     }
     if shapes(stored) != shapes(param_shapes(model_of(meta['model']))):
         raise ValueError('its arrays are not those of its model')
+    # nothing is compressed: what is larger than its files would only fill the memory
+    claimed = sum(4 * math.prod(shape) for shape in shapes(stored).values())
+    if claimed > 2 * sum(file.stat().st_size for file in path.rglob('*')) + 1_000_000:
+        raise ValueError('its arrays claim more bytes than its files have')
 
     def read_array(keys: tuple, leaf: Any) -> np.ndarray:
         for key in reversed(keys):

@@ -14,12 +14,11 @@ from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
-from yolos_jax.weights import model_card, names, tensors
+from yolos_jax.weights import model_card, names, sizes, tensors
 from yolos_jax.weights.pretrained import Pretrained
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
-FILES = 'model.safetensors', 'pytorch_model.bin'
-CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
+FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
 EPS = 1e-12  # of LayerNorm where config.json does not say
 UNUSED = 'N/A'  # the name of a number that is no class
 
@@ -70,7 +69,15 @@ def read(file: TensorFile) -> Pretrained:
     Raises:
         InputError: config.json cannot be read, or is that of another model.
     """
-    config = _read_config(file.path.parent)
+    try:
+        return _read(file, _read_config(file.path.parent))
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{CONFIG} cannot be used ({error})') from None
+
+
+def _read(file: TensorFile, config: dict) -> Pretrained:
     tensors = to_reference(file.tensors)
     grid = tuple(side // PATCH for side in config['image_size'])
     model = Yolos(
@@ -83,6 +90,7 @@ def read(file: TensorFile) -> Pretrained:
         num_det_tokens=config['num_detection_tokens'],
         eps=config.get('layer_norm_eps', EPS),
     )
+    sizes.check(model)
     classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
     params = names.to_params(tensors, model)
     return Pretrained(model, params, classes, *_read_size(file.path.parent))
@@ -92,7 +100,7 @@ def _read_config(folder: Path) -> dict:
     """config.json; raises InputError where it is not that of a YOLOS we can build."""
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f'{CONFIG} cannot be read ({error})') from None
     if not isinstance(config, dict):
         raise InputError(f'{CONFIG} holds no JSON object')
@@ -123,7 +131,7 @@ def _read_size(folder: Path) -> tuple[int, int]:
         if isinstance(size, int):
             return size, config['max_size']
         return size['shortest_edge'], size['longest_edge']
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return 800, 1333
 
 
@@ -144,7 +152,7 @@ def pixel_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 config = config.get('pretrained_cfg', config)  # timm's
                 keys = ('image_mean', 'image_std') if 'image_mean' in config else ('mean', 'std')
                 return tuple(np.array(config[key], np.float32) for key in keys)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue
     return MEAN, STD
 
@@ -239,9 +247,9 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     with files.new_folder(folder) as part:
         path = part / FILES[0]
         tensors.write_safetensors(path, from_reference(names.from_params(pretrained.params, model)))
-        tensors.write_hash(path)
         files.write_json(part / CONFIG, _config(pretrained))
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
+        tensors.write_hash(path, part / CONFIG, part / PREPROCESSOR)
         (part / 'README.md').write_text(model_card.text(pretrained))
 
 

@@ -7,7 +7,7 @@ from yolos_jax.data import class_names
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import hf, names, tensors, torchfile
+from yolos_jax.weights import hf, names, sizes, tensors, torchfile
 from yolos_jax.weights.pretrained import Pretrained
 
 PUBLISHED = (model.YOLOS_TI, model.YOLOS_S, model.YOLOS_S_DWR, model.YOLOS_B)
@@ -67,6 +67,7 @@ def read(
         num_det_tokens=tokens,
         eps=file.about.get('eps', hf.EPS if hf.has_names(file.tensors) else EPS),
     )
+    sizes.check(built)
     size = args.get('eval_size') or (512 if width == model.YOLOS_TI['width'] else 800)
     max_size = args.get('max_size') or size * 1333 // 800
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.weights import backbones, checkpoint, hf, reference, tensors
 from yolos_jax.weights.pretrained import Pretrained
 
+LONGEST_MESSAGE = 300  # characters, beside the path
 DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detector has is called
 
 
@@ -42,7 +44,11 @@ def open_source(path: str | Path) -> 'Source':
     for folder in (path, path / 'checkpoints'):
         if folder.is_dir() and checkpoint.steps(folder):
             return Source(path, None, folder)
-    return Source(path, tensors.read(_find_file(path)), None)
+    with _naming(path):
+        file = tensors.read(_find_file(path))
+    if file.note:
+        print(f'{file.path} {file.note}', file=sys.stderr)
+    return Source(path, file, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +142,15 @@ class Source:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors within the block name this file, where they do not already."""
+    """Errors within the block name this file, and are short whatever the file's texts are."""
     try:
         yield
     except InputError as error:
-        if str(path) in str(error):
-            raise
-        raise InputError(f'{path}: {error}', error.argument) from None
+        text = str(error)
+        text = text if str(path) in text else f'{path}: {text}'
+        most = len(str(path)) + LONGEST_MESSAGE
+        text = text if len(text) <= most else f'{text[: most - 3]}...'
+        raise InputError(text, error.argument) from None
 
 
 def _find_file(path: Path) -> Path:

@@ -30,6 +30,10 @@ SAFETENSORS_TYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
     'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
+SIDECAR = '.sha256'
+# files of a Hugging Face folder, and those beside them that must not change either
+WITH_CONFIG = 'model.safetensors', 'pytorch_model.bin'
+BESIDE = 'config.json', 'preprocessor_config.json'
 LARGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
 _HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
@@ -46,7 +50,8 @@ class Tensor:
 class TensorFile:
     """An open file of tensors.
 
-    tensors: {name: object with .shape and .numpy()}. about: what else the file says, a dict.
+    tensors: {name: object with .shape and .numpy()}. about: what else the file says, a dict. note: what a
+    reader should know of its checksum.
     """
 
     path: Path
@@ -54,6 +59,7 @@ class TensorFile:
     about: dict
     sha256: str
     close: Callable[[], None]
+    note: str = ''
 
 
 def read(path: str | Path) -> TensorFile:
@@ -64,23 +70,27 @@ def read(path: str | Path) -> TensorFile:
             SHA-256 its name (`deit_tiny_patch16_224-a1311bcf.pth`) or `FILE.sha256` gives.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f'{path}: no regular file')
     try:
         file = open(path, 'rb')  # noqa: SIM115  open for as long as the TensorFile
     except OSError as error:
         raise InputError(f'{path}: {error.strerror}') from None
     try:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-        _check_hash(path, digest)
+        has_hash = _check_hash(path, digest)
         tensors, about = _find_tensors(file)
         if not tensors:
             raise InputError(f'{path}: no tensors in it')
+        file.seek(0)
+        note = '' if has_hash or file.read(2) == b'PK' else _note_hash(path)  # zip files have CRCs
     except OSError as error:
         file.close()
         raise InputError(f'{path}: {error.strerror or error}') from None
     except BaseException:
         file.close()
         raise
-    return TensorFile(path, tensors, about, digest, file.close)
+    return TensorFile(path, tensors, about, digest, file.close, note)
 
 
 def _find_tensors(file: BinaryIO) -> tuple[dict, dict]:
@@ -105,25 +115,43 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def write_hash(path: Path) -> None:
-    """Write `path`.sha256, which is compared when the file is read."""
-    path.with_name(path.name + '.sha256').write_text(f'{sha256(path)}  {path.name}\n')
+def write_hash(path: Path, *others: Path) -> None:
+    """Write `path`.sha256, as sha256sum does: the hashes that are compared when `path` is read."""
+    lines = [f'{sha256(file)}  {file.name}\n' for file in (path, *others)]
+    with files.replacing(path.with_name(path.name + SIDECAR)) as file:
+        file.write(''.join(lines).encode())
 
 
-def _check_hash(path: Path, digest: str) -> None:
+def _check_hash(path: Path, digest: str) -> bool:
+    """Raises InputError where the file is not the one of its hashes; returns whether it has any."""
     in_name = _HASH_IN_NAME.search(path.name)
-    expected = {}
+    expected = []  # (who says it, of which file, how the hash begins)
     if in_name and not re.fullmatch(r'\d{8}', in_name[1]):  # 8 digits: a date
-        expected[path.name] = in_name[1]
-    sidecar = path.with_name(path.name + '.sha256')
+        expected.append((path.name, path, in_name[1]))
+    sidecar = path.with_name(path.name + SIDECAR)
     if sidecar.exists():
-        expected[sidecar.name] = (sidecar.read_text().split() or ['nothing'])[0].lower()
-    for source, start in expected.items():
-        if not digest.startswith(start):
+        for line in sidecar.read_text()[:10_000].splitlines() or ['nothing']:
+            start, _, name = line.partition(' ')
+            file = path.with_name(Path(name.strip()).name or path.name)
+            expected.append((sidecar.name, file, start.lower()))
+    for source, file, start in expected:
+        actual = digest if file == path else sha256(file) if file.exists() else 'none'
+        if not actual.startswith(start):
             raise InputError(
-                f'{path}: damaged, or another file: its SHA-256 is {digest}, and {source} says {start}; '
-                'fetch it again'
+                f'{file}: damaged, or another file: its SHA-256 is {actual}, and {source} says '
+                f'{start[:64]}; fetch it again'
             )
+    return bool(expected)
+
+
+def _note_hash(path: Path) -> str:
+    """Write the hashes of a file without checksums of its own, for the next time; says what was done."""
+    beside = [path.with_name(name) for name in BESIDE if path.with_name(name).is_file()]
+    try:
+        write_hash(path, *(beside if path.name in WITH_CONFIG else []))
+    except OSError:
+        return 'has no checksum, and none can be written beside it: damage would not be noticed'
+    return f'had no checksum: {path.name}{SIDECAR} was written, and is compared from now on'
 
 
 def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
@@ -149,7 +177,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
             tensors[name] = Tensor(shape, _reader(file, 8 + length + begin, shape, dtype))
         if end != size - 8 - length:
             raise ValueError('it is not as long as its header says')
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f'{file.name}: damaged, or no safetensors file ({error})') from None
     return tensors
 
@@ -212,7 +240,10 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
     if not isinstance(content, dict):
         raise InputError(f'{file.name}: holds a {type(content).__name__}, not weights')
     about = {}
-    while inner := next((key for key in INNER if isinstance(content.get(key), dict)), None):
+    for _ in range(len(INNER)):  # a dict may hold itself
+        inner = next((key for key in INNER if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
         about |= {key: value for key, value in content.items() if key != inner}
         content = content[inner]
     return {k: v for k, v in content.items() if isinstance(v, unpickle.Tensor)}, about

@@ -43,6 +43,7 @@ def read(file: BinaryIO) -> Any:
         LookupError,
         TypeError,
         ValueError,
+        RecursionError,
         NotImplementedError,
         struct.error,
         zipfile.BadZipFile,
@@ -53,6 +54,8 @@ def read(file: BinaryIO) -> Any:
 def _read_zip(file: BinaryIO) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
+        if sum(info.file_size for info in archive.infolist()) > os.fstat(file.fileno()).st_size:
+            raise InputError('its members claim more bytes than the file has')
         pickles = [name for name in members if name.endswith('/data.pkl')]
         if len(pickles) != 1:
             raise InputError('a zip archive, but not one of torch.save (no data.pkl)')

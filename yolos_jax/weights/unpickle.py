@@ -20,6 +20,7 @@ STORAGES = {
     'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
     'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
 }  # fmt: skip
+MOST_DIMENSIONS = 8
 KEYS = (str, int, float, bool, type(None))
 
 
@@ -28,7 +29,11 @@ class Tensor:
 
     def __init__(self, storage: 'Storage', offset: int, shape: tuple, stride: tuple) -> None:
         numbers = (offset, *shape, *stride)
-        if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        if (
+            len(shape) != len(stride)
+            or len(shape) > MOST_DIMENSIONS
+            or any(type(n) is not int or n < 0 for n in numbers)
+        ):
             raise InputError('a tensor has an impossible shape')
         self._storage, self._offset, self._stride = storage, offset, stride
         self.shape, self.dtype = shape, storage.dtype
