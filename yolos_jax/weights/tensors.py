@@ -83,7 +83,7 @@ def read(path: str | Path) -> TensorFile:
         if not tensors:
             raise InputError(f'{path}: no tensors in it')
         file.seek(0)
-        note = '' if has_hash or file.read(2) == b'PK' else _note_hash(path)  # zip files have CRCs
+        note = '' if has_hash or file.read(2) == b'PK' else _note_hash(path, digest)  # zip files have CRCs
     except OSError as error:
         file.close()
         raise InputError(f'{path}: {error.strerror or error}') from None
@@ -115,9 +115,13 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def write_hash(path: Path, *others: Path) -> None:
-    """Write `path`.sha256, as sha256sum does: the hashes that are compared when `path` is read."""
-    lines = [f'{sha256(file)}  {file.name}\n' for file in (path, *others)]
+def write_hash(path: Path, *others: Path, digest: str | None = None) -> None:
+    """Write `path`.sha256, as sha256sum does: the hashes that are compared when `path` is read.
+
+    digest: that of `path`, where it is known.
+    """
+    hashes = [digest or sha256(path), *map(sha256, others)]
+    lines = [f'{value}  {file.name}\n' for value, file in zip(hashes, (path, *others), strict=True)]
     with files.replacing(path.with_name(path.name + SIDECAR)) as file:
         file.write(''.join(lines).encode())
 
@@ -144,11 +148,11 @@ def _check_hash(path: Path, digest: str) -> bool:
     return bool(expected)
 
 
-def _note_hash(path: Path) -> str:
+def _note_hash(path: Path, digest: str) -> str:
     """Write the hashes of a file without checksums of its own, for the next time; says what was done."""
     beside = [path.with_name(name) for name in BESIDE if path.with_name(name).is_file()]
     try:
-        write_hash(path, *(beside if path.name in WITH_CONFIG else []))
+        write_hash(path, *(beside if path.name in WITH_CONFIG else []), digest=digest)
     except OSError:
         return 'has no checksum, and none can be written beside it: damage would not be noticed'
     return f'had no checksum: {path.name}{SIDECAR} was written, and is compared from now on'
