@@ -1,9 +1,10 @@
 # make quickstart   train a small detector from scratch and look at its detections
 # make test         run all tests
-# make trials       run the long failure trials; ONLY=name chooses, TRIALS=n repeats them
+# make trials       run the long failure trials; ONLY=name chooses, SCALE=0.1 takes a tenth of the random ones
 # make docs         write the API pages to docs/api
 # make lint         what a commit must pass
-# Each installs what it needs into .venv, in the versions of constraints.txt.
+# Each installs what it needs into .venv: the packages of requirements.lock, by hash, and for tests those of
+# constraints.txt.
 # Another Python: make PYTHON=python3.12 quickstart
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2
 
 trials: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 -m trials -k '$(ONLY)'
+	$(BIN)/python -m pytest -n 2 -m 'trials or row' -k '$(ONLY)'
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -42,10 +43,11 @@ clean:
 		if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+.venv/installed: .venv/bin/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@
 
-.venv/installed-test: .venv/installed
+.venv/installed-test: .venv/installed constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@

@@ -19,4 +19,8 @@ set -euo pipefail
 # Edit 2: what to train; all nodes must see the workdir
 TRAIN=(--config=configs/yolos_ti.py --workdir="$HOME/runs/ti" --config.data=/data/coco --config.batch_size=16)
 
-srun --kill-on-bad-exit=1 .venv/bin/python train.py "${TRAIN[@]}"
+status=0
+srun --kill-on-bad-exit=1 .venv/bin/python train.py "${TRAIN[@]}" || status=$?
+# a run that diverged would end the same again: the jobs that wait for this one are not needed
+[ "$status" != 3 ] || scancel --name="$SLURM_JOB_NAME" --user="$USER" --state=PENDING
+exit "$status"

@@ -1,3 +1,4 @@
+import collections
 import os
 
 import jax
@@ -23,3 +24,27 @@ def coco_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes.write(root, {'train2017': 24, 'val2017': 10})
     return root
+
+
+def pytest_runtest_setup(item):
+    """Tests that are rows of the table of trials count one each, or what their marker says."""
+    if row := item.get_closest_marker('row'):
+        item.user_properties.append(('row', (row.args[0], row.kwargs.get('count', 1))))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """`make trials` ends with a table: how many of each kind, and how many were not as promised."""
+    if 'trials' not in (config.getoption('-m') or '').replace('not trials', ''):
+        return
+    rows, slowest = collections.defaultdict(lambda: [0, 0]), 0.0
+    for outcome in ('passed', 'failed', 'error'):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, 'user_properties', []):
+                slowest = max(slowest, value) if name == 'seconds' else slowest
+                if name == 'row' and report.when == 'call':
+                    rows[value[0]][outcome != 'passed'] += value[1]
+    terminalreporter.section('trials')
+    for name, (passed, failed) in sorted(rows.items()):
+        terminalreporter.write_line(f'{name:44} {passed + failed:6} trials, not as promised {failed}')
+    if slowest:
+        terminalreporter.write_line(f'slowest answer to a signal: {slowest:.1f} s')

@@ -136,6 +136,7 @@ def damaged_copies(state, tmp_path, kind):
 KINDS = ['flip', *(pytest.param(kind, marks=pytest.mark.trials) for kind in ('delete', 'truncate'))]
 
 
+@pytest.mark.row('damaged checkpoints: files', count=14)
 @pytest.mark.parametrize('kind', KINDS)
 def test_damage_is_never_resumed_from(state, tmp_path, kind):
     """Files of the newest step: restored whole, or the step before is, whole."""
@@ -151,6 +152,7 @@ def test_damage_is_never_resumed_from(state, tmp_path, kind):
     assert fell_back > 0
 
 
+@pytest.mark.row('damaged checkpoints: files', count=14)
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_detector_read_from_a_damaged_folder_is_whole_and_another_step_is_told(
     state, tmp_path, kind, capsys
@@ -166,6 +168,7 @@ def test_a_detector_read_from_a_damaged_folder_is_whole_and_another_step_is_told
 AP = checkpoint.AP_FILE
 
 
+@pytest.mark.row('damaged checkpoints: bytes of the meta', count=800)
 def test_every_byte_of_the_meta_is_under_a_hash(state, tmp_path):
     save(tmp_path, state, {1: None})
     path = tmp_path / '1' / 'meta' / 'metadata'

@@ -167,6 +167,7 @@ KILLED = [(signal.SIGKILL, 1)]
 ALSO_KILLED = [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
 
 
+@pytest.mark.row('two processes, one killed or frozen')
 @pytest.mark.parametrize('trial', TRIALS)
 @pytest.mark.parametrize(
     ('number', 'victim'), [*KILLED, *(pytest.param(*x, marks=pytest.mark.trials) for x in ALSO_KILLED)]
@@ -190,6 +191,7 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
     assert list(losses(tmp_path)) == list(range(1, 7))
 
 
+@pytest.mark.row('two processes, one failing')
 @pytest.mark.parametrize('trial', TRIALS)
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
     """And the run resumes from the newest checkpoint that both can read."""

@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -181,22 +180,6 @@ def test_a_conversion_adapts_and_says_so(coco_folder, tmp_path, capsys):
     for text in ('used 68 tensors', '[DET] tokens: 7 of 7 kept, 2 fresh', 'pos_embed 4x6 -> 5x5',
                  'class head: 3 classes, 0 of them kept', pretrained.about['sha256']):  # fmt: skip
         assert text in printed
-
-
-@pytest.mark.trials
-@pytest.mark.parametrize('form', WRITERS)
-def test_a_killed_conversion_leaves_nothing_that_loads_or_all(form, tmp_path):
-    pretrained = make(TINY)
-    checkpoint.write(pretrained, tmp_path / 'x')
-    for tenths in (5, 15, 20, 25, 30, 35):
-        output = tmp_path / f'{form}-{tenths}'
-        options = [f'--input={tmp_path / "x"}', f'--output={output}', f'--to={form}']
-        process = subprocess.Popen([sys.executable, 'convert_torch_weights.py', *options], cwd=ROOT)
-        time.sleep(tenths / 10)
-        process.kill()
-        process.wait()
-        if output.exists():
-            same(read_detector(path_of(form, output)), pretrained)
 
 
 @pytest.mark.trials

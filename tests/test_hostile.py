@@ -96,12 +96,14 @@ FILES = {
 }
 
 
+@pytest.mark.row('hostile weights')
 @pytest.mark.parametrize('name', FILES)
 def test_a_hostile_file_of_weights_is_refused_in_one_line(name, tmp_path):
     FILES[name](tmp_path / 'x.pth')
     refused(tmp_path / 'x.pth')
 
 
+@pytest.mark.row('hostile weights')
 @pytest.mark.parametrize('kind', ['pipe', 'device', 'socket'])
 def test_weights_come_from_regular_files_alone(kind, tmp_path):
     path = {'device': '/dev/zero'}.get(kind, tmp_path / 'x')
@@ -132,6 +134,7 @@ def hf(tmp_path_factory):
     return folder
 
 
+@pytest.mark.row('hostile weights')
 @pytest.mark.parametrize(('key', 'value'), CONFIGS)
 def test_a_hostile_config_is_refused_in_one_line(key, value, hf, tmp_path):
     config = json.loads((hf / 'config.json').read_text())
@@ -155,6 +158,7 @@ METAS = [
 ]  # fmt: skip
 
 
+@pytest.mark.row('hostile weights')
 @pytest.mark.parametrize(('key', 'value'), METAS)
 def test_a_hostile_meta_of_a_checkpoint_is_refused_in_one_line(key, value, tmp_path):
     """With a hash that fits: whoever made it can compute one."""
@@ -234,6 +238,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.row('odd annotation files')
 @pytest.mark.parametrize('name', VARIANTS)
 def test_annotations_that_are_accepted_can_be_scored(name, tmp_path):
     """And the others are refused in one line."""

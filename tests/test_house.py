@@ -75,6 +75,12 @@ def test_flax_is_imported_by_the_model_alone_and_data_needs_no_jax():
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 
+def test_scripts_load_no_torch_and_no_tensorflow():
+    script = 'import sys, train, eval, predict, convert_torch_weights\n'
+    script += 'assert not {"torch", "tensorflow", "tensorflow_datasets", "transformers"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
+
+
 def messages(path):
     """The texts that a file raises or prints."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -56,6 +56,7 @@ def test_a_huge_image_is_read(tmp_path):
     assert image.shape == (8000, 9100, 4) and (image[::500, ::500, :3] == 77).all()
 
 
+@pytest.mark.row('damaged images', count=500)
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_damaged_files_are_named_or_decode_and_never_crash(kind):
     """Bits flipped, cut short, and filled with noise, 500 of each kind of file."""

@@ -150,6 +150,7 @@ def hostile(path, mark):
     }
 
 
+@pytest.mark.row('hostile weights')
 @pytest.mark.parametrize('name', hostile(Path(), Path()))
 def test_a_hostile_file_is_refused_in_one_line_and_nothing_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -174,6 +175,7 @@ def values(content_read):
     return [t.numpy().tobytes() for t in content_read['model'].values() if isinstance(t, unpickle.Tensor)]
 
 
+@pytest.mark.row('damaged weights', count=64)
 @pytest.mark.parametrize('form', FORMATS)
 def test_a_file_cut_short_is_refused(form, tmp_path):
     path = save(tmp_path / 'x.pth', content(), form)
@@ -184,6 +186,7 @@ def test_a_file_cut_short_is_refused(form, tmp_path):
             values(read(path))
 
 
+@pytest.mark.row('damaged weights', count=200)
 @pytest.mark.parametrize('form', FORMATS)
 def test_a_flipped_bit_is_seen_or_harmless(form, tmp_path):
     """A zip file has checksums. The old format has none: there damage must not crash, no more."""

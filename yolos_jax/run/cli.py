@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -25,8 +26,10 @@ def run(main: Callable[[], None], flag: str = '--{}') -> None:
     shows where any other error than an `InputError` came from.
     flag: how this script spells the flag of an argument that an error names.
     """
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax is talkative
     shows = TRACEBACK in sys.argv
+    if not shows:  # Orbax and TensorStore show what they raise too, from every thread that was at it
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     sys.argv[:] = [argument for argument in sys.argv if argument != TRACEBACK]
     try:
         main()

@@ -1,0 +1,128 @@
+"""Every command of the documentation runs as it is written there, or is listed here with the reason."""
+
+import dataclasses
+import importlib
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, TINY, make_hf, make_vit, read_detector, torches
+
+import convert_torch_weights
+import eval as evaluate
+import predict
+from yolos_jax.weights import checkpoint, reference
+
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# training runs as it is written, but on a smaller model for one epoch, from a file that is there
+SMALLER = (
+    '--config.model.width=32 --config.model.depth=2 --config.model.heads=2 --config.model.num_det_tokens=6 '
+    '--config.model.pos_grid=(4,6) --config.epochs=1 --config.batch_size=8 --config.num_lengths=1 '
+    '--config.augment.sizes=(96,) --config.augment.max_size=176 --config.eval_size=96 '
+    '--config.eval_max_size=176'
+).split()
+NOT_RUN = {
+    r'make (quickstart|test|lint|trials|docs)': 'this is make test, and the others take long or write here',
+    r'TRIALS=\d+ make trials': 'long failure trials',
+    r'(\.venv/bin/)?pip install': 'installs what is installed',
+    r'python benchmarks/': 'measures for minutes; tests/test_benchmarks.py starts it',
+    r'python train\.py \.\.\. --coordinator': 'one of four; tests/test_cluster.py runs two',
+}
+
+
+def commands(page):
+    """The commands of a page: indented lines that begin with a program, without their comments."""
+    text = page.read_text().replace('\\\n', ' ')
+    programs = r'python|make|\.venv/bin/\w+|pip|TRIALS=\d+'
+    for match in re.finditer(rf'^    ((?:{programs}) .*?)(?:\s+#.*)?$', text, re.M):
+        yield re.sub(r'\s+', ' ', match[1]).removesuffix(' ...')
+
+
+@pytest.fixture(scope='module')
+def workplace(coco_folder, tmp_path_factory):
+    """A folder in which the names that the documentation uses are there."""
+    place = tmp_path_factory.mktemp('docs')
+    for name in ('configs', 'train.py', 'benchmarks'):
+        (place / name).symlink_to(ROOT / name)
+    (place / 'runs').mkdir()
+    for name in ('COCO', 'FOLDER', 'COCO_FOLDER', 'DATA', 'runs/shapes'):
+        (place / name).symlink_to(coco_folder)
+    (place / 'IMAGE_OR_FOLDER').symlink_to(coco_folder / 'val2017')
+    make_hf(TINY, num_classes=4).save_pretrained(place / 'hf')
+    pretrained = read_detector(place / 'hf')
+    classes = {1: 'circle', 2: 'square', 3: 'triangle'}
+    pretrained = dataclasses.replace(pretrained, classes=classes, size=96, max_size=176)
+    reference.write(pretrained, place / 'pth')
+    for name in ('yolos_s.pth', 'yolos_s_300_pre.pth'):
+        os.link(place / 'pth' / 'yolos.pth', place / name)
+    for name in ('runs/quickstart', 'runs/ti'):
+        checkpoint.write(pretrained, place / name)
+    torch.save({'model': torches(make_vit())}, place / 'vit.pth')
+    return place
+
+
+def run(command, place):
+    words = [word for word in shlex.split(command) if word != '...']
+    program, *arguments = words[1:] if words[0].endswith('python') else words
+    if program == 'train.py':
+        workdir = next(word for word in arguments if word.startswith('--workdir='))
+        fresh = workdir.replace('runs/', 'new/')
+        # the published file's name has its hash, which no other file has
+        start = ['--config.init_from=vit.pth'] if any('deit' in word for word in arguments) else []
+        small = SMALLER if '--config=configs/finetune.py' not in arguments else SMALLER[5:]
+        arguments = [fresh if word == workdir else word for word in arguments]
+        command = [sys.executable, program, *arguments, *small, *start]
+        environment = os.environ | {'PYTHONPATH': str(ROOT)}
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    elif program == '-m':
+        importlib.import_module(arguments[0]).main(arguments[1:])
+    else:
+        scripts = {
+            'eval.py': evaluate,
+            'predict.py': predict,
+            'convert_torch_weights.py': convert_torch_weights,
+        }
+        scripts[program].main([*arguments, *(['--num_processes=1'] if program == 'eval.py' else [])])
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_runs_as_it_is_written(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for name in ('DIR', 'OTHER', 'out'):  # which each page makes anew
+        subprocess.run(['rm', '-rf', workplace / name], check=True)
+    for command in commands(page):
+        if command.startswith('python -c'):
+            continue  # over several lines, and on a published model
+        if any(re.match(pattern, command) for pattern in NOT_RUN):
+            continue
+        if '--to=yolos' in command:  # writes where the line before did
+            subprocess.run(['rm', '-rf', workplace / 'OTHER'], check=True)
+        if command.startswith('python train.py --config.data='):
+            assert (
+                workplace / 'DIR/coco/2017/1.1.0/dataset_info.json'
+            ).exists()  # the rest is left to the reader
+            continue
+        run(command, workplace)
+
+
+def test_the_readme_shows_python_that_runs(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S)
+    assert blocks
+    for number, block in enumerate(blocks):
+        (workplace / f'{number}.py').write_text(block)
+        outputs = runpy.run_path(f'{number}.py')
+        assert 'pred_boxes' in outputs['outputs']
+
+
+def test_commands_that_are_not_run_are_still_there():
+    every = [command for page in PAGES for command in commands(page)]
+    assert len(every) > 20
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command) for command in every), pattern
