@@ -21,7 +21,7 @@ def make_train_step(
 
     state: {'params', 'opt_state', 'step'}. batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], and
     what the loss reads: 'labels' int32 [B, T], 'boxes' float32 [B, T, 4] (cxcywh in 0..1), 'valid' bool
-    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' before clipping, 'weight_norm', and 'finite'.
+    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' (not clipped), 'weight_norm' and 'finite'.
 
     An update whose loss, gradient or new parameters are not finite is not applied: params and opt_state
     stay as they were, `step` still counts, and 'finite' is False so that the caller can stop.
