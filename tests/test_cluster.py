@@ -66,9 +66,9 @@ def finish(started, logs):
     return codes, [(logs / f'log-{i}').read_text() for i in range(len(started))]
 
 
-def run(data, folder, processes, devices, *flags, **options):
+def run(data, folder, processes, devices, *flags, status=0, **options):
     codes, logs = finish(start(data, folder, processes, devices, *flags, **options), folder)
-    assert codes == [0] * processes, logs
+    assert codes == [status] * processes, logs
     return folder
 
 
@@ -124,7 +124,7 @@ def resume_on_other_layouts(layouts, alone, coco_folder, folder):
     """Stop a run by SIGTERM to one process, resume it on the next layout; compare with an unbroken one."""
     done = 0
     for processes, devices, *flags in layouts[:-1]:
-        run(coco_folder, folder, processes, devices, *flags, what=f'term:{done + 1}')
+        run(coco_folder, folder, processes, devices, *flags, what=f'term:{done + 1}', status=143)
         assert done + 1 < max(losses(folder)) < 9
         done = max(losses(folder))
     processes, devices, *flags = layouts[-1]

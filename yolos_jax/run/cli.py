@@ -55,8 +55,8 @@ def leave(status: int, line: str = '', error: Exception | None = None, shown: st
     a cluster it would wait for the others, who wait for this process.
     """
     cluster = sys.modules.get('yolos_jax.run.cluster')
-    if line and cluster and not cluster.is_alone():
-        cluster.leave(error, f'{shown}error: {line}', status)
+    if cluster and not cluster.is_alone():
+        cluster.leave(error, f'{shown}error: {line}', status) if line else sys.exit(status)
     sys.stdout.flush()
     if line:
         print(f'{shown}error: {line}', file=sys.stderr)

@@ -51,6 +51,7 @@ class Run(NamedTuple):
 
     def save(self, state: dict) -> None:
         """Save the state, but not within a streak of steps that are not finite."""
+        self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
             self.checkpoints.save(state, self.about | counts)
@@ -106,9 +107,11 @@ def train(
         run.log.print(str(run.goodput))
         if cluster.is_first():
             visualize.curves(folder)
+        if stopped:
+            return stop.number or signal.SIGTERM
         if run.means.nonfinite_streak:
             raise diverged(run.means, setup.total)
-        return (stop.number or signal.SIGTERM) if stopped else None
+        return None
 
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], None] | None) -> bool:
@@ -178,7 +181,6 @@ def rescue(run: Run, state: dict) -> None:
     whole = not any(x.is_deleted() for x in jax.tree.leaves(state))  # a step that failed may have taken it
     if whole and cluster.is_alone():
         with contextlib.suppress(Exception):  # the first error is the one to show
-            run.means.settle()
             run.save(state)
 
 
