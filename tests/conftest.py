@@ -16,6 +16,13 @@ jax.config.update('jax_compilation_cache_dir', str(COMPILED))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+    """Compiled programs of a module do not stay in memory; they come back from the disk where needed."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def coco_folder(tmp_path_factory):
     """A COCO folder of real JPEG files: 24 images to train on, 10 to evaluate on."""
