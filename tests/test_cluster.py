@@ -25,7 +25,7 @@ LAYOUTS = [
 ]
 
 
-def start(data, folder, processes, devices, *flags, what='run', heartbeat=100, last=()):
+def start(data, folder, processes, devices, *flags, what='run', heartbeat=1000, last=()):
     """Start a small run of so many processes with so many devices each; `last`: flags of the last one."""
     small = 'width=32 depth=2 heads=2 num_det_tokens=6'.split()
     fixed = 'batch_size=8 num_lengths=1 epochs=3 learning_rate=1e-3 log_every=1 eval_every=3'.split()
@@ -175,7 +175,7 @@ ALSO_KILLED = [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
 def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
     number, victim, trial, coco_folder, tmp_path
 ):
-    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='wait:3', heartbeat=10)
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='wait:3', heartbeat=20)
     wait_for(tmp_path / 'waiting', started)
     started[victim].send_signal(number)
     started[1 - victim].wait()  # ends by itself, whenever the heartbeat finds out
@@ -196,7 +196,7 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
     """And the run resumes from the newest checkpoint that both can read."""
     flags = *SHORT, '--config.save_every=1'
-    started = start(coco_folder, tmp_path, 2, 1, *flags, what='raise:5', heartbeat=10)
+    started = start(coco_folder, tmp_path, 2, 1, *flags, what='raise:5', heartbeat=20)
     codes, logs = finish(started, tmp_path)
     assert 0 not in codes
     assert 'process 1 of 2:' in logs[1] and 'RuntimeError: a fault of the test' in logs[1]
