@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from yolos_jax import files
@@ -45,6 +44,8 @@ class Log:
             return line['step'] > first or 'AP' in line and line['step'] == first and not evaluated
 
         self.last_step = self._drop(is_dropped)
+        from tensorboardX import SummaryWriter  # here: it loads torch where that is installed
+
         self._board = SummaryWriter(str(workdir), purge_step=first + 1, write_to_disk=speaks)
         self._bar = tqdm(
             total=total,
