@@ -16,17 +16,19 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, steps, weights
-from yolos_jax.data import annotations, loader, records
+from yolos_jax.data import annotations, loader, records, sources
+from yolos_jax.errors import InputError
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.weights import adapt
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
-    parser.add_argument('--data', required=True, help='a COCO folder')
+    parser.add_argument('--data', help='a data folder')
+    parser.add_argument('--json', type=Path, help='a COCO file in place of --data, and')
+    parser.add_argument('--images', type=Path, help='the folder of its images (its own)')
     parser.add_argument('--output', required=True, type=Path, help='a folder for the results')
     parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
@@ -50,18 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluate(args)
 
 
+def read_data(args: argparse.Namespace) -> records.Records:
+    """The images to evaluate on."""
+    if args.json:
+        places = [args.images] if args.images else [args.json.parent, args.json.parent / 'images']
+        return records.from_source(sources.of_json(args.json, places))
+    if not args.data:
+        raise InputError('no data: name a folder', 'data')
+    return records.read(args.data, args.split)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Detect, score and write."""
     mesh = meshes.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     meshes.check_divides(batch_size, mesh)
-    data = records.read(args.data, args.split)
+    data = read_data(args)
     with weights.open(args.weights) as source:
         pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid)
     if args.classes:
         classes = annotations.read_classes(args.classes)
         pretrained = dataclasses.replace(pretrained, classes=classes)
-    adapt.check_classes(pretrained, data.classes, data.annotation_file, 'classes')
+    try:
+        labels, notes = evaluation.category_ids(pretrained, data)
+    except InputError as error:
+        raise InputError(str(error), 'classes') from None
+    for note in [*notes, *data.notes]:
+        print(f'note: {note}')
     size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
     batches = loader.EvalBatches(data, size=size, max_size=max_size, batch_size=batch_size)
 
@@ -73,15 +90,21 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     rows = meshes.rows_of_process(batch_size, mesh)
     with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
-        results = evaluation.detect(predict, batches, rows=rows, gather=cluster.gather, on_batch=bar.update)
+        options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update)
+        results = evaluation.detect(predict, batches, labels, **options)
     if not cluster.is_first():
         return
-    numbers, classes = evaluation.score(data.annotation_file, results)
+    numbers, classes = evaluation.score(data.truth(), results)
 
     print(evaluation.table(numbers))
     for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
         print(f'{ap:8.3f} {name}')
-    about = {'weights': args.weights, 'data': args.data, 'split': args.split, 'size': [size, max_size]}
+    about = {
+        'weights': args.weights,
+        'data': str(data.source.path),
+        'split': args.split,
+        'size': [size, max_size],
+    }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
     files.write_json(args.output / 'metrics.json', numbers | {'classes': classes, 'about': about})
     files.write_json(args.output / 'predictions.json', results)

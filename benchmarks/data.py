@@ -59,8 +59,11 @@ def write_data(folder, count):
         first=np.arange(count + 1) * OBJECTS,
         classes={1: 'thing'},
         dropped={},
-        annotation_file=folder / 'none.json',
+        category_ids={1: 1},
+        notes=[],
         images=sources.Folder(folder),
+        source=None,
+        bad_images=0,
     )
 
 

@@ -6,9 +6,15 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     """A COCO run; model, sizes and schedule are for the config that builds on it."""
     c = ConfigDict()
-    c.data = ''  # a COCO folder: annotations/instances_<split>.json and <split>/, or of TFDS (docs/data.md)
-    c.train_split = 'train2017'
-    c.val_split = 'val2017'
+    c.data = ''  # a folder: COCO, Roboflow, CVAT, Label Studio, YOLO or tensorflow-datasets (docs/data.md)
+    c.train_split = 'train2017'  # or 'train', whichever is there
+    c.val_split = 'val2017'  # or 'val', 'valid', 'validation'
+    c.train_json = ''  # a COCO file in place of a split of `data`, and where its images are
+    c.train_images = ''
+    c.val_json = ''
+    c.val_images = ''
+    c.val_fraction = 0.0  # 0.1: every tenth image of the training split validates instead of a split
+    c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
 
     c.model = ConfigDict()
     c.model.width = 0

@@ -48,7 +48,7 @@ def text(value, **keys):
         (change(images__1__file_name='../a.jpg'), 'outside their folder: image id 3'),
         (change(images__1__file_name='/etc/passwd'), 'outside their folder: image id 3'),
         (change(images__1__file_name='x/../../a.jpg'), 'outside their folder: image id 3'),
-        (change(categories__1__id=70000), 'renumber.*70000'),
+        (change(categories__1__id=-3), 'category ids below 0: -3'),
     ],
 )
 def test_a_problem_that_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):

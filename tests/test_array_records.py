@@ -41,13 +41,25 @@ def test_boxes_of_two_decimals_come_back_exactly(data_set):
         size = rng.uniform(1, [width, height] - corner, (20, 2)).round(2)
         boxes = np.concatenate([corner, size], axis=1).astype(np.float32)
         a = annotations.Annotations(
-            None, None, None, None, None, np.arange(20), None, np.full(20, 7), np.zeros(20, bool), boxes, []
+            None,
+            None,
+            None,
+            None,
+            None,
+            np.arange(20),
+            None,
+            np.full(20, 7),
+            np.zeros(20, bool),
+            None,
+            boxes,
+            [],
         )
         objects = [tfds_builder._object(a, k, {7: 0}, height, width) for k in range(20)]
         stored = {
             'id': [o['id'] for o in objects],
             'label': [o['label'] for o in objects],
             'is_crowd': [o['is_crowd'] for o in objects],
+            'area': [o['area'] for o in objects],
             'bbox': np.array([o['bbox'] for o in objects], np.float32),
         }
         image = io.BytesIO()
@@ -83,18 +95,19 @@ def test_without_our_categories_the_classes_must_be_those_of_coco(data_set, tmp_
 
 
 def test_an_unknown_split_is_named_with_those_there_are(data_set):
-    with pytest.raises(InputError, match='no split test, but train, validation'):
+    with pytest.raises(InputError, match='no split test, but train2017, val2017'):
         records.read(data_set, 'test')
 
 
 def test_evaluation_asks_for_the_official_file(data_set):
     data = records.read(data_set, 'val2017')
-    moved = data.annotation_file.rename(data.annotation_file.with_suffix('.away'))
+    truth = data.source.truth
+    moved = truth.rename(truth.with_suffix('.away'))
     try:
         with pytest.raises(InputError, match='instances_val2017.json: not there'):
             loader.EvalBatches(data, size=112, max_size=176, batch_size=4)
     finally:
-        moved.rename(data.annotation_file)
+        moved.rename(truth)
 
 
 def test_splits_of_other_categories_are_refused(coco_folder, tmp_path):

@@ -55,8 +55,8 @@ def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
     assert 'STOPS' not in train and 'note' not in train
     for line in (
         r'STOPS A RUN: 1 images missing: .*000000000002.jpg',
-        r'STOPS A RUN: 1 images unreadable: .*000000000001.jpg: not a readable image',
-        r'STOPS A RUN: 1 images of another size than annotated: .*000000000003.jpg is 50x50, annotated',
+        r'note: 1 images unreadable: .*000000000001.jpg: not a readable image',
+        r'note: 1 images of another size than annotated: .*000000000003.jpg is 50x50, annotated',
         r'note: 1 images turned by EXIF, annotated and used as stored: .*000000000004.jpg',
         r'note: 1 images turned by EXIF, annotated and used upright: .*000000000005.jpg',
         r'note: 1 boxes without an area \(dropped\): annotation id 900',
@@ -101,11 +101,11 @@ def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
 
 
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
-    with pytest.raises(InputError, match=f'{tmp_path}: no annotations/'):
+    with pytest.raises(InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'):
         run(capsys, tmp_path)
 
 
 def test_the_batch_shown_is_the_one_trained_on(coco_folder):
     findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
-    assert findings.batches.records.annotation_file.name == 'instances_train2017.json'
+    assert findings.batches.records.source.path.name == 'instances_train2017.json'
     assert np.unique(findings.batches.plan(0).indices[0]).size == 4

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import evaluation, steps
-from yolos_jax.data import loader, records
+from yolos_jax.data import annotations, loader, records
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
 
@@ -36,7 +36,7 @@ def noisy_truth(path, seed=0):
 def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
     results = noisy_truth(path)
-    numbers, _ = evaluation.score(path, results)
+    numbers, _ = evaluation.score(annotations.read(path), results)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
         expected = COCOeval(truth, truth.loadRes(results), 'bbox')
@@ -48,14 +48,14 @@ def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder):
 
 def test_the_ap_of_all_classes_is_the_mean_of_each(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
-    numbers, classes = evaluation.score(path, noisy_truth(path))
+    numbers, classes = evaluation.score(annotations.read(path), noisy_truth(path))
     assert set(classes) == {'circle', 'square', 'triangle'}
     assert np.mean(list(classes.values())) == pytest.approx(numbers['AP'])
 
 
 def test_no_detections_are_an_ap_of_zero(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
-    numbers, _ = evaluation.score(path, [])
+    numbers, _ = evaluation.score(annotations.read(path), [])
     assert numbers['AP'] == 0 and numbers['AR100'] == 0
 
 
@@ -64,12 +64,14 @@ def test_classes_that_coco_does_not_have_cannot_count(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
     results = noisy_truth(path)
     extra = [dict(r, category_id=99) for r in results]
-    assert evaluation.score(path, results + extra) == evaluation.score(path, results)
+    assert evaluation.score(annotations.read(path), results + extra) == evaluation.score(
+        annotations.read(path), results
+    )
 
 
 def test_boxes_are_written_in_pixels_of_the_original_image():
     detections = {'scores': [0.5], 'labels': [3], 'boxes': [[0.25, 0.5, 0.75, 1.0]]}
-    assert evaluation.to_coco(9, detections, height=200, width=400) == [
+    assert evaluation.to_coco(9, detections, (200, 400), {3: 3}) == [
         {'image_id': 9, 'category_id': 3, 'bbox': [100.0, 100.0, 200.0, 100.0], 'score': 0.5}
     ]
 
@@ -85,7 +87,7 @@ def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
         batches = loader.EvalBatches(data, size=64, max_size=128, batch_size=batch_size)
         step = meshes.make_predictor(predict, mesh)
         detect = functools.partial(step, meshes.replicate(params, mesh))
-        results = evaluation.detect(detect, batches)
+        results = evaluation.detect(detect, batches, {i: i for i in range(4)})
         assert len(results) == 10 * TINY['num_det_tokens']
         runs.append(sorted(results, key=lambda r: (r['image_id'], -r['score'])))
     for one, other in zip(*runs, strict=True):

@@ -262,7 +262,7 @@ def test_annotations_that_are_accepted_can_be_scored(name, tmp_path):
         | {'bbox': [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]}
         for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True)
     ]
-    numbers, classes = evaluation.score(data.annotation_file, results)
+    numbers, classes = evaluation.score(data.truth(), results)
     assert all(np.isfinite(value) for value in [*numbers.values(), *classes.values()])
 
 
@@ -276,6 +276,6 @@ def test_a_perfect_detection_of_annotation_number_0_is_no_miss(tmp_path):
         for a in content['annotations']
         if not a.get('iscrowd') and a['bbox'][2]
     ]
-    numbers, _ = evaluation.score(root / 'annotations' / 'instances_val.json', results)
+    numbers, _ = evaluation.score(records.read(root, 'val').truth(), results)
     assert numbers['AP50'] == pytest.approx(numbers['AP']) and numbers['AR100'] > 0.7
     assert not re.search('nan', str(numbers))

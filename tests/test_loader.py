@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -145,10 +146,14 @@ def test_an_image_of_another_size_is_a_bad_image(large_folder, capsys):
     assert f'{number:012d}.jpg: is ' in capsys.readouterr().err
 
 
-def test_more_than_one_bad_image_in_a_thousand_stops_the_run(large_folder):
-    says = '00000000000[56].jpg.*2 of 1000 images are bad'
-    with damage(large_folder, 'train2017', [5, 6]) as damaged, pytest.raises(InputError, match=says):
-        list(loader.load(make(damaged), range(250)))
+@pytest.mark.parametrize(('tolerated', 'says'), [(None, '4 of 1000.* more than 3'), (1, '2 of 1000')])
+def test_too_many_bad_images_stop_the_run(tolerated, says, large_folder):
+    with damage(large_folder, 'train2017', [5, 6, 7, 8]) as damaged:
+        if tolerated:
+            damaged = dataclasses.replace(damaged, bad_images=tolerated)
+        with pytest.raises(InputError, match=f'00000000000[5678].jpg.*{says}') as error:
+            list(loader.load(make(damaged), range(250)))
+        assert error.value.argument == 'bad_images'
 
 
 def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys):

@@ -25,11 +25,11 @@ def test_objects_are_clamped_and_crowds_and_flat_boxes_dropped(tmp_path):
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(InputError, match='no such data folder'):
         read(tmp_path / 'nowhere', 'val')
-    with pytest.raises(InputError, match='no such annotation file'):
+    with pytest.raises(InputError, match='no data set is seen in it'):
         read(tmp_path, 'val')
     write_coco(tmp_path, coco_content())
-    (tmp_path / 'val').rename(tmp_path / 'images')
-    with pytest.raises(InputError, match='no such image folder'):
+    (tmp_path / 'val').rename(tmp_path / 'pictures')
+    with pytest.raises(InputError, match='the images it names .*are not in .*val'):
         read(tmp_path, 'val')
 
 

@@ -97,6 +97,9 @@ def test_published_models_are_read_from_their_files_and_see_the_same(name, tmp_p
     [
         ({'size': {'shortest_edge': 64, 'longest_edge': 96}}, (64, 96)),
         ({'size': 48, 'max_size': 80}, (48, 80)),
+        ({'size': {'shortest_edge': 48}, 'max_size': 80}, (48, 80)),
+        ({'size': {'shortest_edge': 48}}, (48, 100_000)),
+        ({'size': {'max_height': 96, 'max_width': 96}}, (96, 96)),
         ({}, (800, 1333)),
     ],
 )
@@ -105,6 +108,50 @@ def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tm
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
     pretrained = read_detector(tmp_path)
     assert (pretrained.size, pretrained.max_size) == size
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {'size': {'height': 64, 'width': 64}},
+        {'size': {'max_height': 64, 'max_width': 96}},
+        {'size': [64, 96]},
+        {'size': {'shortest_edge': 'x'}},
+        {'image_mean': [0.5, 0.5]},
+        {'image_std': [0, 0, 0]},
+        [],
+    ],
+)
+def test_a_preprocessor_that_does_something_else_is_refused(content, hf, tmp_path):
+    hf.save_pretrained(tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match='model.safetensors: ') as error:
+        read_detector(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.25, 0.125]},
+        {'do_normalize': False},
+        {'do_rescale': False, 'image_mean': [120, 110, 100], 'image_std': [60, 61, 62]},
+    ],
+)
+def test_pixels_of_another_mean_and_deviation_are_seen_as_trained(content, hf, tmp_path, capsys):
+    """Against the model of transformers, fed what its preprocessor makes of the image."""
+    hf.save_pretrained(tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
+    image = noise(64, 96)
+    pixels = np.float64(image) if content.get('do_rescale') is False else np.float64(image) / 255
+    if content.get('do_normalize', True):
+        pixels = (pixels - content['image_mean']) / content['image_std']
+    with torch.no_grad():
+        theirs = hf(pixel_values=torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+    yolos, params = yolos_jax.load(tmp_path)
+    assert 'go into patch_embed' in capsys.readouterr().err
+    ours = yolos.apply({'params': params}, *patchify([image]))
+    np.testing.assert_allclose(ours['pred_logits'], theirs.logits, atol=2e-5)
 
 
 def broken(tensors, how):

@@ -182,7 +182,7 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'says', 'argument'),
     [
-        ({'data': '/nowhere'}, '/nowhere: no such data folder', None),
+        ({'data': '/nowhere'}, '/nowhere: no such data folder', 'data'),
         ({'batch_size': 3}, 'batch_size is 3, which does not divide over 8 devices', 'batch_size'),
         ({'batch_size': 32}, '24 images are less than one batch of 32', 'batch_size'),
         ({'images_per_group': 3}, 'images_per_group is 3', 'images_per_group'),

@@ -1,16 +1,18 @@
-"""From detections to COCO's numbers, by pycocotools on the official JSON."""
+"""From detections to COCO's numbers, by pycocotools."""
 
 import contextlib
 import io
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolos_jax.data import loader
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.records import Records
+from yolos_jax.errors import InputError
+from yolos_jax.weights.pretrained import Pretrained
 
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
 
@@ -18,6 +20,7 @@ METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_m
 def detect(
     predict: Callable[[dict], dict],
     batches: loader.EvalBatches,
+    labels: dict[int, int],
     *,
     rows: slice = slice(None),
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,
@@ -27,6 +30,7 @@ def detect(
 
     Args:
         predict: a prediction step of `steps` as a function of a batch, numpy in and out.
+        labels: {label: category id} (`category_ids`); detections with another label are left out.
         rows: of each batch, that this process detects in.
         gather: the rows of all processes from those of this one (`run.cluster.gather`).
         on_batch: called after each batch.
@@ -41,39 +45,82 @@ def detect(
         index = detections['index'][row]
         if index >= 0:  # rows that fill up the last batch have no image
             of_image = {name: values[row] for name, values in detections.items()}
-            results += to_coco(records.ids[index], of_image, records.heights[index], records.widths[index])
+            size = records.heights[index], records.widths[index]
+            results += to_coco(records.ids[index], of_image, size, labels)
     return results
 
 
-def to_coco(image_id: int, detections: dict, height: int, width: int) -> list[dict]:
+def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict[int, int]) -> list[dict]:
     """One image's detections as COCO results: a list of dicts with 'bbox' xywh in pixels.
 
     detections: 'scores' [Q], 'labels' [Q] and 'boxes' [Q, 4] xyxy in 0..1, as `steps` predicts them.
+    size: height, width. labels: as for `detect`.
     """
+    height, width = size
     boxes = np.asarray(detections['boxes'], np.float64) * [width, height, width, height]
     boxes[:, 2:] -= boxes[:, :2]
     return [
         {
             'image_id': int(image_id),
-            'category_id': int(label),
+            'category_id': labels[int(label)],
             'bbox': [round(float(x), 4) for x in box],
             'score': round(float(score), 8),
         }
         for box, label, score in zip(boxes, detections['labels'], detections['scores'], strict=True)
+        if int(label) in labels
     ]
 
 
-def score(annotation_file: str | Path, results: list[dict]) -> tuple[dict, dict]:
+def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], list[str]]:
+    """Which category each label of a detector is in the annotations it is evaluated by, and what to know.
+
+    The same number with the same name is the same class; where numbers differ, names decide.
+
+    Args:
+        pretrained: the detector. records: what it is evaluated on.
+
+    Returns:
+        {label: category id}, and lines for the reader.
+
+    Raises:
+        InputError: no class is the same.
+    """
+    classes = pretrained.classes
+    theirs = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
+    if all(classes.get(number, '').lower() == name for number, name in theirs.items()):
+        return {label: label for label in range(pretrained.model.num_classes)}, []
+    by_name = {name: number for number, name in theirs.items()}
+    labels = {label: by_name[name.lower()] for label, name in classes.items() if name.lower() in by_name}
+    if not labels:
+        raise InputError(
+            f'{records.source.path}: none of its classes ({_shown(theirs.values())}) is one of those that '
+            f'are detected ({_shown(classes.values())})'
+        )
+    notes = []
+    if any(label != number for label, number in labels.items()):
+        notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
+    absent = [name for number, name in theirs.items() if number not in labels.values()]
+    if absent:
+        notes.append(f'{records.source.path}: classes that cannot be detected: {_shown(absent)}')
+    return labels, notes
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+
+
+def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
     """COCO's twelve numbers and the AP of each class.
 
     Args:
-        annotation_file: the instances JSON. results: COCO results (`to_coco`).
+        truth: the annotations (`Records.truth`). results: COCO results (`to_coco`).
 
     Returns:
         {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        truth = ground_truth(annotation_file)
+        truth = ground_truth(truth)
         known = set(truth.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
         evaluation = COCOeval(truth, truth.loadRes(results or _nothing(truth)), 'bbox')
@@ -88,19 +135,24 @@ def score(annotation_file: str | Path, results: list[dict]) -> tuple[dict, dict]
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True)), classes
 
 
-def ground_truth(annotation_file: str | Path) -> COCO:
-    """The annotations as pycocotools reads them, complete.
+def ground_truth(a: Annotations) -> COCO:
+    """The annotations as pycocotools takes them; its `dataset` is the content of a COCO file.
 
-    Missing areas and crowd flags are filled in (width x height, no crowd). Annotations are numbered from
-    1, for pycocotools takes a match with number 0 for none.
+    Missing areas are width x height. Annotations are numbered from 1, for pycocotools takes a match with
+    number 0 for none.
     """
     truth = COCO()
-    truth.dataset = json.loads(Path(annotation_file).read_bytes())
-    for number, annotation in enumerate(truth.dataset['annotations'], 1):
-        _, _, width, height = annotation['bbox']
-        area = annotation.get('area')
-        annotation['id'], annotation['iscrowd'] = number, int(bool(annotation.get('iscrowd')))
-        annotation['area'] = width * height if area is None else area
+    areas = np.where(np.isnan(a.areas), a.boxes[:, 2] * a.boxes[:, 3], a.areas)
+    images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)
+    objects = zip(*(x.tolist() for x in (a.owners, a.labels, a.boxes, areas, a.crowd)), strict=True)
+    truth.dataset = {
+        'images': [dict(zip(('id', 'file_name', 'height', 'width'), x, strict=True)) for x in images],
+        'annotations': [
+            dict(id=i, image_id=image, category_id=label, bbox=box, area=area, iscrowd=int(crowd))
+            for i, (image, label, box, area, crowd) in enumerate(objects, 1)
+        ],
+        'categories': [{'id': number, 'name': name} for number, name in a.categories],
+    }
     truth.createIndex()
     return truth
 

@@ -95,7 +95,7 @@ class Detector:
 
     def _length(self, count: int) -> int:
         """One of few sequence lengths, so that images of many shapes share a compiled program."""
-        most = (self.size // PATCH) * (self.max_size // PATCH)
+        most = (self.size // PATCH) * (min(self.max_size, 2 * self.size) // PATCH)
         step = max(-(-most // 4), 1)
         return -(-int(count) // step) * step
 

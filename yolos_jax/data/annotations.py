@@ -1,5 +1,6 @@
 """A COCO annotation file as columns, and what is wrong with it."""
 
+import codecs
 import contextlib
 import dataclasses
 import mmap
@@ -14,8 +15,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 
-LARGEST_CLASS = 9999  # a category id is an index into the class head
-
+LARGEST_BOX = 1e38  # training computes in float32
 
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -55,7 +55,8 @@ class Annotations:
 
     ids int64 [n]; files str [n]; heights, widths int64 [n]; annotation_ids int64 [m], -1 without one;
     owners int64 [m], the annotated images' ids; labels int64 [m], category ids; crowd bool [m];
-    boxes float32 [m, 4] xywh in pixels; categories: (id, name) pairs.
+    areas float64 [m], NaN without one; boxes float64 [m, 4] xywh in pixels; categories: (id, name) pairs;
+    notes: what was taken although COCO writes it differently, a line each.
     """
 
     path: Path
@@ -67,12 +68,17 @@ class Annotations:
     owners: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
+    areas: np.ndarray
     boxes: np.ndarray
     categories: list
+    notes: tuple[str, ...] = ()
 
 
 def read(path: str | Path) -> Annotations:
     """The annotations of a COCO JSON file.
+
+    Also taken, with a note: numbers written as text or with a point (1.0), a byte order mark, and
+    backslashes in file names.
 
     Raises:
         InputError: there is no such file, it is empty or not COCO's; the message names what is wrong,
@@ -86,29 +92,59 @@ def read(path: str | Path) -> Annotations:
             raise InputError(f'{path}: is empty')
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                coco = msgspec.json.decode(memoryview(data), type=_Coco)
+                coco, notes = _decode(data)
             except (ValueError, OverflowError, RecursionError) as error:  # msgspec's are ValueErrors
                 raise InputError(
                     f'{path}: not a COCO detection file: {error}{_where(error, data)}'
                 ) from None
-    boxes = np.empty((len(coco.annotations), 4), np.float32)
-    with np.errstate(over='ignore'):  # a box beyond float32 is not finite, which `problems` finds
-        for row, annotation in zip(boxes, coco.annotations, strict=True):
-            row[:] = annotation.bbox
+    boxes = np.empty((len(coco.annotations), 4))
+    for row, annotation in zip(boxes, coco.annotations, strict=True):
+        row[:] = annotation.bbox
     column = lambda rows, name, kind: np.fromiter((getattr(row, name) for row in rows), kind, len(rows))
+    names = [image.file_name for image in coco.images]
+    if any('\\' in name for name in names):
+        names = [name.replace('\\', '/') for name in names]
+        notes.append('backslashes in file names are read as slashes')
     return Annotations(
         path=path,
         ids=column(coco.images, 'id', np.int64),
-        files=np.array([image.file_name for image in coco.images], str),
+        files=np.array(names, str),
         heights=column(coco.images, 'height', np.int64),
         widths=column(coco.images, 'width', np.int64),
         annotation_ids=column(coco.annotations, 'id', np.int64),
         owners=column(coco.annotations, 'image_id', np.int64),
         labels=column(coco.annotations, 'category_id', np.int64),
         crowd=column(coco.annotations, 'iscrowd', bool),
+        areas=np.array([np.nan if x.area is None else x.area for x in coco.annotations], np.float64),
         boxes=boxes,
         categories=[(category.id, category.name) for category in coco.categories],
+        notes=tuple(notes),
     )
+
+
+def _decode(data: mmap.mmap) -> tuple[_Coco, list[str]]:
+    """A file as structs and notes; raises as msgspec does, whose strict reading comes first."""
+    mark = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+    notes = ['its byte order mark is ignored'] if mark else []
+    with memoryview(data) as view, view[mark:] as text:
+        try:
+            return msgspec.json.decode(text, type=_Coco), notes
+        except msgspec.ValidationError:
+            with contextlib.suppress(msgspec.ValidationError):  # the strict error is the one to show
+                coco = msgspec.json.decode(text, type=_Coco, strict=False)
+                return coco, [*notes, 'whole numbers that are written as text or with a point are read']
+            raise
+
+
+def of_images(a: Annotations, ids: np.ndarray) -> Annotations:
+    """The images with these ids, and their annotations."""
+    images, annotations = np.isin(a.ids, ids), np.isin(a.owners, ids)
+    columns = {name: getattr(a, name)[images] for name in ('ids', 'files', 'heights', 'widths')}
+    columns |= {
+        name: getattr(a, name)[annotations]
+        for name in ('annotation_ids', 'owners', 'labels', 'crowd', 'areas', 'boxes')
+    }
+    return dataclasses.replace(a, **columns)
 
 
 def read_classes(path: str | Path) -> dict[int, str]:
@@ -150,8 +186,13 @@ class Problem:
     stops: bool
 
     def __str__(self) -> str:
+        if not self.examples:
+            return self.what
         shown = ', '.join(str(example) for example in self.examples)
         return f'{self.count} {self.what}: {shown}' + (', ...' if self.count > len(self.examples) else '')
+
+
+SUSPICIOUS = 0.2  # the share of boxes that may leave their image
 
 
 class _Check(NamedTuple):
@@ -193,11 +234,7 @@ def _checks(a: Annotations) -> list[_Check]:
         _Check('image ids that stand twice', _repeated(a.ids), int),
         _Check('category ids that stand twice', _repeated(category_ids), int),
         _Check('annotation ids that stand twice', _repeated(annotation_ids), int),
-        _Check(
-            f'category ids outside 0..{LARGEST_CLASS} (they index the class head: renumber them)',
-            (category_ids < 0) | (category_ids > LARGEST_CLASS),
-            lambda i: category_ids[i],
-        ),
+        _Check('category ids below 0', category_ids < 0, lambda i: category_ids[i]),
         _Check(
             'images without a size',
             (a.heights < 1) | (a.widths < 1),
@@ -223,24 +260,35 @@ def _checks(a: Annotations) -> list[_Check]:
             ~np.isin(a.labels, category_ids),
             lambda i: f'{annotation(i)} (category_id {a.labels[i]})',
         ),
-        _Check('boxes that are not finite', ~np.isfinite(a.boxes).all(axis=1), annotation),
+        _Check('boxes that are not finite', ~(np.abs(a.boxes) < LARGEST_BOX).all(axis=1), annotation),
     ]
 
 
-def _repeated(ids: np.ndarray) -> np.ndarray:
-    """The ids that occur more than once."""
-    values, counts = np.unique(ids, return_counts=True)
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """The values that occur more than once."""
+    values, counts = np.unique(values, return_counts=True)
     return values[counts > 1]
 
 
 def _box_checks(a: Annotations) -> list[_Check]:
-    """What is dropped or cut, of annotations that do not stop a run."""
+    """What is dropped, cut or suspicious, of annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    names = np.array([name.lower() for _, name in a.categories])
+    many = outside.sum() > max(SUSPICIOUS * len(outside), 5)
+    hint = '; are they x, y, x, y? COCO has x, y, width, height' if many else ''
     return [
+        _Check(
+            'boxes, all within 0..1 (are they normalised? COCO has pixels)',
+            np.full(len(a.boxes), (a.boxes <= 1).all()),
+            annotation,
+            stops=False,
+        ),
+        _Check('categories of one name', _repeated(names), str, stops=False),
+        _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
         _Check('boxes without an area (dropped)', flat, annotation, stops=False),
         _Check(
-            'boxes that leave the image by more than a pixel (cut)',
+            f'boxes that leave the image by more than a pixel (cut{hint})',
             outside,
             lambda i: f'{annotation(i)} in {a.files[image[i]]}',
             stops=False,

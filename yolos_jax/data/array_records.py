@@ -90,7 +90,7 @@ def read(root: Path, split: str) -> Annotations:
     categories = _categories(root, names)
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(lambda i: _row(root, examples[i]), range(len(examples))))
-    ids, files, sizes, annotation_ids, labels, crowd, boxes = zip(*rows, strict=True)
+    ids, files, sizes, annotation_ids, labels, crowd, areas, boxes = zip(*rows, strict=True)
     heights, widths = np.array(sizes, np.int64).T
     return Annotations(
         path=Path(root),
@@ -102,7 +102,8 @@ def read(root: Path, split: str) -> Annotations:
         owners=np.repeat(np.array(ids, np.int64), [len(x) for x in labels]),
         labels=np.array([number for number, _ in categories], np.int64)[np.concatenate(labels)],
         crowd=np.concatenate(crowd),
-        boxes=np.concatenate(boxes).astype(np.float32),
+        areas=np.concatenate(areas),
+        boxes=np.concatenate(boxes),
         categories=categories,
     )
 
@@ -119,6 +120,7 @@ def _row(root: Path, example: dict) -> tuple:
         np.asarray(objects['id'], np.int64),
         np.asarray(objects['label'], np.int64),
         np.asarray(objects['is_crowd'], bool),
+        np.asarray(objects['area'], np.float64),
         boxes.round(2),
     )
 

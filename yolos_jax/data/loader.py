@@ -21,7 +21,6 @@ from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH_DIM
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
-TOLERATED = 0.001  # the share of images that may be bad
 
 
 class Plan(NamedTuple):
@@ -102,10 +101,9 @@ class EvalBatches:
     max_targets = 0
 
     def __init__(self, records: Records, *, size: int, max_size: int, batch_size: int) -> None:
-        if not records.annotation_file.is_file():
-            raise InputError(
-                f'{records.annotation_file}: not there; evaluation is by the official annotation file'
-            )
+        truth = records.source.truth
+        if truth and not truth.is_file():
+            raise InputError(f'{truth}: not there; evaluation is by the official annotation file')
         self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
         self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
         counts = self._geometry.counts
@@ -131,16 +129,17 @@ class BadImages:
         self._records, self._indices, self._lock = records, set(), threading.Lock()
 
     def note(self, index: int, error: InputError) -> None:
-        """Name an image; raises InputError once they are more than 0.1 % of the data set."""
+        """Name an image; raises InputError once there are more than the records' `bad_images`."""
         with self._lock:
             if index in self._indices:
                 return
             self._indices.add(index)
             count, total = len(self._indices), len(self._records)
-            if count > TOLERATED * total:
+            if count > self._records.bad_images:
                 raise InputError(
-                    f'{error}; {count} of {total} images are bad, more than {TOLERATED:.1%}: '
-                    'python -m yolos_jax.tools.check_data lists them all'
+                    f'{error}; {count} of {total} images are bad, more than {self._records.bad_images}: '
+                    'python -m yolos_jax.tools.check_data lists them all',
+                    'bad_images',
                 )
             print(f'left out: {error}', file=sys.stderr, flush=True)
 
@@ -163,7 +162,7 @@ def load(
         targets. indices int64 [B]: the records in the batch, -1 for none.
 
     Raises:
-        InputError: more than 0.1 % of the images are bad, or all those of a batch; the message names one.
+        InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.
     """
     steps, waiting = iter(steps), collections.deque()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -16,6 +16,7 @@ from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
+EXIF_ORIENTATION = 0x0112
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG
 UNREADABLE = ValueError, OSError, SyntaxError, Image.DecompressionBombError
 
@@ -44,23 +45,60 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
             return image.height, image.width
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
+    with _naming(path), Image.open(path) as image:
+        turned = image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
+        return image.size if turned else (image.height, image.width)
+
+
 def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
     """As `read_image`, of encoded bytes; `name` is for the message."""
     with _naming(name):
-        turned = upright and orientation(data) != 1
-        if _is_jpeg(data) and not turned:
+        if _is_jpeg(data) and not (upright and orientation(data) != 1):
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(height, width)
             if colours not in ('CMYK', 'YCCK'):
                 return simplejpeg.decode_jpeg(data, 'RGBX')
         with Image.open(BytesIO(data)) as image:
-            _check_size(image.height, image.width)
-            image = ImageOps.exif_transpose(image) if turned else image
-            if image.mode in ('F', 'I'):
-                raise InputError('its pixels have 32 bits; save it with 8 or 16')
-            if image.mode.startswith('I;16'):  # Pillow would clip 16 bits to 8
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return to_rgbx(image.convert('RGB'))
+            return from_pillow(image, upright)
+
+
+def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
+    """The pixels of an image of Pillow, RGBX; upright: as for `read_image`.
+
+    Raises:
+        InputError: it is larger than Pillow's limit, or its pixels have 32 bits.
+    """
+    _check_size(image.height, image.width)
+    if upright:
+        with contextlib.suppress(*UNREADABLE):  # an EXIF that cannot be read turns nothing
+            image = ImageOps.exif_transpose(image)
+    if image.mode in ('F', 'I'):
+        raise InputError('its pixels have 32 bits; save it with 8 or 16')
+    if image.mode.startswith('I;16'):  # Pillow would clip 16 bits to 8
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return to_rgbx(image.convert('RGB'))
+
+
+def from_array(image: np.ndarray) -> np.ndarray:
+    """The pixels of an array, RGBX: uint8 or uint16, [height, width] or with 1, 3 or 4 channels.
+
+    Gray, transparent and 16-bit arrays become what a file with these pixels would.
+
+    Raises:
+        InputError: it has another type or shape.
+    """
+    channels = image.shape[2:]
+    if image.dtype not in (np.uint8, np.uint16) or channels not in ((), (1,), (3,), (4,)) or not image.size:
+        raise InputError(
+            f'an image is {image.dtype} {list(image.shape)}; give uint8 or uint16 [height, width] or '
+            '[height, width, 1, 3 or 4], a PIL image or a path'
+        )
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    image = image[..., 0] if channels == (1,) else image
+    return from_pillow(Image.fromarray(image))
 
 
 def decode_sized(data: bytes, name: str, height: int, width: int) -> np.ndarray:
@@ -106,7 +144,7 @@ def orientation(data: bytes) -> int:
     """The EXIF orientation of encoded bytes: 1 for an image that is stored upright, or does not say."""
     try:
         with Image.open(BytesIO(data)) as image:
-            value = image.getexif().get(0x0112)
+            value = image.getexif().get(EXIF_ORIENTATION)
     except UNREADABLE:
         return 1
     return value if value in range(1, 9) else 1

@@ -1,10 +1,12 @@
 """The images of a split and their objects, as flat arrays: what everything else starts from."""
 
+import collections
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,11 @@ from yolos_jax import files
 from yolos_jax.data import annotations, sources
 from yolos_jax.errors import InputError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+LARGEST_CLASS = 9999  # of ids that index the class head as they are
+VERSION = re.compile(  # what the names of an image's copies end with
+    r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$|[ _-]*(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +28,14 @@ class Records:
 
     ids int64 [n]; files str [n]; heights, widths int32 [n]; rows int64 [n], the row of each image in the
     annotation file or data set; boxes float32 [m, 4] xyxy in pixels, inside the image and with an area;
-    labels int32 [m] raw category ids; first int64 [n + 1]: image i has the objects first[i] up to
-    first[i + 1]; classes: {category id: name}; dropped: {reason: count} of annotations that are no
-    targets; annotation_file: the JSON for evaluation; images: a `sources.Folder` or `array_records.Images`.
+    labels int32 [m]; first int64 [n + 1]: image i has the objects first[i] up to
+    first[i + 1]; classes: {label: name}; category_ids: {label: category id}; dropped: {reason: count} of
+    annotations that are no targets; notes: what a reader should know, a line each; images: a
+    `sources.Folder` or `array_records.Images`; source: where they come from; bad_images: how many images
+    may turn out to be unreadable.
+
+    Labels are category ids, as in DETR; where one is above 9999, the classes are numbered in the order of
+    their ids instead.
     """
 
     ids: np.ndarray
@@ -36,9 +47,12 @@ class Records:
     labels: np.ndarray
     first: np.ndarray
     classes: dict
+    category_ids: dict
     dropped: dict
-    annotation_file: Path
+    notes: list
     images: Any
+    source: sources.Source
+    bad_images: int
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +69,10 @@ class Records:
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i; raises InputError where they cannot be read."""
         return self.images.read(self.files[i], self.rows[i])
+
+    def truth(self) -> annotations.Annotations:
+        """What an evaluation of these images is by, as it is in the annotation file: crowds too."""
+        return annotations.of_images(self.source.read_truth(), self.ids)
 
     def digest(self) -> str:
         """A text that is the same for the same data, in whichever form it is stored."""
@@ -83,42 +101,97 @@ class Records:
 
 
 def read(root: str | Path, split: str, index: str | Path | None = None) -> Records:
-    """The records of a split of `root`, a COCO folder or a data set of tensorflow-datasets.
-
-    A COCO folder has annotations/instances_`split`.json and the images in `split`/; for the other see
-    `array_records`. Crowd boxes are no targets; boxes are clamped to the image, and those without an area
-    dropped (ConvertCocoPolysToMask of the reference). Images without objects stay.
+    """The records of a split of `root`, a data set in one of the layouts of `sources.find`.
 
     index: a folder to keep the arrays in, so that a later start need not read the annotations again.
-    They are made anew when the size of the annotation file or its content changes.
+
+    Raises:
+        InputError: as `from_source`, or there is no such data set or split.
+    """
+    return from_source(sources.find(root, split), index and Path(index) / f'{split}.npz')
+
+
+def tolerated(count: int) -> int:
+    """How many of so many images may be unreadable: one in a thousand, but always three."""
+    return max(3, count // 1000)
+
+
+def from_source(
+    source: sources.Source, index: Path | None = None, bad_images: int | None = None
+) -> Records:
+    """The records of a source.
+
+    Crowd boxes are no targets; boxes are clamped to the image, and those without an area dropped
+    (ConvertCocoPolysToMask of the reference). Images without objects stay.
+
+    index: a file to keep the arrays in. They are made anew when the size of the annotation file or its
+    content changes.
+    bad_images: how many images may turn out to be unreadable; None: `tolerated`.
 
     Raises:
         InputError: a file or folder is missing or empty, the JSON is not COCO's, an id occurs twice or
             is unknown, a box is not finite, or an image file named in the JSON is not there.
     """
-    source = sources.find(root, split)
-    index = index and Path(index) / f'{split}.npz'
+    index = index if source.stamped else None
     arrays = index and _read_index(index, source.stamped)
     if not arrays:
         arrays = flatten(source.load())
         if index:
             _write_index(index, source.stamped, arrays)
-    if missing := source.images.missing(arrays['files']):
+    images, arrays['files'] = source.images(arrays['files'])
+    if missing := images.missing(arrays['files']):
         raise InputError(
-            f'{source.images.path}: {len(missing)} of {len(arrays["ids"])} images of '
-            f'{source.annotation_file.name} are not there, the first is {missing[0]}'
+            f'{images.path}: {len(missing)} of {len(arrays["ids"])} images of {source.path.name} are not '
+            f'there, the first is {missing[0]}'
         )
-    return Records(**arrays, annotation_file=source.annotation_file, images=source.images)
+    bad_images = tolerated(len(arrays['ids'])) if bad_images is None else bad_images
+    return Records(**arrays, images=images, source=source, bad_images=bad_images)
+
+
+def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+    """Records parted in two, the second with about a fraction of the images, drawn by seed.
+
+    Images whose names say that they show nearly the same stay together: copies, augmented versions
+    ("x_jpg.rf.HASH.jpg" is Roboflow's), and, where there is more than one series, numbered frames of it.
+    """
+    names = [PurePath(file).stem for file in records.files.tolist()]
+    names = [VERSION.sub('', name) for name in names]
+    series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
+    largest = max(collections.Counter(series).values())
+    groups = series if largest <= len(names) * fraction / 2 else names
+    place = {name: i for i, name in enumerate(np.random.default_rng(seed).permutation(sorted(set(groups))))}
+    order = np.argsort([place[name] for name in groups], kind='stable')
+    count = min(max(round(fraction * len(names)), 1), len(names) - 1)
+    while 0 < count < len(names) and groups[order[count - 1]] == groups[order[count]]:
+        count += 1  # a group is not parted
+    if count >= len(names):
+        raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
+    return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
+
+
+def select(r: Records, rows: np.ndarray) -> Records:
+    """The records of some images, in the order of `rows`."""
+    counts = np.diff(r.first)[rows]
+    first = np.concatenate([[0], np.cumsum(counts)])
+    objects = np.repeat(r.first[rows] - first[:-1], counts) + np.arange(first[-1])
+    columns = {name: getattr(r, name)[rows] for name in ('ids', 'files', 'heights', 'widths', 'rows')}
+    return dataclasses.replace(r, **columns, boxes=r.boxes[objects], labels=r.labels[objects], first=first)
 
 
 def flatten(a: annotations.Annotations) -> dict:
     """The arrays of `Records` from `annotations.Annotations`; raises InputError as `annotations.check`."""
     annotations.check(a)
+    numbers = sorted(number for number, _ in a.categories)
+    by_order = numbers[-1] > LARGEST_CLASS
+    label = {number: i if by_order else number for i, number in enumerate(numbers)}
+    notes = [*a.notes, *map(str, annotations.problems(a))]
+    if by_order:
+        notes.append(f'category ids up to {numbers[-1]}: the classes are numbered in their order, from 0')
     order = np.argsort(a.ids)
     ids, heights, widths = a.ids[order], a.heights[order], a.widths[order]
     image = np.searchsorted(ids, a.owners)
     size = np.stack([widths[image], heights[image]], axis=1).astype(np.float32)
-    boxes = a.boxes.copy()
+    boxes = a.boxes.astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     boxes = np.clip(boxes, 0, np.tile(size, 2))
     flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -131,9 +204,11 @@ def flatten(a: annotations.Annotations) -> dict:
         'widths': widths.astype(np.int32),
         'rows': order,
         'boxes': boxes[kept],
-        'labels': a.labels[kept].astype(np.int32),
+        'labels': np.array([label[number] for number in a.labels[kept].tolist()], np.int32),
         'first': np.searchsorted(image[kept], np.arange(len(ids) + 1)),
-        'classes': dict(a.categories),
+        'classes': {label[number]: name for number, name in a.categories},
+        'category_ids': {i: number for number, i in label.items()},
+        'notes': notes,
         'dropped': {'crowd': int(a.crowd.sum()), 'no area': int((flat & ~a.crowd).sum())},
     }
 
@@ -155,14 +230,16 @@ def _read_index(index: Path, source: Path) -> dict | None:
                 return None
             if stamp['time'] != stat.st_mtime_ns and stamp['sha256'] != _stamp(source)['sha256']:
                 return None
-            about['classes'] = {int(number): name for number, name in about['classes'].items()}
+            for name in ('classes', 'category_ids'):
+                about[name] = {int(label): value for label, value in about[name].items()}
             return {name: stored[name] for name in stored.files if name != 'about'} | about
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, or damaged: it is made again
 
 
 def _write_index(index: Path, source: Path, arrays: dict) -> None:
-    about = {name: arrays[name] for name in ('classes', 'dropped')} | {'stamp': _stamp(source)}
+    plain = ('classes', 'category_ids', 'dropped', 'notes')
+    about = {name: arrays[name] for name in plain} | {'stamp': _stamp(source)}
     columns = {name: values for name, values in arrays.items() if name not in about}
     with files.replacing(index) as file:
         np.savez(file, about=json.dumps(about), **columns)

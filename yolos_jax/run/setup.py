@@ -13,8 +13,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import attention, optim, steps, weights
-from yolos_jax.data import geometry, loader, records
+from yolos_jax import attention, evaluation, files, optim, steps, weights
+from yolos_jax.data import compare, geometry, loader, records, sources
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import cluster, workdir
@@ -35,6 +35,8 @@ class Setup(NamedTuple):
     state: dict
     config: ConfigDict
     mesh: Mesh
+    labels: dict  # {label: category id of the validation split}
+    notes: list[str]
 
     @property
     def total(self) -> int:
@@ -58,10 +60,11 @@ class Setup(NamedTuple):
                 f'processes {jax.process_count()}, jax {jax.__version__}',
                 f'parameters   {parameters:,}',
                 f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
-                f'{len(self.start.classes)} classes, {config.data}',
+                f'{len(self.start.classes)} classes, {train_set.source.path}',
                 f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
                 f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
                 f'steps        {config.epochs} epochs of {self.batches.steps_per_epoch}, from step {first}',
+                *(f'note         {note}' for note in self.notes),
             ]
         )
 
@@ -70,13 +73,17 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     check_values(config)
     check_batch_size(config, mesh)
-    train_set = records.read(config.data, config.train_split, folder / 'index')
-    val_set = records.read(config.data, config.val_split, folder / 'index')
+    train_set, val_set = read_data(config, folder)
     start = make_start(config, train_set, meshes.platform(mesh))
     batches = make_batches(config, train_set, start.model)
     val_batches = loader.EvalBatches(
         val_set, size=config.eval_size, max_size=config.eval_max_size, batch_size=config.batch_size
     )
+    labels, notes = evaluation.category_ids(start, val_set)
+    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
+    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
+    if cluster.is_first():
+        notes += compare.notes(train_set, val_set)
     check_agreement(config, folder, batches, val_set)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
@@ -86,7 +93,50 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
     predict = meshes.make_predictor(steps.make_predict_step(start.model), mesh)
-    return Setup(start, batches, val_batches, rate, step, predict, state, config, mesh)
+    return Setup(
+        start=start,
+        batches=batches,
+        val_batches=val_batches,
+        rate=rate,
+        train_step=step,
+        predict=predict,
+        state=state,
+        config=config,
+        mesh=mesh,
+        labels=labels,
+        notes=notes,
+    )
+
+
+def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
+    """The training and validation sets; one that no JSON describes as it is gets FOLDER/val.json."""
+    index = folder / 'index'
+    train_set = records.from_source(
+        source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
+    )
+    if config.val_fraction:
+        train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
+    else:
+        val_set = records.from_source(
+            source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
+        )
+    if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
+        files.write_json(folder / 'val.json', evaluation.ground_truth(val_set.truth()).dataset)
+    return train_set, val_set
+
+
+def source_of(config: ConfigDict, name: str) -> sources.Source:
+    """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
+    if file := config[f'{name}_json']:
+        images, file = config[f'{name}_images'], Path(file)
+        return sources.of_json(file, [Path(images)] if images else [file.parent, file.parent / 'images'])
+    if not config.data:
+        raise InputError('no data: name a folder', 'data')
+    try:
+        return sources.find(config.data, config[f'{name}_split'])
+    except InputError as error:
+        argument = f'{name}_split' if error.argument == 'split' else error.argument
+        raise InputError(str(error), argument) from None
 
 
 RANGES = {  # of the numbers of a config: the least and the greatest
@@ -106,6 +156,7 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'save_every': (0, 10**12),  # 0: only after an evaluation
     'eval_every': (1, 10**12),
     'spike_factor': (0, 1e9),
+    'val_fraction': (0, 0.9),
     'augment.max_size': (16, 100_000),
     'augment.crop_min': (16, 10_000),
     'augment.crop_max': (16, 10_000),
@@ -149,7 +200,7 @@ def make_batches(config: ConfigDict, train_set: records.Records, model: Yolos) -
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
     if len(train_set) < config.batch_size:
         raise InputError(
-            f'{train_set.annotation_file}: {len(train_set)} images are less than one batch of '
+            f'{train_set.source.path}: {len(train_set)} images are less than one batch of '
             f'{config.batch_size}',
             'batch_size',
         )
@@ -228,7 +279,7 @@ def start_from_detector(
     if config.reset_classes:
         pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
         print(f'  {report}')
-    adapt.check_classes(pretrained, train_set.classes, train_set.annotation_file, argument='reset_classes')
+    adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
     for name in ('width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_det_tokens'):
         asked, actual = config.model[name], getattr(pretrained.model, name)
         if config.model.width and asked != actual:

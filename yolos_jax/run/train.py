@@ -259,11 +259,12 @@ def compile_step(setup: Setup, run: Run, state: dict, batch: dict) -> Callable:
 
 def evaluate(setup: Setup, run: Run, params: dict, rows: slice, done: int) -> None:
     """Measure the AP on the validation split; all twelve numbers are logged."""
+    predict = functools.partial(setup.predict, params)
     options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive)
-    results = evaluation.detect(functools.partial(setup.predict, params), setup.val_batches, **options)
+    results = evaluation.detect(predict, setup.val_batches, setup.labels, **options)
     ap = None
     if cluster.is_first():
-        numbers, _ = evaluation.score(setup.val_batches.records.annotation_file, results)
+        numbers, _ = evaluation.score(setup.val_batches.records.truth(), results)
         run.log.print(evaluation.table(numbers))
         run.log.write(done, numbers)
         ap = numbers['AP']

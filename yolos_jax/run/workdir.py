@@ -15,8 +15,13 @@ from yolos_jax.run import cluster
 
 # what may differ when a run resumes: it changes what is written, not what is computed
 FREE = {
+    'bad_images',
     'data',
     'init_from',
+    'train_json',
+    'train_images',
+    'val_json',
+    'val_images',
     'log_every',
     'save_every',
     'eval_every',
@@ -95,7 +100,9 @@ def check_same(saved: dict, current: dict, workdir: Path) -> None:
     differ = [
         f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key) and key not in FREE
+        if key not in FREE and saved.get(key) != current.get(key)
+        # what the version that saved did not have was off
+        if key in saved or current[key]
     ]
     if differ:
         raise InputError(

@@ -11,6 +11,7 @@ sees it. The exit status is 1 where something would stop a run.
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import runpy
 import sys
@@ -40,11 +41,17 @@ def examine(
     a = source.load()
     problems = annotations.problems(a)
     if any(problem.stops for problem in problems):
-        return Findings(split, problems, [], None, None, a, source.images, {})
-    of_images, bad_images = check_images(source.images, a)
+        return Findings(split, problems, [], None, None, a, None, {})
+    problems += [Problem(note, 0, [], False) for note in a.notes]
+    images, files = source.images(a.files)
+    a = dataclasses.replace(a, files=files)
+    of_images, bad_images = check_images(images, a)
     problems = sorted([*problems, *of_images], key=lambda problem: not problem.stops)
     data = records.Records(
-        **records.flatten(a), annotation_file=source.annotation_file, images=source.images
+        **records.flatten(a) | {'files': files[np.argsort(a.ids)]},
+        images=images,
+        source=source,
+        bad_images=len(a.ids),
     )
     described, batches = tables(data), None
     if len(data) >= batch_size:
@@ -60,7 +67,7 @@ def examine(
         lengths, waste = batches.waste()
         rows = [('lengths', ' '.join(map(str, lengths))), ('padding', f'{waste:.1%}')]
         described.append(('Sequences', rows))
-    return Findings(split, problems, described, data, batches, a, source.images, bad_images)
+    return Findings(split, problems, described, data, batches, a, images, bad_images)
 
 
 def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
@@ -74,7 +81,7 @@ def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
                 bad_images[kind].append(i)
                 texts[kind].append(text)
     bad = sum(len(where) for kind, where in bad_images.items() if not kind.startswith(TURNED))
-    too_many = bad > loader.TOLERATED * len(a.ids)
+    too_many = bad > records.tolerated(len(a.ids))
     stops = lambda kind: kind == 'missing' or too_many and not kind.startswith(TURNED)
     problems = [Problem(f'images {kind}', len(x), x[:5], stops(kind)) for kind, x in texts.items()]
     return problems, bad_images

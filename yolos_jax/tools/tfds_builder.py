@@ -72,7 +72,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
 
 def _object(a: Annotations, k: int, labels: dict[int, int], height: int, width: int) -> dict:
     """Annotation k as tensorflow-datasets stores it; labels: {category id: label}."""
-    x, y, w, h = a.boxes[k].astype(np.float64)
+    x, y, w, h = a.boxes[k]
     box = np.clip([y / height, x / width, (y + h) / height, (x + w) / width], 0, 1)
     return {
         'area': int(w * h),

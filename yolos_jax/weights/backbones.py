@@ -15,8 +15,7 @@ import numpy as np
 from yolos_jax import posembed
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.patches import MEAN, STD
-from yolos_jax.weights import google, hf, names
+from yolos_jax.weights import google, hf, names, statistics
 from yolos_jax.weights.tensors import Tensor, TensorFile, summary
 
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
@@ -105,7 +104,7 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
 
 def _read(file: TensorFile) -> _Vit:
     (tensors, ignored), report = _unwrapped(file.tensors), []
-    mean, std = hf.pixel_statistics(file.path)
+    mean, std = statistics.beside(file)
     if google.is_google(tensors):
         tensors, mean, std = google.to_timm(tensors), google.MEAN, google.STD
         report += google.fill(tensors)
@@ -122,20 +121,10 @@ def _read(file: TensorFile) -> _Vit:
         if name not in tensors:
             raise InputError(f'no ViT: {name} is missing (it has {summary(list(tensors)[:5])}, ...)')
     tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report)
-    if not (np.allclose(mean, MEAN) and np.allclose(std, STD)):
-        report.append(f'pixels: its mean {mean.tolist()} and deviation {std.tolist()} go into patch_embed')
-        _fold(tensors, mean, std)
+    if statistics.differ(mean, std):
+        report.append(statistics.report(mean, std))
+        statistics.fold(tensors, 'patch_embed.proj.', mean, std)
     return _Vit(tensors, ignored, report)
-
-
-def _fold(tensors: dict, mean: np.ndarray, std: np.ndarray) -> None:
-    """Bring the patch convolution from pixels of (mean, std) to ours: x' = (x STD + MEAN - mean) / std."""
-    weight = tensors['patch_embed.proj.weight'].numpy().astype(np.float32)
-    bias = tensors['patch_embed.proj.bias'].numpy().astype(np.float32)
-    shift = np.einsum('dchw,c->d', weight.astype(np.float64), (MEAN - mean) / std)
-    new = {'weight': weight * (STD / std)[:, None, None], 'bias': (bias + shift).astype(np.float32)}
-    for name, value in new.items():
-        tensors[f'patch_embed.proj.{name}'] = Tensor(value.shape, lambda value=value: value)
 
 
 def _with_class_row(table: Tensor, report: list[str]) -> Tensor:

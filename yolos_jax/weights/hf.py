@@ -5,6 +5,7 @@ Tensors go through the reference's names (hustvl/YOLOS), in which q, k and v are
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
-from yolos_jax.weights import model_card, names, sizes, tensors
+from yolos_jax.weights import model_card, names, sizes, statistics, tensors
 from yolos_jax.weights.pretrained import Pretrained
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
+SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
 UNUSED = 'N/A'  # the name of a number that is no class
 
@@ -78,7 +80,11 @@ def read(file: TensorFile) -> Pretrained:
 
 
 def _read(file: TensorFile, config: dict) -> Pretrained:
-    tensors = to_reference(file.tensors)
+    tensors, preprocessor = to_reference(file.tensors), _read_preprocessor(file.path.parent)
+    mean, std = statistics.read(preprocessor)
+    if statistics.differ(mean, std):
+        statistics.fold(tensors, 'backbone.patch_embed.proj.', mean, std)
+        print(f'{file.path}: {statistics.report(mean, std)}', file=sys.stderr)
     grid = tuple(side // PATCH for side in config['image_size'])
     model = Yolos(
         width=config['hidden_size'],
@@ -93,7 +99,7 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     sizes.check(model)
     classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
     params = names.to_params(tensors, model)
-    return Pretrained(model, params, classes, *_read_size(file.path.parent))
+    return Pretrained(model, params, classes, *_size(preprocessor))
 
 
 def _read_config(folder: Path) -> dict:
@@ -123,16 +129,40 @@ def _read_config(folder: Path) -> dict:
     return config
 
 
-def _read_size(folder: Path) -> tuple[int, int]:
-    """The sides in preprocessor_config.json, of which there are two forms."""
+def _read_preprocessor(folder: Path) -> dict:
+    """preprocessor_config.json, empty where there is none; raises InputError where it cannot be read."""
     try:
-        config = json.loads((folder / PREPROCESSOR).read_text())
-        size = config['size']
-        if isinstance(size, int):
-            return size, config['max_size']
-        return size['shortest_edge'], size['longest_edge']
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        return 800, 1333
+        content = json.loads((folder / PREPROCESSOR).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{PREPROCESSOR} cannot be read ({error})') from None
+    if not isinstance(content, dict):
+        raise InputError(f'{PREPROCESSOR} holds no JSON object')
+    return content
+
+
+def _size(preprocessor: dict) -> tuple[int, int]:
+    """The shorter side that images are resized to, and the bound of the longer, as transformers has them.
+
+    Raises:
+        InputError: images are resized in another way.
+    """
+    size, bound = preprocessor.get('size', {}), preprocessor.get('max_size')
+    if size == {}:
+        return SIZE
+    size = {'shortest_edge': size} if isinstance(size, int) else size
+    is_side = lambda side: isinstance(side, int) and PATCH <= side <= UNBOUNDED
+    if isinstance(size, dict) and all(map(is_side, size.values())):
+        keys, side = set(size), size.get('max_height')
+        if keys == {'max_height', 'max_width'} and side == size['max_width']:
+            return side, side
+        if 'shortest_edge' in keys and keys <= {'shortest_edge', 'longest_edge'}:
+            return size['shortest_edge'], size.get('longest_edge') or bound or UNBOUNDED
+    raise InputError(
+        f'{PREPROCESSOR} resizes images to {json.dumps(size)[:80]}; what can be read is a shortest_edge, '
+        'with or without a longest_edge, or an equal max_height and max_width'
+    )
 
 
 def num_classes(tensors: dict) -> int:
@@ -141,20 +171,6 @@ def num_classes(tensors: dict) -> int:
     if name not in tensors:
         raise InputError(f'no YOLOS detector: {name} is missing')
     return tensors[name].shape[0] - 1
-
-
-def pixel_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of the pixels a ViT was trained on, as its folder says, or ImageNet's."""
-    if path.name in FILES:
-        for name in (PREPROCESSOR, CONFIG):
-            try:
-                config = json.loads((path.parent / name).read_text())
-                config = config.get('pretrained_cfg', config)  # timm's
-                keys = ('image_mean', 'image_std') if 'image_mean' in config else ('mean', 'std')
-                return tuple(np.array(config[key], np.float32) for key in keys)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue
-    return MEAN, STD
 
 
 def to_reference(tensors: dict) -> dict:

@@ -1,0 +1,284 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from helpers import coco_content
+from PIL import Image
+
+from yolos_jax import evaluation
+from yolos_jax.data import compare, loader, records, sources
+from yolos_jax.errors import InputError
+from yolos_jax.tools import make_shapes
+
+SPLITS = {'train2017': 30, 'val2017': 15}
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory):
+    """45 images as a COCO folder."""
+    root = tmp_path_factory.mktemp('layouts') / 'coco'
+    make_shapes.write(root, SPLITS)
+    return root
+
+
+def content(coco, split):
+    return json.loads((coco / 'annotations' / f'instances_{split}.json').read_text())
+
+
+def roboflow(coco, root):
+    for split, name in (('train2017', 'train'), ('val2017', 'valid')):
+        shutil.copytree(coco / split, root / name)
+        (root / name / '_annotations.coco.json').write_text(json.dumps(content(coco, split)))
+
+
+def cvat(coco, root):
+    (root / 'annotations').mkdir(parents=True)
+    for split, name in (('train2017', 'train'), ('val2017', 'validation')):
+        shutil.copytree(coco / split, root / 'images' / name)
+        part = content(coco, split)
+        part['annotations'] = [
+            a | {'id': float(a['id']), 'iscrowd': a['iscrowd'] or None} for a in part['annotations']
+        ]
+        text = '\ufeff' + json.dumps(part)
+        (root / 'annotations' / f'instances_{name}.json').write_text(text, encoding='utf-8')
+
+
+def label_studio(coco, root):
+    """Numbered from 0, with backslashes, and the splits apart, since it knows none."""
+    for split, name in (('train2017', 'train'), ('val2017', 'val')):
+        part = content(coco, split)
+        for image in part['images']:
+            new = f'{split}-{image["file_name"]}'
+            (root / 'images').mkdir(parents=True, exist_ok=True)
+            shutil.copy(coco / split / image['file_name'], root / 'images' / new)
+            image['file_name'] = f'images\\{new}'
+        for i, annotation in enumerate(part['annotations']):
+            annotation['id'] = str(i)
+            del annotation['area']
+        (root / f'{name}.json').write_text(json.dumps(part))
+
+
+def yolo(coco, root):
+    """Without ids: classes are numbered from 0."""
+    for split, name in (('train2017', 'train'), ('val2017', 'val')):
+        shutil.copytree(coco / split, root / 'images' / name)
+        (root / 'labels' / name).mkdir(parents=True)
+        part = content(coco, split)
+        for image in part['images']:
+            size = np.array([image['width'], image['height']])
+            rows = []
+            for a in part['annotations']:
+                if a['image_id'] == image['id'] and not a['iscrowd']:
+                    x, y, w, h = a['bbox']
+                    box = np.array([x + w / 2, y + h / 2, w, h]) / np.tile(size, 2)
+                    if a['id'] % 2:  # a polygon with the same bounds
+                        corners = np.array([x, y, x + w, y, x + w, y + h, x, y + h]) / np.tile(size, 4)
+                        box = corners
+                    rows.append(' '.join(map(str, [a['category_id'] - 1, *box])))
+            if rows:
+                file = (root / 'labels' / name / image['file_name']).with_suffix('.txt')
+                file.write_text('\n'.join(rows) + '\n')
+    names = [category['name'] for category in content(coco, 'train2017')['categories']]
+    description = {'path': str(root), 'train': 'images/train', 'val': 'images/val', 'names': names}
+    (root / 'data.yaml').write_text(yaml.safe_dump(description))
+
+
+def objects(data):
+    """{content of the image: its objects' names and boxes}."""
+    result = {}
+    for i in range(len(data)):
+        boxes, labels = data.objects(i)
+        names = [data.classes[label] for label in labels.tolist()]
+        order = sorted(range(len(boxes)), key=lambda k: (names[k], *boxes[k].round(1).tolist()))
+        result[data.read(i)] = [names[k] for k in order], boxes[order]
+    return result
+
+
+def scored(data):
+    """The AP of detections that are the objects of every other image, moved by a tenth of their size."""
+    detector = evaluation.category_ids(_Detector(data.classes), data)[0]
+    results = []
+    for i in np.argsort([data.read(i) for i in range(len(data))]):
+        boxes, labels = data.objects(i)
+        size = np.tile([data.widths[i], data.heights[i]], 2)
+        moved = boxes + 0.1 * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+        detections = {'scores': np.linspace(0.9, 0.5, len(boxes)), 'labels': labels, 'boxes': moved / size}
+        image_size = data.heights[i], data.widths[i]
+        results += evaluation.to_coco(data.ids[i], detections, image_size, detector)
+    return evaluation.score(data.truth(), results)
+
+
+class _Detector:
+    def __init__(self, classes):
+        self.classes = classes
+        self.model = type('Model', (), {'num_classes': max(classes) + 1})
+
+
+@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, yolo], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('split', SPLITS)
+def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_path):
+    export(coco, tmp_path)
+    expected, actual = records.read(coco, split), records.read(tmp_path, split)
+    ours, theirs = objects(expected), objects(actual)
+    assert ours.keys() == theirs.keys() and len(ours) == SPLITS[split]
+    for image, (names, boxes) in ours.items():
+        assert theirs[image][0] == names
+        np.testing.assert_allclose(theirs[image][1], boxes, atol=0.01)
+    numbers, classes = scored(actual)
+    expected_numbers, expected_classes = scored(expected)
+    assert numbers == pytest.approx(expected_numbers, abs=1e-12) and 0 < numbers['AP'] < 1
+    assert classes == pytest.approx(expected_classes, abs=1e-12)
+
+
+def test_what_is_written_differently_from_coco_is_said(coco, tmp_path):
+    cvat(coco, tmp_path / 'cvat')
+    notes = ' '.join(records.read(tmp_path / 'cvat', 'val').notes)
+    assert 'byte order mark' in notes and 'written as text or with a point' in notes
+    label_studio(coco, tmp_path / 'ls')
+    assert 'backslashes' in ' '.join(records.read(tmp_path / 'ls', 'val').notes)
+    assert records.read(coco, 'val2017').notes == []
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(coco, tmp_path):
+    for export in (roboflow, yolo):
+        export(coco, tmp_path / export.__name__)
+        with pytest.raises(InputError, match=r'no split test, but train, val') as error:
+            records.read(tmp_path / export.__name__, 'test')
+        assert error.value.argument == 'split'
+
+
+def test_a_part_of_the_images_can_validate(coco):
+    whole = records.read(coco, 'train2017')
+    train, val = records.part(whole, 0.2, seed=0)
+    assert len(val) == 6 and len(train) == 24 and not set(train.ids) & set(val.ids)
+    for part in (train, val):
+        for i in range(len(part)):
+            j = int(np.flatnonzero(whole.ids == part.ids[i])[0])
+            for x, y in zip(part.objects(i), whole.objects(j), strict=True):
+                np.testing.assert_array_equal(x, y)
+            assert part.read(i) == whole.read(j)
+    assert set(val.truth().ids) == set(val.ids) and set(val.truth().owners) <= set(val.ids)
+    again, other = records.part(whole, 0.2, seed=0)[1], records.part(whole, 0.2, seed=1)[1]
+    np.testing.assert_array_equal(again.ids, val.ids)
+    assert other.ids.tolist() != val.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    'name', ['street{}_jpg.rf.{}a{}.jpg', 'cat{} ({}).png', 'photo{}_aug{}.jpg', 'film{}_{:06d}.png']
+)
+def test_images_of_nearly_one_name_stay_together(name, coco):
+    whole = records.select(records.read(coco, 'train2017'), np.arange(30))
+    files = [name.format(i // 3, i, i) for i in range(30)]
+    train, val = records.part(_renamed(whole, files), 0.3, seed=0)
+    groups = [{re.match(r'\D+\d+', file)[0] for file in part.files.tolist()} for part in (train, val)]
+    assert not groups[0] & groups[1] and len(val) == 9
+
+
+def _renamed(data, files):
+    import dataclasses
+
+    return dataclasses.replace(data, files=np.array(files))
+
+
+def test_numbered_photographs_of_one_camera_are_no_series(coco):
+    whole = records.read(coco, 'train2017')
+    _, val = records.part(_renamed(whole, [f'IMG_{i:04d}.JPG' for i in range(30)]), 0.1, seed=0)
+    assert len(val) == 3
+
+
+def test_large_category_ids_are_numbered_in_their_order(tmp_path):
+    data = coco_content()
+    for where in ('annotations', 'categories'):
+        for x in data[where]:
+            key = 'category_id' if where == 'annotations' else 'id'
+            x[key] = {2: 700_000_123, 5: 41}[x[key]]
+    _write(tmp_path, data)
+    r = records.read(tmp_path, 'val')
+    assert r.classes == {0: 'dog', 1: 'cat'} and r.category_ids == {0: 41, 1: 700_000_123}
+    assert r.labels.tolist() == [1, 0] and 'numbered in their order' in ' '.join(r.notes)
+    ids, _ = evaluation.category_ids(_Detector(r.classes), r)
+    assert ids == r.category_ids
+
+
+def _write(root, data, image=True):
+    (root / 'annotations').mkdir()
+    (root / 'val').mkdir()
+    (root / 'annotations' / 'instances_val.json').write_text(json.dumps(data))
+    for x in data['images']:
+        Image.new('RGB', (x['width'], x['height'])).save(root / 'val' / x['file_name'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'says'),
+    [
+        ({'bbox': [0.1, 0.2, 0.3, 0.4]}, 'all within 0..1 .are they normalised'),
+        ({'bbox': [150, 50, 180, 90]}, 'cut; are they x, y, x, y'),
+    ],
+)
+def test_boxes_of_another_form_are_noted(change, says, tmp_path):
+    data = coco_content()
+    data['annotations'] = [
+        {'id': i, 'image_id': 7, 'category_id': 2, 'bbox': [1, 2, 3, 4]} | change for i in range(10)
+    ]
+    _write(tmp_path, data)
+    assert re.search(says, ' '.join(records.read(tmp_path, 'val').notes))
+
+
+def test_names_that_stand_twice_are_noted(tmp_path):
+    data = coco_content()
+    data['images'].append(data['images'][0] | {'id': 99})
+    data['categories'].append({'id': 9, 'name': 'Cat'})
+    _write(tmp_path, data)
+    notes = ' '.join(records.read(tmp_path, 'val').notes)
+    assert 'categories of one name: cat' in notes and 'image files that stand under two ids: b.jpg' in notes
+
+
+def test_images_in_both_splits_are_found_by_their_bytes(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / 'coco')
+    same = tmp_path / 'coco' / 'val2017' / '000000000003.jpg'
+    shutil.copy(tmp_path / 'coco' / 'train2017' / '000000000009.jpg', same)
+    train, val = (records.read(tmp_path / 'coco', split) for split in SPLITS)
+    ((ours, theirs),) = compare.in_both(train, val)
+    assert ours.endswith('train2017/000000000009.jpg') and theirs == str(same)
+    assert '1 images are in both splits' in ' '.join(compare.notes(train, val))
+    clean = [records.read(coco, split) for split in SPLITS]
+    assert compare.in_both(*clean) == []
+
+
+def test_classes_of_one_split_only_are_noted(coco):
+    train, val = (records.read(coco, split) for split in SPLITS)
+    without = records.select(val, np.array([0]))
+    shown = {val.classes[label] for label in without.labels.tolist()}
+    assert len(shown) < 3
+    assert 'none to evaluate' in ' '.join(compare.notes(train, without))
+    assert 'none to train on' in ' '.join(compare.notes(without, train))
+
+
+def test_a_json_file_and_a_folder_of_images_are_enough(coco):
+    file = coco / 'annotations' / 'instances_val2017.json'
+    data = records.from_source(sources.of_json(file, [coco / 'val2017']))
+    assert (
+        len(data) == 15
+        and len(list(loader.load(loader.EvalBatches(data, size=64, max_size=96, batch_size=5), range(3))))
+        == 3
+    )
+    with pytest.raises(InputError, match='are not in .*train9'):
+        records.from_source(sources.of_json(file, [coco / 'train9']))
+
+
+@pytest.mark.parametrize(
+    ('labels', 'says'),
+    [
+        ('0 0.5 0.5 0.1', 'line 1'),
+        ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
+        ('9 .5 .5 .1 .1', 'unknown category'),
+    ],
+)
+def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path):
+    yolo(coco, tmp_path)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text(labels)
+    with pytest.raises(InputError, match=says):
+        records.read(tmp_path, 'val')

@@ -1,0 +1,60 @@
+"""What a training and a validation split have in common and should not, or have not and should."""
+
+import collections
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from yolos_jax.data.records import Records
+from yolos_jax.data.sources import Folder
+
+ENDS = 4096  # bytes at either end of a file that tell most files apart
+
+
+def notes(train: Records, val: Records) -> list[str]:
+    """What a reader should know about two splits, a line each."""
+    lines = []
+    if same := in_both(train, val):
+        lines.append(f'{len(same)} images are in both splits: {_shown([f"{a} = {b}" for a, b in same])}')
+    names = [{r.classes[label].lower() for label in np.unique(r.labels).tolist()} for r in (train, val)]
+    if never := sorted(names[1] - names[0]):
+        lines.append(f'{len(never)} classes have objects to evaluate but none to train on: {_shown(never)}')
+    if unseen := sorted(names[0] - names[1]):
+        lines.append(
+            f'{len(unseen)} classes have objects to train on but none to evaluate: {_shown(unseen)}'
+        )
+    return lines
+
+
+def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
+    """The names of image files with the same bytes in both; not looked for in other forms of storage."""
+    if not (isinstance(train.images, Folder) and isinstance(val.images, Folder)):
+        return []
+    with ThreadPoolExecutor() as pool:
+        paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
+        for key in (os.path.getsize, _ends, _digest):  # each looks only at what the one before left
+            keys = [dict(zip(names, pool.map(key, names), strict=True)) for names in paths]
+            common = set(keys[0].values()) & set(keys[1].values())
+            paths = [[name for name in names if keys[i][name] in common] for i, names in enumerate(paths)]
+    trained = collections.defaultdict(list)
+    for name in paths[0]:
+        trained[keys[0][name]].append(name)
+    return [(trained[keys[1][name]][0], name) for name in paths[1]]
+
+
+def _ends(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        first = file.read(ENDS)
+        file.seek(-min(ENDS, os.path.getsize(path)), os.SEEK_END)
+        return first + file.read()
+
+
+def _digest(path: str) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _shown(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

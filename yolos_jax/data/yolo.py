@@ -1,0 +1,156 @@
+"""Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image.
+
+As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
+and centre, width and height over the image's size; rows of a polygon are its bounding box.
+"""
+
+import dataclasses
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from yolos_jax.data import pixels
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.errors import InputError
+
+ENDINGS = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif'}  # of image files
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a data.yaml says: the folder that image names start at, {split: image files}, class names."""
+
+    path: Path
+    root: Path
+    splits: dict[str, list[Path]]
+    classes: dict[int, str]
+
+
+def description(root: Path) -> Path | None:
+    """The .yaml file of a data set in YOLO's form, where a folder (or the file itself) is one."""
+    if root.is_file():
+        return root if root.suffix in ('.yaml', '.yml') else None
+    files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
+    return next((file for file in files if 'names' in (_load(file) or {})), None)
+
+
+def _load(file: Path) -> dict | None:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_description(file: Path) -> Description:
+    """The content of a data.yaml; raises InputError where it cannot be used."""
+    content = _load(file) or {}
+    names = content.get('names')
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(key, int) for key in names) or not names:
+        raise InputError(f'{file}: its names are neither a list nor a mapping of numbers', 'data')
+    base = file.parent / str(content.get('path') or '')
+    if not base.is_dir():  # where the export was made; the folder may have moved
+        base = file.parent
+    splits = {split: _images(base, content[split], file) for split in SPLITS if content.get(split)}
+    folders = {str(image.parent) for images in splits.values() for image in images}
+    if not folders:
+        raise InputError(f'{file}: names no images under train, val or test', 'data')
+    root = Path(os.path.commonpath(folders))
+    return Description(file, root, splits, {key: str(name) for key, name in names.items()})
+
+
+def _images(base: Path, entry: object, file: Path) -> list[Path]:
+    """The image files of a split: of a folder, a text file with a name in each line, or several."""
+    images = []
+    for name in entry if isinstance(entry, list) else [entry]:
+        place = _place(base, str(name))
+        if place is None:
+            raise InputError(f'{file}: {name} is not there', 'data')
+        if place.is_dir():
+            images += sorted(path for path in place.rglob('*') if path.suffix.lower() in ENDINGS)
+        else:
+            lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
+            images += [(place.parent if line.startswith('./') else base) / line for line in lines]
+    return [Path(path).absolute() for path in images]
+
+
+def _place(base: Path, name: str) -> Path | None:
+    """Where an entry lies: as it is, or, as Roboflow writes them, one folder further up than it is."""
+    for candidate in (base / name, base / name.removeprefix('../')):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def read(data: Description, split: str) -> Annotations:
+    """The annotations of a split, images numbered from 1 in the order of their names.
+
+    Raises:
+        InputError: an image has no readable header, or a row of labels is no box.
+    """
+    images = data.splits[split]
+    with ThreadPoolExecutor() as pool:
+        sizes = np.array(list(pool.map(pixels.upright_size, images)), np.int64).reshape(-1, 2)
+        rows = list(pool.map(lambda image: _boxes(labels_of(image)), images))
+    counts = [len(of_image) for of_image in rows]
+    rows = np.concatenate([np.zeros((0, 5)), *rows])
+    labels = rows[:, 0].astype(np.int64)
+    size = np.repeat(sizes[:, ::-1], counts, axis=0)  # width, height
+    extent = rows[:, 3:] * size
+    boxes = np.concatenate([rows[:, 1:3] * size - extent / 2, extent], axis=1)
+    ids = np.arange(1, len(images) + 1)
+    return Annotations(
+        path=data.path,
+        ids=ids,
+        files=np.array([str(image.relative_to(data.root)) for image in images], str),
+        heights=sizes[:, 0],
+        widths=sizes[:, 1],
+        annotation_ids=np.arange(1, len(rows) + 1),
+        owners=np.repeat(ids, counts),
+        labels=labels,
+        crowd=np.zeros(len(rows), bool),
+        areas=np.full(len(rows), np.nan),
+        boxes=boxes,
+        categories=sorted(data.classes.items()),
+    )
+
+
+def labels_of(image: Path) -> Path:
+    """The file of labels of an image: the last folder named images becomes labels."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == 'images':
+            parts[i] = 'labels'
+            break
+    return Path(*parts).with_suffix('.txt')
+
+
+def _boxes(file: Path) -> np.ndarray:
+    """The rows of a file of labels as class, centre and extent [n, 5]; none where there is no file."""
+    rows = []
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        lines = []  # an image without objects
+    except (OSError, ValueError) as error:
+        raise InputError(f'{file}: cannot be read ({error})') from None
+    for number, line in enumerate(lines, 1):
+        try:
+            values = [float(word) for word in line.split()]
+        except ValueError:
+            values = [np.nan]
+        if not values:
+            continue
+        if len(values) > 5 and len(values) % 2:  # a polygon
+            low, high = np.reshape(values[1:], (-1, 2)).min(0), np.reshape(values[1:], (-1, 2)).max(0)
+            values = [values[0], *(low + high) / 2, *(high - low)]
+        if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
+            raise InputError(f'{file}: line {number} is no class with a box or polygon: {line[:80]!r}')
+        rows.append(values)
+    return np.array(rows, np.float64).reshape(-1, 5)

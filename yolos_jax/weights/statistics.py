@@ -1,0 +1,69 @@
+"""Pixel statistics of other projects' models, and how they go into the patch projection.
+
+A model trained on pixels of another mean and deviation gets a patch projection that does the same on ours,
+so that every model here is fed ImageNet's.
+"""
+
+import json
+
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.patches import MEAN, STD
+from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG, Tensor, TensorFile
+
+
+def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
+    """The statistics that a JSON beside a file of weights gives, or ImageNet's."""
+    if file.path.name in WITH_CONFIG:
+        for name in reversed(BESIDE):
+            try:
+                config = json.loads((file.path.parent / name).read_text())
+                config = config.get('pretrained_cfg', config)  # timm's
+            except (OSError, ValueError, AttributeError, RecursionError):
+                continue
+            if 'image_mean' in config or 'mean' in config:
+                return read(config)
+    return MEAN, STD
+
+
+def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation [3] of pixels in 0..1 that a preprocessor's config asks for.
+
+    Raises:
+        InputError: they are not three numbers each.
+    """
+    mean = config.get('image_mean', config.get('mean', MEAN.tolist()))
+    std = config.get('image_std', config.get('std', STD.tolist()))
+    if not config.get('do_normalize', True):
+        mean, std = [0, 0, 0], [1, 1, 1]
+    scale = 255 * config.get('rescale_factor', 1 / 255) if config.get('do_rescale', True) else 255
+    try:
+        mean, std = (np.array(x, np.float32).reshape(3) / np.float32(scale) for x in (mean, std))
+    except (TypeError, ValueError):
+        raise InputError(
+            f'the mean {mean} and deviation {std} of its pixels are not three numbers'
+        ) from None
+    if not (np.isfinite([mean, std]).all() and (std > 0).all()):
+        raise InputError(f'the mean {mean} and deviation {std} of its pixels are no statistics')
+    return mean, std
+
+
+def differ(mean: np.ndarray, std: np.ndarray) -> bool:
+    """Whether these are not ImageNet's."""
+    return not (np.allclose(mean, MEAN) and np.allclose(std, STD))
+
+
+def report(mean: np.ndarray, std: np.ndarray) -> str:
+    """What `fold` does, for the reader."""
+    return f'pixels: its mean {mean.tolist()} and deviation {std.tolist()} go into patch_embed'
+
+
+def fold(tensors: dict, prefix: str, mean: np.ndarray, std: np.ndarray) -> None:
+    """Bring the patch convolution from pixels of (mean, std) to ours: x' = (x STD + MEAN - mean) / std."""
+    weight = tensors[f'{prefix}weight'].numpy().astype(np.float32)
+    bias = tensors[f'{prefix}bias'].numpy().astype(np.float32)
+    shift = np.einsum('dchw,c->d', weight.astype(np.float64), (MEAN - mean) / std)
+    new = {'weight': weight * (STD / std)[:, None, None], 'bias': (bias + shift).astype(np.float32)}
+    for name, value in new.items():
+        tensors[prefix + name] = Tensor(value.shape, lambda value=value: value)
