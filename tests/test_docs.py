@@ -13,9 +13,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY, make_hf, make_vit, read_detector, torches
 
-import convert_torch_weights
-import eval as evaluate
-import predict
+from yolos_jax.tools import convert, evaluate, predict
 from yolos_jax.weights import checkpoint, reference
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -83,11 +81,7 @@ def run(command, place):
     elif program == '-m':
         importlib.import_module(arguments[0]).main(arguments[1:])
     else:
-        scripts = {
-            'eval.py': evaluate,
-            'predict.py': predict,
-            'convert_torch_weights.py': convert_torch_weights,
-        }
+        scripts = {'eval.py': evaluate, 'predict.py': predict, 'convert_torch_weights.py': convert}
         scripts[program].main([*arguments, *(['--num_processes=1'] if program == 'eval.py' else [])])
 
 

@@ -20,8 +20,8 @@ FLOORS = [
     {'run'},
     {'tools'},
 ]
-# the command-line module of `run`, which every command uses, stands on the ground
-GROUND = {'yolos_jax.run.cli'}
+# the command-line modules of `run`, which every command uses, stand on the ground
+GROUND = {'yolos_jax.run.cli', 'yolos_jax.run.config_files', 'yolos_jax.configs'}
 
 
 def module(path):

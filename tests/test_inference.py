@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import re
@@ -11,14 +12,13 @@ import torch
 from helpers import ROOT, TINY, make_hf, noise, read_detector
 from PIL import Image
 
-import eval as evaluate
-import predict
-from yolos_jax import evaluation, steps, visualize, weights
+from yolos_jax import evaluation, steps, weights
 from yolos_jax.data import annotations, loader, records
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detector
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
+from yolos_jax.tools import evaluate
 from yolos_jax.weights import checkpoint
 
 CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
@@ -79,26 +79,96 @@ def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
     np.testing.assert_array_equal(some.scores, every.scores[:3])
 
 
-@pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[..., 0], 7])
-def test_a_file_that_is_no_image_is_named(image, saved):
+@pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[:0], noise(5, 5)[..., :2], 7])
+def test_a_thing_that_is_no_image_is_named(image, saved):
     with pytest.raises(InputError, match='an image is'):
-        Detector.from_pretrained(saved)([image])
+        Detector.from_pretrained(saved)(image)
 
 
-@pytest.mark.parametrize('scale', [4, 1])
-def test_boxes_are_drawn_where_they_are(scale):
-    image = np.zeros((400 // scale, 480 // scale, 3), np.uint8)
-    box = np.float32([[120, 160, 360, 320]]) / scale
-    drawn = visualize.draw(image, box, [1], ['circle 0.90'])
-    assert drawn.shape == (400, 480, 3)  # a small image is enlarged
-    assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
-    assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
+def test_one_image_gives_one_result_and_a_list_a_list(saved):
+    detector = Detector.from_pretrained(saved)
+    one, (same,) = detector(noise(60, 80), 0), detector([noise(60, 80)], 0)
+    np.testing.assert_array_equal(one.boxes, same.boxes)
+    assert detector([]) == [] and len(detector((noise(60, 80),) * 3)) == 3
 
 
-def test_a_thin_image_is_not_enlarged_beyond_bounds():
-    drawn = visualize.draw(np.zeros((1, 40_000, 3), np.uint8), np.zeros((0, 4)), [], [])
-    assert drawn.shape == (1, 40_000, 3)
-    assert max(visualize.draw(np.zeros((8, 900, 3), np.uint8), np.zeros((0, 4)), [], []).shape) <= 4096
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_a_list_is_computed_in_batches_with_equal_results(batch_size, saved):
+    pretrained = read_detector(saved)
+    detector, alone = Detector(pretrained, batch_size=batch_size), Detector(pretrained)
+    images = [noise(30 + 7 * i, 90 - 3 * i, i) for i in range(20)]
+    for image, one in zip(images, detector(images, 0), strict=True):
+        expected = alone(image, 0)
+        np.testing.assert_allclose(one.boxes, expected.boxes, atol=2e-4)
+        np.testing.assert_allclose(one.scores, expected.scores, atol=2e-6)
+        assert one.image is image
+
+
+def test_gray_transparent_and_deep_arrays_are_seen_as_files_of_them_are(saved, tmp_path):
+    detector, rng = Detector.from_pretrained(saved), np.random.default_rng(0)
+    deep = rng.integers(0, 65536, (60, 80), dtype=np.uint16)
+    for name, array in {
+        'gray': noise(60, 80)[..., 0],
+        'rgba': np.concatenate([noise(60, 80), noise(60, 80, 1)[..., :1]], axis=2),
+        'deep': deep,
+    }.items():
+        file = tmp_path / f'{name}.png'
+        Image.fromarray(array).save(file)
+        forms = [file, str(file), array, Image.open(file), array[..., None] if array.ndim == 2 else array]
+        expected, *others = detector(forms, 0)
+        for other in others:
+            np.testing.assert_array_equal(other.boxes, expected.boxes)
+
+
+def test_a_photograph_of_pillow_is_turned_upright_as_its_file_is(saved, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(60, 80)).save(tmp_path / 'x.png', exif=exif)
+    path, pillow = Detector.from_pretrained(saved)([tmp_path / 'x.png', Image.open(tmp_path / 'x.png')], 0)
+    assert path.size == pillow.size == (80, 60)
+    np.testing.assert_array_equal(path.boxes, pillow.boxes)
+
+
+def test_a_stream_is_read_no_further_than_a_few_batches_ahead(saved):
+    detector, asked = Detector.from_pretrained(saved), []
+
+    def images():
+        for i in range(1000):
+            asked.append(i)
+            yield noise(60, 80)
+
+    results = detector.stream(images())
+    for _ in range(5):
+        next(results)
+    assert len(asked) < 40
+
+
+def test_a_bad_image_of_a_stream_ends_it_or_stands_in_its_place(saved, tmp_path):
+    (tmp_path / 'bad.jpg').write_bytes(b'<html>')
+    images = [noise(60, 80), tmp_path / 'bad.jpg', noise(60, 90)]
+    detector = Detector.from_pretrained(saved)
+    first, error, last = detector.stream(images, errors=True)
+    assert isinstance(error, InputError) and 'bad.jpg' in str(error) and first.size != last.size
+    with pytest.raises(InputError, match='bad.jpg'):
+        detector(images)
+
+
+def test_detections_can_be_counted_looked_at_and_passed_on(saved):
+    detections = Detector.from_pretrained(saved)(noise(60, 80), 0)
+    assert len(detections) == TINY['num_det_tokens'] and repr(detections).startswith('<7 detections: ')
+    first = next(iter(detections))
+    assert (first.score, first.name) == (float(detections.scores[0]), detections.names[0])
+    assert [one['name'] for one in detections.to_list()] == detections.names
+    others = detections.to_supervision()
+    np.testing.assert_array_equal(others.xyxy, detections.boxes)
+    np.testing.assert_array_equal(others.confidence, detections.scores)
+    assert others.data['class_name'].tolist() == detections.names
+    assert detections.draw().size == (480, 360)
+    assert detections._repr_png_().startswith(b'\x89PNG')
+    nothing = dataclasses.replace(detections, image=None)
+    assert nothing._repr_png_() is None and nothing.draw(noise(60, 80)).size == (480, 360)
+    with pytest.raises(InputError, match='no image to draw on'):
+        nothing.draw()
 
 
 def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
@@ -123,20 +193,6 @@ def test_eval_takes_what_a_file_of_an_own_model_does_not_say(coco_folder, tmp_pa
     evaluate.main([*options, f'--classes={annotations}'])
     about = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['about']
     assert about['size'] == [64, 96] and len(about['sha256']) == 64 and about['split'] == 'val2017'
-
-
-def test_predict_writes_pictures_and_json(saved, coco_folder, tmp_path):
-    image = coco_folder / 'train2017' / '000000000001.jpg'
-    folder = coco_folder / 'val2017'
-    out = tmp_path / 'out'
-    predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', str(image), str(folder)])
-    content = json.loads((out / 'predictions.json').read_text())
-    assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
-    for entry in content:
-        width, height = Image.open(entry['image']).size
-        scale = -(-320 // min(width, height))
-        assert Image.open(out / entry['picture']).size == (scale * width, scale * height)
-        assert set(entry['detections'][0]) == {'box', 'score', 'label', 'name'}
 
 
 def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsys):

@@ -1,97 +1,243 @@
 """Images in, detections out."""
 
+import collections
+import concurrent.futures
 import dataclasses
+import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from yolos_jax import attention, steps, weights
+from yolos_jax import attention, steps, visualize, weights
 from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
 Picture = np.ndarray | Image.Image | str | Path
+WINDOW = 4  # batches that are read ahead, so that images of one length meet
 
 
-@dataclasses.dataclass(frozen=True)
+class Detection(NamedTuple):
+    """One object: box [4] xyxy in pixels, score, label and class name."""
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Detections:
     """The n objects detected in an image, best first.
 
     boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int32 [n]; names:
-    n class names.
+    n class names; image: the image as it was given, for drawing; size: its (height, width), upright.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
+    image: Picture | None = None
+    size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        columns = self.boxes, self.scores.tolist(), self.labels.tolist(), self.names
+        return itertools.starmap(Detection, zip(*columns, strict=True))
+
+    def __repr__(self) -> str:
+        best = ', '.join(f'{x.name} {x.score:.2f}' for x in itertools.islice(self, 5))
+        return f'<{len(self)} detections{": " if best else ""}{best}{", ..." if len(self) > 5 else ""}>'
+
+    def select(self, rows: Sequence[int]) -> 'Detections':
+        """Some of the objects, by their position."""
+        rows = np.asarray(rows, np.int64)
+        arrays = self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Detections(*arrays, [self.names[i] for i in rows], self.image, self.size)
 
     def to_list(self) -> list[dict]:
         """The objects as plain dicts: 'box' (xyxy), 'score', 'label', 'name'."""
-        rows = zip(self.boxes, self.scores, self.labels, self.names, strict=True)
         return [
             {
-                'box': [round(float(x), 2) for x in box],
-                'score': round(float(score), 4),
-                'label': int(label),
-                'name': name,
+                'box': [round(float(x), 2) for x in one.box],
+                'score': round(one.score, 4),
+                'label': one.label,
+                'name': one.name,
             }
-            for box, score, label, name in rows
+            for one in self
         ]
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`; that package must be installed."""
+        import supervision
+
+        data = {'class_name': np.array(self.names, str)}
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data
+        )
+
+    def draw(
+        self,
+        image: Picture | None = None,
+        font: str | Path | None = None,
+        duplicates: float = visualize.DUPLICATE,
+    ) -> Image.Image:
+        """The image with the objects drawn on it, as `visualize.draw`.
+
+        image: the one to draw on; that which was given to the detector when None.
+        duplicates: IoU with a better one of its class from which on an object is left out; 1: none is.
+
+        Raises:
+            InputError: there is no image, or it or the font cannot be read.
+        """
+        image = self.image if image is None else image
+        if image is None:
+            raise InputError('these detections have no image to draw on; give one')
+        kept = visualize.without_duplicates(self.boxes, self.labels, duplicates)
+        captions = [f'{self.names[i]} {self.scores[i]:.2f}' for i in kept]
+        array = pixels.to_rgb(to_rgbx(image))
+        return Image.fromarray(visualize.draw(array, self.boxes[kept], self.labels[kept], captions, font))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows."""
+        if self.image is None:
+            return None
+        file = io.BytesIO()
+        self.draw().save(file, 'png')
+        return file.getvalue()
 
 
 class Detector:
-    """A detector ready for use: `Detector.from_pretrained(path)(images)`."""
+    """A detector ready for use: `Detector.from_pretrained(path)(image)`."""
 
-    def __init__(self, pretrained: weights.Pretrained, device: jax.Device | None = None) -> None:
-        """device: the one to compute on; JAX's first when None."""
+    def __init__(
+        self,
+        pretrained: weights.Pretrained,
+        device: jax.Device | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """A detector on one device.
+
+        device: the one to compute on; JAX's first when None. batch_size: images of a length that are
+            computed together; 8 when None, and 1 on a CPU, which is no faster with more.
+        """
         device = jax.devices()[0] if device is None else device
         model = pretrained.model
         kernel = attention.for_platform(device.platform, model.dtype)
         self.classes, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
+        self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
         self._process = os.getpid()
         self._params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model.clone(attention_kernel=kernel))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> 'Detector':
-        """From anything `weights.open` takes that is a detector."""
+    def from_pretrained(cls, path: str | Path, **options: Any) -> 'Detector':
+        """From anything `weights.open` takes that is a detector; options: as for the constructor."""
         with weights.open(path) as source:
-            return cls(source.detector())
+            return cls(source.detector(), **options)
 
-    def __call__(self, images: Sequence[Picture], threshold: float = 0.5) -> list[Detections]:
-        """The objects in each image with a score of at least `threshold`.
+    def __call__(
+        self, images: Picture | Sequence[Picture], threshold: float = 0.5
+    ) -> Detections | list[Detections]:
+        """The objects in an image, or in each of a list, with a score of at least `threshold`.
 
-        images: a list of uint8 [height, width, 3] RGB arrays, PIL images or paths (of photographs: they
-            are turned upright as their EXIF says). Each is resized as for evaluation; results do not
-            depend on what else is in the list.
+        images: a path (of a photograph: it is turned upright as its EXIF says), a PIL image, or an array
+            [height, width, 3] of RGB; gray, RGBA and 16-bit arrays become what files of them would. One
+            gives `Detections`, a list or tuple a list of them. Each is resized as for evaluation; results
+            do not depend on what else is in the list.
 
         Raises:
             InputError: an image cannot be read or is of another kind.
             RuntimeError: the process was forked after the detector was made, which JAX does not survive.
         """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, threshold))
+        (detections,) = self.stream([images], threshold)
+        return detections
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        threshold: float = 0.5,
+        *,
+        errors: bool = False,
+        pixels: bool = False,
+    ) -> Iterator[Detections | InputError]:
+        """The objects in each of any number of images, in order, as `__call__`.
+
+        Threads read some images ahead, and the device computes on one batch while the next is prepared.
+        errors: give the `InputError` of an image that cannot be read in its place, and do not raise it.
+        pixels: `Detections.image` is the array of the image's pixels, RGB, and not what was given.
+        """
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
-        return [self._detect(_to_rgbx(image), threshold) for image in images]
+        images, size = iter(images), WINDOW * self.batch_size
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            read = lambda: [pool.submit(self._read, x, pixels) for x in itertools.islice(images, size)]
+            ahead, computing = read(), []
+            try:
+                while ahead or computing:
+                    now, ahead = ahead, read() if ahead else []
+                    results, computing = computing, self._compute([job.result() for job in now])
+                    for item in _in_order(results):
+                        if isinstance(item, InputError) and not errors:
+                            raise item
+                        is_error = isinstance(item, InputError)
+                        yield item if is_error else self._detections(item, threshold)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _detect(self, image: np.ndarray, threshold: float) -> Detections:
-        height, width = image.shape[:2]
+    def _read(self, image: Picture, keep: bool) -> '_Prepared | InputError':
+        """An image as patches in one of few sequence lengths."""
+        try:
+            array = to_rgbx(image)
+        except InputError as error:
+            return error
+        height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
-        patches = np.zeros((1, self._length(resized.counts[0]), PATCH_DIM), np.uint8)
-        pixels.place(image, resized[0], patches[0])
-        outputs = jax.device_get(self._step(self._params, {'patches': patches, 'grid': resized.grid}))
-        scores, labels, boxes = (outputs[name][0] for name in ('scores', 'labels', 'boxes'))
+        patches = np.zeros((self._length(resized.counts[0]), PATCH_DIM), np.uint8)
+        pixels.place(array, resized[0], patches)
+        image = pixels.to_rgb(array) if keep else image
+        return _Prepared(image, (height, width), patches, resized.grid[0])
+
+    def _compute(self, prepared: list) -> list:
+        """Start to compute; gives (positions, images, outputs) for each batch, and for each error."""
+        by_length, batches = collections.defaultdict(list), []
+        for position, one in enumerate(prepared):
+            if isinstance(one, InputError):
+                batches.append(([position], [one], None))
+            else:
+                by_length[len(one.patches)].append((position, one))
+        for length, members in by_length.items():
+            for start in range(0, len(members), self.batch_size):
+                positions, images = zip(*members[start : start + self.batch_size], strict=True)
+                patches = np.zeros((self.batch_size, length, PATCH_DIM), np.uint8)
+                grid = np.ones((self.batch_size, 2), np.int32)  # a row without an image is one black patch
+                for row, one in enumerate(images):
+                    patches[row], grid[row] = one.patches, one.grid
+                outputs = self._step(self._params, {'patches': patches, 'grid': grid})
+                batches.append((positions, [one._replace(patches=None) for one in images], outputs))
+        return batches
+
+    def _detections(self, item: tuple, threshold: float) -> Detections:
+        one, outputs = item
+        height, width = one.size
+        scores, labels, boxes = (outputs[name] for name in ('scores', 'labels', 'boxes'))
         order = np.argsort(-scores, kind='stable')
         order = order[scores[order] >= threshold]
         boxes = boxes[order] * np.float32([width, height, width, height])
         labels = labels[order]
         names = [self.classes.get(int(label), f'class {label}') for label in labels]
-        return Detections(boxes, scores[order], labels, names)
+        return Detections(boxes, scores[order], labels, names, one.image, one.size)
 
     def _length(self, count: int) -> int:
         """One of few sequence lengths, so that images of many shapes share a compiled program."""
@@ -100,13 +246,33 @@ class Detector:
         return -(-int(count) // step) * step
 
 
-def _to_rgbx(image: Any) -> np.ndarray:
+class _Prepared(NamedTuple):
+    image: Picture  # as it was given
+    size: tuple[int, int]  # height, width
+    patches: np.ndarray | None
+    grid: np.ndarray
+
+
+def _in_order(batches: list) -> Iterator:
+    """(image, outputs) for each image of computed batches, or its error, in the order they came."""
+    items = {}
+    for positions, images, outputs in batches:
+        rows = jax.device_get(outputs)
+        for row, (position, one) in enumerate(zip(positions, images, strict=True)):
+            outputs_of_one = rows and {name: values[row] for name, values in rows.items()}
+            items[position] = (one, outputs_of_one) if rows else one
+    return (items[position] for position in sorted(items))
+
+
+def to_rgbx(image: Picture) -> np.ndarray:
+    """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
     if isinstance(image, Image.Image):
-        return pixels.to_rgbx(image.convert('RGB'))
-    is_array = isinstance(image, np.ndarray)
-    if is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return pixels.to_rgbx(image)
-    what = f'{image.dtype} {image.shape}' if is_array else type(image).__name__
-    raise InputError(f'an image is {what}; give uint8 [height, width, 3], a PIL image or a path')
+        try:
+            return pixels.from_pillow(image, upright=True)
+        except pixels.UNREADABLE as error:
+            raise InputError(f'an image cannot be read ({error})') from None
+    if isinstance(image, np.ndarray):
+        return pixels.from_array(image)
+    raise InputError(f'an image is {type(image).__name__}; give an array, a PIL image or a path')

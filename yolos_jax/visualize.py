@@ -1,6 +1,8 @@
 """Pictures: detections drawn on an image, and the curves of a run."""
 
 import colorsys
+import functools
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,33 +10,124 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from yolos_jax.errors import InputError
+
 LONGEST = 4096  # pixels of a side that enlarging may lead to: JPEG and memory have bounds
+DUPLICATE = 0.7  # IoU with a better detection of its class from which on a picture leaves one out
 
 
 def draw(
-    image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    captions: Sequence[str],
+    font: str | Path | None = None,
 ) -> np.ndarray:
     """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
-    boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. An image with a
-    side below 320 pixels comes back enlarged by a whole number, for the text to fit, where the longer one
-    stays below 4096.
+    Captions lie within the image, beside their box and not on one another where there is room. An image
+    with a side below 320 pixels comes back enlarged by a whole number, for the text to fit, where the
+    longer one stays below 4096.
+
+    boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. font: a file of a
+        TrueType or OpenType font; DejaVu Sans when None.
+
+    Raises:
+        InputError: the font cannot be read.
     """
     picture = Image.fromarray(image)
     scale = max(min(-(-320 // min(picture.size)), LONGEST // max(picture.size)), 1)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
-    font = ImageFont.load_default(size=max(short // 30, 12))
     thick = max(short // 200, 2)
-    for box, label, text in zip(boxes, labels, captions, strict=True):
-        colour, box = _colour(int(label)), (np.asarray(box) * scale).tolist()
-        pen.rectangle(box, outline=colour, width=thick)
-        left, top, right, bottom = pen.textbbox((box[0], box[1]), text, font=font, anchor='lb')
-        drop = max(-top, 0)  # a label above the image's edge moves down into it
-        pen.rectangle((left, top + drop, right, bottom + drop), fill=colour)
-        pen.text((box[0], box[1] + drop), text, 'black', font, anchor='lb')
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale
+    colours = [_colour(int(label)) for label in labels]
+    for box, colour in zip(boxes, colours, strict=True):
+        pen.rectangle(_inside(box, picture.size), outline=colour, width=thick)
+    placed: list[np.ndarray] = []
+    for box, colour, text in zip(boxes, colours, captions, strict=True):
+        lettering, text = _fitted(font, max(short // 32, 13), text, picture.width)
+        area = np.array(lettering.getbbox(text, anchor='la')) + [0, 0, 6, 4]
+        corner = _corner(_inside(box, picture.size), area[2:], picture.size, placed)
+        placed.append(np.concatenate([corner, corner + area[2:]]))
+        pen.rectangle(placed[-1].tolist(), fill=colour)
+        ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else 'white'
+        pen.text((corner + [3, 2]).tolist(), text, ink, lettering, anchor='la')
     return np.asarray(picture)
+
+
+def without_duplicates(boxes: np.ndarray, labels: np.ndarray, iou: float = DUPLICATE) -> np.ndarray:
+    """Indices of boxes [n, 4] xyxy, best first, but for those of one class that lie on a better one.
+
+    For pictures; an evaluation counts duplicates as COCO does.
+    """
+    kept: list[int] = []
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    for i in range(len(boxes)):
+        others = [k for k in kept if labels[k] == labels[i]]
+        low = np.maximum(boxes[others, :2], boxes[i, :2])
+        high = np.minimum(boxes[others, 2:], boxes[i, 2:])
+        shared = np.prod(np.clip(high - low, 0, None), axis=1)
+        if not (shared > iou * (areas[others] + areas[i] - shared)).any():
+            kept.append(i)
+    return np.array(kept, np.int64)
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> list[float]:
+    """A box with its corners within the picture and in order."""
+    box = np.clip(box, 0, np.tile(size, 2) - 1)
+    return np.concatenate([box[:2], np.maximum(box[2:], box[:2])]).tolist()
+
+
+def _corner(
+    box: list[float], extent: np.ndarray, size: tuple[int, int], placed: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Where the upper left corner of a caption goes: the first of the places beside a box that is free."""
+    left, top, right, bottom = box
+    width, height = extent
+    places = [
+        (left, top - height), (left, top), (left, bottom), (right - width, top - height),
+        (right - width, bottom), (right, top), (left - width, top), (left, bottom - height),
+    ]  # fmt: skip
+    places = np.clip(np.array(places), 0, np.maximum(np.array(size) - 1 - extent, 0)).round()
+    overlap = [sum(_shared(np.concatenate([p, p + extent]), other) for other in placed) for p in places]
+    return places[int(np.argmin(overlap))]
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> float:
+    """The area that two boxes share."""
+    return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
+
+
+def _fitted(
+    font: str | Path | None, size: int, text: str, width: int
+) -> tuple[ImageFont.FreeTypeFont, str]:
+    """A font in which a text is no wider than the picture, and the text, cut where it must be."""
+    text = ''.join(c if c.isprintable() else ' ' for c in text)
+    while (lettering := _font(font, size)).getlength(text) > width - 8 and size > 9:
+        size -= 1
+    while lettering.getlength(text) > width - 8 and len(text) > 1:
+        text = text.rstrip('\N{HORIZONTAL ELLIPSIS}')[:-1] + '\N{HORIZONTAL ELLIPSIS}'
+        if text == '\N{HORIZONTAL ELLIPSIS}':
+            break
+    return lettering, text
+
+
+def default_font() -> Path:
+    """The file of DejaVu Sans that comes with matplotlib."""
+    # without importing matplotlib, which takes a second
+    folder = Path(importlib.util.find_spec('matplotlib').origin).parent
+    return folder / 'mpl-data' / 'fonts' / 'ttf' / 'DejaVuSans.ttf'
+
+
+@functools.cache
+def _font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
+    file = default_font() if file is None else file
+    try:
+        return ImageFont.truetype(str(file), size)
+    except OSError as error:
+        raise InputError(f'{file}: no font that can be read ({error})', 'font') from None
 
 
 def _colour(label: int) -> tuple[int, int, int]:

@@ -98,7 +98,7 @@ def from_array(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     image = image[..., 0] if channels == (1,) else image
-    return from_pillow(Image.fromarray(image))
+    return to_rgbx(Image.fromarray(image).convert('RGB'))
 
 
 def decode_sized(data: bytes, name: str, height: int, width: int) -> np.ndarray:

@@ -10,12 +10,13 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 from yolos_jax.errors import InputError
+from yolos_jax.run import config_files
 
-WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth'
+WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or the name of a repository there'
 TRACEBACK = '--traceback'
 
 
@@ -66,13 +67,33 @@ def leave(status: int, line: str = '', error: Exception | None = None, shown: st
 
 def run_with_flags(main: Callable[[], None]) -> None:
     """As `run`, for a script with absl flags; a misspelt config key is an error that names the nearest."""
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        print(_help())
+        return
     try:
         # absl knows no --traceback; `run` does
-        app.run(lambda _: run(main, flag='--config.{}'), argv=[a for a in sys.argv if a != TRACEBACK])
+        arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
+        app.run(lambda _: run(main, flag='--config.{}'), argv=arguments)
+    except InputError as error:
+        sys.exit(f'error: {error} (--config)')
     except AttributeError as error:
         if 'Did you mean' not in str(error):
             raise
         sys.exit('error: --config has no key ' + str(error).strip('"\'').replace('\\n', ' '))
+
+
+def _help() -> str:
+    """What the script does, its flags, and the keys of a config."""
+    module = flags.FLAGS.find_module_defining_flag('config')
+    return '\n'.join(
+        [
+            sys.modules[module].__doc__,
+            flags.FLAGS.module_help(module),
+            f'Configs by name: {", ".join(config_files.names())}',
+            'Keys of a config, and their values where it says nothing else:',
+            *config_files.keys(),
+        ]
+    )
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:

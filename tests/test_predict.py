@@ -1,0 +1,183 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import jax
+import numpy as np
+import pytest
+from helpers import ROOT, TINY
+from PIL import Image
+
+from yolos_jax import weights
+from yolos_jax.data import annotations
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.tools import predict
+from yolos_jax.weights import checkpoint
+
+CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """The folder of a small detector with random weights."""
+    yolos = Yolos(**TINY, num_classes=4)
+    folder = tmp_path_factory.mktemp('weights') / 'x'
+    checkpoint.write(
+        weights.Pretrained(yolos, init_params(yolos, jax.random.key(0)), CLASSES, 64, 128), folder
+    )
+    return folder
+
+
+@pytest.fixture
+def photographs(coco_folder, tmp_path):
+    """Ten photographs in a folder of the user's."""
+    return shutil.copytree(coco_folder / 'val2017', tmp_path / 'photographs')
+
+
+def run(saved, out, *arguments):
+    predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', *map(str, arguments)])
+    return json.loads((out / 'predictions.json').read_text())
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
+
+
+def test_pictures_and_json_are_written(saved, coco_folder, tmp_path):
+    out = tmp_path / 'out'
+    image = coco_folder / 'train2017' / '000000000001.jpg'
+    content = run(saved, out, image, coco_folder / 'val2017')
+    assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
+    assert content == lines(out)
+    for entry in content:
+        width, height = Image.open(entry['image']).size
+        assert (width, height) == (entry['width'], entry['height'])
+        scale = -(-320 // min(width, height))
+        assert Image.open(out / entry['picture']).size == (scale * width, scale * height)
+        assert set(entry['detections'][0]) == {'box', 'score', 'label', 'name'}
+
+
+def test_photographs_are_never_replaced(saved, photographs):
+    before = {path: path.read_bytes() for path in photographs.iterdir()}
+    inputs = [photographs], [photographs / '000000000001.jpg'], [photographs.parent / '.' / 'photographs']
+    for paths in inputs:
+        with pytest.raises(InputError, match='is the output too') as error:
+            run(saved, photographs, *paths)
+        assert error.value.argument == 'output'
+    assert {path: path.read_bytes() for path in photographs.iterdir()} == before
+
+
+def test_an_output_within_the_input_is_no_input(saved, photographs):
+    for _ in range(2):
+        content = run(saved, photographs / 'out', photographs, '--overwrite')
+        assert len(content) == 10
+
+
+def test_a_bad_image_is_an_entry_a_line_and_the_exit_status(saved, photographs, tmp_path, capsys):
+    (photographs / '000000000003.jpg').write_bytes(b'<html>')
+    with pytest.raises(SystemExit) as end:
+        run(saved, tmp_path / 'out', photographs)
+    assert end.value.code == 1
+    errors = [entry for entry in lines(tmp_path / 'out') if 'error' in entry]
+    assert (
+        len(lines(tmp_path / 'out')) == 10 and '000000000003.jpg' in errors[0]['error'] and len(errors) == 1
+    )
+    assert capsys.readouterr().err.count('left out: ') == 1
+
+
+def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_path):
+    """After a kill in the middle of a line; a picture that was done is not made again."""
+    out = tmp_path / 'out'
+    expected = run(saved, out, photographs)
+    written = (out / 'predictions.jsonl').read_bytes()
+    at = [i for i, byte in enumerate(written) if byte == ord('\n')][4] + 30
+    (out / 'predictions.jsonl').write_bytes(written[:at])
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob('*.jpg')}
+    assert run(saved, out, photographs) == expected
+    assert (out / 'predictions.jsonl').read_bytes() == written
+    same = [name for name, at in times.items() if (out / name).stat().st_mtime_ns == at]
+    assert len(same) == 5
+
+
+def test_other_settings_are_not_mixed_with_what_is_there(saved, photographs, tmp_path):
+    run(saved, tmp_path / 'out', photographs)
+    with pytest.raises(InputError, match=r'other settings \(max_detections\).*overwrite') as error:
+        run(saved, tmp_path / 'out', photographs, '--max_detections=1')
+    assert error.value.argument == 'output'
+    content = run(saved, tmp_path / 'out', photographs, '--max_detections=1', '--overwrite')
+    assert {len(entry['detections']) for entry in content} == {1}
+
+
+def test_a_killed_prediction_is_completed_with_every_image_once(saved, coco_folder, tmp_path):
+    photographs = tmp_path / 'photographs'
+    photographs.mkdir()
+    for i in range(400):
+        os.link(coco_folder / 'val2017' / f'{i % 10 + 1:012d}.jpg', photographs / f'{i:03d}.jpg')
+    out = tmp_path / 'out'
+    command = [sys.executable, 'predict.py', f'--weights={saved}', f'--output={out}', '--threshold=0']
+    process = subprocess.Popen([*command, photographs], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (out / 'predictions.jsonl').exists() or len(lines_whole(out)) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = len(lines_whole(out))
+    content = run(saved, out, photographs)
+    assert 20 <= before < 400 and len({entry['image'] for entry in content}) == len(content) == 400
+    for entry in content:
+        Image.open(out / entry['picture']).load()
+    assert not list(out.glob('.*.part'))
+
+
+def lines_whole(out):
+    return (out / 'predictions.jsonl').read_text().splitlines()
+
+
+def test_classes_pictures_and_format_can_be_chosen(saved, photographs, tmp_path):
+    out = tmp_path / 'out'
+    content = run(saved, out, photographs, '--classes', 'circle', '--no-pictures', '--format=coco')
+    assert not list(out.glob('*.jpg')) and len(content['images']) == 10
+    assert {a['category_id'] for a in content['annotations']} <= {1}
+    (tmp_path / 'coco.json').write_text(json.dumps(content))
+    a = annotations.read(tmp_path / 'coco.json')
+    assert len(a.ids) == 10 and dict(a.categories) == CLASSES
+    with pytest.raises(InputError, match='no class is called dog, but circle, square, triangle'):
+        run(saved, out, photographs, '--classes', 'dog', 'circle')
+
+
+def make_video(path, frames, rate=10):
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuv420p'
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+
+
+def test_a_video_is_annotated_frame_by_frame(saved, photographs, tmp_path):
+    frames = [np.asarray(Image.open(p).resize((128, 96))) for p in sorted(photographs.iterdir())]
+    make_video(tmp_path / 'film.mp4', frames)
+    out = tmp_path / 'out'
+    run(saved, out, tmp_path / 'film.mp4')
+    entries = [json.loads(line) for line in (out / 'film.jsonl').read_text().splitlines()]
+    assert [entry['frame'] for entry in entries] == list(range(10))
+    assert [entry['seconds'] for entry in entries] == pytest.approx([0.1 * i for i in range(10)])
+    assert all(len(entry['detections']) == TINY['num_det_tokens'] for entry in entries)
+    with av.open(str(out / 'film.mp4')) as annotated:
+        pictures = [frame.to_ndarray(format='rgb24') for frame in annotated.decode(video=0)]
+    assert len(pictures) == 10 and pictures[0].shape == (384, 512, 3)
+    plain = np.asarray(Image.fromarray(frames[0]).resize((512, 384)), np.int32)
+    assert np.abs(pictures[0] - plain).max() > 100  # boxes
+
+
+def test_a_file_that_is_no_video_is_named(saved, tmp_path):
+    (tmp_path / 'film.mp4').write_bytes(b'<html>')
+    with pytest.raises(InputError, match='film.mp4: no video that can be read'):
+        run(saved, tmp_path / 'out', tmp_path / 'film.mp4')
+    assert not (tmp_path / 'out' / 'film.mp4').exists()

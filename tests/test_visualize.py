@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from helpers import noise
+
+from yolos_jax import visualize
+from yolos_jax.errors import InputError
+
+
+@pytest.mark.parametrize('scale', [4, 1])
+def test_boxes_are_drawn_where_they_are(scale):
+    image = np.zeros((400 // scale, 480 // scale, 3), np.uint8)
+    box = np.float32([[120, 160, 360, 320]]) / scale
+    drawn = visualize.draw(image, box, [1], ['circle 0.90'])
+    assert drawn.shape == (400, 480, 3)  # a small image is enlarged
+    assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
+    assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
+
+
+def test_a_thin_image_is_not_enlarged_beyond_bounds():
+    drawn = visualize.draw(np.zeros((1, 40_000, 3), np.uint8), np.zeros((0, 4)), [], [])
+    assert drawn.shape == (1, 40_000, 3)
+    assert max(visualize.draw(np.zeros((8, 900, 3), np.uint8), np.zeros((0, 4)), [], []).shape) <= 4096
+
+
+def label_pixels(image, boxes, captions, **options):
+    """Where captions lie: what differs from a picture with the same boxes and a caption elsewhere."""
+    drawn = visualize.draw(image, boxes, [1] * len(boxes), captions, **options)
+    bare = visualize.draw(image, boxes, [1] * len(boxes), [''] * len(boxes), **options)
+    return np.argwhere((drawn != bare).any(axis=2))
+
+
+@pytest.mark.parametrize(
+    'box',
+    [[0, 0, 40, 40], [560, 0, 639, 60], [0, 440, 50, 479], [600, 430, 639, 479], [-50, -50, 700, 700]],
+)
+def test_a_caption_lies_within_the_image_on_all_sides(box):
+    """A caption cut at an edge would differ from the same one in the middle."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    middle = label_pixels(image, [[300, 200, 340, 240]], ['a long caption 0.99'])
+    there = label_pixels(image, [box], ['a long caption 0.99'])
+    assert np.ptp(middle, axis=0)[1] > 100
+    np.testing.assert_allclose(np.ptp(there, axis=0), np.ptp(middle, axis=0), atol=10)
+
+
+def test_captions_do_not_lie_on_one_another_where_there_is_room():
+    image = np.zeros((480, 640, 3), np.uint8)
+    boxes = [[200, 200, 300, 300], [205, 203, 305, 303], [210, 206, 310, 306]]
+    apart = [len(label_pixels(image, [box], ['caption'])) for box in boxes]
+    together = len(label_pixels(image, boxes, ['caption'] * 3))
+    assert together > 0.9 * sum(apart)
+
+
+def test_letters_are_black_or_white_by_the_luminance_of_their_ground():
+    image = np.zeros((480, 640, 3), np.uint8)
+    for label in range(12):
+        colour = np.array(visualize._colour(label))
+        drawn = visualize.draw(image, [[100, 100, 300, 300]], [label], ['MMMM'])
+        letters = (
+            (drawn[70:100, 100:200] == 0).all(axis=2).sum(),
+            (drawn[70:100, 100:200] == 255).all(axis=2).sum(),
+        )
+        bright = colour @ [0.299, 0.587, 0.114] > 140
+        assert (letters[1] == 0) == bright, label
+
+
+def test_a_caption_wider_than_the_image_is_made_smaller_or_cut():
+    image = np.zeros((400, 330, 3), np.uint8)
+    for caption in ('x' * 30, 'x' * 300, '\u5b57' * 80):
+        assert np.ptp(label_pixels(image, [[10, 100, 50, 200]], [caption]), axis=0)[1] < 330
+
+
+def test_another_font_can_be_given(tmp_path):
+    image, box = noise(400, 400), [[100, 100, 300, 300]]
+    mono = next(p for p in visualize.default_font().parent.glob('DejaVuSansMono.ttf'))
+    assert (
+        visualize.draw(image, box, [1], ['iii'], mono) != visualize.draw(image, box, [1], ['iii'])
+    ).any()
+    with pytest.raises(InputError, match='no font that can be read') as error:
+        visualize.draw(image, box, [1], ['iii'], tmp_path / 'none.ttf')
+    assert error.value.argument == 'font'
+
+
+def test_of_duplicates_a_picture_keeps_the_best():
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [0, 0, 10, 6], [50, 50, 60, 60]])
+    labels = np.array([1, 1, 2, 1, 1])
+    assert visualize.without_duplicates(boxes, labels, 0.7).tolist() == [0, 2, 3, 4]
+    assert visualize.without_duplicates(boxes, labels, 1.0).tolist() == [0, 1, 2, 3, 4]

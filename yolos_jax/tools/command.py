@@ -1,0 +1,43 @@
+"""The `yolos` command: `yolos train|eval|predict|convert|check|shapes|quickstart ...`.
+
+Each is the `main` of a module of `yolos_jax.tools`, imported when it is asked for; the scripts of the
+repository run the same.
+"""
+
+import importlib
+import sys
+
+import yolos_jax
+from yolos_jax.run import cli
+
+COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
+    'train': ('train', 'train a detector, as a config says'),
+    'eval': ('evaluate', 'measure a detector on a data set'),
+    'predict': ('predict', 'detect objects in images and videos'),
+    'convert': ('convert', 'bring weights from one form to another'),
+    'check': ('check_data', 'look at a data set before training on it'),
+    'tfds': ('build_tfds', 'pack a data set into few large files'),
+    'shapes': ('make_shapes', 'draw a small data set'),
+    'quickstart': ('quickstart', 'train a small detector in minutes, from nothing'),
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+    if name in ('-h', '--help', 'help'):
+        print('usage: yolos COMMAND ...    (yolos COMMAND --help tells more)\n')
+        print('\n'.join(f'  {command:<12} {what}' for command, (_, what) in COMMANDS.items()))
+        return
+    if name == '--version':
+        print(yolos_jax.__version__)
+        return
+    if name not in COMMANDS:
+        sys.exit(f'error: no command {name}, but {", ".join(COMMANDS)}')
+    module = importlib.import_module(f'yolos_jax.tools.{COMMANDS[name][0]}')
+    sys.argv[:2] = [f'yolos {name}']
+    (cli.run_with_flags if name == 'train' else cli.run)(module.main)
+
+
+if __name__ == '__main__':
+    main()

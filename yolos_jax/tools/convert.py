@@ -1,0 +1,92 @@
+"""Convert weights: PyTorch's and Hugging Face's into this project's checkpoints, and back.
+
+    yolos convert --input=yolos_s.pth --output=DIR            # to a checkpoint
+    yolos convert --input=DIR --output=OTHER_DIR --to=hf      # for transformers
+    yolos convert --input=DIR --output=OTHER_DIR --to=yolos   # for the original code
+    yolos convert --input=deit_tiny.pth --output=DIR          # a backbone, heads fresh
+
+--input is anything `yolos_jax.load` takes, or a backbone of a published model's width and depth. Nothing in
+a file is executed, and the output appears whole or not at all.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+
+from yolos_jax import files, weights
+from yolos_jax.data import annotations, class_names
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
+from yolos_jax.run import cli
+from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, reference
+
+WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--input', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--output', required=True, help='a new folder')
+    parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
+    unsaid = parser.add_argument_group('what a .pth of no published model does not say')
+    unsaid.add_argument('--heads', type=int)
+    unsaid.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    unsaid.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    change = parser.add_argument_group('for another task')
+    change.add_argument('--new_classes', metavar='JSON', help='a COCO annotation file with the classes')
+    change.add_argument('--new_det_tokens', type=int, metavar='N')
+    change.add_argument('--new_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    change.add_argument('--seed', type=int, default=0, help='of what starts fresh')
+    return parser.parse_args(arguments)
+
+
+def from_backbone(source: weights.Source, seed: int) -> Pretrained:
+    """A backbone as the detector of its published model, heads and [DET] tokens fresh."""
+    width, depth = source.backbone_size()
+    published = [p for p in reference.PUBLISHED if (p['width'], p['depth']) == (width, depth)]
+    if not published:
+        raise InputError(
+            f'{source.path}: a ViT of width {width} and depth {depth}, which no published detector '
+            'has; write a config for it, and give the file to yolos train as --config.init_from'
+        )
+    model = Yolos(**published[0])
+    params = source.backbone(model, jax.random.key(seed))
+    return Pretrained(model, params, class_names.COCO, 800, 1333, source.about)
+
+
+def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
+    """The detector with the changes asked for, each reported."""
+    if args.new_classes:
+        classes = annotations.read_classes(args.new_classes)
+        pretrained, report = adapt.with_classes(pretrained, classes, args.seed)
+        print(f'  {report}')
+    if args.new_det_tokens:
+        pretrained, report = adapt.with_det_tokens(pretrained, args.new_det_tokens, args.seed)
+        print(f'  {report}')
+    if args.new_pos_grid:
+        pretrained, report = adapt.with_pos_grid(pretrained, args.new_pos_grid)
+        print(f'  {report}')
+    return pretrained
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and convert."""
+    args = parse(arguments)
+    # nothing to gain from an accelerator, nor a need for a free one
+    jax.config.update('jax_platforms', 'cpu')
+    files.check_free(args.output)
+    with weights.open(args.input) as source:
+        if source.is_detector:
+            pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
+        else:
+            pretrained = from_backbone(source, args.seed)
+    pretrained = adapted(pretrained, args)
+    WRITERS[args.to](pretrained, args.output)
+    count = sum(x.size for x in jax.tree.leaves(pretrained.params))
+    print(f'{args.output}: {count:,} parameters, {len(pretrained.classes)} classes, as {args.to}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

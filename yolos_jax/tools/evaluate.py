@@ -1,0 +1,114 @@
+"""Evaluate a detector on a data set.
+
+    yolos eval --weights=PATH --data=FOLDER --output=DIR
+
+Prints COCO's twelve numbers and the AP of each class, and writes metrics.json and predictions.json (COCO
+results) to the output folder.
+"""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from yolos_jax import attention, evaluation, files, steps, weights
+from yolos_jax.data import annotations, loader, records, sources
+from yolos_jax.errors import InputError
+from yolos_jax.run import cli, cluster, workdir
+from yolos_jax.run import mesh as meshes
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--data', help='a data folder')
+    parser.add_argument('--json', type=Path, help='a COCO file in place of --data, and')
+    parser.add_argument('--images', type=Path, help='the folder of its images (its own)')
+    parser.add_argument('--output', required=True, type=Path, help='a folder for the results')
+    parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
+    parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
+    parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
+    parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    unsaid = parser.add_argument_group('what a .pth of no published model does not say')
+    unsaid.add_argument('--heads', type=int)
+    unsaid.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    unsaid.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    unsaid.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
+    cli.add_cluster_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and evaluate."""
+    args = parse(arguments)
+    cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
+    with workdir.locked(args.output):  # one evaluation at a time
+        evaluate(args)
+
+
+def read_data(args: argparse.Namespace) -> records.Records:
+    """The images to evaluate on."""
+    if args.json:
+        places = [args.images] if args.images else [args.json.parent, args.json.parent / 'images']
+        return records.from_source(sources.of_json(args.json, places))
+    if not args.data:
+        raise InputError('no data: name a folder', 'data')
+    return records.read(args.data, args.split)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Detect, score and write."""
+    mesh = meshes.make_mesh()
+    batch_size = mesh.size if args.batch_size is None else args.batch_size
+    meshes.check_divides(batch_size, mesh)
+    data = read_data(args)
+    with weights.open(args.weights) as source:
+        pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid)
+    if args.classes:
+        classes = annotations.read_classes(args.classes)
+        pretrained = dataclasses.replace(pretrained, classes=classes)
+    try:
+        labels, notes = evaluation.category_ids(pretrained, data)
+    except InputError as error:
+        raise InputError(str(error), 'classes') from None
+    for note in [*notes, *data.notes]:
+        print(f'note: {note}')
+    size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
+    batches = loader.EvalBatches(data, size=size, max_size=max_size, batch_size=batch_size)
+
+    dtype = jnp.dtype(args.dtype)
+    kernel = attention.for_platform(meshes.platform(mesh), dtype)
+    step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
+    predict = functools.partial(
+        meshes.make_predictor(step, mesh), meshes.replicate(pretrained.params, mesh)
+    )
+    rows = meshes.rows_of_process(batch_size, mesh)
+    with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
+        options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update)
+        results = evaluation.detect(predict, batches, labels, **options)
+    if not cluster.is_first():
+        return
+    numbers, classes = evaluation.score(data.truth(), results)
+
+    print(evaluation.table(numbers))
+    for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
+        print(f'{ap:8.3f} {name}')
+    about = {
+        'weights': args.weights,
+        'data': str(data.source.path),
+        'split': args.split,
+        'size': [size, max_size],
+    }
+    about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
+    files.write_json(args.output / 'metrics.json', numbers | {'classes': classes, 'about': about})
+    files.write_json(args.output / 'predictions.json', results)
+
+
+if __name__ == '__main__':
+    cli.run(main)

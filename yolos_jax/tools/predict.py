@@ -1,0 +1,163 @@
+"""Detect objects in images and videos.
+
+    yolos predict --weights=PATH --output=DIR IMAGE_OR_FOLDER_OR_VIDEO ...
+
+Writes each image and video with its detections drawn on it to the output folder. predictions.jsonl there
+has a line for each image, written when its picture is, and predictions.json all of them at the end. The
+same command continues where the last one stopped. /dev/video0 is a camera; Ctrl-C ends the recording.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from yolos_jax import Detector, files, visualize
+from yolos_jax.data.yolo import ENDINGS
+from yolos_jax.errors import InputError
+from yolos_jax.inference import Detections
+from yolos_jax.run import cli, workdir
+from yolos_jax.tools import video
+from yolos_jax.tools.prediction_files import Predictions, as_coco
+
+WRITERS = 2  # threads that draw and write, beside those that read
+
+
+def find_images(paths: Sequence[str], output: Path) -> list[Path]:
+    """The image and video files among files and folders; what is in the output folder is no input.
+
+    Raises:
+        InputError: a file is not there, a folder has no images, or the output is one of the inputs.
+    """
+    images, output = [], output.resolve()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f'{path}: no such file or folder')
+        if path.resolve() == output or not path.is_dir() and path.resolve().parent == output:
+            raise InputError(f'{path}: is the output too, and its images would be replaced', 'output')
+        if not path.is_dir():
+            images.append(path)
+            continue
+        inside = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in ENDINGS | video.ENDINGS]
+        inside = [p for p in inside if not p.resolve().is_relative_to(output)]
+        if not inside:
+            raise InputError(f'{path}: no images in this folder')
+        images += inside
+    return list(dict.fromkeys(images))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--output', required=True, type=Path, help='a folder for pictures and JSON')
+    parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
+    parser.add_argument('--classes', nargs='+', metavar='NAME', help='detections of these classes only')
+    parser.add_argument('--max_detections', type=int, help='the best so many of an image')
+    parser.add_argument('--format', choices=('list', 'coco'), default='list', help='of predictions.json')
+    parser.add_argument('--overwrite', action='store_true', help='start anew, and do not continue')
+    parser.add_argument('--batch_size', type=int, help='images computed together (8; 1 on a CPU)')
+    drawing = parser.add_argument_group('pictures')
+    drawing.add_argument('--no-pictures', action='store_true', help='write none')
+    hidden = 'hide what overlaps a better detection of its class by more (0.7; 1: nothing)'
+    drawing.add_argument('--nms', type=float, default=visualize.DUPLICATE, metavar='IOU', help=hidden)
+    drawing.add_argument('--font', type=Path, help='a font file, for other scripts than DejaVu Sans has')
+    parser.add_argument('images', nargs='+', help='image files, videos, folders of them, or cameras')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and detect."""
+    args = parse(arguments)
+    paths = find_images(args.images, args.output)
+    if not 0 <= args.threshold <= 1:
+        raise InputError(f'threshold is {args.threshold}, not between 0 and 1', 'threshold')
+    with workdir.locked(args.output):
+        detector = Detector.from_pretrained(args.weights, batch_size=args.batch_size)
+        if unknown := set(args.classes or ()) - set(detector.classes.values()):
+            known = ', '.join(sorted(detector.classes.values()))
+            raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')
+        bad = predict(detector, paths, args)
+    if bad:
+        print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)
+        sys.exit(1)
+
+
+def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> int:
+    """Detect in every file and write; returns how many could not be read."""
+    settings = {
+        'weights': args.weights, 'threshold': args.threshold, 'classes': args.classes,
+        'max_detections': args.max_detections, 'pictures': not args.no_pictures, 'nms': args.nms,
+    }  # fmt: skip
+    predictions = Predictions(args.output, settings, overwrite=args.overwrite)
+    videos = [path for path in paths if video.is_video(path)]
+    left = [path for path in paths if path not in set(videos) and str(path) not in predictions.done]
+    with predictions, concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+        for entry in tqdm(_entries(detector, left, args, predictions, pool), total=len(left), unit='image'):
+            predictions.add(entry)
+    content = list(predictions.read()) if args.format == 'coco' else None
+    if content is None:
+        predictions.write_list()
+    else:
+        files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
+    count, bad = predictions.counts()
+    for path in videos:
+        video.annotate(
+            detector, path, args.output, args.threshold, lambda d: _drawn(d, args), args.overwrite
+        )
+    print(f'{count} objects in {len(paths) - len(videos) - bad} images: {args.output}')
+    return bad
+
+
+def _entries(
+    detector: Detector,
+    paths: list[Path],
+    args: argparse.Namespace,
+    predictions: Predictions,
+    pool: concurrent.futures.Executor,
+) -> Iterator[dict]:
+    """The entry of every file in order; pictures are drawn and written by threads meanwhile."""
+    writing = collections.deque()
+    results = detector.stream(paths, args.threshold, errors=True, pixels=not args.no_pictures)
+    for path, detections in zip(paths, results, strict=True):
+        if isinstance(detections, InputError):
+            print(f'left out: {detections}', file=sys.stderr)
+            writing.append({'image': str(path), 'error': str(detections)})
+        else:
+            name = None if args.no_pictures else predictions.free_name(path.stem)
+            writing.append(pool.submit(_write, path, detections, name, args))
+        while len(writing) > 2 * WRITERS:
+            yield _result(writing.popleft())
+    yield from map(_result, writing)
+
+
+def _result(job: dict | concurrent.futures.Future) -> dict:
+    return job if isinstance(job, dict) else job.result()
+
+
+def _drawn(detections: Detections, args: argparse.Namespace) -> tuple[Detections, Image.Image | None]:
+    """The detections that were asked for, and a picture of them."""
+    names = args.classes or set(detections.names)
+    rows = [i for i, name in enumerate(detections.names) if name in names][: args.max_detections]
+    detections = detections.select(rows)
+    picture = None if args.no_pictures else detections.draw(font=args.font, duplicates=args.nms)
+    return detections, picture
+
+
+def _write(path: Path, detections: Detections, name: str | None, args: argparse.Namespace) -> dict:
+    """Draw and write a picture; returns the entry of the image."""
+    (height, width), (detections, picture) = detections.size, _drawn(detections, args)
+    if picture:
+        with files.replacing(args.output / name) as file:
+            picture.save(file, 'jpeg', quality=92)
+    size = {'width': width, 'height': height}
+    return {'image': str(path), 'picture': name, **size, 'detections': detections.to_list()}
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,120 @@
+"""The files of predictions: a line of JSON for each image as it is done, and all of them at the end."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+
+LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
+
+
+class Predictions:
+    """The lines of a folder of predictions; a context manager that closes the file it appends to.
+
+    What an earlier call left is kept if it was made with the same settings; images that could not be read
+    then are tried again.
+    """
+
+    def __init__(self, folder: Path, settings: dict, overwrite: bool) -> None:
+        """Open the folder.
+
+        settings: what the entries depend on. overwrite: leave out what is there.
+
+        Raises:
+            InputError: it holds predictions with other settings.
+        """
+        self._folder, self._path = folder, folder / LINES
+        for left in folder.glob('.*.part'):
+            left.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
+        earlier = self._earlier_settings()
+        if not overwrite and self._path.exists() and earlier != settings:
+            differ = ', '.join(key for key, value in settings.items() if earlier.get(key) != value)
+            raise InputError(
+                f'{folder}: holds predictions with other settings ({differ}); choose another output, or '
+                'overwrite it',
+                'output',
+            )
+        kept = [] if overwrite else [entry for entry in self.read() if 'error' not in entry]
+        with files.replacing(self._path) as file:
+            file.writelines(_line(entry) for entry in kept)
+        files.write_json(folder / SETTINGS, settings)
+        self.done = {entry['image'] for entry in kept}
+        self._names = {entry['picture'] for entry in kept if entry['picture']}
+        self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
+
+    def __enter__(self) -> 'Predictions':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, entry: dict) -> None:
+        """Append the entry of an image."""
+        self._file.write(_line(entry))
+        self._file.flush()
+
+    def free_name(self, stem: str) -> str:
+        """The file name of a picture: that of its image, numbered where several images share it."""
+        name, number = f'{stem}.jpg', 1
+        while name in self._names:
+            number += 1
+            name = f'{stem}-{number}.jpg'
+        self._names.add(name)
+        return name
+
+    def read(self) -> Iterator[dict]:
+        """The entries in the file; a line that a killed writer left unfinished ends them."""
+        if not self._path.exists():
+            return
+        with open(self._path, 'rb') as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return
+
+    def counts(self) -> tuple[int, int]:
+        """How many objects there are, and how many images could not be read."""
+        objects = errors = 0
+        for entry in self.read():
+            objects += len(entry.get('detections', ()))
+            errors += 'error' in entry
+        return objects, errors
+
+    def write_list(self) -> None:
+        """Write all entries as one list; they are never in memory together."""
+        with files.replacing(self._folder / LIST) as file:
+            file.write(b'[')
+            for i, entry in enumerate(self.read()):
+                file.write((b',\n' if i else b'\n') + _line(entry).rstrip())
+            file.write(b'\n]\n')
+
+    def _earlier_settings(self) -> dict:
+        try:
+            return json.loads((self._folder / SETTINGS).read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def _line(entry: dict) -> bytes:
+    return json.dumps(entry).encode() + os.linesep.encode()
+
+
+def as_coco(entries: Iterable[dict], classes: dict[int, str]) -> dict:
+    """Entries as a COCO file with scores: images are numbered from 1, boxes are xywh."""
+    images, annotations = [], []
+    for number, entry in enumerate((entry for entry in entries if 'error' not in entry), 1):
+        size = {'width': entry['width'], 'height': entry['height']}
+        images.append({'id': number, 'file_name': entry['image']} | size)
+        for one in entry['detections']:
+            x0, y0, x1, y1 = one['box']
+            box = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]
+            annotations.append(
+                {'id': len(annotations) + 1, 'image_id': number, 'category_id': one['label'], 'bbox': box}
+                | {'area': round(box[2] * box[3], 2), 'iscrowd': 0, 'score': one['score']}
+            )
+    categories = [{'id': number, 'name': name} for number, name in classes.items()]
+    return {'images': images, 'annotations': annotations, 'categories': categories}

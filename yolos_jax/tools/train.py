@@ -1,0 +1,44 @@
+"""Train a detector.
+
+    yolos train --config=yolos_ti --workdir=DIR --config.data=FOLDER
+
+--config is a file, or the name of an installed config. Any value of the config can be set by
+--config.key=value. The workdir receives metrics.jsonl, TensorBoard files, curves.png and checkpoints/; the
+same command in the same workdir resumes where the last one stopped.
+"""
+
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from yolos_jax.run import cli, cluster
+from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.train import Step, train
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'A file, or the name of an installed config.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run writes to and resumes from.')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0, where no scheduler lists the hosts.'
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'How many there are; 1 to be alone in any case.'
+)
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, ...')
+HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
+STUCK = flags.DEFINE_integer('stuck', 1800, 'Seconds without a step until the process ends.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(on_step: Callable[[Step], None] | None = None) -> None:
+    """Parse the flags and train; on_step: as of `yolos_jax.train`."""
+    stop = StopSignal()
+    cli.keep_memory()
+    cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
+    number = train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value, stop=stop)
+    if number:
+        cli.leave(128 + number)
+
+
+if __name__ == '__main__':
+    cli.run_with_flags(main)

@@ -1,0 +1,127 @@
+"""Videos and cameras: frames in, a video with the detections drawn on it out.
+
+By PyAV (`pip install 'yolos_jax[video]'`), whose wheel carries FFmpeg. Unlike OpenCV it gives every frame
+its time, for videos without a constant rate, and brings no window system.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from yolos_jax import Detector, files
+from yolos_jax.errors import InputError
+from yolos_jax.inference import Detections
+
+ENDINGS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg'}
+TIME_BASE = Fraction(1, 90_000)  # of the video that is written, in seconds
+
+
+def is_video(path: Path) -> bool:
+    """Whether a path is a video or a camera."""
+    return path.suffix.lower() in ENDINGS or path.is_char_device()
+
+
+def annotate(
+    detector: Detector,
+    path: Path,
+    folder: Path,
+    threshold: float,
+    drawn: Callable[[Detections], tuple[Detections, Image.Image | None]],
+    overwrite: bool = False,
+) -> None:
+    """Write folder/NAME.mp4 with the detections drawn on it, and NAME.jsonl with a line for each frame.
+
+    What is there already is not made again. Ctrl-C ends a recording from a camera.
+
+    drawn: of a frame's detections those to keep, and their picture; where that is None no video is written.
+
+    Raises:
+        InputError: PyAV is missing, or the video cannot be read.
+    """
+    av = _av()
+    lines_file, target = folder / f'{path.stem}.jsonl', folder / f'{path.stem}.mp4'
+    if lines_file.exists() and not overwrite:
+        return
+    with _opened(av, path) as source, files.replacing(lines_file) as lines, contextlib.ExitStack() as stack:
+        source.streams.video[0].thread_type = 'AUTO'
+        writer = None
+        for time, frame, detections in _frames(av, source, path, detector, threshold):
+            detections, picture = drawn(detections)
+            line = {'frame': frame, 'seconds': round(time, 4), 'detections': detections.to_list()}
+            lines.write(json.dumps(line).encode() + b'\n')
+            if picture:
+                writer = writer or stack.enter_context(
+                    _writer(av, target, source.streams.video[0], picture)
+                )
+                writer(time, picture)
+        if not lines.tell():
+            raise InputError(f'{path}: has no frames')
+
+
+@contextlib.contextmanager
+def _writer(
+    av: Any, target: Path, source: Any, first: Image.Image
+) -> Iterator[Callable[[float, Image.Image], None]]:
+    """A function that adds a picture at a time to a video of the first picture's size."""
+    with files.replacing(target) as file, av.open(file, 'w', format='mp4') as container:
+        stream = container.add_stream('libx264', rate=source.average_rate or 30)
+        stream.width, stream.height = (side // 2 * 2 for side in first.size)  # as the codec needs
+        stream.pix_fmt, stream.codec_context.time_base = 'yuv420p', TIME_BASE
+
+        def write(time: float, picture: Image.Image) -> None:
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
+            frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
+            container.mux(stream.encode(frame))
+
+        yield write
+        container.mux(stream.encode())
+
+
+def _frames(
+    av: Any, source: Any, path: Path, detector: Detector, threshold: float
+) -> Iterator[tuple[float, int, Detections]]:
+    """(seconds, number, detections) of every frame; Ctrl-C ends them."""
+    times = []
+
+    def read() -> Iterator[np.ndarray]:
+        try:
+            for number, frame in enumerate(source.decode(video=0)):
+                times.append(frame.time if frame.time is not None else number / 30)
+                yield frame.to_ndarray(format='rgb24')
+        except av.error.FFmpegError as error:
+            if not times:
+                raise InputError(f'{path}: cannot be read ({error})') from None
+
+    with tqdm(total=source.streams.video[0].frames or None, unit='frame', desc=path.name) as bar:
+        try:
+            for number, detections in enumerate(detector.stream(read(), threshold)):
+                yield times[number] - times[0], number, detections
+                bar.update()
+        except KeyboardInterrupt:
+            if not path.is_char_device():
+                raise
+
+
+def _opened(av: Any, path: Path) -> Any:
+    try:
+        container = av.open(str(path), format='v4l2' if path.is_char_device() else None)
+    except (OSError, av.error.FFmpegError) as error:
+        raise InputError(f'{path}: no video that can be read ({error})') from None
+    if not container.streams.video:
+        raise InputError(f'{path}: has no video in it')
+    return container
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise InputError("videos need PyAV: pip install 'yolos_jax[video]'") from None
+    return av
