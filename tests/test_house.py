@@ -41,7 +41,8 @@ def imports(path):
 def floor(name):
     if name in GROUND:
         return 0
-    return next((i for i, names in enumerate(FLOORS) if name.split('.')[1] in names), None)
+    inside = name.partition('.')[2].split('.')[0]  # of the package itself nothing
+    return next((i for i, names in enumerate(FLOORS) if inside in names), None if inside else 0)
 
 
 def test_imports_run_downward_only():

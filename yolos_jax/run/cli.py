@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 
-WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or the name of a repository there'
+WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
 TRACEBACK = '--traceback'
 
 

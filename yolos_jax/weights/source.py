@@ -11,7 +11,7 @@ import jax
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.weights import backbones, checkpoint, hf, reference, tensors
+from yolos_jax.weights import backbones, checkpoint, hf, reference, tensors, zoo
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
@@ -35,12 +35,13 @@ def open_source(path: str | Path) -> 'Source':
     """Open a file or folder of weights.
 
     path: a folder of our checkpoints (a run's workdir too), a Hugging Face folder or a file of one, a .pth
-        of the reference, or any of the backbones that `backbones` lists. No pickle is run.
+        of the reference, any of the backbones that `backbones` lists, or a name that `zoo` knows or
+        Hugging Face does ("hustvl/yolos-tiny", "...@REVISION"). No pickle is run.
 
     Raises:
         InputError: there is no such file, it is damaged, or no file of weights.
     """
-    path = Path(path)
+    path = zoo.local(path)
     for folder in (path, path / 'checkpoints'):
         if folder.is_dir() and checkpoint.steps(folder):
             return Source(path, None, folder)

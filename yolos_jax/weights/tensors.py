@@ -132,6 +132,11 @@ def _check_hash(path: Path, digest: str) -> bool:
     expected = []  # (who says it, of which file, how the hash begins)
     if in_name and not re.fullmatch(r'\d{8}', in_name[1]):  # 8 digits: a date
         expected.append((path.name, path, in_name[1]))
+    blob = (
+        path.resolve().name if path.is_symlink() else ''
+    )  # Hugging Face's cache names files by their hash
+    if re.fullmatch(r'[0-9a-f]{64}', blob):
+        expected.append(("Hugging Face's hub", path, blob))
     sidecar = path.with_name(path.name + SIDECAR)
     if sidecar.exists():
         for line in sidecar.read_text()[:10_000].splitlines() or ['nothing']:

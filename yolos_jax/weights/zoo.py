@@ -1,0 +1,151 @@
+"""Published weights by name: repositories of Hugging Face, and files of the projects that made them.
+
+A path that is there always wins over a name.
+"""
+
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from yolos_jax.errors import InputError
+
+REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
+DESCRIPTION = ('config.json', 'preprocessor_config.json')
+WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # the second where the first is not there
+CHUNK = 1 << 20  # bytes
+ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
+
+
+class Detector(NamedTuple):
+    """A published detector: its repository at Hugging Face, licence, and AP on COCO val2017."""
+
+    repository: str
+    licence: str
+    ap: float
+
+
+class File(NamedTuple):
+    """A published file: its link, how its SHA-256 begins, and its licence."""
+
+    link: str
+    sha256: str
+    licence: str
+
+
+DETECTORS = {
+    'YOLOS-Ti': Detector('hustvl/yolos-tiny', 'Apache-2.0', 28.7),
+    'YOLOS-S, 200 epochs of pre-training': Detector('hustvl/yolos-small-200', 'Apache-2.0', 36.1),
+    'YOLOS-S, 300 epochs of pre-training': Detector('hustvl/yolos-small-300', 'Apache-2.0', 36.1),
+    'YOLOS-S (dWr)': Detector('hustvl/yolos-small-dwr', 'Apache-2.0', 37.6),
+    'YOLOS-B': Detector('hustvl/yolos-base', 'Apache-2.0', 42.0),
+}
+_DEIT, _DINO = 'https://dl.fbaipublicfiles.com/deit/', 'https://dl.fbaipublicfiles.com/dino/'
+FILES = {  # by the name of the file; DINO's do not say their hash
+    'deit_tiny_patch16_224-a1311bcf.pth': File(_DEIT, 'a1311bcf', 'Apache-2.0'),
+    'deit_small_patch16_224-cd65a155.pth': File(_DEIT, 'cd65a155', 'Apache-2.0'),
+    'deit_base_distilled_patch16_384-d0272ac0.pth': File(_DEIT, 'd0272ac0', 'Apache-2.0'),
+    'dino_deitsmall16_pretrain.pth': File(f'{_DINO}dino_deitsmall16_pretrain/', '', 'Apache-2.0'),
+    'dino_vitbase16_pretrain.pth': File(f'{_DINO}dino_vitbase16_pretrain/', '', 'Apache-2.0'),
+}
+
+
+def local(name: str | Path) -> Path:
+    """The path of weights: what is there, or else what is fetched by name into a cache.
+
+    Raises:
+        InputError: it is a name, and its files are neither in the cache nor can be fetched.
+    """
+    path, name = Path(name), str(name)
+    if path.exists():
+        return path
+    if name in FILES:
+        return fetch(name, FILES[name], cache())
+    if match := REPOSITORY.fullmatch(name):
+        return snapshot(*match.groups())
+    return path
+
+
+def cache() -> Path:
+    """Where fetched files are kept; those of Hugging Face are in its own cache."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+
+
+def snapshot(repository: str, revision: str | None = None) -> Path:
+    """The folder of a repository's detector in Hugging Face's cache, fetched where it is not there.
+
+    Its client resumes what was cut off, and heeds HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME.
+
+    Raises:
+        InputError: it is neither in the cache nor can be fetched.
+    """
+    import huggingface_hub  # here, since it takes half a second
+
+    name = f'{repository}@{revision}' if revision else repository
+    try:
+        for weights in WEIGHTS:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repository, revision=revision, allow_patterns=[*DESCRIPTION, weights]
+                )
+            )
+            if (folder / weights).exists():
+                return folder
+    except Exception as error:  # the client has no common error, and its HTTP library others
+        option = f' --revision {revision}' if revision else ''
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InputError(
+            f'{name}: no such file or folder, and the repository of this name cannot be fetched ({reason}); '
+            f'where there is a network: {ELSEWHERE.format(repository + option)}'
+        ) from None
+    raise InputError(f'{name}: this repository has neither {" nor ".join(WEIGHTS)}')
+
+
+def fetch(name: str, file: File, folder: Path) -> Path:
+    """A file of the table in a cache folder, fetched where it is not there.
+
+    What was cut off is resumed. The hash that is part of a name is compared when the file is read.
+
+    Raises:
+        InputError: it cannot be fetched.
+    """
+    path, part = folder / name, folder / f'{name}.part'
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _download(file.link + name, part)
+        os.replace(part, path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'reason', None) or error
+        raise InputError(
+            f'{name}: no such file, and {file.link}{name} cannot be fetched ({reason}); where there is a '
+            f'network: curl -LO {file.link}{name}'
+        ) from None
+    return path
+
+
+def _download(link: str, part: Path) -> None:
+    """Append what is missing of a file; raises OSError where it ends too early."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(link, headers={'Range': f'bytes={have}-'} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # there is nothing after what we have
+            raise
+        return
+    with response, open(part, 'ab') as out:
+        if response.status != 206:  # the server sends it from the beginning
+            out.truncate(have := 0)
+        total = have + int(response.headers.get('Content-Length') or 0)
+        with tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
+            while chunk := response.read(CHUNK):
+                out.write(chunk)
+                bar.update(len(chunk))
+        if out.tell() != total:
+            raise OSError(f'it ended after {out.tell()} of {total} bytes')
