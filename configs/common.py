@@ -52,8 +52,6 @@ def get_config() -> ConfigDict:
 
     c.log_every = 100  # steps
     c.save_every = 2000  # steps, and before each evaluation; 0: only there
-    c.spike_factor = (
-        10.0  # a loss of so many times the median of late is reported with its images; 0: never
-    )
+    c.spike_factor = 10.0  # a loss above so many times the median of late is reported; 0: never
     c.eval_every = 1  # epochs
     return c

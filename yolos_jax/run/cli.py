@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import threading
 import traceback
@@ -73,13 +74,21 @@ def run_with_flags(main: Callable[[], None]) -> None:
     try:
         # absl knows no --traceback; `run` does
         arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
-        app.run(lambda _: run(main, flag='--config.{}'), argv=arguments)
+        app.run(lambda _: run(main, flag='--config.{}'), argv=arguments, flags_parser=_parse)
     except InputError as error:
         sys.exit(f'error: {error} (--config)')
-    except AttributeError as error:
-        if 'Did you mean' not in str(error):
-            raise
-        sys.exit('error: --config has no key ' + str(error).strip('"\'').replace('\\n', ' '))
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """Parse absl's flags; what is wrong with them is one line."""
+    try:
+        return flags.FLAGS(arguments)
+    except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
+        sys.exit('error: --config has no key ' + re.sub(r'\\n|[\\"]', ' ', str(error)).strip(" '"))
+    except flags.Error as error:
+        text = '; '.join(line.strip() for line in str(error).splitlines())
+        missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)
+        sys.exit(f'error: --{" and --".join(missing)} must be given' if missing else f'error: {text}')
 
 
 def _help() -> str:

@@ -51,7 +51,7 @@ def keys() -> list[str]:
             key, value, comment = match.groups()
             if 'ConfigDict()' not in value:
                 shown = 'None' if 'placeholder' in value else value
-                lines.append(f'  --config.{key}={_plain(shown)}'.ljust(44) + f'  {comment or ""}'.rstrip())
+                lines.append(f'  --config.{key}={_plain(shown)}'.ljust(46) + (comment or ''))
     return lines
 
 

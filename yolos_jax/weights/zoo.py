@@ -99,7 +99,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
         option = f' --revision {revision}' if revision else ''
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(
-            f'{name}: no such file or folder, and the repository of this name cannot be fetched ({reason}); '
+            f'{name}: no such file or folder, and no repository of this name can be fetched ({reason}); '
             f'where there is a network: {ELSEWHERE.format(repository + option)}'
         ) from None
     raise InputError(f'{name}: this repository has neither {" nor ".join(WEIGHTS)}')

@@ -1,0 +1,71 @@
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from yolos_jax.run import config_files
+from yolos_jax.tools import command
+
+YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
+
+
+def yolos(*arguments, cwd):
+    """Run the command away from the repository, as an installed one is."""
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run([*YOLOS, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_the_commands_are_listed_and_another_one_is_named(tmp_path):
+    done = yolos(cwd=tmp_path)
+    assert done.returncode == 0 and all(f'  {name} ' in done.stdout for name in command.COMMANDS)
+    done = yolos('detect', cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith('error: no command detect, but train, eval')
+
+
+@pytest.mark.parametrize('name', [name for name in command.COMMANDS if name != 'train'])
+def test_every_command_tells_its_arguments(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f'yolos_jax.tools.{command.COMMANDS[name][0]}').main(['--help'])
+    assert end.value.code == 0 and 'usage:' in capsys.readouterr().out
+
+
+def test_help_of_training_lists_every_key_of_a_config_with_its_comment(tmp_path):
+    done = yolos('train', '--help', cwd=tmp_path)
+    assert done.returncode == 0 and '--workdir' in done.stdout and 'finetune, quickstart' in done.stdout
+    assert '--config.seed=42' in done.stdout and "the reference's" in done.stdout
+    from yolos_jax.configs import common
+
+    from yolos_jax.run import workdir
+
+    for key in workdir.flat(common.get_config()):
+        assert f'--config.{key}=' in done.stdout, key
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--config=quickstart'], '--workdir must be given'),
+        (['--config=nowhere', '--workdir=w'], 'nowhere: no such config file, and no installed one: finetune'),
+        (['--config=yolos_ti', '--workdir=w'], 'no data: name a folder (--config.data)'),
+        (['--config=quickstart', '--workdir=w', '--config.nochs=1'], 'no key nochs'),
+        (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'Did you mean  epochs'),
+        (['--config=quickstart', '--workdir=w', '--config.epochs=x'], "invalid literal for int() with base 10: 'x'"),
+        (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0, not between 1'),
+    ],
+)  # fmt: skip
+def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):
+    done = yolos('train', *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and says in done.stderr, done.stderr
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+def test_a_config_is_found_by_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    installed = config_files.find('quickstart')
+    assert installed.endswith('quickstart.py') and os.path.isabs(installed)
+    assert config_files.find('configs/quickstart.py') == installed
+    (tmp_path / 'quickstart').touch()
+    assert config_files.find('quickstart') == 'quickstart'
+    assert config_files.resolved(['x', '--config', 'yolos_b', '--a=1'])[2].endswith('yolos_b.py')
