@@ -53,9 +53,8 @@ def main():
     for name, values in seconds.items():
         print(f'{name:<12} {args.count / np.median(values):8.1f} images/s')
     ratio = np.median(np.divide(*seconds.values()))
-    print(
-        f'a list is {ratio:.2f} times as fast (median of {args.rounds} rounds), {jax.devices()[0].device_kind}'
-    )
+    device = jax.devices()[0].device_kind
+    print(f'a list is {ratio:.2f} times as fast (median of {args.rounds} rounds), {device}')
 
 
 if __name__ == '__main__':

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
     c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from scratch
+    c.freeze = ''  # 'backbone', or a number: so many of its first blocks are not trained
     c.reset_classes = False  # True: other classes than init_from's; those of the same name are kept
 
     c.augment = ConfigDict()
@@ -48,10 +49,12 @@ def get_config() -> ConfigDict:
     c.learning_rate = 2.5e-5
     c.weight_decay = 1e-4
     c.clip_norm = 0.1
+    c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.9998, say
     c.seed = 42  # the reference's
 
     c.log_every = 100  # steps
     c.save_every = 2000  # steps, and before each evaluation; 0: only there
     c.spike_factor = 10.0  # a loss above so many times the median of late is reported; 0: never
     c.eval_every = 1  # epochs
+    c.patience = 0  # epochs without a better AP after which a run ends; 0: never
     return c

@@ -178,6 +178,6 @@ def result(folder):
     params, meta = checkpoint.read_params(checkpoints, checkpoint.steps(checkpoints)[-1])
     lines = metric_lines(folder)
     for line in lines:
-        for name in ('images_per_s', 'goodput'):
+        for name in ('images_per_s', 'goodput', 'time'):
             line.pop(name, None)
     return params, meta['checksums'], lines

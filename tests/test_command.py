@@ -47,12 +47,12 @@ def test_help_of_training_lists_every_key_of_a_config_with_its_comment(tmp_path)
     ('arguments', 'says'),
     [
         (['--config=quickstart'], '--workdir must be given'),
-        (['--config=nowhere', '--workdir=w'], 'nowhere: no such config file, and no installed one: finetune'),
+        (['--config=nowhere', '--workdir=w'], 'no installed one: finetune'),
         (['--config=yolos_ti', '--workdir=w'], 'no data: name a folder (--config.data)'),
         (['--config=quickstart', '--workdir=w', '--config.nochs=1'], 'no key nochs'),
-        (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'Did you mean  epochs'),
-        (['--config=quickstart', '--workdir=w', '--config.epochs=x'], "invalid literal for int() with base 10: 'x'"),
-        (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0, not between 1'),
+        (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'no key epoch. Did you mean "epochs"'),
+        (['--config=quickstart', '--workdir=w', '--config.epochs=x'], 'invalid literal for int()'),
+        (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):

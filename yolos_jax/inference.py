@@ -6,7 +6,7 @@ import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +140,15 @@ class Detector:
         self._step = steps.make_predict_step(model.clone(attention_kernel=kernel))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> 'Detector':
-        """From anything `weights.open` takes that is a detector; options: as for the constructor."""
-        with weights.open(path) as source:
-            return cls(source.detector(), **options)
+    def from_pretrained(
+        cls, path: str | Path, step: int | None = None, log: Callable | None = None, **options: Any
+    ) -> 'Detector':
+        """From anything `weights.open` takes that is a detector.
+
+        step, log: as for `weights.open` and `Source.detector`; options: as for the constructor.
+        """
+        with weights.open(path, step) as source:
+            return cls(source.detector(log=log), **options)
 
     def __call__(
         self, images: Picture | Sequence[Picture], threshold: float = 0.5

@@ -42,11 +42,42 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def trained(params: dict, frozen_blocks: int) -> dict:
+    """What of each parameter is trained, 0 or 1, a tree shaped to multiply with `params`.
+
+    frozen_blocks: the first so many blocks of the backbone stay as they are, with the patch projection, the
+        [CLS] token and the positions; with all of them, the last norm and the [DET] tokens do too.
+    """
+    depth = len(jax.tree.leaves(params['backbone']['blocks'])[0])
+    whole = frozen_blocks >= depth
+
+    def is_trained(path: tuple, x: jax.Array) -> np.ndarray:
+        top, name, *_ = [key.key for key in path] + ['']
+        if top != 'backbone':
+            return np.float32(1)
+        if name in ('blocks', 'mid_pos_embed'):
+            # [blocks or blocks - 1, ...]: the table after a block goes with it
+            return np.float32(np.arange(len(x)) >= frozen_blocks).reshape(-1, *[1] * (x.ndim - 1))
+        return np.float32(not whole and (name in ('norm', 'det_token') or not frozen_blocks))
+
+    return jax.tree_util.tree_map_with_path(is_trained, params)
+
+
 def make_optimizer(
-    params: dict, learning_rate: float | Callable, weight_decay: float = 1e-4, clip_norm: float = 0.1
+    params: dict,
+    learning_rate: float | Callable,
+    weight_decay: float = 1e-4,
+    clip_norm: float = 0.1,
+    frozen_blocks: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a step's function."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask(params)),
-    )
+    """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a step's function.
+
+    frozen_blocks: as for `trained`; what is frozen has no part in the norm that is clipped.
+    """
+    adamw = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask(params))
+    parts = [optax.clip_by_global_norm(clip_norm), adamw]
+    if frozen_blocks:
+        only = trained(params, frozen_blocks)
+        mask = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, only))
+        parts = [mask, *parts, mask]
+    return optax.chain(*parts)

@@ -16,12 +16,14 @@ def make_train_step(
     images_per_group: int = 1,
     accumulate_steps: int = 1,
     loss: Callable = losses.set_loss,
+    ema: float = 0.0,
 ) -> Callable:
     """The training step `step(state, batch) -> (state, metrics)`, jitted.
 
-    state: {'params', 'opt_state', 'step'}. batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], and
-    what the loss reads: 'labels' int32 [B, T], 'boxes' float32 [B, T, 4] (cxcywh in 0..1), 'valid' bool
-    [B, T]. metrics: 'loss', what the loss reports, 'grad_norm' (not clipped), 'weight_norm' and 'finite'.
+    state: {'params', 'opt_state', 'step'}, and 'ema' where that is not 0. batch: 'patches' uint8
+    [B, N, 768], 'grid' int32 [B, 2], and what the loss reads: 'labels' int32 [B, T], 'boxes' float32
+    [B, T, 4] (cxcywh in 0..1), 'valid' bool [B, T]. metrics: 'loss', what the loss reports, 'grad_norm'
+    (not clipped), 'weight_norm' and 'finite'.
 
     An update whose loss, gradient or new parameters are not finite is not applied: params and opt_state
     stay as they were, `step` still counts, and 'finite' is False so that the caller can stop.
@@ -33,6 +35,8 @@ def make_train_step(
             of the batch at once; metrics are means over the parts, counts (integers) are sums.
         loss: loss(outputs, part, images_per_group, whole) -> (total, metrics): `part` holds the rows of
             `outputs`, and the mean of the parts' totals is the loss of the `whole` batch.
+        ema: decay of a moving average of the parameters, whose first steps count less: at step t it is
+            (1 + t) / (10 + t) where that is smaller.
     """
 
     def loss_of(params: dict, part: dict, whole: dict) -> tuple:
@@ -66,6 +70,10 @@ def make_train_step(
         weight_norm = optax.tree.norm(new['params'])
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.isfinite(weight_norm)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
+        if ema:
+            decay = jnp.minimum(ema, (1 + state['step']) / (10 + state['step']))
+            average = lambda old, x: jnp.where(finite, decay * old + (1 - decay) * x, old)
+            kept['ema'] = jax.tree.map(average, state['ema'], new['params'])
         norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
         metrics = {'loss': total, **parts, **norms, 'finite': finite}
         return kept | {'step': state['step'] + 1}, metrics
@@ -94,6 +102,12 @@ def make_predict_step(model: Yolos) -> Callable:
     return step
 
 
-def init_state(params: dict, optimizer: optax.GradientTransformation) -> dict:
-    """The state a run starts from."""
-    return {'params': params, 'opt_state': optimizer.init(params), 'step': jnp.int32(0)}
+def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool = False) -> dict:
+    """The state a run starts from; ema: with a moving average of the parameters."""
+    state = {'params': params, 'opt_state': optimizer.init(params), 'step': jnp.int32(0)}
+    return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def evaluated(state: dict) -> dict:
+    """The parameters that are evaluated and exported: the moving average, where there is one."""
+    return state.get('ema', state['params'])

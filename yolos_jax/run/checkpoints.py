@@ -68,6 +68,16 @@ class Checkpoints:
         """The AP that was noted for a step; None where it was not."""
         return checkpoint.saved_ap(self.folder / str(step))
 
+    def best(self) -> int | None:
+        """The step of the best AP, the first where several have it; None where none was measured."""
+        best = cluster.from_first(self._best())
+        return None if np.isnan(best) else int(best)
+
+    def _best(self) -> int | None:
+        aps = {step: self.ap(step) for step in checkpoint.steps(self.folder)}
+        measured = [step for step in aps if checkpoint.rank(aps[step]) > -np.inf]
+        return max(measured, key=lambda step: (aps[step], -step), default=None)
+
     def restore(self, like: dict) -> tuple[dict, dict] | None:
         """The newest (state, meta) that is whole for all processes, each array placed as in `like`.
 
@@ -131,11 +141,8 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
         if cluster.is_first():
-            steps = checkpoint.steps(self.folder)
-            aps = {step: checkpoint.saved_ap(self.folder / str(step)) for step in steps}
-            measured = [step for step in steps if checkpoint.rank(aps[step]) > -np.inf]
-            best = max(measured, key=lambda step: (aps[step], step), default=None)
-            for step in steps[:-KEPT]:
+            best = self._best()
+            for step in checkpoint.steps(self.folder)[:-KEPT]:
                 path = self.folder / str(step)
                 if step != best and not checkpoint.ap_is_damaged(path):
                     (self.folder / TRASH).mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
+STEP = 'of a run: the step to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
 
 
@@ -84,7 +85,8 @@ def _parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
-        sys.exit('error: --config has no key ' + re.sub(r'\\n|[\\"]', ' ', str(error)).strip(" '"))
+        text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
+        sys.exit(f'error: --config has no key {text}')
     except flags.Error as error:
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)

@@ -23,22 +23,33 @@ SPIKE_WINDOW = 50  # steps whose median a spike is compared with
 
 
 class Log:
-    """Writes metrics.jsonl and TensorBoard files to a run's folder, and lines to the terminal.
+    """Writes metrics.jsonl and TensorBoard files to a run's folder, and lines to the terminal and log.txt.
 
     A run does not end because its metrics cannot be written: a line says so once, and what could not be
     written is tried again with the next line.
     """
 
     def __init__(
-        self, workdir: str | Path, first: int, total: int, *, speaks: bool = True, evaluated: bool = True
+        self,
+        workdir: str | Path,
+        first: int,
+        total: int,
+        *,
+        per_epoch: int = 1,
+        speaks: bool = True,
+        evaluated: bool = True,
     ) -> None:
-        """first, total: the step the run starts from, and its last. speaks: False writes nothing.
+        """Open the files.
+
+        first, total: the step the run starts from, and its last. per_epoch: steps of an epoch. speaks:
+            False writes nothing.
 
         What an earlier run wrote beyond `first` is dropped, and its evaluation of that step where it has
         not `evaluated` it for good, so that the files of a resumed run are those of an unbroken one.
         """
         self._speaks, self._total, self._pending, self._failed = speaks, total, '', False
         self._path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
+        self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
 
         def is_dropped(line: dict) -> bool:
             return line['step'] > first or 'AP' in line and line['step'] == first and not evaluated
@@ -81,8 +92,9 @@ class Log:
         self._bar.update()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of a step."""
-        self._pending += json.dumps({'step': step, **metrics}) + '\n'
+        """Record metrics of a step, with its epoch and the time (seconds since 1970)."""
+        when = {'epoch': round(step / self._per_epoch, 4), 'time': round(time.time(), 3)}
+        self._pending += json.dumps({'step': step, **when, **metrics}) + '\n'
         try:
             with open(self._path, 'a') as file:
                 file.write(self._pending)
@@ -99,10 +111,12 @@ class Log:
             self.print(f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items()))
 
     def print(self, text: str) -> None:
-        """A line on the terminal, above the bar."""
+        """A line on the terminal, above the bar, and in log.txt."""
         if self._speaks:
             tqdm.write(text)
             sys.stdout.flush()
+            with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
+                file.write(f'{text}\n')
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from yolos_jax import attention, evaluation, files, optim, steps, weights
 from yolos_jax.data import compare, geometry, loader, records, sources
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos, init_params
+from yolos_jax.model import Yolos, init_params, param_shapes
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.weights import adapt, sizes
+from yolos_jax.weights import adapt, checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 
@@ -73,23 +73,32 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     check_values(config)
     check_batch_size(config, mesh)
+    saved = checkpoint.newest_meta(folder / 'checkpoints')
+    notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
     train_set, val_set = read_data(config, folder)
-    start = make_start(config, train_set, meshes.platform(mesh))
-    batches = make_batches(config, train_set, start.model)
+    start = make_start(config, train_set, meshes.platform(mesh), saved)
+    batches = make_batches(config, train_set, start)
     val_batches = loader.EvalBatches(
-        val_set, size=config.eval_size, max_size=config.eval_max_size, batch_size=config.batch_size
+        val_set, size=start.size, max_size=start.max_size, batch_size=config.batch_size
     )
-    labels, notes = evaluation.category_ids(start, val_set)
+    labels, of_classes = evaluation.category_ids(start, val_set)
+    notes += of_classes
     notes += [f'{config.train_split}: {note}' for note in train_set.notes]
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
     if cluster.is_first():
         notes += compare.notes(train_set, val_set)
     check_agreement(config, folder, batches, val_set)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
-    optimizer = optim.make_optimizer(start.params, rate, config.weight_decay, config.clip_norm)
+    optimizer = optim.make_optimizer(
+        start.params, rate, config.weight_decay, config.clip_norm, frozen_blocks(config, start.model)
+    )
     state, layout = make_state(config, start.params, optimizer, mesh)
     step = steps.make_train_step(
-        start.model, optimizer, config.images_per_group, accumulate_steps=config.accumulate_steps
+        start.model,
+        optimizer,
+        config.images_per_group,
+        accumulate_steps=config.accumulate_steps,
+        ema=config.ema,
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
     predict = meshes.make_predictor(steps.make_predict_step(start.model), mesh)
@@ -150,14 +159,16 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'accumulate_steps': (1, 1_000_000),
     'num_lengths': (1, 64),
     'max_targets': (1, 10_000),
-    'eval_size': (16, 10_000),
-    'eval_max_size': (16, 100_000),
+    'eval_size': (0, 10_000),  # 0: that of the weights, as for augment.sizes
+    'eval_max_size': (0, 100_000),
     'log_every': (1, 10**12),
     'save_every': (0, 10**12),  # 0: only after an evaluation
     'eval_every': (1, 10**12),
     'spike_factor': (0, 1e9),
     'val_fraction': (0, 0.9),
-    'augment.max_size': (16, 100_000),
+    'ema': (0, 0.999999),
+    'patience': (0, 1_000_000),
+    'augment.max_size': (0, 100_000),
     'augment.crop_min': (16, 10_000),
     'augment.crop_max': (16, 10_000),
 }
@@ -170,7 +181,7 @@ def check_values(config: ConfigDict) -> None:
         if name in values and not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
     for name in ('augment.sizes', 'augment.crop_from'):
-        if not values[name] or not all(16 <= size <= 10_000 for size in values[name]):
+        if not all(16 <= size <= 10_000 for size in values[name]):
             raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
     if config.model.width:
         sizes.check(Yolos(**config.model.to_dict()))
@@ -196,7 +207,30 @@ def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def make_batches(config: ConfigDict, train_set: records.Records, model: Yolos) -> loader.TrainBatches:
+def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
+    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
+    if config.freeze in ('', 'backbone'):
+        return model.depth if config.freeze else 0
+    if config.freeze.isdigit() and int(config.freeze) <= model.depth:
+        return int(config.freeze)
+    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
+
+
+def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
+    """The augmentation of a run; without sizes in the config, that of the published models of this size."""
+    if config.augment.sizes:
+        return geometry.Recipe(**config.augment)
+    scaled = lambda side: max(round(side * start.size / 800), 16)
+    return geometry.Recipe(
+        sizes=tuple(range(scaled(480) // 16 * 16, start.size + 1, 16)),
+        max_size=start.max_size,
+        crop_from=tuple(map(scaled, (400, 500, 600))),
+        crop_min=scaled(384),
+        crop_max=scaled(600),
+    )
+
+
+def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> loader.TrainBatches:
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
     if len(train_set) < config.batch_size:
         raise InputError(
@@ -206,12 +240,12 @@ def make_batches(config: ConfigDict, train_set: records.Records, model: Yolos) -
         )
     return loader.TrainBatches.make(
         train_set,
-        geometry.Recipe(**config.augment),
+        make_recipe(config, start),
         num_lengths=config.num_lengths,
         batch_size=config.batch_size,
         max_targets=config.max_targets,
         seed=config.seed,
-        special=1 + model.num_det_tokens,
+        special=1 + start.model.num_det_tokens,
     )
 
 
@@ -219,7 +253,7 @@ def make_state(
     config: ConfigDict, params: dict, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[dict, dict]:
     """The state a run starts from, and where its arrays live: on every device, or in parts."""
-    init = functools.partial(steps.init_state, optimizer=optimizer)
+    init = functools.partial(steps.init_state, optimizer=optimizer, ema=config.ema > 0)
     shapes = jax.eval_shape(init, params)
     layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
     layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
@@ -246,8 +280,14 @@ def check_agreement(
     )
 
 
-def make_start(config: ConfigDict, train_set: records.Records, platform: str) -> Pretrained:
-    """The detector a run starts from: a new one, or with the weights of `init_from`."""
+def make_start(
+    config: ConfigDict, train_set: records.Records, platform: str, saved: dict | None = None
+) -> Pretrained:
+    """The detector a run starts from: a new one, or with the weights of `init_from`.
+
+    saved: the meta of a checkpoint that will be restored; its model then, without parameters, and
+        `init_from` is not read again.
+    """
     dtype = jnp.dtype(config.model.dtype)
     compute = {
         'dtype': dtype,
@@ -256,7 +296,12 @@ def make_start(config: ConfigDict, train_set: records.Records, platform: str) ->
     }
     model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
     classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
-    if not config.init_from:
+    size, max_size = config.eval_size, config.eval_max_size
+    if saved:
+        model, about = checkpoint.model_of(saved['model']).clone(**compute), saved['about']
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
+        size, max_size = saved['eval_size']
+    elif not config.init_from:
         check_model_is_given(config)
         params = init_params(model, rng)
     else:
@@ -264,12 +309,17 @@ def make_start(config: ConfigDict, train_set: records.Records, platform: str) ->
             about = source.about
             if source.is_detector:
                 pretrained = start_from_detector(config, source.detector(log=print), train_set)
+                size, max_size = size or pretrained.size, max_size or pretrained.max_size
                 model, params = pretrained.model.clone(**compute), pretrained.params
             else:
                 check_model_is_given(config)
                 params = source.backbone(model, rng)
+    if not size or not max_size or not (config.augment.sizes or config.init_from):
+        raise InputError(
+            'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
+        )
     params = jax.device_get(params)  # devices hold the state alone, which may be in parts
-    return Pretrained(model, params, classes, config.eval_size, config.eval_max_size, about)
+    return Pretrained(model, params, classes, size, max_size, about)
 
 
 def start_from_detector(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, visualize
+from yolos_jax import evaluation, files, steps, visualize
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError
 from yolos_jax.run import cluster, workdir
@@ -119,8 +119,10 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
     config, mesh, programs, complete = setup.config, setup.mesh, {}, True
     first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
     try:
-        if setup.evaluates_after(first) and cluster.anywhere(run.checkpoints.ap(first) is None):
-            evaluate(setup, run, state['params'], rows, first)  # the run ended before it could
+        if evaluate_if_due(
+            setup, run, state, rows, first
+        ):  # the run before ended, perhaps, before it could
+            return False
         for step, batch, indices in loader.load(setup.batches, range(first, setup.total), rows):
             batch = meshes.shard(batch, mesh)
             length = batch['patches'].shape[1]
@@ -140,8 +142,8 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
             complete = True  # a checkpoint of this step continues as the run would have
             if stops:
                 raise StopRun
-            if setup.evaluates_after(step + 1):
-                evaluate(setup, run, state['params'], rows, step + 1)
+            if evaluate_if_due(setup, run, state, rows, step + 1):
+                return False
     except StopRun:
         run.save(state)
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes here')
@@ -153,10 +155,23 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
     return False
 
 
+def evaluate_if_due(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> bool:
+    """Evaluate after so many steps where that is due; returns whether the run ends for want of progress."""
+    if setup.evaluates_after(done) and cluster.anywhere(run.checkpoints.ap(done) is None):
+        evaluate(setup, run, state, rows, done)
+    patience, best = setup.config.patience, run.checkpoints.best()
+    if not patience or best is None or done - best < patience * setup.batches.steps_per_epoch:
+        return False
+    run.log.print(f'no better AP than that of step {best} for {patience} epochs; the run ends')
+    return True
+
+
 def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) -> None:
     """Log and save what is due after a step."""
     config, means, done = setup.config, run.means, step + 1
-    logs, epoch_ends = done % config.log_every == 0, done % setup.batches.steps_per_epoch == 0
+    per_epoch = setup.batches.steps_per_epoch
+    epoch_ends = done % per_epoch == 0
+    logs = done % config.log_every == 0 or epoch_ends and per_epoch < config.log_every
     saves = stops or setup.evaluates_after(done) or config.save_every and done % config.save_every == 0
     if logs or saves or epoch_ends:
         means.settle()
@@ -193,11 +208,13 @@ def resume(
     about = checkpoint.describe(setup.start) | {'config': workdir.flat(setup.config), 'data': data}
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
     if meta:
-        workdir.check_same(meta['config'], about['config'], folder)
         workdir.check_same_data(meta.get('data', {}), data, folder)
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
-    log = Log(folder, first, setup.total, speaks=cluster.is_first(), evaluated=evaluated)
+    options = dict(per_epoch=setup.batches.steps_per_epoch, speaks=cluster.is_first(), evaluated=evaluated)
+    log = Log(folder, first, setup.total, **options)
+    if cluster.is_first():
+        files.write_json(folder / 'config.json', about['config'])
     # version 0.1 called the means a tally
     means = Means(meta.get('means') or meta.get('tally'), spike_factor=setup.config.spike_factor)
     goodput = Goodput(meta.get('goodput'), steps_lost=max(log.last_step - first, 0))
@@ -257,9 +274,9 @@ def compile_step(setup: Setup, run: Run, state: dict, batch: dict) -> Callable:
     return result[0]
 
 
-def evaluate(setup: Setup, run: Run, params: dict, rows: slice, done: int) -> None:
+def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> None:
     """Measure the AP on the validation split; all twelve numbers are logged."""
-    predict = functools.partial(setup.predict, params)
+    predict = functools.partial(setup.predict, steps.evaluated(state))
     options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive)
     results = evaluation.detect(predict, setup.val_batches, setup.labels, **options)
     ap = None

@@ -95,17 +95,33 @@ def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
         )
 
 
-def check_same(saved: dict, current: dict, workdir: Path) -> None:
-    """Raises InputError where a resumed run's config is not the saved one, both as `flat` makes them."""
+def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
+    """Compare a resumed run's config with the saved one, both as `flat` makes them.
+
+    More epochs than before are the one change of what is computed that is taken.
+
+    Returns:
+        Lines for the reader about that.
+
+    Raises:
+        InputError: they differ.
+    """
     differ = [
         f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
         for key in sorted(saved.keys() | current.keys())
         if key not in FREE and saved.get(key) != current.get(key)
         # what the version that saved did not have was off
         if key in saved or current[key]
+        if key != 'epochs' or current[key] < saved[key]
     ]
     if differ:
         raise InputError(
             f'{workdir}: holds a run with another config ({"; ".join(differ)}); use another workdir, or '
             'the same values'
         )
+    before, now = saved['epochs'], current['epochs']
+    return (
+        [f'{now} epochs instead of {before}: the rate goes on where the cosine of {now} epochs is by now']
+        if now > before
+        else []
+    )

@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--input', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--output', required=True, help='a new folder')
     parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
     unsaid = parser.add_argument_group('what a .pth of no published model does not say')
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # nothing to gain from an accelerator, nor a need for a free one
     jax.config.update('jax_platforms', 'cpu')
     files.check_free(args.output)
-    with weights.open(args.input) as source:
+    with weights.open(args.input, args.step) as source:
         if source.is_detector:
             pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
         else:

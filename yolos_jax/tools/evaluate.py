@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--data', help='a data folder')
     parser.add_argument('--json', type=Path, help='a COCO file in place of --data, and')
     parser.add_argument('--images', type=Path, help='the folder of its images (its own)')
@@ -68,8 +69,8 @@ def evaluate(args: argparse.Namespace) -> None:
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     meshes.check_divides(batch_size, mesh)
     data = read_data(args)
-    with weights.open(args.weights) as source:
-        pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid)
+    with weights.open(args.weights, args.step) as source:
+        pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
     if args.classes:
         classes = annotations.read_classes(args.classes)
         pretrained = dataclasses.replace(pretrained, classes=classes)

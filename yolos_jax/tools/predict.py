@@ -55,6 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--output', required=True, type=Path, help='a folder for pictures and JSON')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
     parser.add_argument('--classes', nargs='+', metavar='NAME', help='detections of these classes only')
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 0 <= args.threshold <= 1:
         raise InputError(f'threshold is {args.threshold}, not between 0 and 1', 'threshold')
     with workdir.locked(args.output):
-        detector = Detector.from_pretrained(args.weights, batch_size=args.batch_size)
+        detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
             raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> int:
     """Detect in every file and write; returns how many could not be read."""
     settings = {
-        'weights': args.weights, 'threshold': args.threshold, 'classes': args.classes,
+        'weights': args.weights, 'step': args.step, 'threshold': args.threshold, 'classes': args.classes,
         'max_detections': args.max_detections, 'pictures': not args.no_pictures, 'nms': args.nms,
     }  # fmt: skip
     predictions = Predictions(args.output, settings, overwrite=args.overwrite)

@@ -6,6 +6,7 @@ commits it by one rename, so a killed writer leaves none that is listed. Its arr
 bit flipped on disk would load silently, so we keep our own.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -90,13 +91,14 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
         try:
             meta = read_meta(path)
             params = _read_arrays(path / STATE, meta)
-            problem = difference({'params': params}, meta['checksums'])
+            problem = difference(params, meta['checksums'])
         except Exception as error:  # Orbax and TensorStore have no common error for damage
             problem = error
         if not problem:
             if problems:
                 print(f'{"; ".join(problems)}; step {candidate} is read instead', file=sys.stderr)
             ap = aps.get(candidate)
+            (params,) = params.values()
             return params, meta | {'step': candidate} | ({} if ap is None else {'AP': ap})
         problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
     raise InputError('; '.join(problems))
@@ -111,6 +113,15 @@ def read_meta(path: Path) -> dict:
     return meta
 
 
+def newest_meta(folder: str | Path) -> dict:
+    """The meta of the newest step in a folder that has one which can be read; empty where none has."""
+    folder = Path(folder)
+    for step in reversed(steps(folder) if folder.is_dir() else []):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            return read_meta(folder / str(step))
+    return {}
+
+
 def sealed(meta: dict) -> dict:
     """A meta with its format and a hash of all the rest of it."""
     meta = json.loads(json.dumps(meta | {'format': FORMAT}))  # as it comes back from a file
@@ -123,14 +134,17 @@ def _digest(meta: dict) -> str:
 
 
 def _read_arrays(path: Path, meta: dict) -> dict:
-    """The parameters under `path` as numpy arrays, read one by one: all at once needs twice the memory.
+    """The parameters under `path` as numpy arrays, {'params' or, of a run with one, 'ema': parameters}.
 
-    Raises ValueError where their names and shapes are not those of the meta's model.
+    They are read one by one: all at once needs twice the memory. Raises ValueError where their names and
+    shapes are not those of the meta's model.
     """
     import orbax.checkpoint as ocp  # here, as below: it costs every import 25 MB and 0.2 s
 
     reader = ocp.PyTreeCheckpointHandler()
-    stored = reader.metadata(path).tree['params']
+    tree = reader.metadata(path).tree
+    kind = 'ema' if 'ema' in tree else 'params'
+    stored = tree[kind]
     shapes = lambda tree: {
         jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in jax.tree_util.tree_leaves_with_path(tree)
     }
@@ -144,12 +158,12 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     def read_array(keys: tuple, leaf: Any) -> np.ndarray:
         for key in reversed(keys):
             leaf = {key.key: leaf}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), {'params': leaf})
-        args = ocp.args.PyTreeRestore({'params': leaf}, restore_args=as_numpy, partial_restore=True)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), {kind: leaf})
+        args = ocp.args.PyTreeRestore({kind: leaf}, restore_args=as_numpy, partial_restore=True)
         (value,) = jax.tree.leaves(reader.restore(path, args=args))
         return value
 
-    return jax.tree_util.tree_map_with_path(read_array, stored)
+    return {kind: jax.tree_util.tree_map_with_path(read_array, stored)}
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:

@@ -31,20 +31,27 @@ def init_from_backbone(path: str | Path, model: Yolos, rng: jax.Array) -> dict:
         return source.backbone(model, rng, log=print)
 
 
-def open_source(path: str | Path) -> 'Source':
+def open_source(path: str | Path, step: int | None = None) -> 'Source':
     """Open a file or folder of weights.
 
-    path: a folder of our checkpoints (a run's workdir too), a Hugging Face folder or a file of one, a .pth
-        of the reference, any of the backbones that `backbones` lists, or a name that `zoo` knows or
-        Hugging Face does ("hustvl/yolos-tiny", "...@REVISION"). No pickle is run.
+    path: a folder of our checkpoints (a run's workdir too, or one step's folder), a Hugging Face folder or
+        a file of one, a .pth of the reference, any of the backbones that `backbones` lists, or a name that
+        `zoo` knows or Hugging Face does ("hustvl/yolos-tiny", "...@REVISION"). No pickle is run.
+    step: of a run's checkpoints, the one to read; the best by AP, else the newest, when None.
 
     Raises:
         InputError: there is no such file, it is damaged, or no file of weights.
     """
     path = zoo.local(path)
+    if path.name.isdigit() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
+        return Source(path, None, path.parent, int(path.name))
     for folder in (path, path / 'checkpoints'):
-        if folder.is_dir() and checkpoint.steps(folder):
-            return Source(path, None, folder)
+        if folder.is_dir() and (steps := checkpoint.steps(folder)):
+            if step is not None and step not in steps:
+                raise InputError(f'{path}: has no step {step}, but {", ".join(map(str, steps))}', 'step')
+            return Source(path, None, folder, step)
+    if step is not None:
+        raise InputError(f'{path}: no checkpoints of a run, so there is no step to choose', 'step')
     with _naming(path):
         file = tensors.read(_find_file(path))
     if file.note:
@@ -59,6 +66,7 @@ class Source:
     path: Path
     file: tensors.TensorFile | None
     checkpoints: Path | None
+    step: int | None = None
 
     def __enter__(self) -> 'Source':
         return self
@@ -97,7 +105,10 @@ class Source:
             InputError: no detector is there, or the file does not say what it must.
         """
         if self.checkpoints:
-            return checkpoint.read(self.checkpoints)
+            pretrained = checkpoint.read(self.checkpoints, self.step)
+            if log:
+                log(f'{self.path}: {_which(pretrained.about)}')
+            return pretrained
         if not self.is_detector:
             raise InputError(
                 f'{self.file.path}: no YOLOS detector (no [DET] tokens in it), but perhaps a backbone to '
@@ -139,6 +150,11 @@ class Source:
         if self.is_detector:
             raise InputError(f'{self.path}: a YOLOS detector and not a backbone')
         return self.file
+
+
+def _which(about: dict) -> str:
+    """Which step of a run was read, and its AP where it was measured."""
+    return f'step {about.get("step")}' + (f', AP {about["AP"]:.3f}' if about.get('AP') is not None else '')
 
 
 @contextlib.contextmanager

@@ -1,0 +1,206 @@
+"""Options of a run beyond its recipe: freezing, moving averages, patience, more epochs, and its files."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from helpers import make_vit, metric_lines, read_detector, result, tiny_config, torches
+from yolos_jax.configs import finetune
+
+from yolos_jax import optim, weights
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run import setup
+from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.train import train
+from yolos_jax.weights import checkpoint
+
+
+def launch(config, folder, stop_after=None):
+    def act(step):
+        if step.number + 1 == stop_after:
+            stop.number = 15
+
+    stop = StopSignal()
+    try:
+        return train(config, folder, mesh=meshes.make_mesh(jax.devices()[:1]), on_step=act, stop=stop)
+    finally:
+        stop.release()
+
+
+@pytest.fixture(scope='module')
+def averaged(coco_folder, tmp_path_factory):
+    """A run of two epochs with a moving average."""
+    folder = tmp_path_factory.mktemp('averaged')
+    launch(tiny_config(data=coco_folder, epochs=2, eval_every=1, ema=0.99), folder)
+    return folder
+
+
+def test_a_run_says_what_it_did_in_its_folder(averaged):
+    config = json.loads((averaged / 'config.json').read_text())
+    assert config['ema'] == 0.99 and config['model.width'] == 32
+    text = (averaged / 'log.txt').read_text()
+    assert 'parameters ' in text and 'AP_small' in text and 'of the time was training' in text
+    lines = metric_lines(averaged)
+    assert [line['epoch'] for line in lines if 'epoch_loss' in line] == [1, 2]
+    times = [line['time'] for line in lines]
+    assert times == sorted(times) and times[-1] - times[0] < 3600
+
+
+def test_what_is_evaluated_and_exported_is_the_moving_average(averaged):
+    """Its value is that of a plain loop over the parameters of every step, which a run shows saved."""
+    newest = checkpoint.steps(averaged / 'checkpoints')[-1]
+    exported = read_detector(averaged / 'checkpoints' / str(newest)).params
+    from orbax.checkpoint import PyTreeCheckpointHandler
+
+    state = PyTreeCheckpointHandler().restore(averaged / 'checkpoints' / str(newest) / 'state')
+    jax.tree.map(np.testing.assert_array_equal, exported, state['ema'])
+    differ = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state['ema'], state['params'])
+    assert max(jax.tree.leaves(differ)) > 1e-4
+
+
+def test_a_stopped_run_with_a_moving_average_ends_as_an_unbroken_one(averaged, coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, epochs=2, eval_every=1, ema=0.99)
+    launch(config, tmp_path, stop_after=7)
+    launch(config, tmp_path)
+    assert result(tmp_path)[1:] == result(averaged)[1:]
+
+
+def test_the_average_of_a_step_counts_the_first_steps_less():
+    from helpers import TINY, make_targets
+
+    from yolos_jax import steps
+    from yolos_jax.patches import patchify
+
+    yolos = Yolos(**TINY, num_classes=4)
+    params = init_params(yolos, jax.random.key(0))
+    optimizer = optim.make_optimizer(params, 1e-2)
+    step = steps.make_train_step(yolos, optimizer, ema=0.5)
+    state, expected = steps.init_state(params, optimizer, ema=True), params
+    patches, grid = patchify([np.zeros((64, 64, 3), np.uint8)])
+    batch = make_targets((3,), 4, 4)[0] | {'patches': patches, 'grid': grid}
+    for t in range(4):
+        state, _ = step(state, batch)
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state['params'])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state['ema'], expected
+    )
+    bad = batch | {'boxes': batch['boxes'] * np.float32(np.inf)}
+    after, _ = step(state, bad)
+    jax.tree.map(np.testing.assert_array_equal, after['ema'], state['ema'])
+
+
+@pytest.mark.parametrize('freeze', ['backbone', '1'])
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(freeze, coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, epochs=1, freeze=freeze, weight_decay=0.1)
+    launch(config, tmp_path)
+    trained, start = (
+        read_detector(tmp_path).params,
+        init_params(_model(config), jax.random.key(config.seed)),
+    )
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), trained, start)
+    assert not any(jax.tree.leaves([same['class_embed'], same['bbox_embed']]))
+    assert same['backbone']['pos_embed'] and same['backbone']['cls_token']
+    if freeze == 'backbone':
+        assert all(jax.tree.leaves(same['backbone']))
+    else:
+        assert not same['backbone']['norm']['bias'] and not same['backbone']['det_token']
+        blocks = [params['backbone']['blocks'] for params in (trained, start)]
+        first, second = (
+            jax.tree.map(lambda a, b, i=i: np.array_equal(a[i], b[i]), *blocks) for i in (0, 1)
+        )
+        assert all(jax.tree.leaves(first)) and not all(jax.tree.leaves(second))
+
+
+def _model(config):
+    return Yolos(**config.model.to_dict() | {'dtype': np.float32}, num_classes=4)
+
+
+@pytest.mark.parametrize('freeze', ['3', 'heads', '-1'])
+def test_a_freeze_that_is_no_number_of_blocks_is_named(freeze):
+    with pytest.raises(InputError, match='freeze is') as error:
+        setup.frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
+    assert error.value.argument == 'freeze'
+
+
+def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
+    params = init_params(_model(tiny_config()), jax.random.key(0))
+    ones = jax.tree.map(np.ones_like, params)
+    optimizer = optim.make_optimizer(params, 1.0, 0.0, 1.0, frozen_blocks=2)
+    _, state = optimizer.update(ones, optimizer.init(params), params)
+    (moments,) = [
+        s for s in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x := s, 'mu')
+    ]
+    heads = [params['class_embed'], params['bbox_embed']]
+    count = sum(x.size for x in jax.tree.leaves(heads))
+    np.testing.assert_allclose(
+        moments.mu['class_embed']['layers_2']['bias'], 0.1 / np.sqrt(count), rtol=1e-5
+    )
+    assert not moments.mu['backbone']['pos_embed'].any()
+
+
+def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
+    config = tiny_config(data=coco_folder, epochs=6, eval_every=1, learning_rate=0.0, patience=2)
+    for _ in range(2):  # the same command does not train on
+        assert launch(config, tmp_path) is None
+        assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12, 18]
+        assert 'no better AP than that of step 6 for 2 epochs' in capsys.readouterr().out
+
+
+def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys):
+    launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
+    launch(tiny_config(data=coco_folder, epochs=2), tmp_path)
+    assert '2 epochs instead of 1: the rate goes on' in capsys.readouterr().out
+    assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
+    with pytest.raises(InputError, match='epochs: 2 then, 1 now'):
+        launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
+
+
+def test_a_resumed_run_does_not_need_the_weights_it_started_from(coco_folder, tmp_path):
+    import torch
+
+    torch.save({'model': torches(make_vit())}, tmp_path / 'vit.pth')
+    config = tiny_config(data=coco_folder, epochs=2, init_from=str(tmp_path / 'vit.pth'))
+    launch(config, tmp_path / 'unbroken')
+    launch(config, tmp_path / 'run', stop_after=5)
+    (tmp_path / 'vit.pth').unlink()
+    launch(config, tmp_path / 'run')
+    assert result(tmp_path / 'run')[1:] == result(tmp_path / 'unbroken')[1:]
+    assert read_detector(tmp_path / 'run').about['source'] == 'vit.pth'
+
+
+def test_small_data_is_logged_once_an_epoch(coco_folder, tmp_path):
+    launch(tiny_config(data=coco_folder, epochs=2, log_every=100), tmp_path)
+    assert [line['step'] for line in metric_lines(tmp_path) if 'loss' in line] == [6, 12]
+
+
+def test_the_step_that_is_read_can_be_chosen_and_is_said(averaged, tmp_path):
+    newest = checkpoint.steps(averaged / 'checkpoints')[-1]
+    said = []
+    for path, step in ((averaged, newest), (averaged / 'checkpoints' / str(newest), None)):
+        with weights.open(path, step) as source:
+            assert source.detector(log=said.append).about['step'] == newest
+    assert all(f'step {newest}, AP' in line for line in said)
+    with pytest.raises(InputError, match=f'has no step 5, but .*{newest}'):
+        weights.open(averaged, 5)
+    with pytest.raises(InputError, match='no checkpoints of a run'):
+        shutil.copy(averaged / 'config.json', tmp_path / 'x.pth')
+        weights.open(tmp_path / 'x.pth', 5)
+
+
+def test_fine_tuning_takes_the_sizes_of_the_weights(averaged, coco_folder, tmp_path):
+    config = finetune.get_config()
+    with config.unlocked():
+        config.update(data=str(coco_folder), init_from=str(averaged), epochs=0, batch_size=8)
+    launch(config, tmp_path)
+    pretrained = read_detector(averaged)
+    recipe = setup.make_recipe(config, pretrained)
+    assert recipe.sizes == (64, 80, 96, 112) and recipe.max_size == 176
+    eight_hundred = setup.make_recipe(config, pretrained.__class__(None, {}, {}, 800, 1333))
+    assert eight_hundred.sizes == tuple(range(480, 801, 16)) and eight_hundred.max_size == 1333
+    crops = eight_hundred.crop_from, eight_hundred.crop_min, eight_hundred.crop_max
+    assert crops == ((400, 500, 600), 384, 600)
