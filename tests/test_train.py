@@ -61,7 +61,7 @@ def test_a_run_leaves_metrics_curves_and_checkpoints(unbroken):
     assert pretrained.classes == {1: 'circle', 2: 'square', 3: 'triangle'} and pretrained.size == 112
 
 
-@pytest.mark.parametrize('step', [1, 6, 11])
+@pytest.mark.parametrize('step', [1, 6])
 def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, coco_folder, tmp_path):
     launch(tiny_config(data=coco_folder), tmp_path, step)
     assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == step
@@ -252,7 +252,7 @@ def test_a_run_whose_loss_is_not_finite_fails_at_every_start(epochs, diverging, 
     assert steps == [*range(6 if epochs == 1 else 10)] * 5
 
 
-@pytest.mark.parametrize('step', [0, 5, 8, 11])
+@pytest.mark.parametrize('step', [0, 8])
 def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one(
     step, unbroken, coco_folder, tmp_path
 ):
