@@ -83,6 +83,14 @@ def test_annotations_that_stop_a_run_are_all_listed(coco_folder, tmp_path, capsy
     assert code == 1 and printed.count('STOPS A RUN') == 2
 
 
+def test_images_in_both_splits_are_said(coco_folder, tmp_path, capsys):
+    root = tmp_path / 'data'
+    shutil.copytree(coco_folder, root)
+    shutil.copy(root / 'train2017' / '000000000009.jpg', root / 'val2017' / '000000000003.jpg')
+    _, printed = run(capsys, root, '--config=quickstart')
+    assert 'note: 1 images are in both splits' in printed
+
+
 def test_counts_are_those_of_the_annotations(coco_folder):
     findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
     content = json.loads((coco_folder / 'annotations' / 'instances_train2017.json').read_text())

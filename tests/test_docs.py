@@ -13,8 +13,9 @@ import pytest
 import torch
 from helpers import ROOT, TINY, make_hf, make_vit, read_detector, torches
 
-from yolos_jax.tools import convert, evaluate, predict
-from yolos_jax.weights import checkpoint, reference
+from yolos_jax.tools import command as tools_command
+from yolos_jax.tools import evaluate
+from yolos_jax.weights import checkpoint, hf, reference
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # training runs as it is written, but on a smaller model for one epoch, from a file that is there
@@ -28,6 +29,9 @@ NOT_RUN = {
     r'make (quickstart|test|lint|trials|docs)': 'this is make test, and the others take long or write here',
     r'TRIALS=\d+ make trials': 'long failure trials',
     r'(\.venv/bin/)?pip install': 'installs what is installed',
+    r'python3 -m venv': 'makes another environment',
+    r'hf (down|up)load': 'needs a network',
+    r'yolos verify': 'needs the published weights; tests/test_verify.py runs its parts',
     r'python benchmarks/': 'measures for minutes; tests/test_benchmarks.py starts it',
     r'python train\.py \.\.\. --coordinator': 'one of four; tests/test_cluster.py runs two',
 }
@@ -36,7 +40,7 @@ NOT_RUN = {
 def commands(page):
     """The commands of a page: indented lines that begin with a program, without their comments."""
     text = page.read_text().replace('\\\n', ' ')
-    programs = r'python|make|\.venv/bin/\w+|pip|TRIALS=\d+'
+    programs = r'python|make|yolos|hf|\.venv/bin/\w+|pip|TRIALS=\d+|python3'
     for match in re.finditer(rf'^    ((?:{programs}) .*?)(?:\s+#.*)?$', text, re.M):
         yield re.sub(r'\s+', ' ', match[1]).removesuffix(' ...')
 
@@ -58,6 +62,9 @@ def workplace(coco_folder, tmp_path_factory):
     reference.write(pretrained, place / 'pth')
     for name in ('yolos_s.pth', 'yolos_s_300_pre.pth'):
         os.link(place / 'pth' / 'yolos.pth', place / name)
+    (place / 'hustvl').mkdir()  # a path that is there wins over the name of a repository
+    for name in ('yolos-tiny', 'yolos-small-300'):
+        hf.write(pretrained, place / 'hustvl' / name)
     for name in ('runs/quickstart', 'runs/ti'):
         checkpoint.write(pretrained, place / name)
     torch.save({'model': torches(make_vit())}, place / 'vit.pth')
@@ -66,13 +73,17 @@ def workplace(coco_folder, tmp_path_factory):
 
 def run(command, place):
     words = [word for word in shlex.split(command) if word != '...']
-    program, *arguments = words[1:] if words[0].endswith('python') else words
+    program, *arguments = words[1:] if words[0].endswith(('python', 'yolos')) else words
+    if words[0].endswith('yolos'):
+        name = tools_command.COMMANDS[program][0]
+        program = {'train': 'train.py', 'evaluate': 'eval.py'}.get(name, name)
     if program == 'train.py':
         workdir = next(word for word in arguments if word.startswith('--workdir='))
         fresh = workdir.replace('runs/', 'new/')
         # the published file's name has its hash, which no other file has
         start = ['--config.init_from=vit.pth'] if any('deit' in word for word in arguments) else []
-        small = SMALLER if '--config=configs/finetune.py' not in arguments else SMALLER[5:]
+        finetunes = {'--config=configs/finetune.py', '--config=finetune'} & set(arguments)
+        small = SMALLER[5:] if finetunes else SMALLER
         arguments = [fresh if word == workdir else word for word in arguments]
         command = [sys.executable, program, *arguments, *small, *start]
         environment = os.environ | {'PYTHONPATH': str(ROOT)}
@@ -80,15 +91,17 @@ def run(command, place):
         assert done.returncode == 0, done.stderr
     elif program == '-m':
         importlib.import_module(arguments[0]).main(arguments[1:])
+    elif program == 'eval.py':
+        evaluate.main([*arguments, '--num_processes=1'])
     else:
-        scripts = {'eval.py': evaluate, 'predict.py': predict, 'convert_torch_weights.py': convert}
-        scripts[program].main([*arguments, *(['--num_processes=1'] if program == 'eval.py' else [])])
+        scripts = {'predict.py': 'predict', 'convert_torch_weights.py': 'convert'}
+        importlib.import_module(f'yolos_jax.tools.{scripts.get(program, program)}').main(arguments)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_runs_as_it_is_written(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    for name in ('DIR', 'OTHER', 'out'):  # which each page makes anew
+    for name in ('DIR', 'OTHER', 'out', 'pictures'):  # which each page makes anew
         subprocess.run(['rm', '-rf', workplace / name], check=True)
     for command in commands(page):
         if command.startswith('python -c'):

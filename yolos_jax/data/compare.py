@@ -34,6 +34,7 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
         return []
     with ThreadPoolExecutor() as pool:
         paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
+        paths = [[name for name in names if os.path.isfile(name)] for names in paths]
         for key in (os.path.getsize, _ends, _digest):  # each looks only at what the one before left
             keys = [dict(zip(names, pool.map(key, names), strict=True)) for names in paths]
             common = set(keys[0].values()) & set(keys[1].values())

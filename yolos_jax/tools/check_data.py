@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from yolos_jax.data import annotations, geometry, loader, pixels, records, sources
+from yolos_jax.data import annotations, compare, geometry, loader, pixels, records, sources
 from yolos_jax.data.annotations import Annotations, Problem
 from yolos_jax.errors import InputError
-from yolos_jax.run import cli
+from yolos_jax.run import cli, config_files
 from yolos_jax.tools import data_page
 from yolos_jax.tools.data_page import Findings
 
@@ -149,6 +149,13 @@ def tables(r: records.Records) -> list:
     ]
 
 
+def between(all_findings: list[Findings]) -> list[str]:
+    """What there is to say about the training and the validation split together."""
+    data = {findings.split: findings.records for findings in all_findings if findings.records}
+    train, val = (next((data[name] for name in names if name in data), None) for names in sources.SYNONYMS)
+    return compare.notes(train, val) if train and val else []
+
+
 def text(findings: Findings) -> str:
     """`Findings` for the terminal."""
     lines = [f'== {findings.split} ==']
@@ -169,12 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     options = {}
     if args.config:
-        config = runpy.run_path(args.config)['get_config']()
-        options = {'recipe': geometry.Recipe(**config.augment), 'num_lengths': config.num_lengths}
+        config = runpy.run_path(config_files.find(args.config))['get_config']()
+        recipe = geometry.Recipe(**config.augment) if config.augment.sizes else RECIPE
+        options = {'recipe': recipe, 'num_lengths': config.num_lengths}
     all_findings = []
     for split in args.split or sources.splits(args.data):
         all_findings.append(examine(args.data, split, **options))
         print(text(all_findings[-1]), end='\n\n')
+    for note in between(all_findings):
+        print(f'note: {note}')
     if args.html:
         data_page.write(args.html, all_findings)
         print(f'pictures: {args.html}')

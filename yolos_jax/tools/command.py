@@ -1,4 +1,4 @@
-"""The `yolos` command: `yolos train|eval|predict|convert|check|shapes|quickstart ...`.
+"""The `yolos` command: `yolos train|eval|predict|convert|check|verify|tfds|shapes|quickstart ...`.
 
 Each is the `main` of a module of `yolos_jax.tools`, imported when it is asked for; the scripts of the
 repository run the same.
@@ -16,6 +16,7 @@ COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'predict': ('predict', 'detect objects in images and videos'),
     'convert': ('convert', 'bring weights from one form to another'),
     'check': ('check_data', 'look at a data set before training on it'),
+    'verify': ('verify', 'compare this implementation with the published numbers'),
     'tfds': ('build_tfds', 'pack a data set into few large files'),
     'shapes': ('make_shapes', 'draw a small data set'),
     'quickstart': ('quickstart', 'train a small detector in minutes, from nothing'),

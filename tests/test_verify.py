@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, make_hf, noise, to_torch
+from PIL import Image
+
+from yolos_jax.errors import InputError
+from yolos_jax.tools import verify
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A detector in the published form, and what transformers says of an image, as its own test does."""
+    folder = tmp_path_factory.mktemp('published')
+    hf = make_hf(TINY, num_classes=4)
+    hf.config.id2label = {0: 'N/A', 1: 'circle', 2: 'square', 3: 'triangle'}
+    hf.save_pretrained(folder / 'tiny')
+    size = {'size': {'shortest_edge': 64, 'longest_edge': 128}}
+    (folder / 'tiny' / 'preprocessor_config.json').write_text(json.dumps(size))
+    Image.fromarray(noise(120, 150)).save(folder / 'image.png')
+    resized = np.asarray(Image.open(folder / 'image.png').resize((80, 64), Image.BILINEAR))
+    with torch.no_grad():
+        logits = hf(pixel_values=to_torch(resized)).logits[0]
+    best = logits.softmax(-1)[:, :-1].max(-1)
+    order = [i for i in best.values.argsort(descending=True).tolist() if best.values[i] > 0.3]
+    return folder, verify.Golden(tuple(logits[0, :3].tolist()), tuple(best.indices[order].tolist()))
+
+
+def test_values_that_are_published_are_found_the_same_and_others_different(published):
+    folder, golden = published
+    image = folder / 'image.png'
+    assert len(golden.labels) > 0
+    assert verify.check_golden(str(folder / 'tiny'), golden, image)['same']
+    for wrong in (
+        golden._replace(logits=(golden.logits[0] + 0.01, *golden.logits[1:])),
+        golden._replace(labels=(*golden.labels, 1)),
+    ):
+        assert not verify.check_golden(str(folder / 'tiny'), wrong, image)['same']
+
+
+def test_ap_is_compared_and_what_is_done_is_not_done_again(published, coco_folder, tmp_path, capsys):
+    name, measured = str(published[0] / 'tiny'), []
+
+    def check(*arguments):
+        measured.append(arguments)
+        return verify.check_ap(*arguments)
+
+    jobs = {'tiny AP': (check, name, 0.0, str(coco_folder), tmp_path / 'tiny')}
+    for _ in range(2):
+        different = verify.verify(jobs, tmp_path)
+    assert len(measured) == 1 and capsys.readouterr().out.count('published 0.0, measured') == 2
+    ap = 100 * json.loads((tmp_path / 'tiny' / 'metrics.json').read_text())['AP']
+    assert (different == []) == (ap <= 0.1)
+    jobs = {'other AP': (check, name, 50.0, str(coco_folder), tmp_path / 'tiny')}
+    assert verify.verify(jobs, tmp_path) == ['other AP']
+
+
+def test_without_coco_and_image_it_says_what_it_needs():
+    with pytest.raises(InputError, match='000000039769.jpg') as error:
+        verify.main([])
+    assert error.value.argument == 'data'
