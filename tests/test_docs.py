@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import runpy
@@ -126,6 +127,19 @@ def test_the_readme_shows_python_that_runs(workplace, monkeypatch, capsys):
         (workplace / f'{number}.py').write_text(block)
         outputs = runpy.run_path(f'{number}.py')
         assert 'pred_boxes' in outputs['outputs']
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    """In a process of its own; what a notebook would show is asked for."""
+    notebook = json.loads((ROOT / 'docs' / 'quickstart.ipynb').read_text())
+    cells = [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == 'code']
+    assert not any(cell.get('outputs') for cell in notebook['cells']) and len(cells) > 5
+    script = '\n'.join(cells) + '\nassert results[0]._repr_png_() and losses[-1] < losses[0], losses\n'
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1'}
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'notebook' / 'run' / 'curves.png').exists()
 
 
 def test_commands_that_are_not_run_are_still_there():

@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -114,28 +113,38 @@ def test_other_settings_are_not_mixed_with_what_is_there(saved, photographs, tmp
     assert {len(entry['detections']) for entry in content} == {1}
 
 
-def test_a_killed_prediction_is_completed_with_every_image_once(saved, coco_folder, tmp_path):
-    photographs = tmp_path / 'photographs'
+@pytest.mark.parametrize('count', [400, pytest.param(10_000, marks=pytest.mark.trials)])
+def test_a_killed_prediction_is_completed_with_every_image_once(count, saved, coco_folder, tmp_path):
+    """One is corrupt; memory does not grow with the number of images."""
+    photographs, out = tmp_path / 'photographs', tmp_path / 'out'
     photographs.mkdir()
-    for i in range(400):
-        os.link(coco_folder / 'val2017' / f'{i % 10 + 1:012d}.jpg', photographs / f'{i:03d}.jpg')
-    out = tmp_path / 'out'
+    for i in range(count):
+        os.link(coco_folder / 'val2017' / f'{i % 10 + 1:012d}.jpg', photographs / f'{i:05d}.jpg')
+    (photographs / '00007.jpg').unlink()
+    (photographs / '00007.jpg').write_bytes(b'<html>')
     command = [sys.executable, 'predict.py', f'--weights={saved}', f'--output={out}', '--threshold=0']
-    process = subprocess.Popen([*command, photographs], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not (out / 'predictions.jsonl').exists() or len(lines_whole(out)) < 20:
-        assert process.poll() is None
+    start = lambda: subprocess.Popen([*command, photographs], cwd=ROOT, stderr=subprocess.DEVNULL)
+    killed = start()
+    while not (out / 'predictions.jsonl').exists() or len(done_lines(out)) < count // 20:
+        assert killed.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = len(lines_whole(out))
-    content = run(saved, out, photographs)
-    assert 20 <= before < 400 and len({entry['image'] for entry in content}) == len(content) == 400
+    killed.kill()
+    killed.wait()
+    before = len(done_lines(out))
+    again = start()
+    _, status, usage = os.wait4(again.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1 and usage.ru_maxrss < 1_000_000  # kB
+    content = json.loads((out / 'predictions.json').read_text())
+    assert count // 20 <= before < count
+    assert len({entry['image'] for entry in content}) == len(content) == count
+    assert [entry['image'][-9:] for entry in content if 'error' in entry] == ['00007.jpg']
     for entry in content:
-        Image.open(out / entry['picture']).load()
+        if 'error' not in entry:
+            Image.open(out / entry['picture']).load()
     assert not list(out.glob('.*.part'))
 
 
-def lines_whole(out):
+def done_lines(out):
     return (out / 'predictions.jsonl').read_text().splitlines()
 
 

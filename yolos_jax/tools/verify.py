@@ -2,10 +2,9 @@
 
     yolos verify [--data=COCO] [--output=DIR] [NAME ...]
 
-fetches each published detector (a folder of that name wins), compares the logits and labels of one image of
-COCO val2017 with those that transformers' own test expects, and with --data the AP with the paper's. What was
-measured is kept in the output folder, so that the same command continues. The exit status is 1 where
-something differs.
+fetches each published detector (a folder of that name wins), compares logits and labels of one image with
+those that transformers' own test expects, and with --data the AP with the paper's. What was measured is kept
+in the output folder, so that the same command continues. The exit status is 1 where something differs.
 """
 
 import argparse
@@ -34,7 +33,7 @@ AP_TOLERANCE = (
 
 
 class Golden(NamedTuple):
-    """What transformers' test of a detector expects on the image, resized to 800 x 1066.
+    """What transformers' test of a detector expects on the image, under its own preprocessing.
 
     logits: the first three classes of the first [DET] token; labels: those above 0.3, best first.
     """
