@@ -85,18 +85,20 @@ def test_goodput_is_over_all_starts():
 
 
 def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
-    first = Log(tmp_path, 0, 30)
+    first = Log(tmp_path, 0, 30, per_epoch=10)
     for step in (10, 20):
         first.write(step, {'loss': step / 7})
     first.close()
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 21, "lo')  # killed while writing
-    again = Log(tmp_path, 10, 30)  # the checkpoint was of step 10
+    again = Log(tmp_path, 10, 30, per_epoch=10)  # the checkpoint was of step 10
     for step in (20, 30):
         again.write(step, {'loss': step / 7})
     again.close()
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert lines == [{'step': step, 'loss': step / 7} for step in (10, 20, 30)]
+    times = [line.pop('time') for line in lines]
+    assert lines == [{'step': step, 'epoch': step / 10, 'loss': step / 7} for step in (10, 20, 30)]
+    assert times == sorted(times)
     assert list(tmp_path.glob('events.out.tfevents.*'))
 
 

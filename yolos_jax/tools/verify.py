@@ -2,9 +2,10 @@
 
     yolos verify [--data=COCO] [--output=DIR] [NAME ...]
 
-fetches each published detector (a folder of that name wins), compares logits and labels of one image with
-those that transformers' own test expects, and with --data the AP with the paper's. What was measured is kept
-in the output folder, so that the same command continues. The exit status is 1 where something differs.
+fetches each published detector (a folder of that name wins), compares logits and labels of an image with
+those that the test of transformers expects, and with --data the AP with the paper's. What was measured is
+kept in the output folder, so that the same command continues. The exit status is 1 where something
+differs.
 """
 
 import argparse
