@@ -10,7 +10,7 @@ from helpers import TINY
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolos_jax import evaluation, steps
+from yolos_jax import evaluation, losses, steps
 from yolos_jax.data import annotations, loader, records
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
@@ -87,9 +87,39 @@ def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
         batches = loader.EvalBatches(data, size=64, max_size=128, batch_size=batch_size)
         step = meshes.make_predictor(predict, mesh)
         detect = functools.partial(step, meshes.replicate(params, mesh))
-        results = evaluation.detect(detect, batches, {i: i for i in range(4)})
+        outputs = evaluation.detect(detect, batches)
+        results = evaluation.to_results(outputs, data, {i: i for i in range(4)})
         assert len(results) == 10 * TINY['num_det_tokens']
         runs.append(sorted(results, key=lambda r: (r['image_id'], -r['score'])))
     for one, other in zip(*runs, strict=True):
         assert (one['image_id'], one['category_id']) == (other['image_id'], other['category_id'])
         np.testing.assert_allclose(one['bbox'], other['bbox'], atol=1e-3)
+
+
+def test_validation_losses_are_those_of_training_over_the_whole_split(coco_folder):
+    """Of batches with rows that have no image, against the set loss of all images at once."""
+    data, yolos = records.read(coco_folder, 'val2017'), Yolos(**TINY, num_classes=4)
+    params = init_params(yolos, jax.random.key(0))
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    options = dict(size=64, max_size=128, max_targets=6)
+    values = []
+    for batch_size in (4, 10):
+        batches = loader.EvalBatches(data, batch_size=batch_size, **options)
+        step = meshes.make_predictor(steps.make_evaluation_step(yolos), mesh)
+        values.append(evaluation.mean_losses(evaluation.detect(functools.partial(step, params), batches)))
+    ((_, batch, _),) = loader.load(batches, [0])
+    total, parts = losses.set_loss(yolos.apply({'params': params}, batch['patches'], batch['grid']), batch)
+    for value in values:
+        assert value['val_loss'] == pytest.approx(float(total), rel=1e-5)
+        for name in ('loss_ce', 'loss_bbox', 'loss_giou'):
+            assert value[f'val_{name}'] == pytest.approx(float(parts[name]), rel=1e-5)
+
+
+def test_objects_are_relabelled_and_left_out_as_a_detector_knows_them(coco_folder):
+    data = records.read(coco_folder, 'val2017')
+    changed = evaluation.relabelled(data, {7: 1, 0: 3})
+    for i in range(len(data)):
+        (boxes, labels), (new_boxes, new_labels) = data.objects(i), changed.objects(i)
+        kept = labels != 2
+        np.testing.assert_array_equal(new_boxes, boxes[kept])
+        assert new_labels.tolist() == [{1: 7, 3: 0}[x] for x in labels[kept].tolist()]

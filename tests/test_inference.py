@@ -41,9 +41,8 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
     mesh = meshes.make_mesh(jax.devices()[:1])
     batches = loader.EvalBatches(data, size=pretrained.size, max_size=pretrained.max_size, batch_size=4)
     predict = meshes.make_predictor(steps.make_predict_step(pretrained.model), mesh)
-    results = evaluation.detect(
-        functools.partial(predict, pretrained.params), batches, {i: i for i in range(4)}
-    )
+    outputs = evaluation.detect(functools.partial(predict, pretrained.params), batches)
+    results = evaluation.to_results(outputs, data, {i: i for i in range(4)})
     detections = Detector(pretrained)([data.name(i) for i in range(len(data))], threshold=0)
     for image_id, one in zip(data.ids, detections, strict=True):
         expected = sorted((r for r in results if r['image_id'] == image_id), key=lambda r: -r['score'])

@@ -1,6 +1,7 @@
 """From detections to COCO's numbers, by pycocotools."""
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable, Iterable
 
@@ -8,6 +9,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from yolos_jax import losses
 from yolos_jax.data import loader
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.records import Records
@@ -20,41 +22,66 @@ METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_m
 def detect(
     predict: Callable[[dict], dict],
     batches: loader.EvalBatches,
-    labels: dict[int, int],
     *,
     rows: slice = slice(None),
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     on_batch: Callable[[], None] = lambda: None,
-) -> list[dict]:
-    """The detections in every image of the batches, as COCO results in the order of the records.
+) -> dict[str, np.ndarray]:
+    """What is predicted for every image of the batches that can be read, in the order of the records.
 
     Args:
-        predict: a prediction step of `steps` as a function of a batch, numpy in and out.
-        labels: {label: category id} (`category_ids`); detections with another label are left out.
+        predict: a prediction or evaluation step of `steps` as a function of a batch, numpy in and out.
         rows: of each batch, that this process detects in.
         gather: the rows of all processes from those of this one (`run.cluster.gather`).
         on_batch: called after each batch.
+
+    Returns:
+        The step's outputs [n, ...], and 'index' [n], the record of each.
     """
-    records, parts = batches.records, []
+    parts = []
     for _, batch, indices in loader.load(batches, range(len(batches)), rows):
-        parts.append(predict({name: batch[name] for name in ('patches', 'grid')}) | {'index': indices})
+        wanted = {
+            name: x for name, x in batch.items() if batches.max_targets or name in ('patches', 'grid')
+        }
+        parts.append(predict(wanted) | {'index': indices})
         on_batch()
-    detections = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    outputs = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    order = np.argsort(outputs['index'], kind='stable')
+    order = order[outputs['index'][order] >= 0]  # rows that fill up the last batch have no image
+    return {name: values[order] for name, values in outputs.items()}
+
+
+def to_results(outputs: dict, records: Records, labels: dict[int, int]) -> list[dict]:
+    """What `detect` gives as COCO results.
+
+    labels: {label: category id} (`category_ids`); detections with another label are left out.
+    """
     results = []
-    for row in np.argsort(detections['index'], kind='stable'):
-        index = detections['index'][row]
-        if index >= 0:  # rows that fill up the last batch have no image
-            of_image = {name: values[row] for name, values in detections.items()}
-            size = records.heights[index], records.widths[index]
-            results += to_coco(records.ids[index], of_image, size, labels)
+    for row, index in enumerate(outputs['index']):
+        of_image = {name: outputs[name][row] for name in ('scores', 'labels', 'boxes')}
+        size = records.heights[index], records.widths[index]
+        results += to_coco(records.ids[index], of_image, size, labels)
     return results
+
+
+def mean_losses(outputs: dict) -> dict[str, float]:
+    """The set loss and its parts over all images, of what `detect` gives with an evaluation step.
+
+    The class loss is a mean over images, and the box losses over objects, as in training with one image a
+    group.
+    """
+    objects = max(int(outputs['objects'].sum()), 1)
+    ce = float(outputs['loss_ce'].mean())
+    bbox, giou = (float(outputs[name].sum()) / objects for name in ('loss_bbox', 'loss_giou'))
+    total = losses.CLASS_WEIGHT * ce + losses.BOX_WEIGHT * bbox + losses.GIOU_WEIGHT * giou
+    return {'val_loss': total, 'val_loss_ce': ce, 'val_loss_bbox': bbox, 'val_loss_giou': giou}
 
 
 def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict[int, int]) -> list[dict]:
     """One image's detections as COCO results: a list of dicts with 'bbox' xywh in pixels.
 
     detections: 'scores' [Q], 'labels' [Q] and 'boxes' [Q, 4] xyxy in 0..1, as `steps` predicts them.
-    size: height, width. labels: as for `detect`.
+    size: height, width. labels: as for `to_results`.
     """
     height, width = size
     boxes = np.asarray(detections['boxes'], np.float64) * [width, height, width, height]
@@ -103,6 +130,18 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     if absent:
         notes.append(f'{records.source.path}: classes that cannot be detected: {_shown(absent)}')
     return labels, notes
+
+
+def relabelled(records: Records, labels: dict[int, int]) -> Records:
+    """Records whose objects have the labels of a detector; objects that it cannot detect are left out.
+
+    labels: as `category_ids` gives them.
+    """
+    label = {category: label for label, category in labels.items()}
+    new = np.array([label.get(records.category_ids[x], -1) for x in records.labels.tolist()], np.int32)
+    kept = new >= 0
+    first = np.concatenate([[0], np.cumsum(kept)])[records.first]
+    return dataclasses.replace(records, labels=new[kept], boxes=records.boxes[kept], first=first)
 
 
 def _shown(names: Iterable[str]) -> str:

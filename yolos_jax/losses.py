@@ -43,10 +43,7 @@ def set_loss(
     if B % images_per_group:
         raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
     valid, of_batch = targets['valid'], (targets if whole is None else whole)['valid']
-    targets = targets | {  # padding may hold anything, NaN too: give it a harmless object
-        'labels': jnp.where(valid, targets['labels'], 0),
-        'boxes': jnp.where(valid[..., None], targets['boxes'], 0.5),
-    }
+    targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
     matched = query >= 0
     # the reference divides the objects by its GPUs and takes at least 1: at least one object a group
@@ -54,9 +51,9 @@ def set_loss(
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
-    loss_ce = _class_loss(logits, wanted, images_per_group)
+    loss_ce = jnp.mean(_class_losses(logits, wanted, images_per_group))
     loss_bbox, loss_giou = _box_losses(outputs['pred_boxes'], targets['boxes'], query)
-    loss_bbox, loss_giou = (x / num_boxes for x in (loss_bbox, loss_giou))
+    loss_bbox, loss_giou = (x.sum() / num_boxes for x in (loss_bbox, loss_giou))
 
     best = jnp.argmax(logits, axis=-1)
     wrong = (best != wanted) & (wanted < classes - 1)
@@ -73,6 +70,33 @@ def set_loss(
     return total, parts
 
 
+def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
+    """What `set_loss` is made of, of each image: arrays [B].
+
+    'loss_ce', a weighted mean over the queries; 'loss_bbox' and 'loss_giou', sums over the objects; and
+    'objects', how many there are.
+    """
+    targets, (_, Q, classes) = _harmless(targets), outputs['pred_logits'].shape
+    query = matcher.match(outputs, targets)
+    wanted = _class_of_query(query, targets['labels'], Q, classes - 1)
+    loss_bbox, loss_giou = _box_losses(outputs['pred_boxes'], targets['boxes'], query)
+    return {
+        'loss_ce': _class_losses(outputs['pred_logits'].astype(jnp.float32), wanted, 1),
+        'loss_bbox': loss_bbox.sum(axis=1),
+        'loss_giou': loss_giou.sum(axis=1),
+        'objects': targets['valid'].sum(axis=1),
+    }
+
+
+def _harmless(targets: dict) -> dict:
+    """Targets whose padding, which may hold anything, NaN too, is a harmless object."""
+    valid = targets['valid']
+    return targets | {
+        'labels': jnp.where(valid, targets['labels'], 0),
+        'boxes': jnp.where(valid[..., None], targets['boxes'], 0.5),
+    }
+
+
 def _class_of_query(query: jax.Array, labels: jax.Array, Q: int, no_object: int) -> jax.Array:
     """The class each query should predict, [B, Q]: that of its target, else "no object"."""
 
@@ -83,20 +107,20 @@ def _class_of_query(query: jax.Array, labels: jax.Array, Q: int, no_object: int)
     return jax.vmap(of_image)(query, labels)
 
 
-def _class_loss(logits: jax.Array, wanted: jax.Array, images_per_group: int) -> jax.Array:
-    """Cross entropy, a weighted mean over each group of images, then a mean over groups."""
+def _class_losses(logits: jax.Array, wanted: jax.Array, images_per_group: int) -> jax.Array:
+    """Cross entropy, a weighted mean over each group of images, [G]."""
     no_object = logits.shape[-1] - 1
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
     weight = jnp.where(wanted == no_object, EOS_COEF, 1.0)  # [B, Q]
     grouped = lambda x: x.reshape(-1, images_per_group, x.shape[1])  # [G, B / G, Q]
     sums = grouped(-log_p * weight).sum(axis=(1, 2))
-    return jnp.mean(sums / grouped(weight).sum(axis=(1, 2)))
+    return sums / grouped(weight).sum(axis=(1, 2))
 
 
 def _box_losses(predicted: jax.Array, wanted: jax.Array, query: jax.Array) -> tuple:
-    """L1 distance (cxcywh) and 1 - GIoU, summed over the matched pairs of all images."""
+    """L1 distance (cxcywh) and 1 - GIoU of the matched pairs, [B, T] each, 0 for other targets."""
     matched = query >= 0
     predicted = jnp.take_along_axis(predicted, jnp.maximum(query, 0)[..., None], axis=1)  # [B, T, 4]
     distance = jnp.abs(predicted - wanted).sum(-1)
     overlap = boxes.giou(boxes.cxcywh_to_xyxy(predicted), boxes.cxcywh_to_xyxy(wanted))
-    return tuple(jnp.where(matched, x, 0).sum() for x in (distance, 1 - overlap))
+    return tuple(jnp.where(matched, x, 0) for x in (distance, 1 - overlap))

@@ -91,15 +91,29 @@ def make_predict_step(model: Yolos) -> Callable:
 
     @jax.jit
     def step(params: dict, batch: dict) -> dict:
-        outputs = model.apply({'params': params}, batch['patches'], batch['grid'])
-        scores = jax.nn.softmax(outputs['pred_logits'], axis=-1)[..., :-1]
-        return {
-            'scores': scores.max(axis=-1),
-            'labels': scores.argmax(axis=-1),
-            'boxes': boxes.cxcywh_to_xyxy(outputs['pred_boxes']),
-        }
+        return _detections(model.apply({'params': params}, batch['patches'], batch['grid']))
 
     return step
+
+
+def make_evaluation_step(model: Yolos) -> Callable:
+    """As `make_predict_step`, of a batch with targets, whose `losses.of_images` are given too."""
+
+    @jax.jit
+    def step(params: dict, batch: dict) -> dict:
+        outputs = model.apply({'params': params}, batch['patches'], batch['grid'])
+        return _detections(outputs) | losses.of_images(outputs, batch)
+
+    return step
+
+
+def _detections(outputs: dict) -> dict:
+    scores = jax.nn.softmax(outputs['pred_logits'], axis=-1)[..., :-1]
+    return {
+        'scores': scores.max(axis=-1),
+        'labels': scores.argmax(axis=-1),
+        'boxes': boxes.cxcywh_to_xyxy(outputs['pred_boxes']),
+    }
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool = False) -> dict:

@@ -98,9 +98,11 @@ class TrainBatches:
 class EvalBatches:
     """Every record once, at evaluation size; rows without an image fill up the last batch."""
 
-    max_targets = 0
-
-    def __init__(self, records: Records, *, size: int, max_size: int, batch_size: int) -> None:
+    def __init__(
+        self, records: Records, *, size: int, max_size: int, batch_size: int, max_targets: int = 0
+    ) -> None:
+        """max_targets: of an image, for its losses."""
+        self.max_targets = max_targets
         truth = records.source.truth
         if truth and not truth.is_file():
             raise InputError(f'{truth}: not there; evaluation is by the official annotation file')

@@ -78,10 +78,14 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     train_set, val_set = read_data(config, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
     batches = make_batches(config, train_set, start)
-    val_batches = loader.EvalBatches(
-        val_set, size=start.size, max_size=start.max_size, batch_size=config.batch_size
-    )
     labels, of_classes = evaluation.category_ids(start, val_set)
+    val_batches = loader.EvalBatches(
+        evaluation.relabelled(val_set, labels),
+        size=start.size,
+        max_size=start.max_size,
+        batch_size=config.batch_size,
+        max_targets=config.max_targets,
+    )
     notes += of_classes
     notes += [f'{config.train_split}: {note}' for note in train_set.notes]
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
@@ -101,7 +105,7 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
         ema=config.ema,
     )
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
-    predict = meshes.make_predictor(steps.make_predict_step(start.model), mesh)
+    predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
     return Setup(
         start=start,
         batches=batches,

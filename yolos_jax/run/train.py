@@ -276,14 +276,15 @@ def compile_step(setup: Setup, run: Run, state: dict, batch: dict) -> Callable:
 
 def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> None:
     """Measure the AP on the validation split; all twelve numbers are logged."""
-    predict = functools.partial(setup.predict, steps.evaluated(state))
+    predict, val_set = functools.partial(setup.predict, steps.evaluated(state)), setup.val_batches.records
     options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive)
-    results = evaluation.detect(predict, setup.val_batches, setup.labels, **options)
+    outputs = evaluation.detect(predict, setup.val_batches, **options)
     ap = None
     if cluster.is_first():
-        numbers, _ = evaluation.score(setup.val_batches.records.truth(), results)
+        results = evaluation.to_results(outputs, val_set, setup.labels)
+        numbers, _ = evaluation.score(val_set.truth(), results)
         run.log.print(evaluation.table(numbers))
-        run.log.write(done, numbers)
+        run.log.write(done, numbers | evaluation.mean_losses(outputs))
         ap = numbers['AP']
     run.checkpoints.note_ap(done, cluster.from_first(ap))
     run.throughput.restart()

@@ -91,10 +91,10 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     rows = meshes.rows_of_process(batch_size, mesh)
     with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
-        options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update)
-        results = evaluation.detect(predict, batches, labels, **options)
+        outputs = evaluation.detect(predict, batches, rows=rows, gather=cluster.gather, on_batch=bar.update)
     if not cluster.is_first():
         return
+    results = evaluation.to_results(outputs, data, labels)
     numbers, classes = evaluation.score(data.truth(), results)
 
     print(evaluation.table(numbers))
