@@ -152,6 +152,15 @@ def test_a_bad_image_of_a_stream_ends_it_or_stands_in_its_place(saved, tmp_path)
         detector(images)
 
 
+def test_labels_are_the_ids_of_the_data_it_was_trained_on(saved):
+    pretrained, ids = read_detector(saved), {'1': 700_000_123, '2': 41, '3': 5, '0': 0}
+    others = dataclasses.replace(pretrained, about={'category_ids': ids})
+    plain, mapped = Detector(pretrained)(noise(60, 80), 0), Detector(others)(noise(60, 80), 0)
+    assert mapped.labels.tolist() == [ids[str(label)] for label in plain.labels]
+    assert mapped.names == plain.names
+    assert Detector(others).classes == {700_000_123: 'circle', 41: 'square', 5: 'triangle'}
+
+
 def test_detections_can_be_counted_looked_at_and_passed_on(saved):
     detections = Detector.from_pretrained(saved)(noise(60, 80), 0)
     assert len(detections) == TINY['num_det_tokens'] and repr(detections).startswith('<7 detections: ')

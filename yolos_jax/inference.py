@@ -36,8 +36,9 @@ class Detection(NamedTuple):
 class Detections:
     """The n objects detected in an image, best first.
 
-    boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int32 [n]; names:
-    n class names; image: the image as it was given, for drawing; size: its (height, width), upright.
+    boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int64 [n], category
+    ids of the data it was trained on; names: n class names; image: the image as it was given, for
+    drawing; size: its (height, width), upright.
     """
 
     boxes: np.ndarray
@@ -133,7 +134,10 @@ class Detector:
         device = jax.devices()[0] if device is None else device
         model = pretrained.model
         kernel = attention.for_platform(device.platform, model.dtype)
-        self.classes, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
+        self._names, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
+        ids = pretrained.about.get('category_ids', {})
+        self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
+        self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
         self._process = os.getpid()
         self._params = jax.device_put(pretrained.params, device)
@@ -240,8 +244,8 @@ class Detector:
         order = np.argsort(-scores, kind='stable')
         order = order[scores[order] >= threshold]
         boxes = boxes[order] * np.float32([width, height, width, height])
-        labels = labels[order]
-        names = [self.classes.get(int(label), f'class {label}') for label in labels]
+        names = [self._names.get(label, f'class {label}') for label in labels[order].tolist()]
+        labels = np.array([self._ids[label] for label in labels[order].tolist()], np.int64)
         return Detections(boxes, scores[order], labels, names, one.image, one.size)
 
     def _length(self, count: int) -> int:

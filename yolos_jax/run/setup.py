@@ -322,6 +322,8 @@ def make_start(
         raise InputError(
             'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
         )
+    if any(label != number for label, number in train_set.category_ids.items()):
+        about = about | {'category_ids': {str(k): number for k, number in train_set.category_ids.items()}}
     params = jax.device_get(params)  # devices hold the state alone, which may be in parts
     return Pretrained(model, params, classes, size, max_size, about)
 
