@@ -5,12 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from helpers import coco_content
+from helpers import coco_content, tiny_config
 from PIL import Image
 
 from yolos_jax import evaluation
-from yolos_jax.data import compare, loader, records, sources
+from yolos_jax.data import annotations, compare, loader, records, sources
 from yolos_jax.errors import InputError
+from yolos_jax.run import setup
 from yolos_jax.tools import make_shapes
 
 SPLITS = {'train2017': 30, 'val2017': 15}
@@ -148,6 +149,21 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(coco, tmp_path):
         with pytest.raises(InputError, match=r'no split test, but train, val') as error:
             records.read(tmp_path / export.__name__, 'test')
         assert error.value.argument == 'split'
+
+
+def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
+    label_studio(coco, tmp_path)
+    (tmp_path / 'val.json').unlink()
+    (tmp_path / 'train.json').rename(tmp_path / 'result.json')
+    config = tiny_config(data=tmp_path, val_fraction=0.2)
+    train, val = setup.read_data(config, tmp_path / 'run')
+    assert (len(train), len(val)) == (24, 6)
+    written = annotations.read(tmp_path / 'run' / 'val.json')
+    assert written.ids.tolist() == val.ids.tolist()
+    np.testing.assert_allclose(written.boxes, val.truth().boxes)
+    with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
+        setup.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
+    assert error.value.argument == 'val_fraction'
 
 
 def test_a_part_of_the_images_can_validate(coco):

@@ -138,6 +138,8 @@ def choose(split: str, available: Sequence[str], root: Path) -> str:
         for name in names if split in names else ():
             if name in available:
                 return name
+    if len(available) == 1 and split in SYNONYMS[0] and available[0] not in SYNONYMS[1]:
+        return available[0]  # tools that know no splits export one, whatever its name
     if not available:
         raise InputError(
             f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '

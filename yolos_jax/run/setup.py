@@ -148,8 +148,11 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
     try:
         return sources.find(config.data, config[f'{name}_split'])
     except InputError as error:
-        argument = f'{name}_split' if error.argument == 'split' else error.argument
-        raise InputError(str(error), argument) from None
+        if error.argument != 'split':
+            raise
+        if name == 'val':
+            raise InputError(f'{error}; a part of the other images can be it', 'val_fraction') from None
+        raise InputError(str(error), f'{name}_split') from None
 
 
 RANGES = {  # of the numbers of a config: the least and the greatest
