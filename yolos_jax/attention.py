@@ -37,11 +37,16 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision:
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """Plain products: every score in memory at once, softmax in float32."""
+    of_keys = weights(q, k, lengths).astype(v.dtype)
+    return jnp.einsum('bhmn,bnhd->bmhd', of_keys, v, precision=precision(q.dtype))
+
+
+def weights(q: jax.Array, k: jax.Array, lengths: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)), [B, H, M, N] in float32."""
     exact = precision(q.dtype)
     scores = jnp.einsum('bmhd,bnhd->bhmn', q, k, preferred_element_type=jnp.float32, precision=exact)
     scores = jnp.where(_is_real(k, lengths)[:, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum('bhmn,bnhd->bmhd', weights, v, precision=exact)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def fused(

@@ -205,18 +205,28 @@ class Detector:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, image: Picture, keep: bool) -> '_Prepared | InputError':
-        """An image as patches in one of few sequence lengths."""
+    def _read(self, image: Picture, keep: bool) -> 'Prepared | InputError':
         try:
-            array = to_rgbx(image)
+            return self.prepare(image, keep)
         except InputError as error:
             return error
+
+    def prepare(self, image: Picture, keep: bool = False) -> 'Prepared':
+        """An image as patches in one of few sequence lengths; raises InputError as `__call__`.
+
+        keep: the array of its pixels, RGB, and not what was given.
+        """
+        array = to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
         patches = np.zeros((self._length(resized.counts[0]), PATCH_DIM), np.uint8)
         pixels.place(array, resized[0], patches)
         image = pixels.to_rgb(array) if keep else image
-        return _Prepared(image, (height, width), patches, resized.grid[0])
+        return Prepared(image, (height, width), patches, resized.grid[0])
+
+    def outputs(self, batch: dict) -> dict:
+        """What `steps.make_predict_step` gives for a batch of 'patches' and 'grid', as numpy arrays."""
+        return jax.device_get(self._step(self._params, batch))
 
     def _compute(self, prepared: list) -> list:
         """Start to compute; gives (positions, images, outputs) for each batch, and for each error."""
@@ -255,7 +265,9 @@ class Detector:
         return -(-int(count) // step) * step
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """An image as the model takes it."""
+
     image: Picture  # as it was given
     size: tuple[int, int]  # height, width
     patches: np.ndarray | None

@@ -105,7 +105,7 @@ def _fitted(
 ) -> tuple[ImageFont.FreeTypeFont, str]:
     """A font in which a text is no wider than the picture, and the text, cut where it must be."""
     text = ''.join(c if c.isprintable() else ' ' for c in text)
-    while (lettering := _font(font, size)).getlength(text) > width - 8 and size > 9:
+    while (lettering := load_font(font, size)).getlength(text) > width - 8 and size > 9:
         size -= 1
     while lettering.getlength(text) > width - 8 and len(text) > 1:
         text = text.rstrip('\N{HORIZONTAL ELLIPSIS}')[:-1] + '\N{HORIZONTAL ELLIPSIS}'
@@ -122,7 +122,8 @@ def default_font() -> Path:
 
 
 @functools.cache
-def _font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
+def load_font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
+    """A font of a size in pixels, from a file or DejaVu Sans; raises InputError where it cannot be read."""
     file = default_font() if file is None else file
     try:
         return ImageFont.truetype(str(file), size)

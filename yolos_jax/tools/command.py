@@ -1,4 +1,4 @@
-"""The `yolos` command: `yolos train|eval|predict|convert|check|verify|tfds|shapes|quickstart ...`.
+"""The `yolos` command: `yolos train ...`, `yolos eval ...` and so on.
 
 Each is the `main` of a module of `yolos_jax.tools`, imported when it is asked for; the scripts of the
 repository run the same.
@@ -17,6 +17,9 @@ COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'convert': ('convert', 'bring weights from one form to another'),
     'check': ('check_data', 'look at a data set before training on it'),
     'verify': ('verify', 'compare this implementation with the published numbers'),
+    'speed': ('speed', 'measure speed, cost and memory'),
+    'attention': ('attention', 'draw what [DET] tokens look at'),
+    'tokens': ('tokens', 'see what [DET] tokens specialise in'),
     'tfds': ('build_tfds', 'pack a data set into few large files'),
     'shapes': ('make_shapes', 'draw a small data set'),
     'quickstart': ('quickstart', 'train a small detector in minutes, from nothing'),

@@ -1,0 +1,153 @@
+"""Speed and size of a detector, as the paper measures them.
+
+    yolos speed --weights=PATH --data=FOLDER --output=DIR [--images=100]
+
+Over the first images of the validation split, one at a time: multiply-adds, images per second, parameters,
+and memory. Prints a table, and writes speed.json.
+"""
+
+import argparse
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from yolos_jax import Detector, files, weights
+from yolos_jax.data import records
+from yolos_jax.model import Yolos
+from yolos_jax.patches import PATCH_DIM
+from yolos_jax.run import cli
+
+PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which shorter side
+    (192, 12): (18.8, 512),
+    (384, 12): (194, 800),
+    (330, 14): (172, 784),
+    (768, 12): (538, 800),
+}
+METHOD = (
+    'GFLOPs are multiply-adds of the patch projection, dense layers and attention products of the model as '
+    'published, on the grid of each image by itself. Images per second: batch of one, warm, median with the '
+    '10th and 90th percentile; of the model alone (patches to boxes on the host), and from file to boxes.'
+)
+
+
+def macs(model: Yolos, grid: Sequence[int]) -> int:
+    """Multiply-adds for one image of (rows, columns) patches, of the model as published.
+
+    Those of the patch projection, the dense layers, and q k^T and weights v, as the paper counts them.
+    """
+    N, Q = int(grid[0]) * int(grid[1]), model.num_det_tokens
+    S = 1 + N + Q
+    return N * PATCH_DIM * model.width + model.depth * _block(model, S, S) + _heads(model)
+
+
+def computed_macs(model: Yolos, length: int) -> int:
+    """Multiply-adds that this implementation does for one image in a sequence of `length` patches.
+
+    Padding counts, and of the last block only the [DET] tokens' rows are computed.
+    """
+    Q = model.num_det_tokens
+    S = 1 + length + Q
+    blocks = (model.depth - 1) * _block(model, S, S) + _block(model, Q, S)
+    return length * PATCH_DIM * model.width + blocks + _heads(model)
+
+
+def _block(model: Yolos, queries: int, keys: int) -> int:
+    """A block whose attention goes from so many tokens to so many."""
+    D = model.width
+    projections = queries * D * D + keys * 2 * D * D + queries * D * D
+    return projections + 2 * queries * keys * D + queries * 2 * 4 * D * D
+
+
+def _heads(model: Yolos) -> int:
+    D = model.width
+    return model.num_det_tokens * (4 * D * D + D * (model.num_classes + 1 + 4))
+
+
+def measure(detector: Detector, pretrained: weights.Pretrained, paths: Sequence[str]) -> dict:
+    """What there is to say about a detector on some image files, as plain numbers."""
+    model, sizes = pretrained.model, []
+    inputs = []
+    for path in paths:
+        prepared = detector.prepare(path)
+        inputs.append({'patches': prepared.patches[None], 'grid': prepared.grid[None]})
+        sizes.append(prepared.grid)
+    lengths = [x['patches'].shape[1] for x in inputs]
+    for length in set(lengths):  # compile
+        detector.outputs(inputs[lengths.index(length)])
+    stats = jax.local_devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        'images': len(paths),
+        'parameters': sum(x.size for x in jax.tree.leaves(pretrained.params)),
+        'bytes': sum(x.nbytes for x in jax.tree.leaves(pretrained.params)),
+        'gflops': float(np.mean([macs(model, grid) for grid in sizes])) / 1e9,
+        'gflops_computed': float(np.mean([computed_macs(model, length) for length in lengths])) / 1e9,
+        'fps': _rates(detector.outputs, inputs),
+        'fps_from_file': _rates(detector, paths),
+        'peak_memory_gb': stats.get('peak_bytes_in_use', resident) / 1e9,
+        'peak_memory_of': 'the device' if stats else 'the process',
+        'device': jax.devices()[0].device_kind,
+        'cpus': os.cpu_count(),
+    }
+
+
+def _rates(run: Callable, inputs: Iterable) -> dict[str, float]:
+    """Images per second: median, 10th and 90th percentile."""
+    seconds = []
+    for x in inputs:
+        clock = time.perf_counter()
+        run(x)
+        seconds.append(time.perf_counter() - clock)
+    low, middle, high = np.percentile(1 / np.array(seconds), (10, 50, 90))
+    return {'median': float(middle), 'p10': float(low), 'p90': float(high)}
+
+
+def table(numbers: dict, model: Yolos, size: int) -> str:
+    """The numbers as text."""
+    paper = PUBLISHED.get((model.width, model.depth))
+    beside = f'   (paper, at {paper[1]}: {paper[0]})' if paper else ''
+    rate = lambda x: f'{x["median"]:.2f}   ({x["p10"]:.2f} to {x["p90"]:.2f})'
+    rows = [
+        ('images', f'{numbers["images"]}, shorter side {size}'),
+        ('parameters', f'{numbers["parameters"]:,}, {numbers["bytes"] / 1e6:.1f} MB'),
+        ('GFLOPs', f'{numbers["gflops"]:.1f}{beside}'),
+        ('  as 2 x', f'{2 * numbers["gflops"]:.1f}'),
+        (
+            '  computed here',
+            f'{numbers["gflops_computed"]:.1f}, with padding, the last block for [DET] tokens alone',
+        ),
+        ('images/s, model', rate(numbers['fps'])),
+        ('images/s, from file', rate(numbers['fps_from_file'])),
+        ('peak memory', f'{numbers["peak_memory_gb"]:.2f} GB of {numbers["peak_memory_of"]}'),
+        ('device', f'{numbers["device"]}, {numbers["cpus"]} CPUs'),
+    ]
+    return '\n'.join(f'{name:<20} {value}' for name, value in rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--data', required=True, help='a data folder')
+    parser.add_argument('--split', default='val2017', help='the split (val2017)')
+    parser.add_argument('--output', required=True, type=Path, help='a folder for speed.json')
+    parser.add_argument('--images', type=int, default=100, help='how many, the first (100)')
+    args = parser.parse_args(arguments)
+    data = records.read(args.data, args.split)
+    with weights.open(args.weights) as source:
+        pretrained = source.detector(log=print)
+    detector = Detector(pretrained, batch_size=1)
+    numbers = measure(detector, pretrained, [data.name(i) for i in range(min(args.images, len(data)))])
+    args.output.mkdir(parents=True, exist_ok=True)
+    files.write_json(args.output / 'speed.json', numbers | {'size': pretrained.size, 'method': METHOD})
+    print(table(numbers, pretrained.model, pretrained.size))
+    print(METHOD)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,166 @@
+"""What [DET] tokens specialise in: places, sizes, or classes.
+
+    yolos tokens --weights=PATH --data=FOLDER --output=DIR
+
+Over a validation split: boxes.png has, for some tokens, the centre of the box that each predicts in every
+image, blue for small, green for medium and red for large ones; classes.png the classes that tokens predict
+beside those of the objects; tokens.json the paper's two correlations.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from yolos_jax import attention, files, weights
+from yolos_jax.data import loader, records
+from yolos_jax.model import Yolos
+from yolos_jax.run import cli
+
+SHOWN = 10  # tokens in boxes.png, as in the paper's figure 4
+SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's
+METHOD = (
+    "rho is Pearson's, over all pairs of tokens in every image: of the cosine similarity of the two learned "
+    'token embeddings with the distance of the centres of the two predicted boxes (Euclidean, in 0..1), and '
+    'with the cosine similarity of the two predicted class logits. "images averaged first": the same after '
+    'the mean over images of the distance, or similarity, of each pair.'
+)
+
+
+def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = False) -> float:
+    """Pearson's rho of tokens' cosine similarity and the distance of what they predict.
+
+    Args:
+        tokens: [Q, D], the learned embeddings. centres: [I, Q, 2], of the boxes they predict in I images.
+        average_images: over pairs, of the mean distance over images; else over all pairs in all images.
+    """
+    return _pearson(cosine(tokens), (distances(x) for x in centres), average_images)
+
+
+def class_correlation(tokens: np.ndarray, logits: np.ndarray, average_images: bool = False) -> float:
+    """As `correlation`, with the cosine similarity of class logits [I, Q, C + 1] and not a distance."""
+    return _pearson(cosine(tokens), (cosine(x) for x in logits), average_images)
+
+
+def cosine(x: np.ndarray) -> np.ndarray:
+    """Cosine similarity of each pair of rows of [Q, D], [Q (Q - 1) / 2]."""
+    x = np.asarray(x, np.float64)
+    x = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return (x @ x.T)[np.triu_indices(len(x), 1)]
+
+
+def distances(x: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each pair of rows of [Q, 2], [Q (Q - 1) / 2]."""
+    x = np.asarray(x, np.float64)
+    first, second = np.triu_indices(len(x), 1)
+    return np.linalg.norm(x[first] - x[second], axis=-1)
+
+
+def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) -> float:
+    """rho of a vector with the vectors of images, which are not in memory together."""
+    count, mean, squares, products = 0, np.zeros_like(similarity), 0.0, 0.0
+    centred = similarity - similarity.mean()
+    for values in of_images:
+        count, mean = count + 1, mean + values
+        squares, products = squares + values @ values, products + centred @ values
+    mean /= max(count, 1)
+    if average_images:
+        squares, products, count = mean @ mean, centred @ mean, 1
+    n = count * len(similarity)
+    variance = squares / n - mean.mean() ** 2
+    return float(products / n / np.sqrt(variance * (centred @ centred) / len(similarity)))
+
+
+def predictions(model: Yolos, params: dict, batches: loader.EvalBatches) -> dict[str, np.ndarray]:
+    """What all tokens predict in I images.
+
+    'pred_logits' [I, Q, C + 1], 'pred_boxes' [I, Q, 4] cxcywh in 0..1, and 'index' [I], the records.
+    """
+    kernel = attention.for_platform(jax.devices()[0].platform, model.dtype)
+    apply, parts = jax.jit(model.clone(attention_kernel=kernel).apply), []
+    for _, batch, indices in tqdm(
+        loader.load(batches, range(len(batches))), total=len(batches), unit='batch'
+    ):
+        outputs = jax.device_get(apply({'params': params}, batch['patches'], batch['grid']))
+        kept = indices >= 0
+        parts.append({name: x[kept] for name, x in outputs.items()} | {'index': indices[kept]})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
+    """boxes [I, Q, 4] cxcywh in 0..1 of images of sizes [I, 2] (height, width), of the first tokens."""
+    plt = _pyplot()
+    count = min(SHOWN, boxes.shape[1])
+    figure, axes = plt.subplots(2, -(-count // 2), figsize=(13, 5.6), layout='constrained', squeeze=False)
+    areas = boxes[..., 2] * boxes[..., 3] * sizes.prod(axis=1)[:, None]
+    colours = np.where(areas < SMALL, 'tab:blue', np.where(areas < LARGE, 'tab:green', 'tab:red'))
+    for token, ax in enumerate(axes.flat):
+        ax.set_axis_off()
+        if token < count:
+            ax.set_axis_on()
+            ax.scatter(boxes[:, token, 0], boxes[:, token, 1], s=4, c=colours[:, token])
+            ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], title=f'token {token}', aspect='equal')
+    figure.suptitle('centres of predicted boxes: blue small, green medium, red large')
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: Sequence[str]) -> None:
+    """How often each class is predicted by any token, and by objects; both [C], as shares."""
+    plt = _pyplot()
+    figure, ax = plt.subplots(figsize=(max(6, len(names) / 5), 4), layout='constrained')
+    place = np.arange(len(names))
+    ax.bar(place - 0.2, predicted / max(predicted.sum(), 1), 0.4, label='predicted')
+    ax.bar(place + 0.2, actual / max(actual.sum(), 1), 0.4, label='objects')
+    ax.set_xticks(place, names, rotation=90 if len(names) > 8 else 0, fontsize=8)
+    ax.set_ylabel('share')
+    ax.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _pyplot() -> object:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and examine."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--data', required=True, help='a data folder')
+    parser.add_argument('--split', default='val2017', help='the split (val2017)')
+    parser.add_argument('--output', required=True, type=Path, help='a folder')
+    args = parser.parse_args(arguments)
+    data = records.read(args.data, args.split)
+    with weights.open(args.weights) as source:
+        pretrained = source.detector(log=print)
+    model, size = pretrained.model, {'size': pretrained.size, 'max_size': pretrained.max_size}
+    outputs = predictions(model, pretrained.params, loader.EvalBatches(data, batch_size=1, **size))
+    tokens, boxes = np.asarray(pretrained.params['backbone']['det_token'])[0], outputs['pred_boxes']
+    numbers = {'images': len(boxes), 'tokens': len(tokens), 'method': METHOD}
+    for key, average in (('', False), (', images averaged first', True)):
+        numbers[f'rho with distance{key}'] = correlation(tokens, boxes[..., :2], average)
+        numbers[f'rho with classes{key}'] = class_correlation(tokens, outputs['pred_logits'], average)
+    args.output.mkdir(parents=True, exist_ok=True)
+    sizes = np.stack([data.heights, data.widths], axis=1)[outputs['index']]
+    draw_boxes(args.output / 'boxes.png', boxes, sizes)
+    labels = sorted(pretrained.classes)
+    predicted = np.bincount(outputs['pred_logits'][..., :-1].argmax(-1).ravel(), minlength=max(labels) + 1)
+    actual = np.bincount(data.labels, minlength=max(labels) + 1)
+    names = [pretrained.classes[label] for label in labels]
+    draw_classes(args.output / 'classes.png', predicted[labels], actual[labels], names)
+    files.write_json(args.output / 'tokens.json', numbers)
+    for name, value in numbers.items():
+        print(f'{name}: {value:.3f}' if isinstance(value, float) else f'{name}: {value}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
