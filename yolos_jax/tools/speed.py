@@ -29,9 +29,9 @@ PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which short
     (768, 12): (538, 800),
 }
 METHOD = (
-    'GFLOPs are multiply-adds of the patch projection, dense layers and attention products of the model as '
-    'published, on the grid of each image by itself. Images per second: batch of one, warm, median with the '
-    '10th and 90th percentile; of the model alone (patches to boxes on the host), and from file to boxes.'
+    'GFLOPs are multiply-adds of patch projection, dense layers and attention products of the model as '
+    'published, on the grid of each image by itself. Images per second: one by one, warm, median with the '
+    '10th and 90th percentile; of the model alone (patches to boxes on the host) and from file to boxes.'
 )
 
 

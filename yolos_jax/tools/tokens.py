@@ -23,9 +23,9 @@ from yolos_jax.run import cli
 SHOWN = 10  # tokens in boxes.png, as in the paper's figure 4
 SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's
 METHOD = (
-    "rho is Pearson's, over all pairs of tokens in every image: of the cosine similarity of the two learned "
-    'token embeddings with the distance of the centres of the two predicted boxes (Euclidean, in 0..1), and '
-    'with the cosine similarity of the two predicted class logits. "images averaged first": the same after '
+    "rho is Pearson's, over all pairs of tokens in every image: of the cosine similarity of two learned "
+    'token embeddings with the distance of the centres of the predicted boxes (Euclidean, in 0..1), and '
+    'with the cosine similarity of the predicted class logits. "images averaged first": the same after '
     'the mean over images of the distance, or similarity, of each pair.'
 )
 
