@@ -1,6 +1,7 @@
 """Failure trials at random moments: kills, stops, exceptions, full disks. SCALE=0.1 takes a tenth."""
 
 import itertools
+import math
 import os
 import random
 import shutil
@@ -29,7 +30,7 @@ FLAGS = (
 
 def count(full):
     """How many trials of so many, of this part."""
-    return max(round(full * SCALE / PARTS), 1)
+    return max(math.ceil(full * SCALE / PARTS), 1)
 
 
 def start(folder, data, **options):
