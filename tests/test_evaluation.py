@@ -6,14 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import TINY
+from helpers import TINY, coco_content, write_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import evaluation, losses, steps
 from yolos_jax.data import annotations, loader, records
+from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
+from yolos_jax.weights.pretrained import Pretrained
 
 
 def noisy_truth(path, seed=0):
@@ -123,3 +125,20 @@ def test_objects_are_relabelled_and_left_out_as_a_detector_knows_them(coco_folde
         kept = labels != 2
         np.testing.assert_array_equal(new_boxes, boxes[kept])
         assert new_labels.tolist() == [{1: 7, 3: 0}[x] for x in labels[kept].tolist()]
+
+
+def known(classes):
+    """A detector with these classes."""
+    return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96)
+
+
+def test_classes_that_are_numbered_differently_are_matched_by_name_and_that_is_said(tmp_path):
+    data = records.read(write_coco(tmp_path, coco_content()), 'val')  # 2 cat, 5 dog
+    same, notes = evaluation.category_ids(known({2: 'cat', 5: 'dog', 7: 'bird'}), data)
+    assert same == {label: label for label in range(8)} and notes == []
+    labels, (note,) = evaluation.category_ids(known({0: 'Dog', 1: 'cat', 3: 'bird'}), data)
+    assert labels == {0: 5, 1: 2} and 'matched by name' in note
+    labels, notes = evaluation.category_ids(known({2: 'cat', 5: 'bird'}), data)
+    assert labels == {2: 2} and 'cannot be detected: dog' in ' '.join(notes)
+    with pytest.raises(InputError, match='none of its classes .cat, dog. is one of those .* .bird.'):
+        evaluation.category_ids(known({2: 'bird'}), data)

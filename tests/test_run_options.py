@@ -69,6 +69,16 @@ def test_a_stopped_run_with_a_moving_average_ends_as_an_unbroken_one(averaged, c
     assert result(tmp_path)[1:] == result(averaged)[1:]
 
 
+def test_a_sharded_average_is_that_of_one_device(coco_folder, tmp_path):
+    averages = []
+    for devices, shards in ((1, False), (8, True)):
+        config = tiny_config(data=coco_folder, epochs=1, batch_size=8, ema=0.9, shard_params=shards)
+        folder = tmp_path / str(devices)
+        train(config, folder, mesh=meshes.make_mesh(jax.devices()[:devices]))
+        averages.append(read_detector(folder).params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *averages)
+
+
 def test_the_average_of_a_step_counts_the_first_steps_less():
     from helpers import TINY, make_targets
 

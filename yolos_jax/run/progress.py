@@ -107,16 +107,21 @@ class Log:
             self._failed = True
         shown = {k: f'{metrics[k]:.4g}' for k in ('loss', 'images_per_s', 'AP', 'AP50') if k in metrics}
         self._bar.set_postfix(shown, refresh=False)
-        if self._bar.disable and shown:
-            self.print(f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items()))
+        if shown:
+            text = f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items())
+            self.print(text) if self._bar.disable else self._keep(text)
 
     def print(self, text: str) -> None:
         """A line on the terminal, above the bar, and in log.txt."""
         if self._speaks:
             tqdm.write(text)
             sys.stdout.flush()
-            with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
-                file.write(f'{text}\n')
+            self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        """A line in log.txt."""
+        with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
+            file.write(f'{text}\n')
 
     def close(self) -> None:
         """Flush and close everything."""

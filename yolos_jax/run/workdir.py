@@ -23,6 +23,7 @@ FREE = {
     'val_json',
     'val_images',
     'log_every',
+    'patience',
     'save_every',
     'eval_every',
     'spike_factor',
