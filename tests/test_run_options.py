@@ -165,7 +165,7 @@ def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
 def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys):
     launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
     launch(tiny_config(data=coco_folder, epochs=2), tmp_path)
-    assert '2 epochs instead of 1: the rate goes on' in capsys.readouterr().out
+    assert '2 epochs instead of 1: from here on the learning rate' in capsys.readouterr().out
     assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
     with pytest.raises(InputError, match='epochs: 2 then, 1 now'):
         launch(tiny_config(data=coco_folder, epochs=1), tmp_path)

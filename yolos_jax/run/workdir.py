@@ -122,7 +122,7 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
         )
     before, now = saved['epochs'], current['epochs']
     return (
-        [f'{now} epochs instead of {before}: the rate goes on where the cosine of {now} epochs is by now']
+        [f'{now} epochs instead of {before}: from here on the learning rate is that of {now} epochs']
         if now > before
         else []
     )

@@ -22,7 +22,7 @@ COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'tokens': ('tokens', 'see what [DET] tokens specialise in'),
     'tfds': ('build_tfds', 'pack a data set into few large files'),
     'shapes': ('make_shapes', 'draw a small data set'),
-    'quickstart': ('quickstart', 'train a small detector in minutes, from nothing'),
+    'quickstart': ('quickstart', 'train a small detector from scratch, in minutes'),
 }
 
 

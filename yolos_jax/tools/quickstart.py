@@ -1,4 +1,4 @@
-"""Train a small detector from nothing, and look at its detections.
+"""Train a small detector from scratch, and look at its detections.
 
     yolos quickstart [FOLDER]
 
