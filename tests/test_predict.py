@@ -116,6 +116,19 @@ def test_other_settings_are_not_mixed_with_what_is_there(saved, photographs, tmp
     assert {len(entry['detections']) for entry in content} == {1}
 
 
+def test_predictions_of_other_weights_at_the_same_path_are_not_mixed(saved, photographs, tmp_path):
+    out, folder = tmp_path / 'out', tmp_path / 'weights'
+    shutil.copytree(saved, folder)
+    run(folder, out, photographs)
+    run(saved, out, photographs)  # the same weights elsewhere
+    shutil.rmtree(folder)
+    yolos = Yolos(**TINY, num_classes=4)
+    trained = weights.Pretrained(yolos, init_params(yolos, jax.random.key(1)), CLASSES, 64, 128)
+    checkpoint.write(trained, folder)
+    with pytest.raises(InputError, match=r'other settings .weights.'):
+        run(folder, out, photographs)
+
+
 @pytest.mark.parametrize('count', [400, pytest.param(10_000, marks=pytest.mark.trials)])
 def test_a_killed_prediction_is_completed_with_every_image_once(count, saved, coco_folder, tmp_path):
     """One is corrupt; memory does not grow with the number of images."""

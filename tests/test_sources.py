@@ -164,6 +164,8 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
         setup.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
     assert error.value.argument == 'val_fraction'
+    setup.read_data(tiny_config(data=coco), tmp_path / 'other')
+    assert not (tmp_path / 'other' / 'val.json').exists()  # its own file describes it
 
 
 def test_a_part_of_the_images_can_validate(coco):

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import io
 import itertools
 import os
@@ -139,6 +140,8 @@ class Detector:
         self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
+        head = jax.tree.leaves(pretrained.params['class_embed'])  # which every training changes
+        self.fingerprint = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in head)).hexdigest()
         self._process = os.getpid()
         self._params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model.clone(attention_kernel=kernel))

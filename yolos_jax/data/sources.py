@@ -112,7 +112,13 @@ def find(root: str | Path, split: str) -> Source:
 
 def of_json(file: Path, places: Sequence[Path]) -> Source:
     """The source of a COCO file whose images are in one of some folders."""
-    return Source(file, lambda names: locate(names, places, file), lambda: annotations.read(file), file)
+    return Source(
+        file,
+        lambda names: locate(names, places, file),
+        lambda: annotations.read(file),
+        stamped=file,
+        truth=file,
+    )
 
 
 def coco_files(root: Path) -> dict[str, Path]:

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> int:
     """Detect in every file and write; returns how many could not be read."""
     settings = {
-        'weights': args.weights, 'step': args.step, 'threshold': args.threshold, 'classes': args.classes,
+        'weights': detector.fingerprint, 'threshold': args.threshold, 'classes': args.classes,
         'max_detections': args.max_detections, 'pictures': not args.no_pictures, 'nms': args.nms,
     }  # fmt: skip
     predictions = Predictions(args.output, settings, overwrite=args.overwrite)
