@@ -66,7 +66,7 @@ def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
     ):
         assert re.search(line, val), line
     page = (tmp_path / 'report.html').read_text()
-    pictures = len(re.findall('<img src="data:image/jpeg;base64,', page))
+    pictures = len(re.findall('<img [^>]*src="data:image/jpeg;base64,', page))
     assert pictures > 16, pictures
     assert 'Boxes that leave the image' in page and 'A batch as the model sees it' in page
 

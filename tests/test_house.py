@@ -16,7 +16,7 @@ FLOORS = [
     {'errors', 'files', 'patches'},
     {'data', 'spmd', 'attention', 'posembed', 'boxes', 'matcher', 'losses', 'optim', 'model', 'steps'},
     {'weights'},
-    {'inference', 'evaluation', 'visualize'},
+    {'analysis', 'inference', 'evaluation', 'visualize'},
     {'run'},
     {'tools'},
 ]

@@ -56,7 +56,9 @@ def test_a_run_leaves_metrics_curves_and_checkpoints(unbroken):
     losses = [line['epoch_loss'] for line in lines if 'epoch_loss' in line]
     assert losses[2] < 0.95 * losses[0]  # it learns
     assert (unbroken / 'curves.png').stat().st_size > 10_000
-    assert list(unbroken.glob('events.out.tfevents.*'))
+    board = b''.join(path.read_bytes() for path in unbroken.glob('events.out.tfevents.*'))
+    for tag in (b'val_loss', b'learning_rate', b'grad_norm', b'validation/7', b'_hparams_/session_start'):
+        assert tag in board
     pretrained = read_detector(unbroken)
     assert pretrained.classes == {1: 'circle', 2: 'square', 3: 'triangle'} and pretrained.size == 112
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from yolos_jax.data import loader, pixels
+from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 
 LONGEST = 4096  # pixels of a side that enlarging may lead to: JPEG and memory have bounds
@@ -55,6 +57,25 @@ def draw(
         ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else 'white'
         pen.text((corner + [3, 2]).tolist(), text, ink, lettering, anchor='la')
     return np.asarray(picture)
+
+
+def first_images(
+    outputs: dict, records: Records, classes: dict[int, str], count: int = 8, threshold: float = 0.5
+) -> list[np.ndarray]:
+    """Pictures of the first images of a split with what was detected in them.
+
+    outputs: as `evaluation.detect` gives them; classes: {label: name}.
+    """
+    pictures = []
+    for row, index in enumerate(outputs['index'][:count].tolist()):
+        image = pixels.to_rgb(loader.read_image(records, index))
+        scores, labels = outputs['scores'][row], outputs['labels'][row]
+        shown = scores >= threshold
+        boxes = outputs['boxes'][row][shown] * np.tile(image.shape[1::-1], 2)
+        names = [classes.get(label, f'class {label}') for label in labels[shown].tolist()]
+        captions = [f'{name} {score:.2f}' for name, score in zip(names, scores[shown], strict=True)]
+        pictures.append(draw(image, boxes, labels[shown], captions))
+    return pictures
 
 
 def without_duplicates(boxes: np.ndarray, labels: np.ndarray, iou: float = DUPLICATE) -> np.ndarray:
@@ -137,27 +158,27 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 
 def curves(workdir: str | Path) -> None:
-    """Draw workdir/curves.png from workdir/metrics.jsonl: loss, its parts, and AP."""
+    """Draw workdir/curves.png from workdir/metrics.jsonl: losses and AP, each on a scale of its own."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
     lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for axes, names in (
-        (left, ('loss', 'loss_ce', 'loss_bbox', 'loss_giou')),
-        (right, ('AP', 'AP50', 'AP75')),
-    ):
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.5), layout='constrained')
+    losses = 'loss', 'val_loss', 'loss_ce', 'loss_bbox', 'loss_giou'
+    for axes, names in zip(panels, (losses, ('AP',), ('AP50', 'AP75')), strict=True):
         for name in names:
             points = [(line['step'], line[name]) for line in lines if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name)
+                steps, values = zip(*points, strict=True)
+                axes.plot(steps, values, '.-' if 'AP' in name else '-', label=f'{name} {values[-1]:.3f}')
         axes.set_xlabel('step')
-        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+        axes.minorticks_on()
+        axes.grid(alpha=0.4)
+        axes.grid(which='minor', alpha=0.15)
         if axes.lines:
-            axes.legend()
-    left.set_ylim(bottom=0)
-    right.set_ylim(0, 1)
+            axes.legend(title='last value')
     figure.savefig(Path(workdir) / 'curves.png', dpi=120)
     plt.close(figure)

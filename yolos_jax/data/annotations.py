@@ -147,6 +147,31 @@ def of_images(a: Annotations, ids: np.ndarray) -> Annotations:
     return dataclasses.replace(a, **columns)
 
 
+def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
+    """Any field of the images or annotations of a COCO file, in its order.
+
+    path: a file that `read` takes; kind: 'images' or 'annotations'.
+
+    Returns:
+        The image ids of all of them, and the values, None where it is not given.
+
+    Raises:
+        InputError: the file cannot be read, or none of them has the field.
+    """
+    owner = 'id' if kind == 'images' else 'image_id'
+    columns = [('owner', Whole), ('value', Any, None)]
+    row = msgspec.defstruct('Row', columns, rename={'owner': owner, 'value': field})
+    file = msgspec.defstruct('File', [(kind, list[row])])
+    try:
+        data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+        rows = getattr(msgspec.json.decode(data, type=file, strict=False), kind)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path}: {kind}.{field} cannot be read ({error})') from None
+    if all(x.value is None for x in rows):
+        raise InputError(f'{path}: none of its {kind} has a field {field}', 'by')
+    return [x.owner for x in rows], [x.value for x in rows]
+
+
 def read_classes(path: str | Path) -> dict[int, str]:
     """The classes {id: name} of a COCO annotation file; raises InputError as `read`."""
     classes = dict(read(path).categories)

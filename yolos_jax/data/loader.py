@@ -9,7 +9,7 @@ import concurrent.futures
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +89,10 @@ class TrainBatches:
         candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
         return Rows(candidates, drawn, int(lengths[i]), required=True)
 
+    def image(self, index: int) -> np.ndarray:
+        """The pixels of a record (`read_image`)."""
+        return read_image(self.records, index)
+
     def waste(self) -> tuple[list[int], float]:
         """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
         drawn, indices, lengths = self.plan(0)
@@ -99,10 +103,17 @@ class EvalBatches:
     """Every record once, at evaluation size; rows without an image fill up the last batch."""
 
     def __init__(
-        self, records: Records, *, size: int, max_size: int, batch_size: int, max_targets: int = 0
+        self,
+        records: Records,
+        *,
+        size: int,
+        max_size: int,
+        batch_size: int,
+        max_targets: int = 0,
+        alter: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ) -> None:
-        """max_targets: of an image, for its losses."""
-        self.max_targets = max_targets
+        """max_targets: of an image, for its losses. alter: an RGB image and its id to another image."""
+        self.max_targets, self._alter = max_targets, alter
         truth = records.source.truth
         if truth and not truth.is_file():
             raise InputError(f'{truth}: not there; evaluation is by the official annotation file')
@@ -114,6 +125,13 @@ class EvalBatches:
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def image(self, index: int) -> np.ndarray:
+        """The pixels of a record (`read_image`), altered."""
+        image = read_image(self.records, index)
+        if self._alter:
+            image = pixels.to_rgbx(self._alter(pixels.to_rgb(image), int(self.records.ids[index])))
+        return image
 
     def rows(self, step: int) -> Rows:
         """What is loaded for a step. The row of a bad image stays empty."""
@@ -217,9 +235,8 @@ def fill_row(source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict
     """Fill a row of a batch with the first of the records that can be read; returns which, or -1."""
     records = source.records
     for index in candidates[candidates >= 0]:
-        size = records.heights[index], records.widths[index]
         try:
-            image = pixels.decode_sized(records.read(index), records.name(index), *size)
+            image = source.image(index)
         except InputError as error:
             source.bad.note(index, error)
             continue
@@ -228,6 +245,12 @@ def fill_row(source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict
         _fill_targets(records, index, drawn[index], row)
         return index
     return -1
+
+
+def read_image(records: Records, index: int) -> np.ndarray:
+    """The pixels of a record, RGBX, as its boxes lie on them; raises InputError where it cannot be read."""
+    size = records.heights[index], records.widths[index]
+    return pixels.decode_sized(records.read(index), records.name(index), *size)
 
 
 def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:

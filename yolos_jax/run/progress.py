@@ -9,11 +9,12 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from yolos_jax import files
@@ -110,6 +111,22 @@ class Log:
         if shown:
             text = f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items())
             self.print(text) if self._bar.disable else self._keep(text)
+
+    def config(self, config: dict[str, Any]) -> None:
+        """The values of a config, as TensorBoard's hyper-parameters."""
+        from tensorboardX.summary import hparams
+
+        plain = {k: x if isinstance(x, bool | int | float | str) else str(x) for k, x in config.items()}
+        experiment, session, _ = hparams(plain, {'AP': None})
+        with contextlib.suppress(OSError):  # as for the metrics
+            for summary in (experiment, session):
+                self._board.file_writer.add_summary(summary)
+
+    def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
+        """Pictures, uint8 [height, width, 3], in TensorBoard."""
+        with contextlib.suppress(OSError):  # as for the metrics
+            for i, image in enumerate(images):
+                self._board.add_image(f'validation/{i}', image, step, dataformats='HWC')
 
     def print(self, text: str) -> None:
         """A line on the terminal, above the bar, and in log.txt."""

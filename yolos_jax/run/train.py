@@ -215,6 +215,7 @@ def resume(
     log = Log(folder, first, setup.total, **options)
     if cluster.is_first():
         files.write_json(folder / 'config.json', about['config'])
+        log.config(about['config'])
     # version 0.1 called the means a tally
     means = Means(meta.get('means') or meta.get('tally'), spike_factor=setup.config.spike_factor)
     goodput = Goodput(meta.get('goodput'), steps_lost=max(log.last_step - first, 0))
@@ -285,6 +286,7 @@ def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> Non
         numbers, _ = evaluation.score(val_set.truth(), results)
         run.log.print(evaluation.table(numbers))
         run.log.write(done, numbers | evaluation.mean_losses(outputs))
+        run.log.pictures(done, visualize.first_images(outputs, val_set, setup.start.classes))
         ap = numbers['AP']
     run.checkpoints.note_ap(done, cluster.from_first(ap))
     run.throughput.restart()

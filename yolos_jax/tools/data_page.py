@@ -1,30 +1,19 @@
 """What `check_data` reports as one HTML file, with pictures."""
 
-import base64
 import dataclasses
-import html
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from yolos_jax import files, visualize
 from yolos_jax.data import annotations, loader, pixels, records
 from yolos_jax.data.annotations import Annotations, Problem
 from yolos_jax.errors import InputError
 from yolos_jax.patches import unpatchify
+from yolos_jax.tools import page
 
 SHOWN = 8  # pictures of a kind
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em }
-table { border-collapse: collapse; display: inline-table; vertical-align: top; margin: 0 2em 1em 0 }
-caption { text-align: left; font-weight: 600 } td { padding: 1px 1em 1px 0; border-bottom: 1px solid #ddd }
-.stops { color: #b00 } figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top }
-figcaption { font-size: 12px; max-width: 360px; overflow-wrap: anywhere }
-img { max-width: 360px; max-height: 360px }
-"""
+SIDE = 480  # of a picture, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +37,21 @@ class Findings:
 def write(path: str | Path, all_findings: list[Findings]) -> None:
     """Write the report of a list of `Findings` to `path`."""
     body = ''.join(_section(findings) for findings in all_findings)
-    page = f'<!doctype html><meta charset="utf-8"><title>Data check</title><style>{STYLE}</style>{body}'
     with files.replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.document('Data check', body))
 
 
 def _section(findings: Findings) -> str:
-    parts = [f'<h1>{html.escape(findings.split)}</h1>']
+    parts = [page.heading(findings.split, 1)]
     for problem in findings.problems:
-        kind, word = ('stops', 'Stops a run') if problem.stops else ('note', 'Note')
-        parts.append(f'<p class="{kind}">{word}: {html.escape(str(problem))}</p>')
-    for title, rows in findings.tables:
-        cells = ''.join(f'<tr><td>{html.escape(a)}<td>{html.escape(b)}' for a, b in rows)
-        parts.append(f'<table><caption>{html.escape(title)}</caption>{cells}</table>')
+        word = 'Stops a run' if problem.stops else 'Note'
+        parts.append(page.text(f'{word}: {problem}', 'stops' if problem.stops else ''))
+    parts.append(page.row(*(page.table(rows, caption=title) for title, rows in findings.tables)))
     if findings.batches:
-        parts.append('<h2>A batch as the model sees it</h2>' + _batch(findings.batches))
+        parts.append(page.heading('A batch as the model sees it') + _batch(findings.batches))
     if findings.records:
         for title, images in worst(findings).items():
-            parts.append(f'<h2>{html.escape(title)}</h2>' + ''.join(_stored(findings, i) for i in images))
+            parts.append(page.heading(title) + ''.join(_stored(findings, i) for i in images))
     return ''.join(parts)
 
 
@@ -98,14 +84,14 @@ def _stored(findings: Findings, i: int) -> str:
         upright = pixels.size(data, name) != (a.heights[i], a.widths[i])
         image = pixels.to_rgb(pixels.decode(data, name, upright))
     except InputError as error:
-        return f'<p>{html.escape(str(error))}</p>'
+        return page.text(str(error))
     rows = np.flatnonzero(a.owners == a.ids[i])
     boxes = a.boxes[rows].copy()
     boxes[:, 2:] = np.maximum(boxes[:, 2:], 0) + boxes[:, :2]
     names = dict(a.categories)
     captions = [names[a.labels[k]] + (' (crowd)' if a.crowd[k] else '') for k in rows]
     caption = f'{a.files[i]} (id {a.ids[i]}), {image.shape[1]} x {image.shape[0]}, {len(rows)} annotations'
-    return _figure(visualize.draw(image, boxes, a.labels[rows], captions), caption)
+    return page.figure(visualize.draw(image, boxes, a.labels[rows], captions), caption, SIDE)
 
 
 def _batch(batches: loader.TrainBatches) -> str:
@@ -113,7 +99,7 @@ def _batch(batches: loader.TrainBatches) -> str:
     try:
         ((_, batch, indices),) = loader.load(batches, [0])
     except InputError as error:
-        return f'<p>{html.escape(str(error))}</p>'
+        return page.text(str(error))
     figures = []
     for row, index in enumerate(indices):
         image = unpatchify(batch['patches'][row], batch['grid'][row])
@@ -126,14 +112,5 @@ def _batch(batches: loader.TrainBatches) -> str:
         picture = visualize.draw(
             image, boxes, labels, [records.classes[label] for label in labels.tolist()]
         )
-        figures.append(_figure(picture, caption))
+        figures.append(page.figure(picture, caption, SIDE))
     return ''.join(figures)
-
-
-def _figure(image: np.ndarray, caption: str) -> str:
-    picture, file = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((720, 720))
-    picture.save(file, 'jpeg', quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
-    image = f'<img src="data:image/jpeg;base64,{data}">'
-    return f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'

@@ -3,23 +3,26 @@
     yolos eval --weights=PATH --data=FOLDER --output=DIR
 
 Prints COCO's twelve numbers and the AP of each class, and writes metrics.json and predictions.json (COCO
-results) to the output folder.
+results) to the output folder; with --report also report.html: errors by kind, for whom it fails, pictures.
 """
 
 import argparse
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, steps, weights
-from yolos_jax.data import annotations, loader, records, sources
+from yolos_jax.analysis import outcomes, precision
+from yolos_jax.data import annotations, corruptions, loader, records, sources
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
+from yolos_jax.tools import report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -36,6 +39,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    parser.add_argument('--report', action='store_true', help='write report.html as well')
+    parser.add_argument(
+        '--by', action='append', default=[], metavar='images.FIELD',
+        help='AP of groups in the report, by a field of images or annotations.FIELD in the COCO file',
+    )  # fmt: skip
+    parser.add_argument(
+        '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
+    )
     unsaid = parser.add_argument_group('what a .pth of no published model does not say')
     unsaid.add_argument('--heads', type=int)
     unsaid.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
@@ -63,12 +74,10 @@ def read_data(args: argparse.Namespace) -> records.Records:
     return records.read(args.data, args.split)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Detect, score and write."""
-    mesh = meshes.make_mesh()
-    batch_size = mesh.size if args.batch_size is None else args.batch_size
-    meshes.check_divides(batch_size, mesh)
-    data = read_data(args)
+def read_detector(
+    args: argparse.Namespace, data: records.Records
+) -> tuple[weights.Pretrained, dict[int, int]]:
+    """The detector, and the category in the data of each of its labels; prints what to know of both."""
     with weights.open(args.weights, args.step) as source:
         pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
     if args.classes:
@@ -80,22 +89,48 @@ def evaluate(args: argparse.Namespace) -> None:
         raise InputError(str(error), 'classes') from None
     for note in [*notes, *data.notes]:
         print(f'note: {note}')
-    size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
-    batches = loader.EvalBatches(data, size=size, max_size=max_size, batch_size=batch_size)
+    return pretrained, labels
 
+
+def make_detect(
+    args: argparse.Namespace, pretrained: weights.Pretrained, batches: dict, mesh: Mesh
+) -> Callable[..., dict]:
+    """A function that gives what is detected in the batches, with their images altered if asked for."""
     dtype = jnp.dtype(args.dtype)
     kernel = attention.for_platform(meshes.platform(mesh), dtype)
     step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
     predict = functools.partial(
         meshes.make_predictor(step, mesh), meshes.replicate(pretrained.params, mesh)
     )
-    rows = meshes.rows_of_process(batch_size, mesh)
-    with tqdm(total=len(batches), unit='batch', disable=not cluster.is_first()) as bar:
-        outputs = evaluation.detect(predict, batches, rows=rows, gather=cluster.gather, on_batch=bar.update)
+    rows = meshes.rows_of_process(batches['batch_size'], mesh)
+
+    def detect(name: str = '', alter: Callable | None = None) -> dict:
+        source = loader.EvalBatches(**batches, alter=alter)
+        options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
+        with tqdm(total=len(source), **options) as bar:
+            options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update)
+            return evaluation.detect(predict, source, **options)
+
+    return detect
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Detect, score and write."""
+    mesh = meshes.make_mesh()
+    batch_size = mesh.size if args.batch_size is None else args.batch_size
+    meshes.check_divides(batch_size, mesh)
+    data = read_data(args)
+    pretrained, labels = read_detector(args, data)
+    size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
+    batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
+    truth = data.truth()
+    fields = report.read_fields(data, truth, args.by)  # what cannot be read is said before any work
+    detect = make_detect(args, pretrained, batches, mesh)
+    results = evaluation.to_results(detect(), data, labels)
+    corrupted = corruptions_of(detect, data, labels) if args.corruptions else []
     if not cluster.is_first():
         return
-    results = evaluation.to_results(outputs, data, labels)
-    numbers, classes = evaluation.score(data.truth(), results)
+    numbers, classes = evaluation.score(truth, results)
 
     print(evaluation.table(numbers))
     for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
@@ -109,6 +144,28 @@ def evaluate(args: argparse.Namespace) -> None:
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
     files.write_json(args.output / 'metrics.json', numbers | {'classes': classes, 'about': about})
     files.write_json(args.output / 'predictions.json', results)
+    if args.report or args.by or args.corruptions:
+        split = outcomes.columns(truth, results)
+        analysis = report.analyse(split, fields, corrupted)
+        shown = {name: str(value) for name, value in about.items()}
+        report.write(args.output, analysis, data, numbers, shown)
+        print(f'report: {args.output / "report.html"}')
+
+
+def corruptions_of(
+    detect: Callable[..., dict], data: records.Records, labels: dict[int, int]
+) -> list[report.Corrupted]:
+    """The AP under each corruption at each strength."""
+    truth, result = data.truth(), []
+    for name in corruptions.CORRUPTIONS:
+        values = []
+        for strength in corruptions.STRENGTHS:
+            alter = lambda image, number, n=name, s=strength: corruptions.corrupt(image, n, s, number)
+            results = evaluation.to_results(detect(f'{name} {strength}', alter), data, labels)
+            split = outcomes.columns(truth, results)
+            values.append(precision.curves(outcomes.match(split)).ap())
+        result.append(report.Corrupted(name, values))
+    return result
 
 
 if __name__ == '__main__':

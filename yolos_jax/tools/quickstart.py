@@ -3,7 +3,7 @@
     yolos quickstart [FOLDER]
 
 draws 2,000 pictures of coloured shapes, trains on them for about four minutes (two CPU cores), prints
-COCO's twelve numbers, and writes curves and pictures to FOLDER/quickstart (runs/quickstart).
+COCO's twelve numbers, and writes curves, pictures and a report to FOLDER/quickstart (runs/quickstart).
 """
 
 import argparse
@@ -33,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.leave(128 + number)
     stop.release()
     weights = f'--weights={workdir}'
-    evaluate.main([weights, f'--data={data}', f'--output={workdir / "eval"}', '--num_processes=1'])
+    output = f'--output={workdir / "eval"}'
+    evaluate.main([weights, f'--data={data}', output, '--report', '--num_processes=1'])
     images = [str(data / 'val2017' / f'{i:012d}.jpg') for i in range(10, 20)]
     pictures = workdir / 'pictures'
     predict.main([weights, f'--output={pictures}', '--threshold=0.7', '--overwrite', *images])
-    print(f'Curves: {workdir / "curves.png"}  Detections: {pictures}/')
+    report = workdir / 'eval' / 'report.html'
+    print(f'Curves: {workdir / "curves.png"}  Detections: {pictures}/  Report: {report}')
 
 
 if __name__ == '__main__':

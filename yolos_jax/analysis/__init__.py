@@ -1,0 +1,1 @@
+"""What the detections of an evaluation tell: errors, groups, confidence."""

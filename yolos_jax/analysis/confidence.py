@@ -1,0 +1,99 @@
+"""What scores are worth: thresholds, calibration, and which classes are taken for which, at IoU 0.5.
+
+The letters are those of `outcomes`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from yolos_jax.analysis.outcomes import Outcomes, Split, iou
+
+LEAST_SCORE = 0.1  # of detections whose calibration is measured: the crowd near 0 would hide all others
+BINS = 10
+
+
+class Threshold(NamedTuple):
+    """The least score at which a class has the largest F1, with what it has there."""
+
+    score: float
+    f1: float
+    precision: float
+    recall: float
+
+
+def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
+    """For each of the K classes; NaN where it has no object, or nothing of it was found."""
+    split, counts = outcomes.split, outcomes.counted
+    objects = np.bincount(split.classes[counts], minlength=len(split.class_ids))
+    kept = np.flatnonzero(~outcomes.ignored[:, 0])
+    kept = kept[np.lexsort((-split.scores[kept], split.detected_classes[kept]))]
+    first = np.searchsorted(split.detected_classes[kept], np.arange(len(objects) + 1))
+    result = []
+    for k, count in enumerate(objects):
+        rows = kept[first[k] : first[k + 1]]
+        hits = np.cumsum(outcomes.matched[rows, 0] >= 0)
+        f1 = 2 * hits / (np.arange(1, len(rows) + 1) + count)
+        if not count or not len(rows) or not hits[-1]:
+            result.append(Threshold(*[float('nan')] * 4))
+            continue
+        best = int(f1.argmax())
+        at = hits[best]
+        result.append(
+            Threshold(float(split.scores[rows[best]]), float(f1[best]), at / (best + 1), at / count)
+        )
+    return result
+
+
+class Calibration(NamedTuple):
+    """Of ten bins of scores: the mean score, the share that is right, and the count; and the error (ECE).
+
+    The error is the mean over detections of the distance between their bin's score and its share.
+    """
+
+    score: np.ndarray
+    right: np.ndarray
+    count: np.ndarray
+    error: float
+
+
+def calibration(outcomes: Outcomes) -> Calibration:
+    """Of the detections with a score of at least 0.1."""
+    kept = (outcomes.split.scores >= LEAST_SCORE) & ~outcomes.ignored[:, 0]
+    scores, right = outcomes.split.scores[kept], outcomes.matched[kept, 0] >= 0
+    place = np.minimum((scores * BINS).astype(int), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    mean = lambda x: np.bincount(place, x, BINS) / np.maximum(count, 1)
+    score, share = mean(scores), mean(right)
+    error = float((count * abs(score - share)).sum() / max(count.sum(), 1))
+    return Calibration(score, share, count, error)
+
+
+def confusion(split: Split, thresholds: np.ndarray) -> np.ndarray:
+    """How often an object of a class (rows) is detected as a class (columns); the last is background.
+
+    Of the detections with at least the score of their class's threshold [K]. Pairs with an IoU above 0.5
+    are taken within a class first, then by IoU, each object and detection once; crowds do not count.
+    """
+    K = len(split.class_ids)
+    matrix = np.zeros((K + 1, K + 1), np.int64)
+    kept = np.flatnonzero(split.scores >= thresholds[split.detected_classes])
+    objects = np.flatnonzero(~split.crowd)
+    for image in np.union1d(split.detected_images[kept], split.images[objects]):
+        rows = kept[slice(*np.searchsorted(split.detected_images[kept], [image, image + 1]))]
+        truth = objects[slice(*np.searchsorted(split.images[objects], [image, image + 1]))]
+        pairs = []
+        for i in rows.tolist():
+            for k in truth.tolist():
+                shared = iou(split.detected_boxes[i], split.boxes[k], False)
+                if shared > 0.5:
+                    pairs.append((split.classes[k] != split.detected_classes[i], -shared, k, i))
+        found, used = set(), set()
+        for _, _, k, i in sorted(pairs):
+            if k not in found and i not in used:
+                matrix[split.classes[k], split.detected_classes[i]] += 1
+                found.add(k)
+                used.add(i)
+        np.add.at(matrix, (split.classes[[k for k in truth if k not in found]], K), 1)
+        np.add.at(matrix, (K, split.detected_classes[[i for i in rows if i not in used]]), 1)
+    return matrix

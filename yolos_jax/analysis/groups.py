@@ -1,0 +1,147 @@
+"""AP of parts of a split: by size, shape and number of objects, and by any field of the annotation file.
+
+The letters are those of `outcomes`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from yolos_jax.analysis.outcomes import Outcomes, Split, match
+from yolos_jax.analysis.precision import bootstrap, curves
+
+FEW_IMAGES, FEW_OBJECTS = 20, 50  # below these a group's AP says little
+MOST_GROUPS = 30  # values of a field
+SIZES = {  # COCO's three, the first and the last parted: side of a square of the same area, in pixels
+    'tiny': (0, 16), 'small': (16, 32), 'medium': (32, 96), 'large': (96, 288), 'huge': (288, np.inf),
+}  # fmt: skip
+SHAPES = {  # width / height
+    'very tall': (0, 1 / 3), 'tall': (1 / 3, 2 / 3), 'square': (2 / 3, 3 / 2), 'wide': (3 / 2, 3),
+    'very wide': (3, np.inf),
+}  # fmt: skip
+CROWDING = {
+    '1': (1, 2),
+    '2 to 4': (2, 5),
+    '5 to 9': (5, 10),
+    '10 to 19': (10, 20),
+    '20 or more': (20, np.inf),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A part of a split: its images and objects, AP, AP50 and AR100; -1 where it has no object.
+
+    interval: the 95 % interval of its AP over resamples of its images, where asked for.
+    """
+
+    name: str
+    images: int
+    objects: int
+    ap: float
+    ap50: float
+    ar: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is too little in it to say anything."""
+        return self.images < FEW_IMAGES or self.objects < FEW_OBJECTS
+
+
+def of_outcomes(
+    name: str, outcomes: Outcomes, weights: np.ndarray | None = None, interval: bool = False
+) -> Group:
+    """The numbers of matched detections, in the images with a weight [n] (all when None)."""
+    split = outcomes.split
+    weights = np.ones(len(split.image_ids)) if weights is None else weights.astype(np.float64)
+    inside = outcomes.counted & (weights[split.images] > 0)
+    found = curves(outcomes, weights)
+    return Group(
+        name,
+        images=int((weights > 0).sum()),
+        objects=int(inside.sum()),
+        ap=found.ap(),
+        ap50=found.ap(0),
+        ar=found.ar(),
+        interval=bootstrap(outcomes, weights) if interval and inside.any() else None,
+    )
+
+
+def by_size(split: Split) -> list[Group]:
+    """By the area of objects, as COCO's AP_small: what is detected at another size is ignored."""
+    areas = split.detected_boxes[:, 2] * split.detected_boxes[:, 3]
+    return _by_range(split, np.sqrt(split.areas), np.sqrt(areas), SIZES)
+
+
+def by_shape(split: Split) -> list[Group]:
+    """By width / height of the boxes; what is detected in another shape is ignored."""
+    shape = lambda boxes: boxes[:, 2] / np.maximum(boxes[:, 3], 1e-9)
+    return _by_range(split, shape(split.boxes), shape(split.detected_boxes), SHAPES)
+
+
+def _by_range(split: Split, values: np.ndarray, detected: np.ndarray, ranges: dict) -> list[Group]:
+    inside = lambda x, low, high: (x >= low) & (x < high)
+    return [
+        _of_objects(name, match(split, inside(values, *ends), inside(detected, *ends)))
+        for name, ends in ranges.items()
+    ]
+
+
+def _of_objects(name: str, outcomes: Outcomes, interval: bool = False) -> Group:
+    """As `of_outcomes`, over all images; counted are the images that have objects of the group."""
+    images = len(np.unique(outcomes.split.images[outcomes.counted]))
+    return dataclasses.replace(of_outcomes(name, outcomes, interval=interval), images=images)
+
+
+def by_crowding(outcomes: Outcomes) -> list[Group]:
+    """By the number of objects in the image."""
+    split = outcomes.split
+    counts = np.bincount(split.images[outcomes.counted], minlength=len(split.image_ids))
+    return [
+        of_outcomes(name, outcomes, (counts >= low) & (counts < high))
+        for name, (low, high) in CROWDING.items()
+    ]
+
+
+def by_frequency(outcomes: Outcomes) -> list[Group]:
+    """By how often a class occurs: thirds of the classes, each with as many classes."""
+    split, found = outcomes.split, curves(outcomes)
+    counts = np.bincount(split.classes[outcomes.counted], minlength=len(split.class_ids))
+    present = np.argsort(counts, kind='stable')[(counts == 0).sum() :]
+    result = []
+    for name, part in zip(('rare', 'common', 'frequent'), np.array_split(present, 3), strict=True):
+        if not len(part):
+            continue
+        inside = outcomes.counted & np.isin(split.classes, part)
+        images = len(np.unique(split.images[inside]))
+        title = f'{name} ({counts[part[0]]} to {counts[part[-1]]} objects a class)'
+        numbers = found.ap(classes=part), found.ap(0, part), found.ar(part)
+        result.append(Group(title, images, int(inside.sum()), *numbers))
+    return result
+
+
+def by_image_field(outcomes: Outcomes, values: Sequence) -> list[Group]:
+    """By a value of each image [n], in the order of the split's images."""
+    return [of_outcomes(name, outcomes, where, interval=True) for name, where in _parts(values)]
+
+
+def by_object_field(split: Split, values: Sequence) -> list[Group]:
+    """By a value of each object [m], in the order of the split's objects.
+
+    Objects of other groups are ignored with what is detected there. A detection on nothing belongs to no
+    group and counts in each.
+    """
+    return [_of_objects(name, match(split, inside), interval=True) for name, inside in _parts(values)]
+
+
+def _parts(values: Sequence) -> list[tuple[str, np.ndarray]]:
+    """(text, where it is the value) for the most frequent values, and one part for all others."""
+    texts = np.array(['not given' if value is None else str(value) for value in values])
+    names, counts = np.unique(texts, return_counts=True)
+    names = names[np.argsort(-counts, kind='stable')]
+    parts = [(str(name), texts == name) for name in names[:MOST_GROUPS]]
+    if len(names) > MOST_GROUPS:
+        parts.append((f'{len(names) - MOST_GROUPS} other values', ~np.isin(texts, names[:MOST_GROUPS])))
+    return parts

@@ -1,0 +1,148 @@
+"""Errors by kind, and the AP that each kind costs: TIDE (Bolya et al., arXiv 2008.08115).
+
+A wrong detection is, by the first that applies, of the right class but badly placed, of another class, a
+duplicate, on background, or badly placed and of another class; objects that no error points to are missed.
+What a kind costs is the gain of AP at IoU 0.5 if its errors were mended. The letters are those of
+`outcomes`.
+"""
+
+import enum
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from yolos_jax.analysis.outcomes import Outcomes, Split, iou
+from yolos_jax.analysis.precision import RECALLS
+
+RIGHT_IOU, BACKGROUND_IOU = 0.5, 0.1
+
+
+class Kind(enum.IntEnum):
+    """Kinds of errors."""
+
+    CLASS = 0
+    PLACE = 1
+    BOTH = 2
+    DUPLICATE = 3
+    BACKGROUND = 4
+    MISSED = 5
+
+
+class Errors(NamedTuple):
+    """The kind of each detection, int [d], -1 if right or ignored; missed objects, bool [m]; of each kind
+    what it costs, and how many there are.
+    """
+
+    kinds: np.ndarray
+    missed: np.ndarray
+    costs: dict[Kind, float]
+    counts: dict[Kind, int]
+
+
+def errors(outcomes: Outcomes) -> Errors:
+    """The errors of a split's detections at IoU 0.5."""
+    split, right = outcomes.split, outcomes.matched[:, 0] >= 0
+    ignored, counted = outcomes.ignored[:, 0], outcomes.counted
+    right = right & ~ignored
+    used = np.zeros(len(split.images), bool)
+    used[outcomes.matched[right, 0]] = True
+    near = _nearest(split, counted, used)
+    kinds = np.select(
+        [
+            right,
+            near.same.between(BACKGROUND_IOU, RIGHT_IOU),
+            near.other.values >= RIGHT_IOU,
+            near.used.values >= RIGHT_IOU,
+            np.maximum(near.same.values, near.other.values) <= BACKGROUND_IOU,
+        ],
+        [-1, Kind.PLACE, Kind.CLASS, Kind.DUPLICATE, Kind.BACKGROUND],
+        Kind.BOTH,
+    )
+    target = np.where(kinds == Kind.PLACE, near.same.objects, near.other.objects)
+    mendable = np.isin(kinds, (Kind.PLACE, Kind.CLASS)) & ~used[target]
+    best = _best_of_each(target, mendable, split.scores)
+    missed = counted & ~used
+    missed[target[mendable]] = False
+
+    objects = np.bincount(split.classes[counted], minlength=len(split.class_ids))
+    total = lambda kept, right, classes, objects: _ap(
+        classes[kept], split.scores[kept], right[kept], objects
+    )
+    before = total(~ignored, right, split.detected_classes, objects)
+    costs = {}
+    for kind in Kind:
+        wrong = kinds == kind
+        mended = wrong & best
+        classes = np.where(mended, split.classes[target], split.detected_classes)
+        kept = ~ignored & ~wrong | mended
+        left = objects - np.bincount(split.classes[missed], minlength=len(objects)) * (kind == Kind.MISSED)
+        costs[kind] = max(total(kept, right | mended, classes, left) - before, 0.0)
+    counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
+    return Errors(np.where(ignored, -1, kinds), missed, costs, counts)
+
+
+class _Nearest(NamedTuple):
+    """The largest IoU of each detection with some objects, and which object has it (0 for none)."""
+
+    values: np.ndarray
+    objects: np.ndarray
+
+    def between(self, low: float, high: float) -> np.ndarray:
+        return (self.values >= low) & (self.values <= high)
+
+
+class _Near(NamedTuple):
+    same: _Nearest  # of objects of the same class
+    other: _Nearest  # of another class
+    used: _Nearest  # of the same class, that a better detection has found
+
+
+def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> _Near:
+    d = len(split.scores)
+    near = _Near(*(_Nearest(np.zeros(d), np.zeros(d, np.int64)) for _ in range(3)))
+    first = np.searchsorted(split.images, split.detected_images)
+    last = np.searchsorted(split.images, split.detected_images, 'right')
+    detected = split.detected_classes, split.detected_boxes
+    flat = [array for nearest in near for array in nearest]
+    _fill(first, last, *detected, split.classes, split.boxes, counted, used, *flat)
+    return near
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(first, last, detected_classes, detected, classes, boxes, counted, used, a, ai, b, bi, c, ci):
+    for i in range(len(first)):
+        for k in range(first[i], last[i]):
+            if not counted[k]:
+                continue
+            shared = iou(detected[i], boxes[k], False)
+            if classes[k] != detected_classes[i]:
+                if shared > b[i]:
+                    b[i], bi[i] = shared, k
+                continue
+            if shared > a[i]:
+                a[i], ai[i] = shared, k
+            if used[k] and shared > c[i]:
+                c[i], ci[i] = shared, k
+
+
+def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """bool [d]: the best mendable detection of each object, the one that would find it."""
+    rows = np.flatnonzero(mendable)
+    rows = rows[np.lexsort((-scores[rows], target[rows]))]
+    best = np.zeros(len(target), bool)
+    best[rows[np.diff(target[rows], prepend=-1) != 0]] = True
+    return best
+
+
+def _ap(classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray) -> float:
+    """The mean AP at one threshold of detections that are right or wrong, over classes with objects [K]."""
+    order = np.lexsort((-scores, classes))
+    first = np.searchsorted(classes[order], np.arange(len(objects) + 1))
+    values = []
+    for k in np.flatnonzero(objects):
+        hits = np.cumsum(right[order[first[k] : first[k + 1]]])
+        precision = hits / np.arange(1, len(hits) + 1)
+        precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+        values.append(precision[np.searchsorted(hits / objects[k], RECALLS)].mean())
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,114 @@
+"""Common corruptions of photographs, to see how a detector fares when the world changes.
+
+After Michaelis et al. (arXiv 1907.07484) and the image corruptions of Hendrycks and Dietterich (arXiv
+1903.12261), whose strengths 1, 3 and 5 of five are taken. Fog and rain are simpler than there, and motion
+is in any direction: results compare with one another, not with published figures.
+
+Images are RGB, uint8 [height, width, 3]; x is one in float32, 0..1.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+STRENGTHS = (1, 3, 5)
+
+
+def corrupt(image: np.ndarray, name: str, strength: int, seed: int) -> np.ndarray:
+    """A corrupted copy of an image, the same for the same seed.
+
+    name: a key of CORRUPTIONS; strength: one of STRENGTHS.
+    """
+    random = np.random.default_rng([list(CORRUPTIONS).index(name), strength, seed % 2**32])
+    function, values = CORRUPTIONS[name]
+    x = function(np.float32(image) / 255, values[STRENGTHS.index(strength)], random)
+    return (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _to_pillow(x: np.ndarray) -> Image.Image:
+    return Image.fromarray((np.clip(x, 0, 1) * 255).round().astype(np.uint8))
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.float32) / 255
+
+
+def _noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    return x + random.normal(0, deviation, x.shape).astype(np.float32)
+
+
+def _blur(x: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    return _from_pillow(_to_pillow(x).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def _motion(x: np.ndarray, length: tuple[int, float], random: np.random.Generator) -> np.ndarray:
+    """The mean of copies along a line, with weights that fall off from its middle."""
+    radius, deviation = length
+    angle, total = random.uniform(0, np.pi), np.zeros_like(x)
+    steps = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (steps / deviation) ** 2)
+    height, width = x.shape[:2]
+    for step, weight in zip(steps, weights / weights.sum(), strict=True):
+        rows = np.clip(np.arange(height) + round(step * np.sin(angle)), 0, height - 1)
+        columns = np.clip(np.arange(width) + round(step * np.cos(angle)), 0, width - 1)
+        total += np.float32(weight) * x[rows[:, None], columns]
+    return total
+
+
+def _jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    file = io.BytesIO()
+    _to_pillow(x).save(file, 'jpeg', quality=quality)
+    with Image.open(file) as image:
+        return _from_pillow(image)
+
+
+def _brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    """The value of HSV, the largest of the three colours, grows; hue and saturation stay."""
+    value = x.max(axis=2, keepdims=True)
+    return np.where(value > 0, x * np.minimum(value + more, 1) / np.maximum(value, 1e-6), more)
+
+
+def _contrast(x: np.ndarray, factor: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+    mean = x.mean(axis=(0, 1))
+    return (x - mean) * factor + mean
+
+
+def _fog(x: np.ndarray, strength: tuple[float, float], random: np.random.Generator) -> np.ndarray:
+    """Clouds are added, noise of all scales from the whole image down, and the range is kept."""
+    amount, decay = strength
+    clouds, (height, width) = np.zeros(x.shape[:2], np.float32), x.shape[:2]
+    for octave in range(1, 8):
+        grid = Image.fromarray(random.random((2**octave + 1,) * 2, np.float32))
+        clouds += np.asarray(grid.resize((width, height), Image.BICUBIC)) / decay**octave
+    clouds = (clouds - clouds.min()) / max(float(np.ptp(clouds)), 1e-6)
+    brightest = x.max()
+    return (x + amount * clouds[..., None]) * brightest / (brightest + amount)
+
+
+def _rain(x: np.ndarray, strength: tuple[float, int], random: np.random.Generator) -> np.ndarray:
+    """Bright streaks, all in one direction, before an image that is a little darker."""
+    share, radius = strength
+    drops = (random.random(x.shape[:2]) < share).astype(np.float32)
+    lean, streaks = random.uniform(-0.4, 0.4), np.zeros_like(drops)
+    height, width = drops.shape
+    for step in range(-radius, radius + 1):
+        rows = np.clip(np.arange(height) + step, 0, height - 1)
+        columns = np.clip(np.arange(width) + round(step * lean), 0, width - 1)
+        streaks += drops[rows[:, None], columns]
+    streaks = np.minimum(streaks, 1)[..., None] * 0.6
+    return x * 0.85 * (1 - streaks) + streaks
+
+
+# a function of an image, what its strength is, and random draws; and its strengths 1, 3 and 5
+CORRUPTIONS: dict[str, tuple[Callable, tuple]] = {
+    'noise': (_noise, (0.08, 0.18, 0.38)),
+    'blur': (_blur, (1, 3, 6)),
+    'motion': (_motion, ((10, 3), (15, 8), (20, 15))),
+    'jpeg': (_jpeg, (25, 15, 7)),
+    'brightness': (_brightness, (0.1, 0.3, 0.5)),
+    'contrast': (_contrast, (0.4, 0.2, 0.05)),
+    'fog': (_fog, ((1.5, 2.0), (2.5, 1.7), (3.0, 1.4))),
+    'rain': (_rain, ((0.001, 8), (0.003, 12), (0.006, 16))),
+}

@@ -1,0 +1,367 @@
+"""The report of an evaluation: what a detector finds, which errors it makes, and for whom it fails.
+
+`yolos eval --report` writes it, as one HTML file and, for programs, as report.json.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yolos_jax import evaluation, files, visualize
+from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
+from yolos_jax.analysis.groups import Group
+from yolos_jax.analysis.outcomes import Outcomes, Split
+from yolos_jax.data import annotations, loader, pixels
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.records import Records
+from yolos_jax.errors import InputError
+from yolos_jax.tools import page
+
+SHOWN = 8  # pictures of a kind
+LARGEST_MATRIX = 30  # classes that a confusion matrix is shown for
+COLOURS = ('#1f6feb', '#d9822b', '#3aa35b')
+ERRORS = {
+    tide.Kind.CLASS: 'the right place, another class',
+    tide.Kind.PLACE: 'the right class, IoU between 0.1 and 0.5',
+    tide.Kind.BOTH: 'another class, and IoU between 0.1 and 0.5',
+    tide.Kind.DUPLICATE: 'an object that a better detection has found already',
+    tide.Kind.BACKGROUND: 'nothing there: IoU below 0.1 with every object',
+    tide.Kind.MISSED: 'objects that no detection points to',
+}
+
+
+class Corrupted(NamedTuple):
+    """The AP under a corruption at its strengths."""
+
+    name: str
+    ap: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What is to say about the detections in a split, as numbers.
+
+    errors are at IoU 0.5; thresholds: of each class; least_scores [K]: the same, 1 for classes without one;
+    confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions, empty where not
+    asked for.
+    """
+
+    outcomes: Outcomes
+    curves: precision.Curves
+    errors: tide.Errors
+    thresholds: list[confidence.Threshold]
+    least_scores: np.ndarray
+    confusion: np.ndarray
+    calibration: confidence.Calibration
+    groups: dict[str, list[Group]]
+    corrupted: list[Corrupted]
+
+    def relative_ap(self) -> float:
+        """The mean AP under corruptions, relative to the AP without."""
+        values = [ap for corruption in self.corrupted for ap in corruption.ap]
+        return float(np.mean(values)) / max(self.curves.ap(), 1e-9)
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it but for the single detections, for JSON."""
+        split = self.outcomes.split
+        by_class = zip(split.class_names, self.curves.by_class().tolist(), self.thresholds, strict=True)
+        return {
+            'classes': {name: {'AP': ap} | best._asdict() for name, ap, best in by_class},
+            'errors': {
+                kind.name.lower(): {'count': self.errors.counts[kind], 'AP50_cost': self.errors.costs[kind]}
+                for kind in tide.Kind
+            },
+            'confusion': self.confusion.tolist(),
+            'calibration': {name: np.asarray(x).tolist() for name, x in self.calibration._asdict().items()},
+            'groups': {title: [dataclasses.asdict(x) for x in of] for title, of in self.groups.items()},
+            'corrupted': {x.name: x.ap for x in self.corrupted},
+        }
+
+
+def analyse(
+    split: Split, fields: dict[str, list] | None = None, corrupted: Sequence[Corrupted] = ()
+) -> Analysis:
+    """Match a split's detections and ask everything.
+
+    fields: as `read_fields` gives them.
+    """
+    matched = outcomes.match(split)
+    thresholds = confidence.best_thresholds(matched)
+    least_scores = np.nan_to_num(np.array([x.score for x in thresholds]), nan=1.0)
+    parts = {
+        'Size of objects': groups.by_size(split),
+        'Shape of objects': groups.by_shape(split),
+        'Objects in the image': groups.by_crowding(matched),
+        'Frequency of classes': groups.by_frequency(matched),
+    }
+    for name, values in (fields or {}).items():
+        of_images = name.startswith('images.')
+        of_objects = [] if of_images else [values[row] for row in split.rows.tolist()]
+        parts[name] = (
+            groups.by_image_field(matched, values)
+            if of_images
+            else groups.by_object_field(split, of_objects)
+        )
+    return Analysis(
+        matched,
+        curves=precision.curves(matched),
+        errors=tide.errors(matched),
+        thresholds=thresholds,
+        least_scores=least_scores,
+        confusion=confidence.confusion(split, least_scores),
+        calibration=confidence.calibration(matched),
+        groups=parts,
+        corrupted=list(corrupted),
+    )
+
+
+def read_fields(records: Records, truth: Annotations, names: Sequence[str]) -> dict[str, list]:
+    """The values of fields for `analyse`, from the annotation file that an evaluation is by.
+
+    names: 'images.NAME' or 'annotations.NAME'. Returns {name: values}, in the order of the images by id, or
+    of the annotations `truth`.
+
+    Raises:
+        InputError: there is no such file, or no image or annotation in it has the field.
+    """
+    result = {}
+    for name in names:
+        kind, _, field = name.partition('.')
+        if kind not in ('images', 'annotations') or not field:
+            raise InputError(f'{name}: a field is images.NAME or annotations.NAME', 'by')
+        file = records.source.truth
+        if file is None:
+            raise InputError(f'{records.source.path}: is no COCO file, and has no field {name}', 'by')
+        owners, values = annotations.read_field(file, kind, field)
+        if kind == 'images':
+            of_image = dict(zip(owners, values, strict=True))
+            result[name] = [of_image[number] for number in np.sort(truth.ids).tolist()]
+        else:
+            result[name] = [values[i] for i in np.flatnonzero(np.isin(owners, truth.ids))]
+    return result
+
+
+def write(
+    folder: Path, analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]
+) -> None:
+    """Write report.html and report.json; arguments as for `render`."""
+    with files.replacing(folder / 'report.html') as file:
+        file.write(render(analysis, records, numbers, about))
+    files.write_json(folder / 'report.json', analysis.numbers())
+
+
+def render(analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]) -> bytes:
+    """The page.
+
+    numbers: COCO's twelve (`evaluation.score`); about: what the reader should know of the evaluation.
+    """
+    split = analysis.outcomes.split
+    crowds = int(split.crowd.sum())
+    words = (
+        f'{len(split.image_ids):,} images, {len(split.images) - crowds:,} objects and {crowds:,} crowds of '
+        f'{len(split.class_ids):,} classes; {len(split.scores):,} detections.'
+    )
+    twelve = [(name, numbers[name] if numbers[name] > -1 else None) for name in evaluation.METRICS]
+    body = [
+        page.heading('Evaluation', 1),
+        page.text(words),
+        page.row(page.table(twelve, caption='COCO'), page.table(about.items(), caption='About')),
+        _classes(analysis),
+        _curves(analysis),
+        _errors(analysis),
+        _confusion(analysis),
+        _calibration(analysis),
+        *(_group(title, of) for title, of in analysis.groups.items()),
+        _corrupted(analysis),
+        _pictures(analysis, records),
+    ]
+    return page.document('Evaluation', ''.join(body))
+
+
+def _classes(analysis: Analysis) -> str:
+    split, curves = analysis.outcomes.split, analysis.curves
+    counted = analysis.outcomes.counted
+    objects = np.bincount(split.classes[counted], minlength=len(split.class_ids)).tolist()
+    pairs = np.unique(np.stack([split.classes[counted], split.images[counted]]), axis=1)
+    images = np.bincount(pairs[0], minlength=len(objects)).tolist()
+    blank = lambda values: [value if value > -1 else float('nan') for value in values.tolist()]
+    ap, ap50, ar = (blank(x) for x in (curves.by_class(), curves.by_class(0), curves.recall.mean(axis=0)))
+    rows = zip(split.class_names, objects, images, ap, ap50, ar, analysis.thresholds, strict=True)
+    head = ['class', 'objects', 'images', 'AP', 'AP50', 'AR100', 'threshold', 'F1', 'precision', 'recall']
+    table = page.table([(*row, *best) for *row, best in rows], head, sorts=True)
+    words = (
+        'The threshold is the score at which F1, at IoU 0.5, is largest; F1, precision and recall are '
+        'those there. A click on a column sorts by it.'
+    )
+    return page.heading('Classes') + page.text(words, 'quiet') + table
+
+
+def _curves(analysis: Analysis) -> str:
+    p = analysis.curves.precision
+    names = analysis.outcomes.split.class_names
+    present = np.flatnonzero(p[0, 0] > -1)
+    lines = [page.Line(names[k], precision.RECALLS, p[0, :, k]) for k in present]
+    for t, colour in zip((0, 5, 8), COLOURS, strict=True):
+        if len(present):
+            name = f'mean at IoU {outcomes.THRESHOLDS[t]:.2f}'
+            lines.append(page.Line(name, precision.RECALLS, p[t][:, present].mean(axis=1), colour))
+    words = 'Thin lines are single classes at IoU 0.5.'
+    chart = page.chart(lines, 'recall', 'precision')
+    return page.heading('Precision and recall') + page.text(words, 'quiet') + chart
+
+
+def _errors(analysis: Analysis) -> str:
+    costs, counts = analysis.errors.costs, analysis.errors.counts
+    most = max(*costs.values(), 1e-9)
+    rows = [
+        (kind.name.lower(), ERRORS[kind], counts[kind], page.Bar(f'{costs[kind]:.3f}', costs[kind] / most))
+        for kind in tide.Kind
+    ]
+    words = 'By the first kind that applies (TIDE). Its cost is the gain of AP50 if it alone were mended.'
+    table = page.table(rows, ['error', 'what it is', 'count', 'AP50 that it costs'])
+    return page.heading('Errors by kind') + page.text(words, 'quiet') + table
+
+
+def _confusion(analysis: Analysis) -> str:
+    names = [*analysis.outcomes.split.class_names, 'background']
+    matrix = analysis.confusion
+    words = (
+        'Rows are the objects, columns what they are detected as, for detections above the threshold of '
+        'their class; IoU above 0.5. The last row is detections of nothing, the last column objects '
+        'not found.'
+    )
+    parts = [page.heading('Which class is taken for which'), page.text(words, 'quiet')]
+    if len(names) <= LARGEST_MATRIX + 1:
+        parts.append(page.matrix(matrix, names, names))
+    else:
+        parts.append(
+            page.text(f'{len(names) - 1} classes are too many for a table; report.json has all counts.')
+        )
+    mixed = matrix[:-1, :-1] * (1 - np.eye(len(names) - 1, dtype=np.int64))
+    order = np.argsort(-mixed, axis=None, kind='stable')[:10]
+    pairs = [(k // len(mixed), k % len(mixed)) for k in order.tolist()]
+    rows = [(names[a], names[b], int(mixed[a, b])) for a, b in pairs if mixed[a, b]]
+    if rows:
+        parts.append(page.table(rows, ['object', 'detected as', 'count'], 'Most often'))
+    return ''.join(parts)
+
+
+def _calibration(analysis: Analysis) -> str:
+    score, right, count, error = analysis.calibration
+    there = count > 0
+    lines = [
+        page.Line('perfect', np.array([0, 1]), np.array([0, 1]), COLOURS[2]),
+        page.Line('detections', score[there], right[there], COLOURS[0]),
+    ]
+    words = (
+        f'Of detections with a score of at least {confidence.LEAST_SCORE}: how many of those with a score '
+        f'are right (IoU 0.5). Their mean distance, the calibration error (ECE), is {error:.3f}.'
+    )
+    chart = page.chart(lines, 'score', 'share that is right')
+    return page.heading('Are scores to be trusted?') + page.text(words, 'quiet') + chart
+
+
+def _group(title: str, of: list[Group]) -> str:
+    of = [x for x in of if x.objects]
+    most = max((x.ap for x in of), default=0)
+    rows = []
+    for x in of:
+        ap = page.Bar(f'{x.ap:.3f}', x.ap / max(most, 1e-9))
+        interval = f'{x.interval[0]:.3f} to {x.interval[1]:.3f}' if x.interval else ''
+        rows.append((x.name, x.images, x.objects, ap, interval, x.ap50, x.ar))
+    interval = '95 % interval' if any(x.interval for x in of) else ''
+    parts = [
+        page.heading(title),
+        page.table(rows, ['', 'images', 'objects', 'AP', interval, 'AP50', 'AR100']),
+    ]
+    if small := [x.name for x in of if x.is_small]:
+        words = (
+            f'Too small to say anything about (fewer than {groups.FEW_IMAGES} images or '
+            f'{groups.FEW_OBJECTS} objects): {", ".join(small)}.'
+        )
+        parts.append(page.text(words, 'quiet'))
+    if title.startswith('annotations.'):
+        words = (
+            'Detections of nothing belong to no group and count in each, so a small group has a lower AP '
+            'for that alone: compare recall (AR100).'
+        )
+        parts.append(page.text(words, 'quiet'))
+    return ''.join(parts)
+
+
+def _corrupted(analysis: Analysis) -> str:
+    if not analysis.corrupted:
+        return ''
+    rows = [(x.name, *x.ap) for x in analysis.corrupted]
+    words = (
+        f'AP under corruptions of the images. Their mean is {analysis.relative_ap():.1%} of the AP '
+        f'without, {analysis.curves.ap():.3f}.'
+    )
+    table = page.table(rows, ['corruption', 'weak', 'medium', 'strong'])
+    return page.heading('When the world changes') + page.text(words) + table
+
+
+def _pictures(analysis: Analysis, records: Records) -> str:
+    kinds, split = analysis.errors.kinds, analysis.outcomes.split
+    above = split.scores >= analysis.least_scores[split.detected_classes]
+    wrong = np.flatnonzero(kinds >= 0)
+    wrong = wrong[np.argsort(-split.scores[wrong], kind='stable')]
+    mistakes: dict[int, str] = {}
+    for i in wrong.tolist():
+        name, kind = split.class_names[split.detected_classes[i]], tide.Kind(kinds[i]).name.lower()
+        mistakes.setdefault(int(split.detected_images[i]), f'{name} {split.scores[i]:.2f}: {kind}')
+        if len(mistakes) == SHOWN:
+            break
+    how = 'Truth on the left, detections above the threshold of their class on the right.'
+    parts = []
+    worst = _worst(analysis, above)
+    for title, images in (('The worst images', worst), ('The most confident mistakes', mistakes)):
+        parts += [page.heading(title), page.text(how, 'quiet')]
+        for image, words in images.items():
+            parts.append(_beside(split, records, image, above & (split.detected_images == image), words))
+    return ''.join(parts)
+
+
+def _worst(analysis: Analysis, above: np.ndarray) -> dict[int, str]:
+    """{image: what is wrong} of the images with the lowest F1 at the thresholds, the most errors first."""
+    split, found = analysis.outcomes.split, analysis.outcomes
+    n = len(split.image_ids)
+    count = lambda images, where: np.bincount(images[where], minlength=n)
+    shown = above & ~found.ignored[:, 0]
+    hits = count(split.detected_images, shown & (found.matched[:, 0] >= 0))
+    detections, objects = count(split.detected_images, shown), count(split.images, found.counted)
+    f1 = 2 * hits / np.maximum(detections + objects, 1)
+    errors = detections + objects - 2 * hits
+    order = np.lexsort((-errors, f1))
+    return {
+        i: f'{hits[i]} of {objects[i]} objects found, {detections[i] - hits[i]} wrong detections'
+        for i in order[errors[order] > 0][:SHOWN].tolist()
+    }
+
+
+def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words: str) -> str:
+    """An image twice: its objects, and the detections to show bool [d]."""
+    index = int(np.searchsorted(records.ids, split.image_ids[image]))
+    try:
+        array = pixels.to_rgb(loader.read_image(records, index))
+    except InputError as error:
+        return page.text(str(error))
+    objects, rows = split.objects_of(image), np.flatnonzero(shown)
+    names = split.class_names
+    truth = [names[k] for k in split.classes[objects]]
+    detected = split.detected_classes[rows]
+    captions = [f'{names[k]} {score:.2f}' for k, score in zip(detected, split.scores[rows], strict=True)]
+    corners = lambda boxes: np.concatenate(
+        [boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:], 0)], axis=1
+    )
+    pair = [
+        visualize.draw(array, corners(split.boxes[objects]), split.classes[objects], truth),
+        visualize.draw(array, corners(split.detected_boxes[rows]), detected, captions),
+    ]
+    gap = np.full((len(pair[0]), 8, 3), 128, np.uint8)
+    return page.figure(
+        np.concatenate([pair[0], gap, pair[1]], axis=1), f'{records.files[index]}: {words}', 960
+    )
