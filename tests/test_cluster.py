@@ -15,7 +15,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
 
 SCRIPT = ROOT / 'tests' / 'acting_train.py'
-SHORT = '--config.save_every=2', '--config.epochs=2'
+SHORT = '--config.save_every=1', '--config.epochs=2'
 TRIALS = range(int(os.environ.get('TRIALS', 1)))
 LAYOUTS = [
     (2, 2),
@@ -177,7 +177,7 @@ ALSO_KILLED = [(signal.SIGKILL, 0), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)]
 def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
     number, victim, trial, coco_folder, tmp_path
 ):
-    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='wait:3', heartbeat=20)
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='wait:4', heartbeat=20)
     wait_for(tmp_path / 'waiting', started)
     started[victim].send_signal(number)
     started[1 - victim].wait()  # ends by itself, whenever the heartbeat finds out
@@ -189,22 +189,18 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
         assert re.search(r'tasks are unhealthy .*:\n1\n', log), log
     else:  # the leader itself, which the heartbeats go to
         assert 'leader task was preempted/died' in log or 'CoordinationService/Heartbeat' in log, log
-    run(coco_folder, tmp_path, 2, 1, *SHORT)
+    run(coco_folder, tmp_path, 2, 1, *SHORT, what='unreadable')  # for one; both take an older step
+    assert len([*(tmp_path / 'checkpoints').glob('broken-*')]) == 1
     assert list(losses(tmp_path)) == list(range(1, 7))
 
 
 @pytest.mark.row('two processes, one failing')
 @pytest.mark.parametrize('trial', TRIALS)
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
-    """And the run resumes from the newest checkpoint that both can read."""
-    flags = *SHORT, '--config.save_every=1'
-    started = start(coco_folder, tmp_path, 2, 1, *flags, what='raise:5', heartbeat=20)
+    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='raise:3', heartbeat=20)
     codes, logs = finish(started, tmp_path)
     assert 0 not in codes
     assert 'process 1 of 2:' in logs[1] and 'RuntimeError: a fault of the test' in logs[1]
-    run(coco_folder, tmp_path, 2, 1, *flags, what='unreadable')
-    assert len([*(tmp_path / 'checkpoints').glob('broken-[45]')]) == 1
-    assert list(losses(tmp_path)) == list(range(1, 7))
 
 
 def test_a_process_that_is_stuck_ends_with_its_stacks():

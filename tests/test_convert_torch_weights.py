@@ -16,7 +16,7 @@ from yolos_jax import model, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
-from yolos_jax.weights import adapt, checkpoint, hf, model_card, names, reference
+from yolos_jax.weights import adapt, checkpoint, hf, names, reference
 
 CLASSES = {1: 'cat', 2: 'dog', 4: 'bird'}
 WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write}
@@ -129,17 +129,6 @@ def test_tables_of_two_sizes_do_not_fit_the_hugging_face_form(tmp_path):
     changed, _ = adapt.with_pos_grid(pretrained, (4, 6))
     hf.write(changed, tmp_path / 'x')
     assert read_detector(tmp_path / 'x').model.mid_pos_grid == (4, 6)
-
-
-def test_the_model_card_lists_only_known_facts(tmp_path):
-    config = {'epochs': 7, 'learning_rate': 0.1, 'augment.sizes': [96, 112], 'val_split': 'val2017'}
-    about = {'config': config, 'AP': 0.31234, 'source': 'deit.pth', 'sha256': 'a' * 64}
-    card = model_card.text(make(TINY, about=about))
-    for text in ('0.312 on val2017', 'epochs: 7', 'sides in training: [96, 112]', 'deit.pth, SHA-256 aaaa'):
-        assert text in card
-    assert 'cat, dog, bird' in card and 'resized to 64 pixels' in card
-    bare = model_card.text(make(TINY))
-    assert 'not measured' in bare and '## Training' not in bare and 'None' not in bare
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):

@@ -48,7 +48,9 @@ def close(a, b, tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
 
 
-@pytest.mark.parametrize(('devices', 'images_per_group'), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ('devices', 'images_per_group'), [pytest.param(1, 1, marks=pytest.mark.trials), (2, 2)]
+)
 def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group, training):
     whole, expected, _ = walk(training, devices, images_per_group)
     parts, losses, _ = walk(training, devices, images_per_group, accumulate_steps=4)

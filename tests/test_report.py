@@ -242,7 +242,7 @@ def evaluated(coco_folder, tmp_path_factory):
     evaluate.main([
         f'--weights={folder}/hf', f'--json={truth}', f'--images={coco_folder}/val2017',
         f'--output={folder}/out', '--by=images.weather', '--by=annotations.tone', '--corruptions',
-        '--batch_size=8',
+        '--batch_size=8', '--num_processes=1',
     ])  # fmt: skip
     return folder / 'out'
 

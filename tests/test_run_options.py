@@ -69,6 +69,7 @@ def test_a_stopped_run_with_a_moving_average_ends_as_an_unbroken_one(averaged, c
     assert result(tmp_path)[1:] == result(averaged)[1:]
 
 
+@pytest.mark.trials
 def test_a_sharded_average_is_resumed_bit_for_bit(coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, epochs=1, batch_size=8, ema=0.9, shard_params=True)
     launch(config, tmp_path / 'unbroken', devices=8)

@@ -59,11 +59,14 @@ def test_a_run_leaves_metrics_curves_and_checkpoints(unbroken):
     board = b''.join(path.read_bytes() for path in unbroken.glob('events.out.tfevents.*'))
     for tag in (b'val_loss', b'learning_rate', b'grad_norm', b'validation/7', b'_hparams_/session_start'):
         assert tag in board
+    card = (unbroken / 'README.md').read_text()
+    assert '| training images | 24, with ' in card and '| starts, steps lost to stops | 1, 0 |' in card
     pretrained = read_detector(unbroken)
+    assert pretrained.about['training']['hardware'].startswith('1 x cpu')
     assert pretrained.classes == {1: 'circle', 2: 'square', 3: 'triangle'} and pretrained.size == 112
 
 
-@pytest.mark.parametrize('step', [1, 6])
+@pytest.mark.parametrize('step', [pytest.param(1, marks=pytest.mark.trials), 6])
 def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, coco_folder, tmp_path):
     launch(tiny_config(data=coco_folder), tmp_path, step)
     assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == step
@@ -88,6 +91,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
     assert result(tmp_path)[1:] == result(unbroken)[1:]
 
 
+@pytest.mark.trials
 def test_eight_devices_train_as_one_does(coco_folder, tmp_path):
     losses = []
     for devices in (1, 8):
@@ -241,7 +245,9 @@ def diverging(unbroken, tmp_path_factory):
 
 
 @pytest.mark.row('starts of a run that is not finite', count=5)
-@pytest.mark.parametrize('epochs', [1, 3])  # of six steps: less and more than it takes to give up
+@pytest.mark.parametrize(  # of six steps: less and more than it takes to give up
+    'epochs', [pytest.param(1, marks=pytest.mark.trials), 3]
+)
 def test_a_run_whose_loss_is_not_finite_fails_at_every_start(epochs, diverging, coco_folder, tmp_path):
     config = tiny_config(
         data=coco_folder, init_from=str(diverging), epochs=epochs, save_every=1, eval_every=9
@@ -254,7 +260,7 @@ def test_a_run_whose_loss_is_not_finite_fails_at_every_start(epochs, diverging, 
     assert steps == [*range(6 if epochs == 1 else 10)] * 5
 
 
-@pytest.mark.parametrize('step', [0, 8])
+@pytest.mark.parametrize('step', [pytest.param(0, marks=pytest.mark.trials), 8])
 def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one(
     step, unbroken, coco_folder, tmp_path
 ):
@@ -358,7 +364,11 @@ SMALL = [f'--config.model.{x}' for x in 'width=32 depth=2 heads=2 num_det_tokens
 
 @pytest.mark.parametrize(
     ('number', 'line'),
-    [(signal.SIGTERM, 'devices'), (signal.SIGINT, 'compiled for'), (signal.SIGTERM, 'step 2/')],
+    [
+        pytest.param(signal.SIGTERM, 'devices', marks=pytest.mark.trials),
+        (signal.SIGINT, 'compiled for'),
+        (signal.SIGTERM, 'step 2/'),
+    ],
 )
 def test_a_signal_ends_the_script_with_its_own_status_and_loses_nothing(
     number, line, coco_folder, tmp_path

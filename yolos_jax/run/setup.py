@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import yolos_jax
 from yolos_jax import attention, evaluation, files, optim, steps, weights
 from yolos_jax.data import compare, geometry, loader, records, sources
 from yolos_jax.errors import InputError
@@ -47,6 +48,17 @@ class Setup(NamedTuple):
         """Whether the validation split is due after so many steps."""
         epoch, left = divmod(done, self.batches.steps_per_epoch)
         return done > 0 and left == 0 and (epoch % self.config.eval_every == 0 or done == self.total)
+
+    def about(self) -> dict[str, str]:
+        """What a model card says of the training beside the config."""
+        train_set, val_set = self.batches.records, self.val_batches.records
+        hardware = f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
+        return {
+            'hardware': f'{hardware}, {jax.process_count()} processes',
+            'software': f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}',
+            'training_images': f'{len(train_set):,}, with {len(train_set.boxes):,} objects',
+            'validation_images': f'{len(val_set):,}, with {len(val_set.boxes):,} objects',
+        }
 
     def summary(self, first: int) -> str:
         """What the run is about to do, for the reader; `tools.check_data` says more about the data."""

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import signal
 import threading
@@ -20,10 +21,11 @@ from yolos_jax.errors import DivergedError
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
+from yolos_jax.run.energy import Energy
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 from yolos_jax.run.setup import Setup, prepare
 from yolos_jax.run.stop import StopRun, StopSignal
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, model_card
 
 GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
 
@@ -44,6 +46,7 @@ class Run(NamedTuple):
     about: dict  # the same in every checkpoint
     means: Means
     goodput: Goodput
+    energy: Energy
     throughput: Throughput
     log: Log
     progress: Callable[[], None]  # to be called where there was some (`cluster.watchdog`)
@@ -54,7 +57,7 @@ class Run(NamedTuple):
         self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
-            self.checkpoints.save(state, self.about | counts)
+            self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
 
     def stops_after(self, step: int) -> bool:
         """Whether the run was asked to stop after this step."""
@@ -80,7 +83,8 @@ def train(
 
     Args:
         config: `configs.common` describes its values.
-        folder: receives metrics.jsonl, TensorBoard files, curves.png and checkpoints/.
+        folder: receives metrics.jsonl, TensorBoard files, curves.png, README.md (the model card) and
+            checkpoints/.
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched.
         stuck: seconds without a step after which the process ends (`cluster.watchdog`).
@@ -107,6 +111,7 @@ def train(
         run.log.print(str(run.goodput))
         if cluster.is_first():
             visualize.curves(folder)
+            write_card(setup, run, folder / 'README.md')
         if stopped:
             return stop.number or signal.SIGTERM
         if run.means.nonfinite_streak:
@@ -183,6 +188,7 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         run.log.write(done, means.mean('window') | measurements(setup, run, step))
         means.restart('window')
         run.throughput.restart()
+        run.energy.update()
     if epoch_ends:
         run.log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
         means.restart('epoch')
@@ -206,6 +212,7 @@ def resume(
     checkpoints = Checkpoints(folder / 'checkpoints')
     data = {'train': setup.batches.records.digests(), 'val': setup.val_batches.records.digests()}
     about = checkpoint.describe(setup.start) | {'config': workdir.flat(setup.config), 'data': data}
+    about['training'] = setup.about()
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
     if meta:
         workdir.check_same_data(meta.get('data', {}), data, folder)
@@ -220,7 +227,22 @@ def resume(
     means = Means(meta.get('means') or meta.get('tally'), spike_factor=setup.config.spike_factor)
     goodput = Goodput(meta.get('goodput'), steps_lost=max(log.last_step - first, 0))
     log.print(setup.summary(first))
-    return state, Run(checkpoints, about, means, goodput, Throughput(), log, progress, stop)
+    energy = Energy(meta.get('energy'))
+    return state, Run(checkpoints, about, means, goodput, energy, Throughput(), log, progress, stop)
+
+
+def write_card(setup: Setup, run: Run, path: Path) -> None:
+    """The model card of the run's detector: of the best step, or the last where none was evaluated."""
+    saved = {step: run.checkpoints.ap(step) for step in checkpoint.steps(run.checkpoints.folder)}
+    if not saved:
+        return
+    step = max(saved, key=lambda step: (checkpoint.rank(saved[step]), step))
+    counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules, 'step': step}
+    about = setup.start.about | run.about | counts
+    if saved[step] is not None:
+        about['AP'] = saved[step]
+    with files.replacing(path) as file:
+        file.write(model_card.text(dataclasses.replace(setup.start, about=about)).encode())
 
 
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:

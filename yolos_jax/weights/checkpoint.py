@@ -28,6 +28,7 @@ STATE, META = 'state', 'meta'
 AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
 OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
 FORMAT = 2  # of the meta
+ABOUT_RUN = 'config', 'AP', 'step', 'training', 'goodput', 'energy'  # of the meta, for a detector's `about`
 MODEL_FIELDS = (
     'width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_classes', 'num_det_tokens', 'eps',
 )  # fmt: skip
@@ -61,7 +62,7 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
     params, meta = read_params(folder, step)
     try:
         classes = {int(number): name for number, name in meta['classes'].items()}
-        about = meta['about'] | {key: meta[key] for key in ('config', 'AP', 'step') if key in meta}
+        about = meta['about'] | {key: meta[key] for key in ABOUT_RUN if key in meta}
         return Pretrained(model_of(meta['model']), params, classes, *meta['eval_size'], about)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f'{folder}: the meta of step {meta["step"]} cannot be used ({error})') from None

@@ -1,6 +1,11 @@
-"""README.md of an exported detector: what is known of it, and no more."""
+"""README.md of a detector: what software can know of it, and plainly what it cannot."""
 
-from yolos_jax.patches import PATCH
+from pathlib import PurePath
+from typing import Any
+
+import jax
+
+from yolos_jax.patches import MEAN, PATCH, STD
 from yolos_jax.weights.pretrained import Pretrained
 
 RECIPE = (  # (what a reader calls it, key of the config)
@@ -8,50 +13,222 @@ RECIPE = (  # (what a reader calls it, key of the config)
     ('global batch size', 'batch_size'),
     ('learning rate', 'learning_rate'),
     ('weight decay', 'weight_decay'),
+    ('gradient clipping, norm', 'clip_norm'),
+    ('moving average of the weights', 'ema'),
+    ('frozen', 'freeze'),
+    ('type of numbers', 'dtype'),
     ('shorter sides in training', 'augment.sizes'),
+    ('longest side in training', 'augment.max_size'),
     ('training split', 'train_split'),
+    ('seed', 'seed'),
 )
+USE = """
+Finding objects of these classes in photographs like those it was trained on, and as a start for training
+on other objects.
+
+Not for decisions about people (who somebody is, what they may have or do), for surveillance, or where a
+missed or a wrong object can hurt somebody, unless it was evaluated for just that, on images of that place
+and those people.
+"""
+CITATION = """
+```bibtex
+@inproceedings{fang2021yolos,
+  title = {You Only Look at One Sequence: Rethinking Transformer in Vision through Object Detection},
+  author = {Fang, Yuxin and Liao, Bencheng and Wang, Xinggang and Fang, Jiemin and Qi, Jiyang and
+            Wu, Rui and Niu, Jianwei and Liu, Wenyu},
+  booktitle = {NeurIPS},
+  year = {2021}
+}
+```
+"""
 
 
-def text(pretrained: Pretrained) -> str:
-    """The card as Markdown, with the metadata that Hugging Face reads."""
-    model, about, config = pretrained.model, pretrained.about, pretrained.about.get('config', {})
-    ap = f'{about["AP"]:.3f} on {config["val_split"]}' if 'AP' in about else 'not measured'
-    source = f'{about["source"]}, SHA-256 {about["sha256"]}' if 'source' in about else 'no other weights'
-    classes = ', '.join(name for _, name in sorted(pretrained.classes.items()))
-    size, max_size = pretrained.size, pretrained.max_size
-    recipe = [f'* {name}: {config[key]}' for name, key in RECIPE if key in config]
-    return '\n'.join(
-        [
-            '---',
-            'library_name: transformers',
-            'pipeline_tag: object-detection',
-            'tags: [object-detection, yolos, vision]',
-            '---',
-            '# YOLOS detector',
-            '',
-            'You Only Look at One Sequence (arXiv 2106.00666): a plain ViT with [DET] tokens, written by',
-            'yolos_jax.',
-            '',
-            '| | |',
-            '|---|---|',
-            f'| width, depth, heads | {model.width}, {model.depth}, {model.heads} |',
-            f'| [DET] tokens | {model.num_det_tokens} |',
-            f'| position tables | {model.pos_grid[0]}x{model.pos_grid[1]} patches of {PATCH} pixels |',
-            f'| AP | {ap} |',
-            f'| from | {source} |',
-            '',
-            '## Input and output',
-            '',
-            f'An RGB image, its shorter side resized to {size} pixels and the longer one to at most',
-            f'{max_size}, normalised by the mean and deviation of preprocessor_config.json. Give one',
-            'image at a time: padding of a batch changes the detections of transformers\' YOLOS.',
-            '',
-            f'`logits` [B, {model.num_det_tokens}, {model.num_classes + 1}], the last "no object", and',
-            f'`pred_boxes` [B, {model.num_det_tokens}, 4], cxcywh in 0..1 of the image.',
-            '',
-            f'Classes: {classes}.',
-            *(['', '## Training', '', *recipe] if recipe else []),
-            '',
+def text(
+    pretrained: Pretrained,
+    metrics: dict[str, Any] | None = None,
+    report: dict[str, Any] | None = None,
+    speed: dict[str, Any] | None = None,
+) -> str:
+    """The card as Markdown, with the metadata that Hugging Face reads.
+
+    metrics, report: the content of metrics.json and report.json of `yolos eval`; speed: that of speed.json
+    of `yolos speed`.
+    """
+    sections = {
+        'The model': _model(pretrained),
+        'Input and output': _input_and_output(pretrained),
+        'Use': [USE.strip()],
+        'Limits': _limits(pretrained, report),
+        'Training': _training(pretrained.about),
+        'Evaluation': _evaluation(pretrained.about, metrics, report),
+        'Speed': _speed(speed),
+        'Licence': [
+            'That of the weights it was trained from, and what the owners of the images ask; the code that '
+            'wrote it, yolos_jax, is under Apache-2.0.'
+        ],
+        'Citation': [CITATION.strip()],
+    }
+    body = [f'---\n{_metadata(pretrained, metrics)}\n---', '# YOLOS detector']
+    body.append(
+        'You Only Look at One Sequence ([arXiv 2106.00666](https://arxiv.org/abs/2106.00666)): a plain ViT '
+        'with [DET] tokens, written by yolos_jax.'
+    )
+    for title, lines in sections.items():
+        body += [f'## {title}', '\n'.join(lines)]
+    return '\n\n'.join(body) + '\n'
+
+
+def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
+    """YAML, with results as a model-index where there are any."""
+    from huggingface_hub import EvalResult, ModelCardData  # here, since it takes half a second
+
+    results, dataset = None, _dataset(pretrained.about)
+    if ap := (metrics or pretrained.about).get('AP'):
+        split = (metrics or {}).get('about', {}).get('split') or _config(pretrained).get('val_split')
+        results = [
+            EvalResult(
+                task_type='object-detection',
+                dataset_type=dataset or 'not known',
+                dataset_name=dataset or 'not known',
+                dataset_split=split,
+                metric_type='AP',
+                metric_name='COCO AP',
+                metric_value=round(ap, 4),
+            )
         ]
-    )  # fmt: skip
+    return ModelCardData(
+        library_name='transformers',
+        pipeline_tag='object-detection',
+        tags=['object-detection', 'yolos', 'vision', 'jax'],
+        datasets=[dataset] if dataset else None,
+        model_name='YOLOS detector' if results else None,
+        eval_results=results,
+    ).to_yaml()
+
+
+def _config(pretrained: Pretrained) -> dict[str, Any]:
+    return pretrained.about.get('config', {})
+
+
+def _dataset(about: dict[str, Any]) -> str:
+    """The name of the folder of the data: its path is nobody else's business."""
+    return PurePath(str(about.get('config', {}).get('data') or '')).name
+
+
+def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
+    """A Markdown table; a text cannot leave its cell."""
+    line = lambda cells: (
+        '| ' + ' | '.join(str(x).replace('|', '/').replace('\n', ' ') for x in cells) + ' |'
+    )
+    return [line(head), '|' + '---|' * len(head), *map(line, rows)]
+
+
+def _model(pretrained: Pretrained) -> list[str]:
+    model, about = pretrained.model, pretrained.about
+    source = f'{about["source"]}, SHA-256 {about["sha256"]}' if 'source' in about else 'no other weights'
+    tables = f'{model.pos_grid[0]}x{model.pos_grid[1]} patches of {PATCH} pixels'
+    if model.mid_pos_grid:
+        tables += f'; before each block but the first {model.mid_pos_grid[0]}x{model.mid_pos_grid[1]}'
+    return _table(
+        [
+            ('parameters', f'{sum(x.size for x in jax.tree.leaves(pretrained.params)):,}'),
+            ('width, depth, heads', f'{model.width}, {model.depth}, {model.heads}'),
+            ('[DET] tokens', model.num_det_tokens),
+            ('position tables', tables),
+            ('from', source),
+        ]
+    )
+
+
+def _input_and_output(pretrained: Pretrained) -> list[str]:
+    model, classes = pretrained.model, pretrained.classes
+    numbers = lambda values: ', '.join(f'{x:.3f}' for x in values)
+    return [
+        f'An RGB image of any size. Its shorter side is resized to {pretrained.size} pixels, bilinear with '
+        f'antialiasing, the longer one to at most {pretrained.max_size}; values in 0..1 lose a mean of '
+        f'{numbers(MEAN.tolist())} and are divided by {numbers(STD.tolist())}. Give one image at a time to '
+        "transformers' YOLOS: the padding of a batch changes its detections; yolos_jax masks it.",
+        '',
+        f'`logits` [B, {model.num_det_tokens}, {model.num_classes + 1}], the last "no object", and '
+        f'`pred_boxes` [B, {model.num_det_tokens}, 4], cxcywh in 0..1 of the image.',
+        '',
+        f'{len(classes)} classes: {", ".join(name for _, name in sorted(classes.items()))}.',
+    ]
+
+
+def _limits(pretrained: Pretrained, report: dict[str, Any] | None) -> list[str]:
+    lines = [
+        f'* At most {pretrained.model.num_det_tokens} objects in an image are found.',
+        f'* Objects much smaller than a patch of {PATCH} pixels, after resizing, are mostly missed.',
+        '* Sides and shapes of images far from those of training are untried.',
+        '* What the training images show seldom, of places, times or people, it finds less well.',
+    ]
+    if not report:
+        return [*lines, '* How well scores are calibrated and which groups it fails for were not examined.']
+    ece = report['calibration']['error']
+    lines.append(f'* Scores: calibration error (ECE) {ece:.3f} of detections with a score of at least 0.1.')
+    fields = [title for title in report['groups'] if title.startswith(('images.', 'annotations.'))]
+    if not fields:
+        lines.append('* Groups by fields of the annotations were not examined.')
+    return lines
+
+
+def _training(about: dict[str, Any]) -> list[str]:
+    config, training, goodput = about.get('config'), about.get('training', {}), about.get('goodput')
+    if not config:
+        return ['Not known: the weights were converted, and their file does not say.']
+    rows = [(name, config[key]) for name, key in RECIPE if key in config]
+    rows.append(('optimiser', 'AdamW, betas 0.9 and 0.999; cosine decay by epoch'))
+    rows += [(name.replace('_', ' '), value) for name, value in training.items()]
+    rows.append(('data', _dataset(about) or 'not known'))
+    if 'step' in about:
+        rows.append(('step of these weights', f'{about["step"]:,}'))
+    if goodput:
+        wall, steps = goodput['wall_s'] / 3600, goodput['training_s'] / 3600
+        rows.append(('hours', f'{wall:.2f}, of them training {steps:.2f}'))
+        rows.append(('starts, steps lost to stops', f'{goodput["starts"]}, {goodput["steps_lost"]}'))
+    joules = about.get('energy')
+    measured = f'{joules / 3.6e6:.3f} kWh, of the first machine' if joules else 'not measured'
+    return _table([*rows, ('energy', measured)])
+
+
+def _evaluation(
+    about: dict[str, Any], metrics: dict[str, Any] | None, report: dict[str, Any] | None
+) -> list[str]:
+    if not metrics:
+        split = about.get('config', {}).get('val_split', '')
+        return [f'AP {about["AP"]:.3f} on {split}, by training.' if 'AP' in about else 'Not measured.']
+    of = metrics['about']
+    command = f'yolos eval --weights=PATH --data=FOLDER --split={of["split"]} --output=DIR'
+    numbers = [(name, f'{x:.3f}') for name, x in metrics.items() if isinstance(x, float) and x > -1]
+    lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', of['split']))]
+    classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
+    lines += ['', *_table(classes, ('class', 'AP'))]
+    for title, groups in (report or {}).get('groups', {}).items():
+        rows = [
+            (x['name'], x['images'], x['objects'], f'{x["ap"]:.3f}', _interval(x['interval']))
+            for x in groups
+            if x['objects']
+        ]
+        lines += ['', *_table(rows, (title, 'images', 'objects', 'AP', '95 %'))]
+    for name, values in (report or {}).get('corrupted', {}).items():
+        lines += ['', f'Under {name}, weak to strong: AP {", ".join(f"{x:.3f}" for x in values)}.']
+    return lines
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f'{ends[0]:.3f} to {ends[1]:.3f}' if ends else ''
+
+
+def _speed(speed: dict[str, Any] | None) -> list[str]:
+    if not speed:
+        return ['Not measured here; `yolos speed` measures it.']
+    rate = lambda x: f'{x["median"]:.2f} ({x["p10"]:.2f} to {x["p90"]:.2f})'
+    rows = [
+        ('GFLOPs, multiply-adds', f'{speed["gflops"]:.1f}'),
+        ('images/s, model', rate(speed['fps'])),
+        ('images/s, from file', rate(speed['fps_from_file'])),
+        ('peak memory', f'{speed["peak_memory_gb"]:.2f} GB of {speed["peak_memory_of"]}'),
+        ('device', f'{speed["device"]}, {speed["cpus"]} CPUs'),
+    ]
+    return [*_table(rows), '', speed['method']]

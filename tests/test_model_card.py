@@ -1,0 +1,124 @@
+"""What a model card says, and that what cannot be known is said to be so."""
+
+import json
+import os
+
+import pytest
+from helpers import TINY, make_hf, read_detector
+from huggingface_hub import ModelCard
+
+from yolos_jax.errors import InputError
+from yolos_jax.run.energy import Energy
+from yolos_jax.tools import card
+from yolos_jax.weights import model_card
+from yolos_jax.weights.pretrained import Pretrained
+
+CONFIG = {
+    'epochs': 7, 'learning_rate': 0.1, 'augment.sizes': [96, 112], 'val_split': 'val2017',
+    'data': '/home/me/cats',
+}  # fmt: skip
+METRICS = {
+    'AP': 0.4321, 'AP_large': -1.0, 'classes': {'cat': 0.5, 'a|b\n# dog': 0.25},
+    'about': {'data': '/home/me/cats', 'split': 'val2017'},
+}  # fmt: skip
+GROUP = {'name': 'night', 'images': 3, 'objects': 9, 'ap': 0.123, 'interval': [0.1, 0.2]}
+REPORT = {
+    'calibration': {'error': 0.25},
+    'groups': {'images.light': [GROUP]},
+    'corrupted': {'fog': [0.3, 0.2, 0.1]},
+}
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('hf')
+    make_hf(dict(TINY, depth=2), num_classes=4).save_pretrained(folder)
+    return read_detector(folder)
+
+
+def known(pretrained, **about):
+    fields = {
+        name: getattr(pretrained, name) for name in ('model', 'params', 'classes', 'size', 'max_size')
+    }
+    return Pretrained(**fields, about=about)
+
+
+def test_nothing_is_invented_where_nothing_is_known(pretrained):
+    text = model_card.text(known(pretrained))
+    assert 'Not known: the weights were converted' in text and 'Not measured.' in text
+    assert 'None' not in text and 'nan' not in text
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_a_run_says_how_it_was_trained_but_not_where_its_data_lie(pretrained):
+    goodput = {'wall_s': 7200.0, 'training_s': 3600.0, 'starts': 2, 'steps_lost': 5}
+    training = {'hardware': '8 x TPU v5 lite', 'training_images': '45, with 90 objects'}
+    about = dict(config=CONFIG, AP=0.31234, step=70, goodput=goodput, training=training, energy=7.2e6)
+    text = model_card.text(known(pretrained, **about))
+    for row in (
+        '| epochs | 7 |', '| shorter sides in training | [96, 112] |',
+        '| hours | 2.00, of them training 1.00 |',
+        '| hardware | 8 x TPU v5 lite |', '| training images | 45, with 90 objects |', '| data | cats |',
+        '| energy | 2.000 kWh, of the first machine |', 'AP 0.312 on val2017',
+    ):  # fmt: skip
+        assert row in text, row
+    assert '/home/me' not in text
+    (result,) = ModelCard(text).data.eval_results
+    assert result.metric_value == 0.3123 and result.dataset_split == 'val2017'
+
+
+def test_what_was_measured_stands_in_tables_that_a_name_cannot_break(pretrained):
+    text = model_card.text(known(pretrained, config=CONFIG), METRICS, REPORT)
+    assert '| cat | 0.500 |' in text and '| a/b # dog | 0.250 |' in text
+    assert '| night | 3 | 9 | 0.123 | 0.100 to 0.200 |' in text
+    assert 'Under fog, weak to strong: AP 0.300, 0.200, 0.100.' in text
+    assert 'calibration error (ECE) 0.250' in text and 'not examined' not in text and '-1.000' not in text
+    assert ModelCard(text).data.eval_results[0].metric_value == 0.4321
+
+
+def test_the_command_puts_measurements_in(pretrained, tmp_path, capsys):
+    make_hf(dict(TINY, depth=2), num_classes=4).save_pretrained(tmp_path / 'hf')
+    arguments = [f'--weights={tmp_path}/hf', f'--output={tmp_path}/README.md', f'--evaluation={tmp_path}']
+    with pytest.raises(InputError, match=r'metrics\.json: cannot be read'):
+        card.main(arguments)
+    (tmp_path / 'metrics.json').write_text('{"AP": 1}')
+    with pytest.raises(InputError, match='not of this version'):
+        card.main(arguments)
+    assert not (tmp_path / 'README.md').exists()
+    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
+    card.main(arguments)
+    assert '| cat | 0.500 |' in (tmp_path / 'README.md').read_text()
+
+
+def counter(folder, package, joules, around=10):
+    zone = folder / f'intel-rapl:{package}'
+    zone.mkdir(exist_ok=True)
+    (zone / 'energy_uj').write_text(f'{int(joules * 1e6)}\n')
+    (zone / 'max_energy_range_uj').write_text(f'{int(around * 1e6)}\n')
+
+
+def test_energy_is_what_the_counters_moved_also_where_one_starts_anew(tmp_path):
+    counter(tmp_path, 0, 3)
+    counter(tmp_path, 1, 9)
+    (tmp_path / 'intel-rapl:0:0').mkdir()  # a part of the first, which counts it already
+    energy = Energy(100.0, tmp_path, smi='no-such-command')
+    counter(tmp_path, 0, 4)
+    counter(tmp_path, 1, 1)  # 9 -> 10 -> 1
+    energy.update()
+    assert energy.joules == pytest.approx(103)
+
+
+def test_energy_of_gpus_is_their_power_over_time(tmp_path):
+    smi = tmp_path / 'smi'
+    smi.write_text('#!/bin/sh\necho 100.5\necho 200\n')
+    os.chmod(smi, 0o755)
+    energy = Energy(None, tmp_path, smi=str(smi))
+    energy._clock -= 10
+    energy.update()
+    assert 3005 <= energy.joules < 3305
+
+
+def test_energy_that_no_one_counts_is_not_zero_but_unknown(tmp_path):
+    energy = Energy(None, tmp_path, smi='no-such-command')
+    energy.update()
+    assert energy.joules is None

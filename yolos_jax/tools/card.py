@@ -1,0 +1,57 @@
+"""Write the model card of a detector: what is known of it, with what was measured of it.
+
+    yolos card --weights=PATH --output=README.md [--evaluation=DIR] [--speed=DIR]
+
+DIR are output folders of `yolos eval` (with --report, for groups) and `yolos speed`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from yolos_jax import files, weights
+from yolos_jax.errors import InputError
+from yolos_jax.run import cli
+from yolos_jax.weights import model_card
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    parser.add_argument('--step', type=int, help=cli.STEP)
+    parser.add_argument('--output', required=True, type=Path, help='the file to write')
+    parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')
+    parser.add_argument('--speed', type=Path, help='an output folder of yolos speed')
+    args = parser.parse_args(arguments)
+    measured = {}
+    if args.evaluation:
+        measured['metrics'] = read(args.evaluation / 'metrics.json')
+        if (args.evaluation / 'report.json').exists():
+            measured['report'] = read(args.evaluation / 'report.json')
+    if args.speed:
+        measured['speed'] = read(args.speed / 'speed.json')
+    with weights.open(args.weights, args.step) as source:
+        pretrained = source.detector(log=print)
+    try:
+        card = model_card.text(pretrained, **measured)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f'{args.evaluation or args.speed}: its files are not of this version ({error!r})'
+        ) from None
+    with files.replacing(args.output) as file:
+        file.write(card.encode())
+    print(args.output)
+
+
+def read(path: Path) -> dict:
+    """The content of a JSON file; raises InputError where there is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path}: cannot be read ({error})') from None
+
+
+if __name__ == '__main__':
+    cli.run(main)
