@@ -30,9 +30,7 @@ def opened(url: str, folder, width: int = 1200, dark: bool = False) -> Iterator[
     try:
         driver.get(url)
         yield driver
-        complaints = [
-            x['message'] for x in driver.get_log('browser') if x['level'] in ('WARNING', 'SEVERE')
-        ]
+        complaints = [x['message'] for x in driver.get_log('browser') if x['level'] == 'SEVERE']
         assert not complaints
     finally:
         driver.quit()

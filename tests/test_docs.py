@@ -18,7 +18,8 @@ from yolos_jax.tools import command as tools_command
 from yolos_jax.tools import evaluate
 from yolos_jax.weights import checkpoint, hf, reference
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'demo/README.md'))]
+PAGES += sorted((ROOT / 'docs').glob('*.md'))
 # training runs as it is written, but on a smaller model for one epoch, from a file that is there
 SMALLER = (
     '--config.model.width=32 --config.model.depth=2 --config.model.heads=2 --config.model.num_det_tokens=6 '
@@ -33,6 +34,7 @@ NOT_RUN = {
     r'python3 -m venv': 'makes another environment',
     r'hf (down|up)load': 'needs a network',
     r'yolos verify': 'needs the published weights; tests/test_verify.py runs its parts',
+    r'python demo/app\.py': 'serves until it is stopped; tests/test_demo.py opens its page',
     r'python benchmarks/': 'measures for minutes; tests/test_benchmarks.py starts it',
     r'python train\.py \.\.\. --coordinator': 'one of four; tests/test_cluster.py runs two',
 }

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import yolos_jax
 from yolos_jax.data import geometry
 from yolos_jax.errors import InputError
+from yolos_jax.model import init_params
 from yolos_jax.patches import patchify
 from yolos_jax.tools import attention, speed, tokens
 
@@ -89,6 +90,27 @@ def test_attention_is_that_of_transformers(name, block):
     np.testing.assert_allclose(ours[0, :, :, :48], expected, atol=1e-5)
     assert not np.asarray(ours[..., 48:]).any()
     assert expected.max() > 3 * np.median(expected)  # some patches are looked at more than others
+
+
+@pytest.mark.parametrize('length', [48, 70])
+def test_attention_to_an_object_is_drawn_where_the_object_is(length):
+    """Two images that differ in an object alone: in a model of one block the attention to all other patches
+    changes by one factor, so what is left after it is the object, and the overlay is bright there alone."""
+    model = yolos_jax.Yolos(**TINY | {'depth': 1})
+    params = init_params(model, jax.random.key(0))
+    image = np.full((96, 128, 3), 90, np.uint8)
+    with_object = image.copy()
+    with_object[32:64, 80:112] = 250, 20, 20  # rows 2 and 3, columns 5 and 6 of patches
+    patches, grid = patchify([image, with_object], length)
+    before, after = np.asarray(attention.maps(model, params, patches, grid))[..., :48]
+    factor = np.log(after / before)
+    change = abs(factor - np.median(factor, axis=-1, keepdims=True)).reshape(-1, 6, 8).max(axis=0)
+    inside = np.zeros((6, 8), bool)
+    inside[2:4, 5:7] = True
+    assert change[inside].min() > 100 * change[~inside].max()
+    drawn = np.asarray(attention.overlay(Image.fromarray(image), change / change.max())).sum(axis=2)
+    y, x = np.unravel_index(drawn.argmax(), drawn.shape)
+    assert 32 <= y < 64 and 80 <= x < 112
 
 
 def _ours(hf):

@@ -38,7 +38,7 @@ def draw(
         InputError: the font cannot be read.
     """
     picture = Image.fromarray(image)
-    scale = max(min(-(-320 // min(picture.size)), LONGEST // max(picture.size)), 1)
+    scale = enlargement(*picture.size)
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
     pen = ImageDraw.Draw(picture)
     short = min(picture.size)
@@ -57,6 +57,11 @@ def draw(
         ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else 'white'
         pen.text((corner + [3, 2]).tolist(), text, ink, lettering, anchor='la')
     return np.asarray(picture)
+
+
+def enlargement(width: int, height: int) -> int:
+    """How many times as large `draw` makes an image of this size."""
+    return max(min(-(-320 // min(width, height)), LONGEST // max(width, height)), 1)
 
 
 def first_images(
