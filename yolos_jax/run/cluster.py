@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from yolos_jax.errors import InputError
+from yolos_jax.run import rendezvous
 
 _heartbeat = 30  # seconds, as `start` was told
 
@@ -38,7 +39,8 @@ def start(
         heartbeat: seconds after which a silent process counts as dead, and the others end.
 
     Raises:
-        InputError: the arguments do not make a cluster, or the others did not come.
+        InputError: the arguments do not make a cluster, the others did not come, or one of them died
+            before all were there.
     """
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
     global _heartbeat
@@ -50,6 +52,8 @@ def start(
         raise InputError(
             f'several processes without a scheduler need {" and ".join(missing)} too', missing[0]
         )
+    if not missing:
+        rendezvous.meet(coordinator, num_processes, process_id, heartbeat)
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id,

@@ -1,0 +1,158 @@
+"""Processes that were given the coordinator's address meet there, before JAX joins them.
+
+JAX waits for them in silence and deaf to signals, and does not see that one of them has died. Here process
+0 listens at the address until all others have come; all say every ten seconds whom they wait for, and if one
+dies, all end. Then JAX takes the address.
+"""
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import sys
+import time
+
+from yolos_jax.errors import InputError
+
+LIMIT = 300  # seconds until all must have come, as JAX has it
+TELL = 10  # seconds between lines that say who is missing
+POLL = 0.2
+HELLO = struct.Struct('!8sI')  # a greeting, so that a port scanner is no process, and the process's id
+GREETING = b'yolosjax'
+GO = b'go'
+
+
+def meet(coordinator: str, num_processes: int, process_id: int, heartbeat: int) -> None:
+    """Return when all processes are here.
+
+    heartbeat: seconds after which a machine that does not answer counts as dead.
+
+    Raises:
+        InputError: the address is none, or taken; a process ended meanwhile, did not come in 300 seconds,
+            or two have the same id.
+    """
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit():
+        raise InputError(f'coordinator {coordinator}: give host:port', 'coordinator')
+    if not 0 <= process_id < num_processes:
+        raise InputError(f'process_id is {process_id}, of {num_processes} processes', 'process_id')
+    if process_id:
+        _join(host.strip('[]'), int(port), process_id, heartbeat)
+    else:
+        _gather(coordinator, int(port), num_processes, heartbeat)
+
+
+class _Waiting:
+    """How long it has been, and a line now and then."""
+
+    def __init__(self) -> None:
+        self._start = self._told = time.monotonic()
+
+    def check(self, missing: str) -> None:
+        """Say who is missing, if it is time to; raises InputError when it has been too long."""
+        now = time.monotonic()
+        if now - self._start > LIMIT:
+            raise InputError(f'{missing} did not come in {LIMIT} seconds', 'num_processes')
+        if now - self._told > TELL:
+            self._told = now
+            print(f'waiting for {missing}', file=sys.stderr, flush=True)
+
+
+def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> None:
+    """Process 0: wait for all others, then let them go."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        server = socket.create_server(('', port), family=family, dualstack_ipv6=family == socket.AF_INET6)
+    except OSError as error:
+        message = f'coordinator {coordinator}: cannot listen there ({os.strerror(error.errno)})'
+        raise InputError(message, 'coordinator') from None
+    came: dict[int, socket.socket] = {}
+    waiting, selector = _Waiting(), selectors.DefaultSelector()
+    with server, selector, contextlib.ExitStack() as stack:
+        selector.register(server, selectors.EVENT_READ)
+        try:
+            while len(came) < num_processes - 1:
+                for key, _ in selector.select(POLL):
+                    if key.data is not None:  # nobody speaks a second time
+                        raise InputError(f'process {key.data} ended before all processes were there')
+                    connection, _ = server.accept()
+                    stack.enter_context(connection)
+                    if (number := _greeted(connection)) is None:
+                        continue
+                    if number in came or not 0 < number < num_processes:
+                        came[-1] = connection  # to be told as well
+                        raise InputError(
+                            f'two processes have the id {number}, or it is too large', 'process_id'
+                        )
+                    _keep_alive(connection, heartbeat)
+                    came[number] = connection
+                    selector.register(connection, selectors.EVENT_READ, number)
+                waiting.check(_names(set(range(1, num_processes)) - set(came)))
+        except InputError as error:
+            _tell(came, str(error).encode())
+            raise
+        _tell(came, GO)
+        for connection in came.values():  # who closes first keeps the address for a while
+            with contextlib.suppress(OSError):
+                connection.settimeout(POLL)
+                connection.recv(1)
+
+
+def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
+    """Any other process: find process 0, and wait for its word."""
+    waiting = _Waiting()
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=5)
+            break
+        except OSError:  # not there yet, or its name is not known yet
+            waiting.check(f'process 0 at {host}:{port}')
+            time.sleep(POLL)
+    with connection:
+        _keep_alive(connection, heartbeat)
+        connection.settimeout(POLL)
+        connection.sendall(HELLO.pack(GREETING, process_id))
+        while True:
+            waiting.check('all processes, as process 0 knows')
+            try:
+                word = connection.recv(1000)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise InputError(f'process 0 ended before all processes were there ({error})') from None
+            if word == GO:
+                return
+            raise InputError(
+                word.decode(errors='replace') or 'process 0 ended before all processes were there'
+            )
+
+
+def _greeted(connection: socket.socket) -> int | None:
+    """The id that a process says it has; None where it is no process of ours."""
+    connection.settimeout(2)
+    with contextlib.suppress(OSError):
+        hello = connection.recv(HELLO.size)
+        if len(hello) == HELLO.size and hello.startswith(GREETING):
+            return HELLO.unpack(hello)[1]
+    return None
+
+
+def _keep_alive(connection: socket.socket, heartbeat: int) -> None:
+    """Let the system find out that the machine at the other end is gone."""
+    every = max(heartbeat // 4, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, 'TCP_KEEPIDLE'):  # Linux
+        for option, value in (('TCP_KEEPIDLE', every), ('TCP_KEEPINTVL', every), ('TCP_KEEPCNT', 3)):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _tell(came: dict[int, socket.socket], word: bytes) -> None:
+    for connection in came.values():
+        with contextlib.suppress(OSError):
+            connection.sendall(word)
+
+
+def _names(numbers: set[int]) -> str:
+    shown = ', '.join(map(str, sorted(numbers)[:8])) + (', ...' if len(numbers) > 8 else '')
+    return f'process {shown}' if len(numbers) == 1 else f'processes {shown}'
