@@ -1,8 +1,8 @@
 """Processes that were given the coordinator's address meet there, before JAX joins them.
 
 JAX waits for them in silence and deaf to signals, and does not see that one of them has died. Here process
-0 listens at the address until all others have come; all say every ten seconds whom they wait for, and if one
-dies, all end. Then JAX takes the address.
+0 listens at the address until all others have come; all say every ten seconds whom they wait for, and if
+one dies, all end. Then JAX takes the address.
 """
 
 import contextlib
