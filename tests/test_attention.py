@@ -60,3 +60,18 @@ def test_bfloat16_stays_near_float32():
     assert out.dtype == jnp.bfloat16
     ulp = 2**-8  # of bfloat16 below 1, where the outputs are; inputs, weights and result are rounded
     np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=3 * ulp)
+
+
+@pytest.mark.parametrize(
+    ('size', 'block'), [(101, 128), (1000, 1024), (1408, 768), (1472, 768), (2560, 640), (4352, 896)]
+)
+def test_blocks_of_the_tpu_kernel_are_large_and_pad_little(size, block):
+    assert attention.splash_block(size) == block and block % 128 == 0
+    assert -size % block <= 0.1 * size or size < 1024
+
+
+def test_the_tpu_kernel_is_exact_in_several_blocks():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 1100, 1, d)), jnp.float32) for _ in range(3))
+    args = q, k, v, jnp.array([1001])
+    np.testing.assert_allclose(attention.splash(*args, interpret=True), attention.dense(*args), atol=2e-5)

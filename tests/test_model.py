@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,8 @@ import pytest
 import torch
 from helpers import TINY, make_hf, noise, reference_tensors, to_torch
 
-from yolos_jax import model
-from yolos_jax.model import Yolos, init_params
+from yolos_jax import attention, model
+from yolos_jax.model import Yolos, gelu, init_params
 from yolos_jax.patches import patchify
 from yolos_jax.weights import names
 
@@ -166,3 +168,25 @@ def test_the_model_takes_pixels_and_not_floats():
     yolos = Yolos(**TINY)
     with pytest.raises(ValueError, match='uint8'):
         yolos.init(jax.random.key(0), np.zeros((1, 4, 768), np.float32), np.full((1, 2), 2))
+
+
+def test_gelu_and_its_slope_are_torchs():
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30]]).astype(np.float32)
+    theirs = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    value = torch.nn.functional.gelu(theirs)
+    value.sum().backward()
+    np.testing.assert_allclose(gelu(x), value.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: gelu(x).sum())(x), theirs.grad.numpy(), atol=1e-6)
+    assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
+
+
+def test_what_a_block_keeps_on_a_tpu_changes_no_gradient():
+    """The kernel for TPUs runs here in its interpreter; with `dense` a block keeps all."""
+    splash, grads = functools.partial(attention.splash, interpret=True), []
+    assert attention.kept_by(splash) and not attention.kept_by(attention.dense)
+    patches, grid = patchify([noise(64, 96)])
+    for kernel in (splash, attention.dense):
+        yolos = Yolos(**TINY | {'depth': 3}, attention_kernel=kernel)
+        apply = lambda params, yolos=yolos: yolos.apply({'params': params}, patches, grid)
+        grads.append(jax.jit(jax.grad(lambda p, f=apply: f(p)['pred_logits'].sum()))(init(yolos)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *grads)

@@ -32,6 +32,28 @@ def _torch_uniform(fan_in: int) -> Callable:
     return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, by erf as torch has it; its slope is computed again from x.
+
+    By erfc, as in `jax.nn.gelu`, a training step of YOLOS-Ti takes 1.07 times as long on a CPU.
+    """
+    y = x.astype(jnp.float32)
+    return (y * _normal_cdf(y)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
+    (x,), (dx,) = primals, tangents
+    y = x.astype(jnp.float32)
+    slope = _normal_cdf(y) + y * jnp.exp(-0.5 * y * y) * (2 * np.pi) ** -0.5
+    return gelu(x), slope.astype(x.dtype) * dx
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
 class Dense(nn.Module):
     """A dense layer that can compute a part of its outputs, the `columns`."""
 
@@ -92,7 +114,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = Dense(4 * x.shape[-1], self.dtype, name='fc1')(x)
-        return Dense(x.shape[-1], self.dtype, name='fc2')(nn.gelu(y, approximate=False))
+        return Dense(x.shape[-1], self.dtype, name='fc2')(gelu(y))
 
 
 class Block(nn.Module):
@@ -188,7 +210,12 @@ class Backbone(nn.Module):
                 x = x + self._positions(layer['positions'], self.mid_pos_grid, layout)
             return x, None
 
-        x, _ = jax.lax.scan(jax.checkpoint(step) if self.remat else step, x, layers)
+        if self.remat:
+            step = jax.checkpoint(step)
+        elif kept := attention.kept_by(self.attention_kernel):
+            policy = jax.checkpoint_policies.save_only_these_names(kept)
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # a scan needs no barrier
+        x, _ = jax.lax.scan(step, x, layers)
         return x
 
     def last_block(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
