@@ -1,7 +1,6 @@
-"""Convert weights: a script around `yolos_jax.tools.convert`, as `yolos convert` is."""
+"""Convert weights: a script, as `yolos convert` is."""
 
 from yolos_jax.run import cli
-from yolos_jax.tools.convert import main
 
 if __name__ == '__main__':
-    cli.run(main)
+    cli.start('convert')

@@ -16,8 +16,8 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-import train
 from yolos_jax.run import cli
+from yolos_jax.tools import train
 
 folder, (what, _, when) = Path(sys.argv[1]), sys.argv[2].partition(':')
 failed, restore = [], ocp.PyTreeCheckpointHandler.restore

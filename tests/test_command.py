@@ -1,9 +1,11 @@
 import importlib
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+from helpers import ROOT
 
 from yolos_jax.run import config_files
 from yolos_jax.tools import command
@@ -69,3 +71,29 @@ def test_a_config_is_found_by_name_and_a_file_of_that_name_wins(tmp_path, monkey
     (tmp_path / 'quickstart').touch()
     assert config_files.find('quickstart') == 'quickstart'
     assert config_files.resolved(['x', '--config', 'yolos_b', '--a=1'])[2].endswith('yolos_b.py')
+
+
+INTERRUPT = """
+import gc, os, signal, sys
+
+def interrupt(*_):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+
+def at_import(event, arguments):
+    if event == 'import' and arguments[0] == 'optax':
+        gc.callbacks.append(interrupt)
+        gc.collect()
+
+sys.addaudithook(at_import)
+"""
+
+
+@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+def test_ctrl_c_while_a_script_is_imported_is_not_lost(script, tmp_path):
+    """A KeyboardInterrupt in a callback of the garbage collection, of which JAX has one, is swallowed."""
+    (tmp_path / 'sitecustomize.py').write_text(INTERRUPT)
+    command = [sys.executable, script, '--config=configs/quickstart.py', f'--workdir={tmp_path}/run']
+    environment = os.environ | {'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT, done.stderr

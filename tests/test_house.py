@@ -77,7 +77,7 @@ def test_flax_is_imported_by_the_model_alone_and_data_needs_no_jax():
 
 
 def test_scripts_load_no_torch_and_no_tensorflow():
-    script = 'import sys, train, eval, predict, convert_torch_weights\n'
+    script = 'import sys\nfrom yolos_jax.tools import convert, evaluate, predict, train\n'
     script += 'assert not {"torch", "tensorflow", "tensorflow_datasets", "transformers"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from absl import flags
 
-import train  # noqa: F401  defines the flags
+from yolos_jax.tools import train  # noqa: F401  defines the flags
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'launch').iterdir())

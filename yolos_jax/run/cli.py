@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import ctypes
+import importlib
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -20,6 +22,21 @@ from yolos_jax.run import config_files
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
 STEP = 'of a run: the step to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
+
+
+def start(name: str) -> None:
+    """Run the command in a module of `yolos_jax.tools`.
+
+    While it is imported, which takes seconds, Ctrl-C ends the process at once: a KeyboardInterrupt that
+    falls into JAX's callback of the garbage collection would be lost, and the command would go on.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    module = importlib.import_module(f'yolos_jax.tools.{name}')
+    if name == 'train':  # which takes signals itself (`stop.StopSignal`)
+        run_with_flags(module.main)
+    else:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        run(module.main)
 
 
 def run(main: Callable[[], None], flag: str = '--{}') -> None:

@@ -4,7 +4,6 @@ Each is the `main` of a module of `yolos_jax.tools`, imported when it is asked f
 repository run the same.
 """
 
-import importlib
 import sys
 
 import yolos_jax
@@ -39,9 +38,8 @@ def main() -> None:
         return
     if name not in COMMANDS:
         sys.exit(f'error: no command {name}, but {", ".join(COMMANDS)}')
-    module = importlib.import_module(f'yolos_jax.tools.{COMMANDS[name][0]}')
     sys.argv[:2] = [f'yolos {name}']
-    (cli.run_with_flags if name == 'train' else cli.run)(module.main)
+    cli.start(COMMANDS[name][0])
 
 
 if __name__ == '__main__':
