@@ -101,9 +101,9 @@ def main():
         name, length, images = case.split(':')
         fields, length, images, clock = MODELS[name], int(length), int(images), time.monotonic()
         program, _ = compile_step(fields, length, mesh, images)
-        found = operations(program.as_text(), fields['depth'] - 1)
+        costs = operations(program.as_text(), fields['depth'] - 1)
         milliseconds = lambda cycles: cycles / CLOCK * 1e3
-        total = sum(cycles for cycles, _, _ in found)
+        total = sum(cycles for cycles, _, _ in costs)
         dense, attention = at_peak(fields, length, images)
         temporaries = program.memory_analysis().temp_size_in_bytes / 1e9
         print(
@@ -112,11 +112,11 @@ def main():
             f'compiled in {time.monotonic() - clock:.0f} s'
         )
         by_kind = collections.Counter()
-        for cycles, _, operation in found:
+        for cycles, _, operation in costs:
             by_kind[kind(operation)] += cycles
         for what, cycles in by_kind.most_common():
             print(f'    {what:18} {milliseconds(cycles):6.2f} ms {cycles / total:6.1%}')
-        for cycles, times, operation in sorted(found, reverse=True)[: args.top]:
+        for cycles, times, operation in sorted(costs, reverse=True)[: args.top]:
             print(f'    {milliseconds(cycles):6.2f} ms x{times:<3} {operation[-110:]}', flush=True)
 
 

@@ -88,12 +88,12 @@ def confusion(split: Split, thresholds: np.ndarray) -> np.ndarray:
                 shared = iou(split.detected_boxes[i], split.boxes[k], False)
                 if shared > 0.5:
                     pairs.append((split.classes[k] != split.detected_classes[i], -shared, k, i))
-        found, used = set(), set()
+        matched, taken = set(), set()
         for _, _, k, i in sorted(pairs):
-            if k not in found and i not in used:
+            if k not in matched and i not in taken:
                 matrix[split.classes[k], split.detected_classes[i]] += 1
-                found.add(k)
-                used.add(i)
-        np.add.at(matrix, (split.classes[[k for k in truth if k not in found]], K), 1)
-        np.add.at(matrix, (K, split.detected_classes[[i for i in rows if i not in used]]), 1)
+                matched.add(k)
+                taken.add(i)
+        np.add.at(matrix, (split.classes[[k for k in truth if k not in matched]], K), 1)
+        np.add.at(matrix, (K, split.detected_classes[[i for i in rows if i not in taken]]), 1)
     return matrix

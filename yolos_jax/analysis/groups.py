@@ -57,14 +57,14 @@ def of_outcomes(
     split = outcomes.split
     weights = np.ones(len(split.image_ids)) if weights is None else weights.astype(np.float64)
     inside = outcomes.counted & (weights[split.images] > 0)
-    found = curves(outcomes, weights)
+    curve = curves(outcomes, weights)
     return Group(
         name,
         images=int((weights > 0).sum()),
         objects=int(inside.sum()),
-        ap=found.ap(),
-        ap50=found.ap(0),
-        ar=found.ar(),
+        ap=curve.ap(),
+        ap50=curve.ap(0),
+        ar=curve.ar(),
         interval=bootstrap(outcomes, weights) if interval and inside.any() else None,
     )
 
@@ -107,7 +107,7 @@ def by_crowding(outcomes: Outcomes) -> list[Group]:
 
 def by_frequency(outcomes: Outcomes) -> list[Group]:
     """By how often a class occurs: thirds of the classes, each with as many classes."""
-    split, found = outcomes.split, curves(outcomes)
+    split, curve = outcomes.split, curves(outcomes)
     counts = np.bincount(split.classes[outcomes.counted], minlength=len(split.class_ids))
     present = np.argsort(counts, kind='stable')[(counts == 0).sum() :]
     result = []
@@ -117,7 +117,7 @@ def by_frequency(outcomes: Outcomes) -> list[Group]:
         inside = outcomes.counted & np.isin(split.classes, part)
         images = len(np.unique(split.images[inside]))
         title = f'{name} ({counts[part[0]]} to {counts[part[-1]]} objects a class)'
-        numbers = found.ap(classes=part), found.ap(0, part), found.ar(part)
+        numbers = curve.ap(classes=part), curve.ap(0, part), curve.ar(part)
         result.append(Group(title, images, int(inside.sum()), *numbers))
     return result
 

@@ -327,12 +327,12 @@ def _pictures(analysis: Analysis, records: Records) -> str:
 
 def _worst(analysis: Analysis, above: np.ndarray) -> dict[int, str]:
     """{image: what is wrong} of the images with the lowest F1 at the thresholds, the most errors first."""
-    split, found = analysis.outcomes.split, analysis.outcomes
+    split, matching = analysis.outcomes.split, analysis.outcomes
     n = len(split.image_ids)
     count = lambda images, where: np.bincount(images[where], minlength=n)
-    shown = above & ~found.ignored[:, 0]
-    hits = count(split.detected_images, shown & (found.matched[:, 0] >= 0))
-    detections, objects = count(split.detected_images, shown), count(split.images, found.counted)
+    shown = above & ~matching.ignored[:, 0]
+    hits = count(split.detected_images, shown & (matching.matched[:, 0] >= 0))
+    detections, objects = count(split.detected_images, shown), count(split.images, matching.counted)
     f1 = 2 * hits / np.maximum(detections + objects, 1)
     errors = detections + objects - 2 * hits
     order = np.lexsort((-errors, f1))
