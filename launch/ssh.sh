@@ -12,10 +12,23 @@ PORT=9731
 RUN="/tmp/yolos-$(hostname)-$$" # on every machine: the process that this script started there
 pids=()
 for i in "${!HOSTS[@]}"; do
-  ssh -tt "${HOSTS[$i]}" "cd '$PWD' && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py ${TRAIN[*]} \
-    --coordinator=${HOSTS[0]}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /" &
+  (ssh -tt "${HOSTS[$i]}" "cd '$PWD' && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py ${TRAIN[*]} \
+    --coordinator=${HOSTS[0]}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /") &
   pids+=($!)
 done
-trap 'for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "kill -TERM \$(cat $RUN-$i)"; done' INT TERM
-for pid in "${pids[@]}"; do while kill -0 "$pid" 2> /dev/null; do wait "$pid" || true; done; done
+stop() { for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "kill -TERM \$(cat $RUN-$i)" || true; done; }
+trap stop INT TERM
+while jobs -pr | grep -q .; do
+  code=0
+  wait -n || code=$?
+  # one failed, perhaps before the others knew of it; of a signal (128 and more) all know
+  if ((code > 0 && code < 128)); then stop; fi
+done
+status=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  if ((code > status)); then status=$code; fi
+done
 for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "rm -f $RUN-$i"; done
+exit $status
