@@ -11,11 +11,11 @@ import torch
 from helpers import ROOT, TINY, make_hf, make_vit, noise, read_detector, to_torch, torches
 from transformers import YolosForObjectDetection, YolosImageProcessor
 
-import convert_torch_weights
 from yolos_jax import model, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
+from yolos_jax.tools import convert as command
 from yolos_jax.weights import adapt, checkpoint, hf, names, reference
 
 CLASSES = {1: 'cat', 2: 'dog', 4: 'bird'}
@@ -153,7 +153,7 @@ def test_an_export_never_writes_over_anything(tmp_path):
 
 
 def convert(*arguments):
-    convert_torch_weights.main([str(argument) for argument in arguments])
+    command.main([str(argument) for argument in arguments])
 
 
 def test_a_conversion_adapts_and_says_so(coco_folder, tmp_path, capsys):
