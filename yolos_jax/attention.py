@@ -42,7 +42,7 @@ def kept_by(kernel: Callable) -> str | None:
     """The name of what alone a block should keep for its backward pass with this kernel; None for all.
 
     On a TPU the rest is computed again in less time than it takes to write and to read it: of YOLOS-S, 42
-    ms outside the kernel for 53, and 0.6 GB for 3.7, by XLA's own estimate (benchmarks/tpu_model.py).
+    ms outside the kernel for 47, and 0.6 GB for 3.0, by XLA's own estimate (benchmarks/tpu_model.py).
     """
     return KEPT if getattr(kernel, 'func', kernel) is splash else None
 
