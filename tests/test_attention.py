@@ -10,7 +10,7 @@ B, M, N, H, d = 2, 33, 160, 3, 11
 
 def inputs(queries=M, dtype=jnp.float32):
     rng = np.random.default_rng(0)
-    make = lambda rows: jnp.asarray(rng.normal(size=(B, rows, H, d)), dtype)
+    make = lambda rows: jnp.asarray(rng.normal(size=(B, H, rows, d)), dtype)
     return make(queries), make(N), make(N), jnp.array([N, 71])
 
 
@@ -18,10 +18,10 @@ def exact(q, k, v, lengths):
     """One image, head and query at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros(q.shape)
-    for b, m, h in np.ndindex(*q.shape[:3]):
-        scores = k[b, : lengths[b], h] @ q[b, m, h] / np.sqrt(d)
+    for b, h, m in np.ndindex(*q.shape[:3]):
+        scores = k[b, h, : lengths[b]] @ q[b, h, m] / np.sqrt(d)
         weights = np.exp(scores - scores.max())
-        out[b, m, h] = weights / weights.sum() @ v[b, : lengths[b], h]
+        out[b, h, m] = weights / weights.sum() @ v[b, h, : lengths[b]]
     return out
 
 
@@ -44,13 +44,21 @@ def test_the_tpu_kernel_is_exact():
 
 def test_gradients_by_head_are_those_of_plain_attention():
     *qkv, lengths = inputs()
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, M, H, d)), jnp.float32)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, H, M, d)), jnp.float32)
     grads = [
         jax.grad(lambda *x, f=f: (f(*x, lengths) * weight).sum(), argnums=(0, 1, 2))(*qkv)
         for f in (attention.by_head, attention.dense)
     ]
     for ours, plain in zip(*grads, strict=True):
         np.testing.assert_allclose(ours, plain, atol=5e-6)
+
+
+def test_long_sequences_take_their_queries_in_parts():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 1, 2950, 8)), jnp.float32) for _ in range(3))
+    args = q, k, v, jnp.array([2800])
+    assert q.shape[2] * k.shape[2] > attention.CACHED and q.shape[2] % attention.ROWS
+    np.testing.assert_allclose(attention.by_head(*args), attention.dense(*args), atol=1e-6)
 
 
 def test_bfloat16_stays_near_float32():
@@ -72,6 +80,6 @@ def test_blocks_of_the_tpu_kernel_are_large_and_pad_little(size, block):
 
 def test_the_tpu_kernel_is_exact_in_several_blocks():
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, 1100, 1, d)), jnp.float32) for _ in range(3))
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 1, 1100, d)), jnp.float32) for _ in range(3))
     args = q, k, v, jnp.array([1001])
     np.testing.assert_allclose(attention.splash(*args, interpret=True), attention.dense(*args), atol=2e-5)

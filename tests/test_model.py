@@ -8,7 +8,7 @@ import torch
 from helpers import TINY, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model
-from yolos_jax.model import Yolos, gelu, init_params
+from yolos_jax.model import LayerNorm, Yolos, gelu, init_params
 from yolos_jax.patches import patchify
 from yolos_jax.weights import names
 
@@ -180,11 +180,20 @@ def test_gelu_and_its_slope_are_torchs():
     assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
 
 
+def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
+    norm, x = LayerNorm(1e-6), np.random.default_rng(0).normal(1, 2, (2, 3, 64))
+    x[0, 0] = 1001.0  # no variance at all
+    half = jnp.asarray(x, jnp.bfloat16)
+    params = norm.init(jax.random.key(0), half)
+    np.testing.assert_allclose(norm.apply(params, half), norm.apply(params, jnp.float32(half)), atol=1e-5)
+
+
 def test_what_a_block_keeps_on_a_tpu_changes_no_gradient():
     """The kernel for TPUs runs here in its interpreter; with `dense` a block keeps all."""
     splash, grads = functools.partial(attention.splash, interpret=True), []
     assert attention.kept_by(splash) and not attention.kept_by(attention.dense)
     patches, grid = patchify([noise(64, 96)])
+    assert attention.padded(splash, patches.shape[1] + 1) > patches.shape[1] + 1  # which the model does
     for kernel in (splash, attention.dense):
         yolos = Yolos(**TINY | {'depth': 3}, attention_kernel=kernel)
         apply = lambda params, yolos=yolos: yolos.apply({'params': params}, patches, grid)

@@ -1,7 +1,7 @@
 """Self-attention over sequences whose padding sits at the end: one function per kernel.
 
 Every kernel computes softmax(q k^T / sqrt(d)) v, with the keys from `lengths` on masked out.
-q is [B, M, H, d], k and v are [B, N, H, d], lengths is int32 [B] with 1 <= lengths <= N.
+q is [B, H, M, d], k and v are [B, H, N, d], lengths is int32 [B] with 1 <= lengths <= N.
 
 Letters: B batch, M queries, N keys, H heads, d head width.
 """
@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 from yolos_jax import spmd
 
+MASKED = -1e30  # a score that is as good as none
+CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
+ROWS = 256  # of the queries that it takes at a time where there would be more
 KEPT = 'attention'  # the name under which `splash` gives its output, for `jax.checkpoint_policies`
 BLOCKS = (
     512,
@@ -44,7 +47,16 @@ def kept_by(kernel: Callable) -> str | None:
     On a TPU the rest is computed again in less time than it takes to write and to read it: of YOLOS-S, 42
     ms outside the kernel for 47, and 0.6 GB for 3.0, by XLA's own estimate (benchmarks/tpu_model.py).
     """
-    return KEPT if getattr(kernel, 'func', kernel) is splash else None
+    return KEPT if _is_splash(kernel) else None
+
+
+def padded(kernel: Callable, size: int) -> int:
+    """The length to pad sequences of `size` to for this kernel, once and not in every block."""
+    return size + -size % splash_block(size) if _is_splash(kernel) else size
+
+
+def _is_splash(kernel: Callable) -> bool:
+    return getattr(kernel, 'func', kernel) is splash
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
@@ -56,13 +68,13 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision:
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """Plain products: every score in memory at once, softmax in float32."""
     of_keys = weights(q, k, lengths).astype(v.dtype)
-    return jnp.einsum('bhmn,bnhd->bmhd', of_keys, v, precision=precision(q.dtype))
+    return jnp.einsum('bhmn,bhnd->bhmd', of_keys, v, precision=precision(q.dtype))
 
 
 def weights(q: jax.Array, k: jax.Array, lengths: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)), [B, H, M, N] in float32."""
     exact = precision(q.dtype)
-    scores = jnp.einsum('bmhd,bnhd->bhmn', q, k, preferred_element_type=jnp.float32, precision=exact)
+    scores = jnp.einsum('bhmd,bhnd->bhmn', q, k, preferred_element_type=jnp.float32, precision=exact)
     scores = jnp.where(_is_real(k, lengths)[:, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1)
 
@@ -74,19 +86,19 @@ def fused(
     width = q.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
     out = jax.nn.dot_product_attention(
-        *(jnp.pad(x, pad) for x in (q, k, v)),
+        *(jnp.pad(x, pad).swapaxes(1, 2) for x in (q, k, v)),
         scale=width**-0.5,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return out[..., :width]
+    return out[..., :width].swapaxes(1, 2)
 
 
 def splash(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interpret: bool = False
 ) -> jax.Array:
     """The TPU's block kernel; few queries (the last block's [DET] tokens) do not fill its blocks."""
-    if q.shape[1] != k.shape[1]:
+    if q.shape[2] != k.shape[2]:
         return dense(q, k, v, lengths)
     return spmd.over_batch(functools.partial(_splash, interpret=interpret))(q, k, v, lengths)
 
@@ -95,14 +107,10 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interp
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    _, M, H, d = q.shape
+    _, H, M, d = q.shape
     block = splash_block(M)
-    pad = [(0, 0), (0, -M % block), (0, 0), (0, 0)]
-
-    def heads_first(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, pad).transpose(0, 2, 1, 3)  # [B, H, M padded, d]
-
-    q, k, v = heads_first(q * d**-0.5), heads_first(k), heads_first(v)
+    pad = [(0, 0), (0, 0), (0, -M % block), (0, 0)]
+    q, k, v = (jnp.pad(x, pad) for x in (q * d**-0.5, k, v))
     size = q.shape[2]
     mask = masks.MultiHeadMask([masks.FullMask((size, size))] * H)
     names = 'block_q block_kv block_q_dkv block_kv_dkv block_q_dq block_kv_dq'.split()
@@ -111,7 +119,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interp
     attend = kernel.make_splash_mha_single_device(mask, **options)
     padding = (jnp.arange(size) >= lengths[:, None]).astype(jnp.int32)
     segments = kernel.SegmentIds(q=jnp.zeros_like(padding), kv=padding)
-    return jax.vmap(attend)(q, k, v, segments).transpose(0, 2, 1, 3)[:, :M]
+    return jax.vmap(attend)(q, k, v, segments)[:, :, :M]
 
 
 def splash_block(size: int) -> int:
@@ -122,7 +130,7 @@ def splash_block(size: int) -> int:
 
 
 def _is_real(k: jax.Array, lengths: jax.Array) -> jax.Array:
-    return jnp.arange(k.shape[1]) < lengths[:, None]  # [B, N]
+    return jnp.arange(k.shape[2]) < lengths[:, None]  # [B, N]
 
 
 @jax.custom_vjp
@@ -135,54 +143,68 @@ def by_head(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax
     return _forward(q, k, v, lengths)[0]
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
-    return x.transpose(2, 0, 1, 3)  # [H, B, N, d]
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    exact = precision(q.dtype)
+    return jnp.einsum('bmd,bnd->bmn', q, k, preferred_element_type=jnp.float32, precision=exact)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    scores = jnp.einsum(
-        'bmd,bnd->bmn', q, k, preferred_element_type=jnp.float32, precision=precision(q.dtype)
-    )
-    return scores + mask
+def _with_mask(q: jax.Array, k: jax.Array, lengths: jax.Array) -> tuple:
+    """q [H, B, M, d + 1] and k [H, B, N, d + 1], whose products are the scaled and masked scores.
+
+    The mask is one more column and not another pass over the scores: attention takes 0.84 of the time, and
+    0.91 with its gradient (YOLOS-Ti and -S at 512 x 784 pixels,
+    docs/measurements.md; the plain form is `dense`).
+    """
+    mask = jnp.where(_is_real(k, lengths), 0, MASKED).astype(k.dtype)[:, None, :, None]
+    k = jnp.concatenate([k, jnp.broadcast_to(mask, (*k.shape[:3], 1))], axis=-1)
+    q = jnp.concatenate([q * q.shape[-1] ** -0.5, jnp.ones_like(q[..., :1])], axis=-1)
+    return q.swapaxes(0, 1), k.swapaxes(0, 1)
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> tuple:
-    mask = jnp.where(_is_real(k, lengths), 0.0, -jnp.inf)[:, None]  # [B, 1, N]
-    exact = precision(q.dtype)
+    exact, (B, _, M, _), N = precision(q.dtype), q.shape, k.shape[2]
 
-    def head(args: tuple) -> tuple:
-        q, k, v = args
-        scores = _scores(q, k, mask)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
+        scores = _scores(q, k)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         out = jnp.einsum('bmn,bnd->bmd', weights.astype(v.dtype), v, precision=exact)
         return out / total.astype(v.dtype), top + jnp.log(total)
 
-    scaled = _heads_first(q) * q.shape[-1] ** -0.5
-    out, norm = jax.lax.map(head, (scaled, _heads_first(k), _heads_first(v)))
-    return out.transpose(1, 2, 0, 3), (q, k, v, mask, out, norm)
+    def head(args: tuple) -> tuple:
+        q, k, v = args
+        if M * N <= CACHED:
+            return attend(q, k, v)
+        parts = -(-M // ROWS)
+        q = jnp.pad(q, [(0, 0), (0, parts * ROWS - M), (0, 0)])
+        q = q.reshape(B, parts, ROWS, -1).swapaxes(0, 1)  # [parts, B, ROWS, d + 1]
+        out, norm = jax.lax.map(lambda q: attend(q, k, v), q)
+        whole = lambda x: x.swapaxes(0, 1).reshape(B, parts * ROWS, -1)[:, :M]
+        return whole(out), whole(norm)
+
+    out, norm = jax.lax.map(head, (*_with_mask(q, k, lengths), v.swapaxes(0, 1)))
+    return out.swapaxes(0, 1), (q, k, v, lengths, out, norm)
 
 
 def _backward(saved: tuple, grad: jax.Array) -> tuple:
-    q, k, v, mask, out, norm = saved
-    scale, exact = q.shape[-1] ** -0.5, precision(q.dtype)
+    q, k, v, lengths, out, norm = saved
+    d, exact = q.shape[-1], precision(q.dtype)
 
     def head(args: tuple) -> tuple:
         q, k, v, out, norm, grad = args
-        q = q * scale
-        weights = jnp.exp(_scores(q, k, mask) - norm)
-        d_weights = jnp.einsum('bmd,bnd->bmn', grad, v, preferred_element_type=jnp.float32, precision=exact)
+        weights = jnp.exp(_scores(q, k) - norm)
+        d_weights = _scores(grad, v)
         inner = jnp.sum((grad * out).astype(jnp.float32), axis=-1, keepdims=True)
         d_scores = (weights * (d_weights - inner)).astype(q.dtype)
-        dq = jnp.einsum('bmn,bnd->bmd', d_scores, k, precision=exact) * scale
-        dk = jnp.einsum('bmn,bmd->bnd', d_scores, q, precision=exact)
+        dq = jnp.einsum('bmn,bnd->bmd', d_scores, k[..., :d], precision=exact) * d**-0.5
+        dk = jnp.einsum('bmn,bmd->bnd', d_scores, q[..., :d], precision=exact)
         dv = jnp.einsum('bmn,bmd->bnd', weights.astype(v.dtype), grad, precision=exact)
         return dq, dk, dv
 
-    heads = (*map(_heads_first, (q, k, v)), out, norm, _heads_first(grad))
-    dq, dk, dv = jax.lax.map(head, heads)
-    return *(x.transpose(1, 2, 0, 3) for x in (dq, dk, dv)), None
+    q, k = _with_mask(q, k, lengths)
+    dq, dk, dv = jax.lax.map(head, (q, k, v.swapaxes(0, 1), out, norm, grad.swapaxes(0, 1)))
+    return *(x.swapaxes(0, 1) for x in (dq, dk, dv)), None
 
 
 by_head.defvjp(_forward, _backward)

@@ -49,7 +49,7 @@ def _maps(model: Yolos, depth: int, params: dict, patches: jax.Array, grid: jax.
     Q, seen = model.num_det_tokens, []
 
     def keeping(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-        if q.shape[1] == Q:
+        if q.shape[2] == Q:
             seen.append(attention.weights(q, k, lengths))
         return attention.dense(q, k, v, lengths)
 
