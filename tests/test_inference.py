@@ -219,11 +219,11 @@ def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsy
 @pytest.mark.parametrize(
     ('name', 'arguments', 'says'),
     [
-        ('predict.py', ['--weights=/nowhere', '--output=out', 'README.md'], '/nowhere: no such file'),
-        ('predict.py', ['--weights=/nowhere', '--output=out', '/gone.jpg'], '/gone.jpg: no such file'),
+        ('predict.py', ['--weights=/nowhere', '--output={tmp}', 'README.md'], '/nowhere: no such file'),
+        ('predict.py', ['--weights=/nowhere', '--output={tmp}', '/gone.jpg'], '/gone.jpg: no such file'),
         (
             'eval.py',
-            ['--weights=README.md', '--data=.', '--output=out'],
+            ['--weights=README.md', '--data=.', '--output={tmp}'],
             r'no data set is seen in it.* \(--data\)',
         ),
         (
@@ -233,8 +233,8 @@ def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsy
         ),
     ],
 )
-def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says):
-    command = [sys.executable, name, *arguments]
+def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says, tmp_path):
+    command = [sys.executable, name, *(x.format(tmp=tmp_path / 'out') for x in arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and re.search(says, done.stderr)
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
