@@ -5,7 +5,9 @@ import pytest
 from helpers import ROOT
 
 
-@pytest.mark.parametrize('name', ['data', 'report', 'scaling', 'step', 'tpu_compile', 'tpu_model'])
+@pytest.mark.parametrize(
+    'name', ['data', 'peers', 'report', 'scaling', 'start', 'tpu_compile', 'tpu_model']
+)
 def test_a_benchmark_starts(name):
     """Everything it imports is there; what it measures takes minutes."""
     command = [sys.executable, f'benchmarks/{name}.py', '--help']

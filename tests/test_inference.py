@@ -15,7 +15,7 @@ from PIL import Image
 from yolos_jax import evaluation, steps, weights
 from yolos_jax.data import annotations, loader, records
 from yolos_jax.errors import InputError
-from yolos_jax.inference import Detector
+from yolos_jax.inference import Detector, sequence_lengths
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate
@@ -214,6 +214,12 @@ def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsy
     assert {name: metrics[name] for name in numbers} == numbers
     printed = capsys.readouterr().out
     assert 'AP50' in printed and 'triangle' in printed
+
+
+def test_photographs_of_common_shapes_are_computed_without_padding():
+    lengths = sequence_lengths(512, 853)
+    assert lengths == [32 * 32, 32 * 42, 32 * 48, 32 * 53]
+    assert len(sequence_lengths(800, 1333)) == 4 and sequence_lengths(16, 16) == [1]
 
 
 @pytest.mark.parametrize(

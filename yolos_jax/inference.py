@@ -21,6 +21,11 @@ from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
 Picture = np.ndarray | Image.Image | str | Path
+SHAPES = (
+    1,
+    4 / 3,
+    3 / 2,
+)  # of photographs, the long side by the short: each has a sequence length of its own
 WINDOW = 4  # batches that are read ahead, so that images of one length meet
 
 
@@ -139,6 +144,7 @@ class Detector:
         ids = pretrained.about.get('category_ids', {})
         self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
+        self._lengths = sequence_lengths(self.size, self.max_size)
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
         head = jax.tree.leaves(pretrained.params['class_embed'])  # which every training changes
         self.fingerprint = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in head)).hexdigest()
@@ -222,7 +228,10 @@ class Detector:
         array = to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
-        patches = np.zeros((self._length(resized.counts[0]), PATCH_DIM), np.uint8)
+        count, most = int(resized.counts[0]), self._lengths[-1]
+        longer = -(-count // most) * most  # of a panorama, where max_size allows one
+        length = next((length for length in self._lengths if length >= count), longer)
+        patches = np.zeros((length, PATCH_DIM), np.uint8)
         pixels.place(array, resized[0], patches)
         image = pixels.to_rgb(array) if keep else image
         return Prepared(image, (height, width), patches, resized.grid[0])
@@ -261,12 +270,6 @@ class Detector:
         labels = np.array([self._ids[label] for label in labels[order].tolist()], np.int64)
         return Detections(boxes, scores[order], labels, names, one.image, one.size)
 
-    def _length(self, count: int) -> int:
-        """One of few sequence lengths, so that images of many shapes share a compiled program."""
-        most = (self.size // PATCH) * (min(self.max_size, 2 * self.size) // PATCH)
-        step = max(-(-most // 4), 1)
-        return -(-int(count) // step) * step
-
 
 class Prepared(NamedTuple):
     """An image as the model takes it."""
@@ -275,6 +278,17 @@ class Prepared(NamedTuple):
     size: tuple[int, int]  # height, width
     patches: np.ndarray | None
     grid: np.ndarray
+
+
+def sequence_lengths(size: int, max_size: int) -> list[int]:
+    """The lengths, in patches, in which a detector computes images: few, so that shapes share a program.
+
+    Each of `SHAPES` has its own, without padding; the last is for all longer ones, up to 2 : 1.
+    """
+    widths = [round(side * 1200) for side in SHAPES]
+    counts = geometry.fixed(np.full(len(widths), 1200), np.array(widths), size, max_size).counts
+    most = (size // PATCH) * (min(max_size, 2 * size) // PATCH)
+    return sorted({*counts.tolist(), most})
 
 
 def _in_order(batches: list) -> Iterator:

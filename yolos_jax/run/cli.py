@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
@@ -22,6 +23,7 @@ from yolos_jax.run import config_files
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
 STEP = 'of a run: the step to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
+PROGRAMS_SIZE = 2 << 30  # bytes of compiled programs that are kept; a program has up to some tens of MB
 
 
 def start(name: str) -> None:
@@ -130,6 +132,19 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num_processes', type=int, help='how many there are; 1 to be alone in any case')
     parser.add_argument('--process_id', type=int, help='which of them this is: 0, 1, ...')
     parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
+
+
+def keep_programs(folder: str | Path) -> None:
+    """Let JAX keep compiled programs in FOLDER/compiled and read them from there when it starts again.
+
+    Where JAX was told of another place, by JAX_COMPILATION_CACHE_DIR, that one stays.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute() / 'compiled'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        jax.config.update('jax_compilation_cache_max_size', PROGRAMS_SIZE)
 
 
 def keep_memory() -> None:

@@ -44,6 +44,11 @@ class Setup(NamedTuple):
         """How many steps the run has."""
         return self.config.epochs * self.batches.steps_per_epoch
 
+    def lengths_from(self, step: int) -> np.ndarray:
+        """The sequence lengths of the steps left of the epoch that a step is in."""
+        epoch, done = divmod(step, self.batches.steps_per_epoch)
+        return self.batches.plan(epoch).lengths[done:]
+
     def evaluates_after(self, done: int) -> bool:
         """Whether the validation split is due after so many steps."""
         epoch, left = divmod(done, self.batches.steps_per_epoch)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
+from yolos_jax.run.programs import Programs
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 from yolos_jax.run.setup import Setup, prepare
 from yolos_jax.run.stop import StopRun, StopSignal
@@ -68,6 +68,11 @@ class Run(NamedTuple):
         self.progress()
         if self.stop:
             self.stop.check()
+
+    def is_waiting(self) -> None:
+        """As `is_alive`, in a time that is not counted as training."""
+        self.is_alive()
+        self.throughput.restart()
 
 
 def train(
@@ -121,8 +126,9 @@ def train(
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], None] | None) -> bool:
     """The loop; returns whether the run was asked to stop."""
-    config, mesh, programs, complete = setup.config, setup.mesh, {}, True
+    config, mesh, complete = setup.config, setup.mesh, True
     first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
+    programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
     try:
         if evaluate_if_due(
             setup, run, state, rows, first
@@ -130,18 +136,16 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
             return False
         for step, batch, indices in loader.load(setup.batches, range(first, setup.total), rows):
             batch = meshes.shard(batch, mesh)
-            length = batch['patches'].shape[1]
-            if length not in programs:
-                programs[length] = compile_step(setup, run, state, batch)
+            program = programs.of(state, batch, run.is_waiting)
             complete, clock, ids = False, time.monotonic(), setup.batches.records.ids[indices]
-            state, metrics = programs[length](state, batch)
+            state, metrics = program(state, batch)
             run.means.add(metrics | {'clipped': metrics['grad_norm'] > config.clip_norm}, ids)
             run.goodput.add(time.monotonic() - clock)
             run.throughput.add(config.batch_size)
             run.log.advance()
             run.progress()
             if on_step:
-                on_step(Step(step, ids, length, metrics))
+                on_step(Step(step, ids, batch['patches'].shape[1], metrics))
             stops = run.stops_after(step)
             finish_step(setup, run, state, step, stops=stops)
             complete = True  # a checkpoint of this step continues as the run would have
@@ -157,6 +161,8 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
         if complete:
             rescue(run, state)
         raise
+    finally:
+        programs.close()
     return False
 
 
@@ -268,33 +274,6 @@ def diverged(means: Means, done: int) -> DivergedError:
 def ids_text(ids: np.ndarray) -> str:
     """Image ids for a message."""
     return ', '.join(map(str, np.asarray(ids).tolist()[:16])) + (', ...' if len(ids) > 16 else '')
-
-
-def compile_step(setup: Setup, run: Run, state: dict, batch: dict) -> Callable:
-    """The training step compiled for this batch's shapes: once for each length of sequences.
-
-    In a thread, so that a signal is heard meanwhile: XLA does not return to Python before it is done.
-    """
-    clock, result = time.monotonic(), []
-
-    def compile_it() -> None:
-        try:
-            with jax.set_mesh(setup.mesh):
-                result.append(setup.train_step.lower(state, batch).compile())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=compile_it, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        run.is_alive()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    B, N, _ = batch['patches'].shape
-    run.log.print(f'compiled for {B} sequences of {N} patches in {time.monotonic() - clock:.0f} s')
-    run.throughput.restart()
-    return result[0]
 
 
 def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> None:

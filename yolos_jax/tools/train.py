@@ -4,7 +4,8 @@
 
 --config is a file, or the name of an installed config. Any value of the config can be set by
 --config.key=value. The workdir receives metrics.jsonl, TensorBoard files, curves.png and checkpoints/; the
-same command in the same workdir resumes where the last one stopped.
+same command in the same workdir resumes where the last one stopped. It receives compiled/ too, the programs
+that XLA made: a later start reads them. JAX_COMPILATION_CACHE_DIR names another folder for them.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def main(on_step: Callable[[Step], None] | None = None) -> None:
     """Parse the flags and train; on_step: as of `yolos_jax.train`."""
     stop = StopSignal()
     cli.keep_memory()
+    cli.keep_programs(WORKDIR.value)
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
     number = train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value, stop=stop)
     if number:

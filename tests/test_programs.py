@@ -1,0 +1,86 @@
+"""Programs are compiled ahead, kept in the workdir, and made again where they are damaged."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run.programs import Programs
+
+MESH = meshes.make_mesh(jax.devices()[:1])
+STATE = {'sum': jnp.float32(0)}
+
+
+def batch_of(length):
+    return {'patches': jnp.ones((2, length, 3))}
+
+
+def add(state, batch):
+    return {'sum': state['sum'] + batch['patches'].sum()}, {}
+
+
+def test_lengths_are_compiled_ahead_in_the_order_in_which_they_come():
+    lines, done = [], threading.Event()
+
+    def log(line):
+        lines.append(int(line.split()[5]))
+        if len(lines) == 3:
+            done.set()
+
+    programs = Programs(jax.jit(add), MESH, np.array([5, 7, 5, 4, 7]), log)
+    program = programs.of(STATE, batch_of(5), lambda: None)
+    assert program(STATE, batch_of(5))[0]['sum'] == 30
+    assert done.wait(60) and lines == [5, 7, 4]
+    later = programs.of(STATE, batch_of(9), lambda: None)  # of another epoch
+    assert later(STATE, batch_of(9))[0]['sum'] == 54
+    programs.close()
+
+
+def test_who_waits_for_a_program_is_called_back_and_hears_of_its_error():
+    released, calls = threading.Event(), []
+
+    def slow(state, batch):
+        released.wait(60)
+        raise ValueError('no such program')
+
+    def on_wait():
+        calls.append(1)
+        if len(calls) == 3:
+            released.set()
+
+    programs = Programs(jax.jit(slow), MESH, np.array([5]), print)
+    with pytest.raises(ValueError, match='no such program'):
+        programs.of(STATE, batch_of(5), on_wait)
+    assert len(calls) >= 3
+    programs.close()
+
+
+def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
+    script = (
+        'import sys, jax, jax.numpy as jnp\nfrom yolos_jax.run import cli\ncli.keep_programs(sys.argv[1])\n'
+        'jax.monitoring.register_event_listener(lambda name, **_: print(name))\n'
+        'x, sorts = jnp.eye(30), jax.jit(lambda x: [x := jnp.sort(x * i, axis=i % 2) for i in range(30)])\n'
+        'print(float(sorts(x)[-1].sum()))'
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_COMPIL', 'JAX_PERSIST'))}
+
+    def run():
+        command = [sys.executable, '-c', script, tmp_path]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        *events, value = done.stdout.split()
+        return value, '/jax/compilation_cache/cache_hits' in events
+
+    value, hit = run()
+    assert not hit and run() == (value, True)
+    for path in (tmp_path / 'compiled').glob('*-cache'):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run()[0] == value
