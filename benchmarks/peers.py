@@ -30,15 +30,15 @@ GRID = 32, 43  # 512 x 688 pixels
 TARGETS = 7  # COCO's mean
 
 
-def random_batch(images: int, grid: tuple[int, int], targets: int = TARGETS) -> dict:
-    """A training batch of random pixels and boxes, all of one size."""
-    rng, N = np.random.default_rng(0), grid[0] * grid[1]
+def random_batch(images: int, grid: tuple[int, int], length: int | None = None) -> dict:
+    """A training batch of random pixels and boxes, all of one size; length: padded to so many patches."""
+    rng, N = np.random.default_rng(0), length or grid[0] * grid[1]
     return {
         'patches': rng.integers(0, 256, (images, N, PATCH_DIM), dtype=np.uint8),
         'grid': np.tile(np.int32(grid), (images, 1)),
         'labels': rng.integers(1, 91, (images, 100)).astype(np.int32),
         'boxes': rng.uniform(0.1, 0.4, (images, 100, 4)).astype(np.float32),
-        'valid': np.tile(np.arange(100) < targets, (images, 1)),
+        'valid': np.tile(np.arange(100) < TARGETS, (images, 1)),
     }
 
 
