@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, metric_lines
 
+from yolos_jax import cpus
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
 
@@ -106,6 +107,8 @@ def test_a_run_is_the_same_on_every_layout(processes, devices, alone, coco_folde
     assert consumed(folder) == consumed(alone)
     assert ap(folder).keys() == ap(alone).keys()
     assert ap(folder) == pytest.approx(ap(alone), abs=0)
+    threads = max(cpus.usable() // processes, 1)  # for the processes are on one host, with the same CPUs
+    assert f'processes {processes}, threads {threads},' in (folder / 'log.txt').read_text()
 
 
 def test_evaluation_by_two_processes_is_that_of_one(alone, coco_folder, tmp_path):

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'yolos_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # who may import whom: a file imports from its own floor and those before
 FLOORS = [
-    {'errors', 'files', 'patches'},
+    {'errors', 'files', 'patches', 'cpus'},
     {'data', 'spmd', 'attention', 'posembed', 'boxes', 'matcher', 'losses', 'optim', 'model', 'steps'},
     {'weights'},
     {'analysis', 'inference', 'evaluation', 'visualize'},

@@ -26,6 +26,7 @@ def detect(
     rows: slice = slice(None),
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,
     on_batch: Callable[[], None] = lambda: None,
+    threads: int | None = None,
 ) -> dict[str, np.ndarray]:
     """What is predicted for every image of the batches that can be read, in the order of the records.
 
@@ -33,13 +34,13 @@ def detect(
         predict: a prediction or evaluation step of `steps` as a function of a batch, numpy in and out.
         rows: of each batch, that this process detects in.
         gather: the rows of all processes from those of this one (`run.cluster.gather`).
-        on_batch: called after each batch.
+        on_batch: called after each batch. threads: as for `loader.load`.
 
     Returns:
         The step's outputs [n, ...], and 'index' [n], the record of each.
     """
     parts = []
-    for _, batch, indices in loader.load(batches, range(len(batches)), rows):
+    for _, batch, indices in loader.load(batches, range(len(batches)), rows, threads):
         wanted = {
             name: x for name, x in batch.items() if batches.max_targets or name in ('patches', 'grid')
         }

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from yolos_jax import attention, steps, visualize, weights
+from yolos_jax import attention, cpus, steps, visualize, weights
 from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
@@ -199,7 +199,7 @@ class Detector:
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
         images, size = iter(images), WINDOW * self.batch_size
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
             read = lambda: [pool.submit(self._read, x, pixels) for x in itertools.islice(images, size)]
             ahead, computing = read(), []
             try:

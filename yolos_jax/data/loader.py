@@ -6,7 +6,6 @@ records exist once.
 
 import collections
 import concurrent.futures
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from yolos_jax import cpus
 from yolos_jax.data import geometry, pixels, plan
+from yolos_jax.data.cache import DecodedImages
 from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
@@ -55,6 +56,7 @@ class TrainBatches:
     ) -> None:
         self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
         self.steps_per_epoch = len(records) // batch_size
+        self.cache: DecodedImages | None = None  # where images that were decoded before are
         self._recipe, self._lengths, self._batch_size, self._seed = recipe, lengths, batch_size, seed
         self._epoch, self._plan = None, None
 
@@ -90,8 +92,9 @@ class TrainBatches:
         return Rows(candidates, drawn, int(lengths[i]), required=True)
 
     def image(self, index: int) -> np.ndarray:
-        """The pixels of a record (`read_image`)."""
-        return read_image(self.records, index)
+        """The pixels of a record (`read_image`), which may have been decoded before."""
+        decode = lambda: read_image(self.records, index)
+        return self.cache.get(index, decode) if self.cache else decode()
 
     def waste(self) -> tuple[list[int], float]:
         """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
@@ -165,7 +168,7 @@ class BadImages:
 
 
 def load(
-    source: Batches, steps: Iterable[int], part: slice = slice(None)
+    source: Batches, steps: Iterable[int], part: slice = slice(None), threads: int | None = None
 ) -> Iterator[tuple[int, dict, np.ndarray]]:
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
@@ -174,7 +177,8 @@ def load(
     same in every run and on any number of processes. In an evaluation its row stays empty.
 
     Args:
-        source: what to load. part: the rows of each batch to load.
+        source: what to load. part: the rows of each batch to load. threads: that read and decode; when
+            None as many as there are CPUs for this process.
 
     Returns:
         batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32
@@ -185,7 +189,7 @@ def load(
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.
     """
     steps, waiting = iter(steps), collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads or cpus.usable()) as pool:
         try:
             while True:
                 while len(waiting) < AHEAD and (step := next(steps, None)) is not None:

@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import hashlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from yolos_jax import cpus
 from yolos_jax.errors import InputError
 from yolos_jax.run import rendezvous
 
@@ -93,6 +95,17 @@ def gather(x: np.ndarray) -> np.ndarray:
         return x
     raw = x.reshape(-1).view(np.uint8)  # other types would be cast: JAX has no 64 bits
     return multihost_utils.process_allgather(raw).reshape(-1).view(x.dtype).reshape(-1, *x.shape[1:])
+
+
+def threads() -> int:
+    """How many threads a process should work with: its CPUs, shared with those that have the same.
+
+    A scheduler may give the processes of a host different CPUs, or all of them to each.
+    """
+    mine = f'{socket.gethostname()} {cpus.affinity()}'
+    digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)[None]
+    sharing = (gather(digest) == digest).all(axis=1).sum()
+    return max(cpus.usable() // int(sharing), 1)
 
 
 def from_first(number: float | None) -> float:

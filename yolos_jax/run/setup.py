@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import yolos_jax
 from yolos_jax import attention, evaluation, files, optim, steps, weights
-from yolos_jax.data import compare, geometry, loader, records, sources
+from yolos_jax.data import cache, compare, geometry, loader, records, sources
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params, param_shapes
 from yolos_jax.run import cluster, workdir
@@ -36,6 +36,7 @@ class Setup(NamedTuple):
     state: dict
     config: ConfigDict
     mesh: Mesh
+    threads: int  # of this process, for loading
     labels: dict  # {label: category id of the validation split}
     notes: list[str]
 
@@ -74,7 +75,7 @@ class Setup(NamedTuple):
         return '\n'.join(
             [
                 f'devices      {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}, '
-                f'processes {jax.process_count()}, jax {jax.__version__}',
+                f'processes {jax.process_count()}, threads {self.threads}, jax {jax.__version__}',
                 f'parameters   {parameters:,}',
                 f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
                 f'{len(self.start.classes)} classes, {train_set.source.path}',
@@ -95,6 +96,9 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     train_set, val_set = read_data(config, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
     batches = make_batches(config, train_set, start)
+    if config.data_cache:
+        batches.cache = cache.DecodedImages(config.data_cache, train_set.heights, train_set.widths)
+        notes += [f'data_cache: {batches.cache.note}'] if batches.cache.note else []
     labels, of_classes = evaluation.category_ids(start, val_set)
     val_batches = loader.EvalBatches(
         evaluation.relabelled(val_set, labels),
@@ -133,6 +137,7 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
         state=state,
         config=config,
         mesh=mesh,
+        threads=cluster.threads(),
         labels=labels,
         notes=notes,
     )

@@ -128,13 +128,14 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
     """The loop; returns whether the run was asked to stop."""
     config, mesh, complete = setup.config, setup.mesh, True
     first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
+    todo = range(first, setup.total)
     programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
     try:
         if evaluate_if_due(
             setup, run, state, rows, first
         ):  # the run before ended, perhaps, before it could
             return False
-        for step, batch, indices in loader.load(setup.batches, range(first, setup.total), rows):
+        for step, batch, indices in loader.load(setup.batches, todo, rows, setup.threads):
             batch = meshes.shard(batch, mesh)
             program = programs.of(state, batch, run.is_waiting)
             complete, clock, ids = False, time.monotonic(), setup.batches.records.ids[indices]
@@ -279,7 +280,7 @@ def ids_text(ids: np.ndarray) -> str:
 def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> None:
     """Measure the AP on the validation split; all twelve numbers are logged."""
     predict, val_set = functools.partial(setup.predict, steps.evaluated(state)), setup.val_batches.records
-    options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive)
+    options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive, threads=setup.threads)
     outputs = evaluation.detect(predict, setup.val_batches, **options)
     ap = None
     if cluster.is_first():

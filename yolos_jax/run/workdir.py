@@ -17,6 +17,7 @@ from yolos_jax.run import cluster
 FREE = {
     'bad_images',
     'data',
+    'data_cache',
     'init_from',
     'train_json',
     'train_images',

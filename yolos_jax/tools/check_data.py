@@ -12,7 +12,6 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from yolos_jax import cpus
 from yolos_jax.data import annotations, compare, geometry, loader, pixels, records, sources
 from yolos_jax.data.annotations import Annotations, Problem
 from yolos_jax.errors import InputError
@@ -74,7 +74,7 @@ def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
     """Decode every image of `Annotations`: a list of `Problem`, and {kind: indices of images}."""
     missing = set(images.missing(a.files))
     bad_images, texts = collections.defaultdict(list), collections.defaultdict(list)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
         jobs = pool.map(lambda i: _look(images, a, i, missing), range(len(a.ids)))
         for i, (kind, text) in enumerate(tqdm(jobs, total=len(a.ids), unit='image', leave=False)):
             if kind:

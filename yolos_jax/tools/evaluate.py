@@ -102,13 +102,13 @@ def make_detect(
     predict = functools.partial(
         meshes.make_predictor(step, mesh), meshes.replicate(pretrained.params, mesh)
     )
-    rows = meshes.rows_of_process(batches['batch_size'], mesh)
+    rows, threads = meshes.rows_of_process(batches['batch_size'], mesh), cluster.threads()
 
     def detect(name: str = '', alter: Callable | None = None) -> dict:
         source = loader.EvalBatches(**batches, alter=alter)
         options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
         with tqdm(total=len(source), **options) as bar:
-            options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update)
+            options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update, threads=threads)
             return evaluation.detect(predict, source, **options)
 
     return detect

@@ -7,7 +7,6 @@ and memory. Prints a table, and writes speed.json.
 """
 
 import argparse
-import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from yolos_jax import Detector, files, weights
+from yolos_jax import Detector, cpus, files, weights
 from yolos_jax.data import records
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
@@ -92,7 +91,7 @@ def measure(detector: Detector, pretrained: weights.Pretrained, paths: Sequence[
         'peak_memory_gb': stats.get('peak_bytes_in_use', resident) / 1e9,
         'peak_memory_of': 'the device' if stats else 'the process',
         'device': jax.devices()[0].device_kind,
-        'cpus': os.cpu_count(),
+        'cpus': cpus.usable(),
     }
 
 

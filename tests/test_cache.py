@@ -1,0 +1,75 @@
+"""Decoded images are kept, are the same bit for bit, and do without a disk that is full."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from helpers import tiny_config
+
+from yolos_jax.data import cache, loader, records
+from yolos_jax.errors import InputError
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run import setup
+
+SHAPES = [(3, 5), (4, 2), (1, 7)]
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*shape, 4), dtype=np.uint8) for shape in SHAPES]
+
+
+def make(folder):
+    return cache.DecodedImages(folder, *np.array(SHAPES).T)
+
+
+def test_an_image_is_decoded_once_and_comes_back_as_it_was(tmp_path):
+    kept, decoded = make(tmp_path / 'new'), []
+    for _ in range(2):
+        for index, image in reversed(list(enumerate(images()))):
+            result = kept.get(index, lambda i=index, x=image: decoded.append(i) or x)
+            np.testing.assert_array_equal(result, image)
+    assert decoded == [2, 1, 0] and not os.listdir(tmp_path / 'new')  # the file has no name
+
+
+def test_an_image_that_cannot_be_decoded_is_not_kept(tmp_path):
+    kept = make(tmp_path)
+
+    def broken():
+        raise InputError('a.jpg: cannot be read')
+
+    for _ in range(2):
+        with pytest.raises(InputError, match=r'a\.jpg'):
+            kept.get(0, broken)
+    np.testing.assert_array_equal(kept.get(0, lambda: images()[0]), images()[0])
+
+
+def test_batches_are_the_same_bits_with_decoded_images(coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder)
+    data = records.read(coco_folder, 'train2017')
+    start = setup.make_start(config, data, meshes.platform(meshes.make_mesh()))
+    plain, cached = (setup.make_batches(config, data, start) for _ in range(2))
+    cached.cache = cache.DecodedImages(tmp_path, data.heights, data.widths)
+    steps = range(2 * plain.steps_per_epoch)  # the second epoch reads what the first kept
+    pairs = zip(loader.load(plain, steps), loader.load(cached, steps), strict=True)
+    for (_, batch, _), (_, again, _) in pairs:
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, again[name])
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a disk that is full')
+def test_a_full_disk_is_said_once_and_images_are_decoded_again(tmp_path, capsys):
+    kept = make(tmp_path)
+    full = os.open('/dev/full', os.O_WRONLY)
+    os.dup2(full, kept.fileno())
+    for image in images() * 2:
+        index = [x.shape for x in images()].index(image.shape)
+        np.testing.assert_array_equal(kept.get(index, lambda x=image: x), image)
+    assert capsys.readouterr().err.count(os.strerror(errno.ENOSPC)) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match=r'file/cache: cannot keep decoded images \(Not a directory\)'):
+        make(tmp_path / 'file' / 'cache')
