@@ -4,8 +4,20 @@ import collections
 import math
 import re
 
-KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute'
-BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8}
+KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|send'  # send: to another slice
+BYTES = {
+    'pred': 1,
+    's8': 1,
+    'u8': 1,
+    'bf16': 2,
+    'f16': 2,
+    's32': 4,
+    'u32': 4,
+    'f32': 4,
+    's64': 8,
+    'u64': 8,
+    'token': 0,
+}
 
 
 def collectives(text):

@@ -1,11 +1,12 @@
 """The training step compiled for slices of TPUs, on a machine without any.
 
     pip install libtpu
-    python benchmarks/tpu_compile.py [--models Ti S S-dWr B L H] [--slices v5e:2x4 v5p:4x8x8] [--lengths N]
-        [--shard_params]
+    python benchmarks/tpu_compile.py [--models Ti S S-dWr B L H] [--slices v5e:2x4 2*v5e:16x16]
+        [--lengths N] [--shard_params]
 
 The published recipes in bfloat16 at every bucket length, one image per chip (Ti: two, a group of its class
-loss). Says the memory of a chip that the program takes, and the bytes of each kind of collective.
+loss). Says the memory of a chip that the program takes, and the bytes of each kind of collective: what is
+called send goes to another slice, over the data centre's network; all the others stay within one.
 """
 
 import argparse
@@ -70,6 +71,13 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
         return step.lower(state, batch).compile(), params
 
 
+def devices_of(name):
+    """The devices of 'v5e:2x4', or of two slices of it, '2*v5e:2x4'."""
+    *count, topology = name.split('*')
+    options = dict(num_slices=int(count[0])) if count else {}
+    return topologies.get_topology_desc(platform='tpu', topology_name=topology, **options).devices
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--models', nargs='+', default=['Ti', 'S', 'B'], choices=MODELS)
@@ -78,8 +86,7 @@ def main():
     parser.add_argument('--shard_params', action='store_true', help='as config.shard_params')
     args = parser.parse_args()
     for name in args.slices:
-        devices = topologies.get_topology_desc(platform='tpu', topology_name=name).devices
-        mesh = meshes.make_mesh(devices)
+        mesh = meshes.make_mesh(devices_of(name))
         for model in args.models:
             for length in args.lengths or LENGTHS['Ti' if model == 'Ti' else 'S']:
                 clock = time.monotonic()

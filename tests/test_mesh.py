@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,3 +146,13 @@ def test_a_sharded_gradient_is_clipped_by_the_norm_of_all_of_it():
         placed = meshes.place(grads, meshes.largest_axis(grads, mesh))
         clipped, _ = jax.jit(clip.update)(placed, clip.init(placed))
     np.testing.assert_allclose(clipped['x'], expected['x'], rtol=1e-6)
+
+
+def test_devices_of_a_slice_are_neighbours_and_so_are_those_of_a_process():
+    make = lambda *numbers: types.SimpleNamespace(
+        **dict(zip(('slice_index', 'process_index', 'id'), numbers, strict=True))
+    )
+    devices = [make(1, 0, 7), make(0, 2, 1), make(0, 1, 9), make(1, 0, 3)]
+    ordered = sorted(devices, key=meshes.place_of)
+    assert [device.id for device in ordered] == [9, 1, 3, 7]
+    assert meshes.place_of(jax.devices()[0])[0] == 0  # a CPU is in no slice
