@@ -14,9 +14,7 @@ def get_config() -> ConfigDict:
     c.val_json = ''
     c.val_images = ''
     c.val_fraction = 0.0  # 0.1: every tenth image of the training split validates instead of a split
-    c.data_cache = (
-        ''  # a folder on a local disk for decoded images, 145 GB of COCO: 3 times the images/s per core
-    )
+    c.data_cache = ''  # a folder on a local disk for decoded images: 3 times the images per core
     c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
 
     c.model = ConfigDict()

@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'verify': ('verify', 'compare this implementation with the published numbers'),
     'speed': ('speed', 'measure speed, cost and memory'),
     'card': ('card', 'write a model card with what was measured'),
+    'compare': ('compare', 'compare runs: a table and curves'),
     'attention': ('attention', 'draw what [DET] tokens look at'),
     'tokens': ('tokens', 'see what [DET] tokens specialise in'),
     'tfds': ('build_tfds', 'pack a data set into few large files'),

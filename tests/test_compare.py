@@ -1,0 +1,56 @@
+"""Runs side by side: a table and curves from their workdirs."""
+
+import json
+
+import pytest
+
+from yolos_jax.errors import InputError
+from yolos_jax.tools import compare
+from yolos_jax.weights import checkpoint
+
+
+def write(folder, aps, source='', **config):
+    """A workdir with an evaluation after each epoch, of the files that are read."""
+    meta = folder / 'checkpoints' / '40' / checkpoint.META / 'metadata'
+    meta.parent.mkdir(parents=True)
+    about = {'source': source, 'sha256': '0'} if source else {}
+    content = {'config': {'init_from': source, 'data': str(folder)} | config, 'about': about}
+    meta.write_text(json.dumps(checkpoint.sealed(content)))
+    lines = [{'step': 5, 'epoch': 0.5, 'loss': 3.0}]
+    lines += [{'step': 10 * i, 'epoch': i, 'AP': ap, 'AP50': 2 * ap} for i, ap in enumerate(aps, 1)]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return folder
+
+
+def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
+    first = write(tmp_path / 'plain', [0.1, 0.2, 0.15], epochs=3, learning_rate=1e-4)
+    second = write(tmp_path / 'dei|t', [0.3], 'deit.pth', epochs=3, learning_rate=2e-4)
+    third = write(tmp_path / 'young', [], epochs=3, learning_rate=1e-4)
+    compare.main([str(first), str(second), str(third), f'--output={tmp_path / "out"}'])
+    text = (tmp_path / 'out' / 'compare.md').read_text()
+    assert capsys.readouterr().out == text
+    assert text.splitlines() == [
+        f'| run | starts from | learning_rate | epochs | {" | ".join(compare.NUMBERS)} |',
+        '|' + ' --- |' * 10,
+        r'| dei\|t | deit.pth | 0.0002 | 1 | 30.0 | 60.0 |  |  |  |  |',
+        '| plain | from scratch | 0.0001 | 3 | 20.0 | 40.0 |  |  |  |  |',
+        '| young | from scratch | 0.0001 | 0 |  |  |  |  |  |  |',
+    ]
+    assert (tmp_path / 'out' / 'compare.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ('change', 'says'),
+    [
+        (lambda run: (run / 'metrics.jsonl').unlink(), r'run: no workdir of a run .*metrics\.jsonl'),
+        (lambda run: (run / 'metrics.jsonl').write_text('{'), 'metrics.jsonl: not what a run writes'),
+        (lambda run: (run / 'metrics.jsonl').write_text('{"step": 1}\n'), "not what a run writes .'epoch'"),
+        (lambda run: (run / 'metrics.jsonl').write_text(''), 'nothing of this run was saved yet'),
+        (lambda run: (run / 'checkpoints').rename(run / 'x'), 'nothing of this run was saved yet'),
+    ],
+)
+def test_what_is_no_run_is_named_and_nothing_is_written(tmp_path, change, says):
+    change(write(tmp_path / 'run', [0.1]))
+    with pytest.raises(InputError, match=says):
+        compare.main([str(tmp_path / 'run'), f'--output={tmp_path / "out"}'])
+    assert not (tmp_path / 'out').exists()

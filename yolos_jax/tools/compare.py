@@ -1,0 +1,119 @@
+"""Compare runs: a table of what each started from and reached, and the curves of their AP.
+
+    yolos compare --output=DIR RUN RUN ...
+
+RUN are workdirs of training, which may still be in progress. DIR receives compare.md, the table, which is
+printed too, and compare.png.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+from yolos_jax.run import cli
+from yolos_jax.weights import checkpoint
+
+NUMBERS = 'AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large'
+
+
+class Run(NamedTuple):
+    """What is compared of a run; evaluations: the lines of metrics.jsonl that have an AP."""
+
+    name: str
+    start: str
+    config: dict
+    evaluations: list[dict]
+    epochs: float  # that are done
+
+    @property
+    def best(self) -> dict:
+        """The evaluation with the best AP, the first of equals."""
+        return max(self.evaluations, key=lambda line: line['AP'], default={})
+
+
+def read(folder: Path) -> Run:
+    """A run from its workdir.
+
+    Raises:
+        InputError: it is no workdir, or nothing of it was saved yet.
+    """
+    try:
+        lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        epochs = max((line['epoch'] for line in lines), default=0)
+        evaluations = [line for line in lines if 'AP' in line]
+    except OSError as error:
+        raise InputError(f'{folder}: no workdir of a run ({error.strerror}: metrics.jsonl)') from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f'{folder}/metrics.jsonl: not what a run writes ({error})') from None
+    meta = checkpoint.newest_meta(folder / 'checkpoints')
+    if not meta or not lines:
+        raise InputError(f'{folder}: nothing of this run was saved yet')
+    config, about = meta['config'], meta.get('about', {})
+    start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
+    return Run(folder.name, start, config, evaluations, epochs)
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The config's values that are not the same in all runs, {key: value of each run}."""
+    ignored = {'init_from', 'data', 'seed'}
+    keys = sorted(set().union(*(run.config for run in runs)) - ignored)
+    values = {key: [str(run.config.get(key, '')) for run in runs] for key in keys}
+    return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Markdown: a row for each run, best AP first, with the numbers of its best evaluation."""
+    differing = differences(runs)
+    rows = [['run', 'starts from', *differing, 'epochs', *NUMBERS]]
+    for i in sorted(range(len(runs)), key=lambda i: -runs[i].best.get('AP', -1)):
+        run = runs[i]
+        numbers = [f'{100 * run.best[name]:.1f}' if name in run.best else '' for name in NUMBERS]
+        own = [texts[i] for texts in differing.values()]
+        rows.append([run.name, run.start, *own, f'{run.epochs:.0f}', *numbers])
+    rows = [[str(cell).replace('|', r'\|').replace('\n', ' ') for cell in row] for row in rows]
+    rows.insert(1, ['---'] * len(rows[0]))
+    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """The AP of every evaluation by epochs, a line for each run."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
+    for run in sorted(runs, key=lambda run: -run.best.get('AP', -1)):
+        label = f'{run.name}: {100 * run.best["AP"]:.1f}' if run.best else f'{run.name}: not evaluated'
+        epochs = [line['epoch'] for line in run.evaluations]
+        axes.plot(epochs, [100 * line['AP'] for line in run.evaluations], '.-', label=label)
+    axes.set(xlabel='epochs', ylabel='AP', xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.4)
+    axes.legend(title='best AP')
+    with files.replacing(path) as file:
+        figure.savefig(file, dpi=120, format='png')
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='workdirs')
+    parser.add_argument(
+        '--output', required=True, type=Path, help='a folder for compare.md and compare.png'
+    )
+    args = parser.parse_args(arguments)
+    runs = [read(folder) for folder in args.runs]
+    text = table(runs)
+    with files.replacing(args.output / 'compare.md') as file:
+        file.write(text.encode())
+    draw(runs, args.output / 'compare.png')
+    print(text, end='')
+
+
+if __name__ == '__main__':
+    cli.run(main)
