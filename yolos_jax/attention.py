@@ -18,13 +18,7 @@ MASKED = -1e30  # a score that is as good as none
 CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
 ROWS = 256  # of the queries that it takes at a time where there would be more
 KEPT = 'attention'  # the name under which `splash` gives its output, for `jax.checkpoint_policies`
-BLOCKS = (
-    512,
-    640,
-    768,
-    896,
-    1024,
-)  # of `splash`; of 128, its default, a matrix unit is idle most of the time
+BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip is idle most of the time
 
 
 def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
@@ -151,9 +145,8 @@ def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
 def _with_mask(q: jax.Array, k: jax.Array, lengths: jax.Array) -> tuple:
     """q [H, B, M, d + 1] and k [H, B, N, d + 1], whose products are the scaled and masked scores.
 
-    The mask is one more column and not another pass over the scores: attention takes 0.84 of the time, and
-    0.91 with its gradient (YOLOS-Ti and -S at 512 x 784 pixels,
-    docs/measurements.md; the plain form is `dense`).
+    The mask is one more column and not another pass over the scores: attention takes 0.84 of the time for
+    YOLOS-Ti and -S, and 0.91 with its gradient (docs/measurements.md). The plain form is `dense`.
     """
     mask = jnp.where(_is_real(k, lengths), 0, MASKED).astype(k.dtype)[:, None, :, None]
     k = jnp.concatenate([k, jnp.broadcast_to(mask, (*k.shape[:3], 1))], axis=-1)

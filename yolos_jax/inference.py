@@ -21,11 +21,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
 Picture = np.ndarray | Image.Image | str | Path
-SHAPES = (
-    1,
-    4 / 3,
-    3 / 2,
-)  # of photographs, the long side by the short: each has a sequence length of its own
+SHAPES = 1, 4 / 3, 3 / 2  # the long side by the short of common photographs
 WINDOW = 4  # batches that are read ahead, so that images of one length meet
 
 

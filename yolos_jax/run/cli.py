@@ -23,7 +23,6 @@ from yolos_jax.run import config_files
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
 STEP = 'of a run: the step to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
-PROGRAMS_SIZE = 2 << 30  # bytes of compiled programs that are kept; a program has up to some tens of MB
 
 
 def start(name: str) -> None:
@@ -144,7 +143,6 @@ def keep_programs(folder: str | Path) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(Path(folder).absolute() / 'compiled'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-        jax.config.update('jax_compilation_cache_max_size', PROGRAMS_SIZE)
 
 
 def keep_memory() -> None:
