@@ -128,7 +128,7 @@ def make_page(demo: Demo) -> gr.Blocks:
         with gr.Row():
             file = gr.File(label='Photograph', type='filepath', height=130, elem_id='photograph')
             with gr.Column():
-                threshold = gr.Slider(LEAST, 1, 0.5, step=0.01, label='Threshold', elem_id='threshold')
+                threshold = gr.Slider(0, 1, 0.5, step=0.01, label='Threshold', elem_id='threshold')
                 gr.Examples(EXAMPLES, file)
         with gr.Row():
             picture = gr.Image(elem_id='detections', **images)

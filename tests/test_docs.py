@@ -70,6 +70,8 @@ def workplace(coco_folder, tmp_path_factory):
         hf.write(pretrained, place / 'hustvl' / name)
     for name in ('runs/quickstart', 'runs/ti'):
         checkpoint.write(pretrained, place / name)
+    line = {'step': 10, 'epoch': 1, 'AP': 0.4}
+    (place / 'runs/quickstart/metrics.jsonl').write_text(json.dumps(line) + '\n')
     torch.save({'model': torches(make_vit())}, place / 'vit.pth')
     return place
 

@@ -14,7 +14,19 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # who may import whom: a file imports from its own floor and those before
 FLOORS = [
     {'errors', 'files', 'patches', 'cpus'},
-    {'data', 'spmd', 'attention', 'posembed', 'boxes', 'matcher', 'losses', 'optim', 'model', 'steps'},
+    {
+        'data',
+        'spmd',
+        'attention',
+        'posembed',
+        'boxes',
+        'matcher',
+        'losses',
+        'optim',
+        'ops',
+        'model',
+        'steps',
+    },
     {'weights'},
     {'analysis', 'inference', 'evaluation', 'visualize'},
     {'run'},

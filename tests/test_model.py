@@ -8,7 +8,8 @@ import torch
 from helpers import TINY, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model
-from yolos_jax.model import LayerNorm, Yolos, gelu, init_params
+from yolos_jax.model import LayerNorm, Yolos, init_params
+from yolos_jax.ops import gelu
 from yolos_jax.patches import patchify
 from yolos_jax.weights import names
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import attention, posembed, spmd
+from yolos_jax import attention, ops, posembed, spmd
 from yolos_jax.patches import MEAN, PATCH_DIM, STD
 
 # The published models. Their grids are the reference's init_pe_size and mid_pe_size // 16.
@@ -30,28 +30,6 @@ _xavier = nn.initializers.xavier_uniform()  # for training from scratch; pre-tra
 def _torch_uniform(fan_in: int) -> Callable:
     bound = fan_in**-0.5
     return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-
-@jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf as torch has it; its slope is computed again from x.
-
-    By erfc, as in `jax.nn.gelu`, a training step of YOLOS-Ti takes 1.07 times as long on a CPU.
-    """
-    y = x.astype(jnp.float32)
-    return (y * _normal_cdf(y)).astype(x.dtype)
-
-
-@gelu.defjvp
-def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple:
-    (x,), (dx,) = primals, tangents
-    y = x.astype(jnp.float32)
-    slope = _normal_cdf(y) + y * jnp.exp(-0.5 * y * y) * (2 * np.pi) ** -0.5
-    return gelu(x), slope.astype(x.dtype) * dx
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Dense(nn.Module):
@@ -71,12 +49,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation in float32.
-
-    The variance of float32 is taken around the mean as torch does. That of less exact numbers is the mean
-    square less the squared mean, which reads them once: of a TPU's step for YOLOS-S 8 %
-    (benchmarks/tpu_model.py).
-    """
+    """Layer normalisation in float32 (`ops.layer_norm`)."""
 
     eps: float
 
@@ -84,14 +57,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = spmd.gathered(self.param('scale', nn.initializers.ones, x.shape[-1:]))
         bias = spmd.gathered(self.param('bias', nn.initializers.zeros, x.shape[-1:]))
-        is_exact, x = x.dtype == jnp.float32, x.astype(jnp.float32)
-        mean = x.mean(axis=-1, keepdims=True)
-        if is_exact:
-            variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
-        else:
-            variance = jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean)
-            variance = jnp.maximum(variance, 0)  # the difference of two numbers that are nearly equal
-        return (x - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias
+        return ops.layer_norm(x, scale, bias, self.eps)
 
 
 class QueryKeyValue(nn.Module):
@@ -113,30 +79,9 @@ class QueryKeyValue(nn.Module):
 
         def project(x: jax.Array, i: int) -> jax.Array:
             exact = attention.precision(self.dtype)
-            return add_bias(jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact), biases[i])
+            return ops.add_bias(jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact), biases[i])
 
         return [project(x[:, rows], 0), project(x, 1), project(x, 2)]
-
-
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [B, H, S, d] + bias [H, d], whose gradient is a product with ones.
-
-    A plain sum over S costs a TPU as much as the three products before it (benchmarks/tpu_model.py).
-    """
-    return x + bias[:, None]
-
-
-def _add_bias_backward(_: None, grad: jax.Array) -> tuple:
-    ones = jnp.ones((8, grad.shape[2]), grad.dtype)  # the fewest rows that a TPU multiplies
-    exact = attention.precision(grad.dtype)
-    sums = jnp.einsum(
-        'ms,bhsd->bhmd', ones, grad, precision=exact, preferred_element_type=jnp.float32
-    )  # every row the same
-    return grad, sums[:, :, 0].sum(axis=0).astype(grad.dtype)
-
-
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
 
 
 class JoinHeads(nn.Module):
@@ -175,7 +120,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = Dense(4 * x.shape[-1], self.dtype, name='fc1')(x)
-        return Dense(x.shape[-1], self.dtype, name='fc2')(gelu(y))
+        return Dense(x.shape[-1], self.dtype, name='fc2')(ops.gelu(y))
 
 
 class Block(nn.Module):

@@ -52,7 +52,7 @@ def read(folder: Path) -> Run:
     meta = checkpoint.newest_meta(folder / 'checkpoints')
     if not meta or not lines:
         raise InputError(f'{folder}: nothing of this run was saved yet')
-    config, about = meta['config'], meta.get('about', {})
+    config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
     return Run(folder.name, start, config, evaluations, epochs)
 
