@@ -69,7 +69,7 @@ def workplace(coco_folder, tmp_path_factory):
     for name in ('yolos-tiny', 'yolos-small-300'):
         hf.write(pretrained, place / 'hustvl' / name)
     for name in ('runs/quickstart', 'runs/ti'):
-        checkpoint.write(pretrained, place / name)
+        checkpoint.write(pretrained, place / name / 'checkpoints')  # as a run's workdir has them
     line = {'step': 10, 'epoch': 1, 'AP': 0.4}
     (place / 'runs/quickstart/metrics.jsonl').write_text(json.dumps(line) + '\n')
     torch.save({'model': torches(make_vit())}, place / 'vit.pth')
