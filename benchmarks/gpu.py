@@ -53,8 +53,7 @@ class Table:
         self.rows.append({'what': what} | values)
         gc.collect()
         jax.clear_caches()
-        text = ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in values.items())
-        print(f'{what}: {text}', flush=True)
+        print(f'{what}: {text_of(self.rows[-1])}', flush=True)
         about = {
             'device': jax.devices()[0].device_kind,
             'jax': jax.__version__,

@@ -1,6 +1,6 @@
 """Decoded images kept in a file on a local disk, so that later epochs need not decode them again.
 
-Decoding JPEG is most of the work of loading: from the cache a core prepares 2.9 (YOLOS-S) to 3.4 times
+Decoding JPEG is most of the work of loading: from the cache a core prepares 2.7 (YOLOS-S) to 3.3 times
 (YOLOS-Ti) as many images a second (benchmarks/data.py), bit for bit the same.
 """
 
