@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a Cloud TPU slice, through a queued resource: bash launch/tpu.sh create | setup | train | delete
-# jax.distributed finds the hosts of the slice by itself. The workdir is on a file system that all of them mount
-# (Filestore); a bucket mounted by gcsfuse has no locks.
+# jax.distributed finds the hosts of the slice by itself. The workdir is in a bucket; the data are on a file system
+# that all of them mount (Filestore).
 set -euo pipefail
 
 # Edit 1: the slice
@@ -11,7 +11,7 @@ TYPE=v5litepod-16
 RUNTIME=v2-alpha-tpuv5-lite
 FILESTORE=10.0.0.2:/share
 # Edit 2: what to train
-TRAIN='--config=configs/yolos_ti.py --workdir=/mnt/share/runs/ti --config.data=/mnt/share/coco --config.batch_size=16'
+TRAIN='--config=configs/yolos_ti.py --workdir=gs://BUCKET/runs/ti --config.data=/mnt/share/coco --config.batch_size=16'
 
 everywhere() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"

@@ -64,7 +64,8 @@ def test_who_waits_for_a_program_is_called_back_and_hears_of_its_error():
 
 def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
     script = (
-        'import sys, jax, jax.numpy as jnp\nfrom yolos_jax.run import cli\ncli.keep_programs(sys.argv[1])\n'
+        'import sys, jax, jax.numpy as jnp\nfrom yolos_jax.run import cli\n'
+        'cli.keep_programs(sys.argv[1] + "/compiled")\n'
         'jax.monitoring.register_event_listener(lambda name, **_: print(name))\n'
         'x, sorts = jnp.eye(30), jax.jit(lambda x: [x := jnp.sort(x * i, axis=i % 2) for i in range(30)])\n'
         'print(float(sorts(x)[-1].sum()))'

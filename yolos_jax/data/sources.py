@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from yolos_jax import bucket
 from yolos_jax.data import annotations, array_records, yolo
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.errors import InputError
@@ -85,6 +86,8 @@ def find(root: str | Path, split: str) -> Source:
     Raises:
         InputError: there is no such folder or split, which names those that are there.
     """
+    if bucket.is_url(root):
+        raise InputError(f'{root}: data are not read from a bucket; copy or mount them (gcsfuse)', 'data')
     root = Path(root)
     if not root.exists():
         raise InputError(f'{root}: no such data folder', 'data')

@@ -1,4 +1,8 @@
-"""The checkpoints of a run: saved by Orbax in the background, verified when a run resumes."""
+"""The checkpoints of a run: saved by Orbax in the background, verified when a run resumes.
+
+Of a run in a bucket, the first process saves the arrays of all to its local copy of the folder, and
+`mirror.Mirror` puts them into the bucket: Orbax writes to Google's itself, but not to S3.
+"""
 
 import contextlib
 import shutil
@@ -10,8 +14,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from yolos_jax import bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
+from yolos_jax.run.mirror import Mirror
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.checkpoint import META, STATE
 
@@ -22,8 +28,9 @@ KEPT = 2  # newest steps, beside the best
 class Checkpoints:
     """The checkpoints of a run: the newest two and the one of best AP are kept."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | Path, mirror: Mirror | None = None) -> None:
+        """mirror: of the folder, where it is this process's copy of one in a bucket."""
+        self.folder, self._mirror = Path(folder).absolute(), mirror
         if cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
@@ -35,10 +42,17 @@ class Checkpoints:
                     ):  # else Orbax would not open the folder at all
                         (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
         cluster.wait('checkpoints')
-        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            self.folder, item_handlers=checkpoint.handlers(), options=options
+        first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
+        options = ocp.CheckpointManagerOptions(
+            create=False,  # as it is there
+            cleanup_tmp_directories=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**first if mirror else {}),
         )
+        self._manager = None  # of the processes that save
+        if not mirror or cluster.is_first():
+            self._manager = ocp.CheckpointManager(
+                self.folder, item_handlers=checkpoint.handlers(), options=options
+            )
 
     def save(self, state: dict, meta: dict) -> None:
         """Save in the background under the state's step.
@@ -48,21 +62,29 @@ class Checkpoints:
                 taken because a later step is there.
         """
         step = int(state['step'])
-        if step in self._manager.all_steps():
+        if cluster.from_first(step in checkpoint.steps(self.folder)):
             return
         with self._failing_as('a save failed'):
             self._finish()
+            if self._mirror:
+                state = cluster.fetch(state)
+            if not self._manager:
+                return
             items = checkpoint.contents(state, meta)
             taken = self._manager.save(step, args=items, force=True)
         if not taken:
             raise InputError(f'{self.folder}: step {step} was not taken; a later one is there')
+        if self._mirror:
+            self._mirror.start_push(after=self._manager.wait_until_finished)
 
     def note_ap(self, step: int, ap: float) -> None:
         """Note the validation AP of a step that was saved: the best step is never removed."""
         with self._failing_as('a save failed'):
-            self._manager.wait_until_finished()
+            self._wait()
             if cluster.is_first():
                 checkpoint.write_ap(self.folder / str(step), ap)
+                if self._mirror:
+                    self._mirror.start_push()
 
     def ap(self, step: int) -> float | None:
         """The AP that was noted for a step; None where it was not."""
@@ -88,12 +110,12 @@ class Checkpoints:
             InputError: a step is of another model (names, shapes or types differ), or no step is
                 whole.
         """
-        damaged, steps = {}, sorted(self._manager.all_steps(), reverse=True)
+        damaged, steps = {}, checkpoint.steps(self.folder)[::-1]
         cluster.agree({f'what is in {self.folder}': steps})
         for step in steps:
             path, problem = self.folder / str(step), None
             try:
-                state, meta = self._read(step, path, like)
+                state, meta = self._read(path, like)
             except InputError:
                 raise
             except Exception as error:  # Orbax and TensorStore have no common error for damage
@@ -107,16 +129,19 @@ class Checkpoints:
                 for path, problem in damaged.items():
                     _set_aside(path, problem)
             cluster.wait('damaged checkpoints')
-            self._manager.reload()
+            if self._manager:
+                self._manager.reload()
             return state, meta
         if damaged:
             reasons = '; '.join(f'{path.name}: {str(problem)[:200]}' for path, problem in damaged.items())
             raise InputError(f'{self.folder}: no checkpoint is whole ({reasons})')
         return None
 
-    def _read(self, step: int, path: Path, like: dict) -> tuple[dict, dict]:
+    def _read(self, path: Path, like: dict) -> tuple[dict, dict]:
+        if self._mirror:
+            self._mirror.fetch(path)
         meta = checkpoint.read_meta(path)
-        _compare(like, self._manager.item_metadata(step)[STATE], path)
+        _compare(like, ocp.PyTreeCheckpointHandler().metadata(path / STATE).tree, path)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
         # not by the manager, which would wait for processes that failed
@@ -132,14 +157,31 @@ class Checkpoints:
         """
         with self._failing_as('the last save failed'):
             self._finish()
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
+
+    def push_now_and_then(self) -> None:
+        """Put the metrics of a run in a bucket there, where the last time was a while ago."""
+        if self._mirror and cluster.is_first():
+            self._mirror.push_now_and_then()
+
+    def measurements(self) -> dict[str, float]:
+        """What a log line has of a run in a bucket: the requests that were repeated."""
+        return {'network_retries': float(bucket.retries())} if self._mirror else {}
+
+    def _wait(self) -> None:
+        """Wait for the save under way."""
+        if self._manager:
+            self._manager.wait_until_finished()
+            if self._mirror:
+                self._mirror.finish_push()
 
     def _finish(self) -> None:
         """Wait for the save under way, and remove the steps that are neither new nor the best.
 
         A step whose AP cannot be read may be the best, and stays.
         """
-        self._manager.wait_until_finished()
+        self._wait()
         if cluster.is_first():
             best = self._best()
             for step in checkpoint.steps(self.folder)[:-KEPT]:

@@ -108,6 +108,16 @@ def threads() -> int:
     return max(cpus.usable() // int(sharing), 1)
 
 
+def fetch(tree: Any) -> Any:
+    """Copies of the arrays of a tree in this process's memory, one at a time where they are in parts."""
+    whole = lambda x: x if x.is_fully_addressable or x.is_fully_replicated else _joined(x)
+    return jax.tree.map(lambda x: np.array(whole(x)), tree)
+
+
+def _joined(x: jax.Array) -> np.ndarray:
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
 def from_first(number: float | None) -> float:
     """A number that process 0 knows, in every process; the others' argument is ignored."""
     return float(gather(np.array([number], np.float64))[0])

@@ -140,6 +140,11 @@ class Log:
         with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
             file.write(f'{text}\n')
 
+    def flush(self) -> None:
+        """Write what TensorBoard's file keeps back."""
+        with contextlib.suppress(OSError):
+            self._board.flush()
+
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()

@@ -87,10 +87,11 @@ class Setup(NamedTuple):
         )
 
 
-def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
+def prepare(config: ConfigDict, work: workdir.Workdir, mesh: Mesh) -> Setup:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     check_values(config)
     check_batch_size(config, mesh)
+    folder = work.folder
     saved = checkpoint.newest_meta(folder / 'checkpoints')
     notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
     train_set, val_set = read_data(config, folder)
@@ -112,7 +113,7 @@ def prepare(config: ConfigDict, folder: Path, mesh: Mesh) -> Setup:
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
     if cluster.is_first():
         notes += compare.notes(train_set, val_set)
-    check_agreement(config, folder, batches, val_set)
+    check_agreement(config, work, batches, val_set)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer = optim.make_optimizer(
         start.params, rate, config.weight_decay, config.clip_norm, frozen_blocks(config, start.model)
@@ -290,7 +291,7 @@ def make_state(
 
 
 def check_agreement(
-    config: ConfigDict, folder: Path, batches: loader.TrainBatches, val_set: records.Records
+    config: ConfigDict, work: workdir.Workdir, batches: loader.TrainBatches, val_set: records.Records
 ) -> None:
     """Raises InputError where the processes of a run are not about to do the same."""
     cluster.wait('workdir')
@@ -298,7 +299,7 @@ def check_agreement(
     cluster.agree(
         workdir.flat(config)
         | {
-            'the workdir': workdir.owner(folder),
+            'the workdir': workdir.owner(work),
             'the training data': batches.records.digest(),
             'the validation data': val_set.digest(),
             'the plan of batches': [

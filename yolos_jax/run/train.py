@@ -55,6 +55,7 @@ class Run(NamedTuple):
     def save(self, state: dict) -> None:
         """Save the state, but not within a streak of steps that are not finite."""
         self.means.settle()
+        self.log.flush()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
             self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
@@ -77,7 +78,7 @@ class Run(NamedTuple):
 
 def train(
     config: ConfigDict,
-    folder: str | Path,
+    location: str | Path,
     mesh: Mesh | None = None,
     on_step: Callable[[Step], None] | None = None,
     *,
@@ -88,8 +89,8 @@ def train(
 
     Args:
         config: `configs.common` describes its values.
-        folder: receives metrics.jsonl, TensorBoard files, curves.png, README.md (the model card) and
-            checkpoints/.
+        location: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
+            TensorBoard files, curves.png, README.md (the model card) and checkpoints/.
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched.
         stuck: seconds without a step after which the process ends (`cluster.watchdog`).
@@ -103,9 +104,9 @@ def train(
         DivergedError: the loss was not finite for ten steps in a row, or at the end.
     """
     mesh = meshes.make_mesh() if mesh is None else mesh
-    with workdir.locked(folder) as folder, cluster.watchdog(stuck) as progress:
-        setup = prepare(config, folder, mesh)
-        state, run = resume(setup, folder, progress, stop)
+    with workdir.opened(location) as work, cluster.watchdog(stuck) as progress:
+        setup = prepare(config, work, mesh)
+        state, run = resume(setup, work, progress, stop)
         if stop:
             stop.hold()
         try:
@@ -115,8 +116,8 @@ def train(
             run.log.close()
         run.log.print(str(run.goodput))
         if cluster.is_first():
-            visualize.curves(folder)
-            write_card(setup, run, folder / 'README.md')
+            visualize.curves(work.folder)
+            write_card(setup, run, work.folder / 'README.md')
         if stopped:
             return stop.number or signal.SIGTERM
         if run.means.nonfinite_streak:
@@ -196,6 +197,7 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         means.restart('window')
         run.throughput.restart()
         run.energy.update()
+        run.checkpoints.push_now_and_then()
     if epoch_ends:
         run.log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
         means.restart('epoch')
@@ -213,10 +215,11 @@ def rescue(run: Run, state: dict) -> None:
 
 
 def resume(
-    setup: Setup, folder: Path, progress: Callable[[], None], stop: StopSignal | None
+    setup: Setup, work: workdir.Workdir, progress: Callable[[], None], stop: StopSignal | None
 ) -> tuple[dict, Run]:
     """The state to train on from, and what its steps are counted in and saved to."""
-    checkpoints = Checkpoints(folder / 'checkpoints')
+    folder = work.folder
+    checkpoints = Checkpoints(folder / 'checkpoints', work.mirror)
     data = {'train': setup.batches.records.digests(), 'val': setup.val_batches.records.digests()}
     about = checkpoint.describe(setup.start) | {'config': workdir.flat(setup.config), 'data': data}
     about['training'] = setup.about()
@@ -255,11 +258,15 @@ def write_card(setup: Setup, run: Run, path: Path) -> None:
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
     """What a log line has beside the means of the steps' metrics."""
     memory = (setup.mesh.local_devices[0].memory_stats() or {}).get('peak_bytes_in_use')
-    return {
-        'images_per_s': run.throughput.images_per_s(),
-        'learning_rate': float(setup.rate(step)),
-        'goodput': run.goodput.share(),
-    } | ({} if memory is None else {'device_memory_gb': memory / 1e9})
+    return (
+        {
+            'images_per_s': run.throughput.images_per_s(),
+            'learning_rate': float(setup.rate(step)),
+            'goodput': run.goodput.share(),
+        }
+        | ({} if memory is None else {'device_memory_gb': memory / 1e9})
+        | run.checkpoints.measurements()
+    )
 
 
 def diverged(means: Means, done: int) -> DivergedError:

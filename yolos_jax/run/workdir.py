@@ -1,17 +1,24 @@
-"""A run's folder: one run at a time, always with the same config."""
+"""A run's folder, on a disk or in a bucket: one run at a time, always with the same config."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
+from yolos_jax import bucket
 from yolos_jax.errors import InputError
-from yolos_jax.run import cluster
+from yolos_jax.run import cluster, lease
+from yolos_jax.run.mirror import PROGRAMS, Mirror
 
 # what may differ when a run resumes: it changes what is written, not what is computed
 FREE = {
@@ -33,6 +40,59 @@ FREE = {
     'accumulate_steps',
 }
 LOCK = '.lock'  # who uses the folder
+
+
+class Workdir(NamedTuple):
+    """A folder that this run has for itself."""
+
+    name: str  # as the user gave it: a path, or the URL of a folder in a bucket
+    folder: Path  # where it is, or its local copy
+    mirror: Mirror | None  # keeps the bucket equal to the copy
+
+
+@contextlib.contextmanager
+def opened(location: str | Path) -> Iterator[Workdir]:
+    """The folder at a path or URL, made and locked; the lock ends with the process, however that ends.
+
+    Of several processes the first locks it and writes to it. One in a bucket is copied to a folder in
+    `local_copy`, without the arrays of its checkpoints, and that is removed at the end.
+
+    Raises:
+        InputError: it cannot be written to, or another run is using it.
+    """
+    if not bucket.is_url(location):
+        with locked(location) as folder:
+            yield Workdir(str(location), folder, None)
+        return
+    place, folder = bucket.Bucket(location), local_copy(location) / str(jax.process_index())
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(lease.held(place)) if cluster.is_first() else None
+        cluster.wait('lock')
+        mirror = Mirror(place, folder, programs_folder(location), held)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        mirror.pull()
+        try:
+            yield Workdir(place.url, folder, mirror)
+        except BaseException as error:
+            if cluster.is_first():
+                with contextlib.suppress(InputError):  # the first error is the one to show
+                    mirror.push()
+            if isinstance(error, InputError):
+                raise type(error)(str(error).replace(str(folder), place.url), error.argument) from error
+            raise
+        if cluster.is_first():
+            mirror.push()
+
+
+def local_copy(url: str) -> Path:
+    """Where a host keeps copies of a folder in a bucket while a run uses it, one for each process."""
+    name = hashlib.sha256(bucket.Bucket(url).url.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}' / name
+
+
+def programs_folder(location: str | Path) -> Path:
+    """Where the compiled programs of a run are kept on this host."""
+    return (local_copy(location) if bucket.is_url(location) else Path(location).absolute()) / PROGRAMS
 
 
 @contextlib.contextmanager
@@ -65,9 +125,10 @@ def locked(path: str | Path) -> Iterator[Path]:
         yield path
 
 
-def owner(path: Path) -> str | None:
-    """Who has locked a run's folder, where it is locked."""
-    return (path / LOCK).read_text() if (path / LOCK).exists() else None
+def owner(workdir: Workdir) -> str | None:
+    """Who has locked a run's folder, where it is locked; of one in a bucket, which it is."""
+    lock = workdir.folder / LOCK
+    return lock.read_text() if lock.exists() else workdir.name
 
 
 def flat(config: ConfigDict) -> dict:

@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--data', help='a data folder')
     parser.add_argument('--json', type=Path, help='a COCO file in place of --data, and')
     parser.add_argument('--images', type=Path, help='the folder of its images (its own)')
-    parser.add_argument('--output', required=True, type=Path, help='a folder for the results')
+    parser.add_argument('--output', required=True, help='a folder, or URL in a bucket, for the results')
     parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and evaluate."""
     args = parse(arguments)
     cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
-    with workdir.locked(args.output):  # one evaluation at a time
-        evaluate(args)
+    with workdir.opened(args.output) as work:  # one evaluation at a time
+        evaluate(args, work.folder)
 
 
 def read_data(args: argparse.Namespace) -> records.Records:
@@ -114,8 +114,8 @@ def make_detect(
     return detect
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Detect, score and write."""
+def evaluate(args: argparse.Namespace, output: Path) -> None:
+    """Detect, score and write to the output folder."""
     mesh = meshes.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     meshes.check_divides(batch_size, mesh)
@@ -142,14 +142,14 @@ def evaluate(args: argparse.Namespace) -> None:
         'size': [size, max_size],
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
-    files.write_json(args.output / 'metrics.json', numbers | {'classes': classes, 'about': about})
-    files.write_json(args.output / 'predictions.json', results)
+    files.write_json(output / 'metrics.json', numbers | {'classes': classes, 'about': about})
+    files.write_json(output / 'predictions.json', results)
     if args.report or args.by or args.corruptions:
         split = outcomes.columns(truth, results)
         analysis = report.analyse(split, fields, corrupted)
         shown = {name: str(value) for name, value in about.items()}
-        report.write(args.output, analysis, data, numbers, shown)
-        print(f'report: {args.output / "report.html"}')
+        report.write(output, analysis, data, numbers, shown)
+        print(f'report: {args.output}/report.html')
 
 
 def corruptions_of(

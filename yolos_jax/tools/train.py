@@ -13,12 +13,14 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
-from yolos_jax.run import cli, cluster
+from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import Step, train
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file, or the name of an installed config.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder the run writes to and resumes from.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'The folder, or gs:// or s3:// URL, the run writes to and resumes from.'
+)
 COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, where no scheduler lists the hosts.'
 )
@@ -35,7 +37,7 @@ def main(on_step: Callable[[Step], None] | None = None) -> None:
     """Parse the flags and train; on_step: as of `yolos_jax.train`."""
     stop = StopSignal()
     cli.keep_memory()
-    cli.keep_programs(WORKDIR.value)
+    cli.keep_programs(workdir.programs_folder(WORKDIR.value))
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
     number = train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value, stop=stop)
     if number:

@@ -7,17 +7,20 @@ import os
 import re
 import urllib.error
 import urllib.request
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from yolos_jax import bucket
 from yolos_jax.errors import InputError
 
 REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
 DESCRIPTION = ('config.json', 'preprocessor_config.json')
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # the second where the first is not there
 CHUNK = 1 << 20  # bytes
+COMMITTED = re.compile(r'(checkpoints/)?\d+/meta/metadata')  # a whole step of a run in a bucket has it
+SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
 ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
 
 
@@ -60,6 +63,8 @@ def local(name: str | Path) -> Path:
     Raises:
         InputError: it is a name, and its files are neither in the cache nor can be fetched.
     """
+    if bucket.is_url(name):
+        return from_bucket(name)
     path, name = Path(name), str(name)
     if path.exists():
         return path
@@ -68,6 +73,29 @@ def local(name: str | Path) -> Path:
     if match := REPOSITORY.fullmatch(name):
         return snapshot(*match.groups())
     return path
+
+
+def from_bucket(url: str) -> Path:
+    """A copy of a file or folder of weights in a bucket, in the cache.
+
+    Of a folder its own files are fetched and, where it is a workdir or a folder of checkpoints, those of
+    the steps that it has. What is there already and has not changed is not fetched again.
+
+    Raises:
+        InputError: there is no such object, or it cannot be fetched.
+    """
+    parent, _, name = url.rstrip('/').rpartition('/')
+    folder = bucket.Bucket(url)
+    names = folder.names()
+    if not names:
+        return bucket.Bucket(parent).kept(name, cache())
+    steps = [PurePath(n).parent.parent for n in names if COMMITTED.fullmatch(n)]
+    wanted = (
+        [n for n in names if '/' not in n and Path(n).suffix in SUFFIXES]
+        if not steps
+        else [n for n in names if any(step in PurePath(n).parents for step in steps)]
+    )
+    return folder.copy(wanted, cache())
 
 
 def cache() -> Path:

@@ -1,0 +1,205 @@
+"""Runs and weights in a bucket, at servers that speak the protocols of Google and of S3."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+import storage
+from helpers import ROOT, read_detector, result, tiny_config
+
+from yolos_jax.bucket import Bucket
+from yolos_jax.errors import InputError
+from yolos_jax.run import lease, workdir
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run.train import train
+from yolos_jax.tools import evaluate
+
+SERVERS = {'gs': storage.gcs, 's3': storage.s3}
+
+
+@pytest.fixture(scope='module', params=SERVERS)
+def place(request):
+    """The URL of an empty bucket behind a network that fails, cuts short and delays, and that network."""
+    with (
+        SERVERS[request.param]() as url,
+        storage.network(url) as (url, network),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        for name, value in storage.environment(url, request.param).items():
+            m.setenv(name, value)
+        yield f'{request.param}://{storage.BUCKET}', network
+
+
+@pytest.fixture
+def bad_network(place):
+    """One request in ten fails, one body in ten ends early, and each takes 20 ms more."""
+    _, network = place
+    network.fail, network.cut, network.delay = 0.1, 0.1, 0.02
+    yield
+    assert network.failed and network.shortened
+    network.fail = network.cut = network.delay = 0
+
+
+@pytest.fixture(scope='module')
+def unbroken(coco_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('unbroken')
+    train(tiny_config(data=coco_folder), folder, one_device())
+    return folder
+
+
+def one_device():
+    return meshes.make_mesh(jax.devices()[:1])
+
+
+def downloaded(url, folder):
+    """What a run left in a bucket, as `result` gives it."""
+    bucket = Bucket(url)
+    bucket.download({name: folder / name for name in bucket.names()})
+    params, checksums, lines = result(folder)
+    for line in lines:
+        line.pop('network_retries', None)
+    return params, checksums, lines
+
+
+def test_objects_are_written_read_listed_and_removed(place, bad_network):
+    bucket = Bucket(f'{place[0]}/objects')
+    contents = {f'a/{i}': os.urandom(2000 * i + 5) for i in range(30)}
+    for name, content in contents.items():
+        bucket.write(name, content)
+    assert bucket.names() == sorted(contents) and bucket.names('a/2') == sorted(
+        n for n in contents if n[2] == '2'
+    )
+    for name, content in contents.items():
+        assert bucket.read(name) == content and bucket.read(name, slice(2, 5)) == content[2:5]
+    bucket.remove('a/0')
+    bucket.remove_all('a/1')
+    assert bucket.names() == sorted(n for n in contents if n[2] not in '01')
+    with pytest.raises(InputError, match=f'{bucket.url}/none: no such object'):
+        bucket.read('none')
+
+
+def test_a_copy_in_the_cache_is_fetched_once_and_anew_where_the_object_changed(place, tmp_path):
+    url, network = place
+    bucket = Bucket(f'{url}/copies')
+    bucket.write('x.json', b'1')
+    assert bucket.kept('x.json', tmp_path).read_text() == '1'
+    before = network.requests
+    assert bucket.kept('x.json', tmp_path).read_text() == '1' and network.requests == before + 1
+    bucket.write('x.json', b'2')
+    assert bucket.kept('x.json', tmp_path).read_text() == '2'
+
+
+def test_a_run_stopped_in_a_bad_network_ends_as_a_local_one(
+    place, bad_network, unbroken, coco_folder, tmp_path
+):
+    url, config = f'{place[0]}/run', tiny_config(data=coco_folder)
+
+    def crash(step):
+        if step.number == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, url, one_device(), crash)
+    assert 'checkpoints/5/meta/metadata' in Bucket(url).names()
+    train(config, url, one_device())
+    assert downloaded(url, tmp_path)[1:] == result(unbroken)[1:]
+    assert not workdir.local_copy(url).joinpath('0').exists()
+    steps = {name.split('/')[1] for name in Bucket(url).names('checkpoints/')}
+    assert len(steps) in (2, 3)  # as many as a local run keeps
+
+
+def test_weights_of_a_run_in_a_bucket_detect_as_those_of_a_local_one(
+    place, unbroken, coco_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    url = f'{place[0]}/run'
+    expected = read_detector(unbroken)
+    detector = read_detector(url)
+    jax.tree.map(lambda a, b: (a == b).all() or pytest.fail('differs'), detector.params, expected.params)
+    output = f'{place[0]}/eval'
+    for weights, folder in ((url, output), (str(unbroken), str(tmp_path / 'eval'))):
+        evaluate.main(
+            [f'--weights={weights}', f'--data={coco_folder}', f'--output={folder}', '--num_processes=1']
+        )
+    local = json.loads((tmp_path / 'eval' / 'predictions.json').read_text())
+    assert json.loads(Bucket(output).read('predictions.json')) == local
+    with pytest.raises(InputError, match='no such object'):
+        read_detector(f'{place[0]}/nothing.pth')
+
+
+def test_a_second_run_is_refused_at_once_and_a_dead_ones_lock_is_taken_over(place):
+    url = f'{place[0]}/locked'
+    in_use = rf'{url}: in use by another run \(process {os.getpid()} on .* s ago'
+    with workdir.opened(url):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=in_use), workdir.opened(url):
+            pass
+        assert time.monotonic() - start < 5
+    assert lease.LOCK not in Bucket(url).names()
+    old = {'name': 'process 1 on elsewhere', 'time': time.time() - lease.FORGOTTEN - 1, 'token': 'other'}
+    Bucket(url).write(lease.LOCK, json.dumps(old).encode())
+    with workdir.opened(url):
+        owner = json.loads(Bucket(url).read(lease.LOCK))
+        assert owner['name'].startswith(f'process {os.getpid()} ')
+
+
+def test_a_run_whose_lock_was_taken_over_writes_no_more(place):
+    url = f'{place[0]}/taken'
+    with pytest.raises(InputError, match='another run has taken it over .process 1 on elsewhere'):
+        with workdir.opened(url) as work:
+            now = {'name': 'process 1 on elsewhere', 'time': time.time(), 'token': 'other'}
+            Bucket(url).write(lease.LOCK, json.dumps(now).encode())
+            (work.folder / 'metrics.jsonl').write_text('stale')
+            work.mirror._lease._renew()
+    assert Bucket(url).names() == [lease.LOCK]
+
+
+@pytest.mark.trials
+def test_a_bucket_that_cannot_be_reached_is_one_line(place):
+    url, network = place
+    network.fail = 1
+    try:
+        with pytest.raises(InputError, match=rf'{url}/no: .*retry'):
+            Bucket(url).read('no')
+    finally:
+        network.fail = 0
+
+
+KILLED = """
+import os, sys, signal
+sys.path.insert(0, sys.argv[1] + '/tests')
+from helpers import tiny_config
+from yolos_jax.run.train import train
+import jax
+jax.config.update('jax_num_cpu_devices', 1)
+jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
+train(tiny_config(data=sys.argv[2], save_every=1), sys.argv[3])
+"""
+
+
+@pytest.mark.trials
+@pytest.mark.row('runs in a bucket killed (kill -9) while training and saving', count=25)
+def test_a_run_killed_at_any_time_ends_as_an_unbroken_one(place, unbroken, coco_folder, tmp_path):
+    url, kills, code = f'{place[0]}/killed', 0, -signal.SIGKILL
+    while code:
+        command = [sys.executable, '-c', KILLED, str(ROOT), str(coco_folder), url]
+        before = set(Bucket(url).names())
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and kills < 25:
+            if set(Bucket(url).names()) - before - {lease.LOCK}:  # it writes
+                time.sleep(0.02 * kills)
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.02)
+        _, errors = process.communicate()
+        code = process.returncode
+        assert code in (0, -signal.SIGKILL), errors[-1000:]
+        Bucket(url).remove(lease.LOCK)  # not to wait until it is forgotten
+    assert kills > 3
+    assert downloaded(url, tmp_path)[1] == result(unbroken)[1]

@@ -1,0 +1,218 @@
+"""Folders in a bucket of Google Cloud Storage (gs://) or S3 (s3://), read and written by TensorStore.
+
+TensorStore finds the credentials where Google's and Amazon's own tools do, and repeats requests that the
+network lost: `RETRIES` times, after growing and random pauses. For a storage that speaks S3's protocol
+elsewhere, AWS_ENDPOINT_URL and AWS_REGION say where, as for Amazon's tools.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+
+URL = re.compile(r'(gs|s3)://([^/]+)/*(.*?)/*')
+RETRIES = 8
+PAUSES = {'max_retries': RETRIES, 'initial_delay': '200ms', 'max_delay': '20s'}
+TOGETHER = 128  # requests in flight: at 80 ms each, 1,600 a second
+WAIT = 600  # seconds for one request with all its repetitions
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether something is named that lies in a bucket."""
+    return isinstance(location, str) and URL.fullmatch(location) is not None
+
+
+def retries() -> int:
+    """How many requests this process has had to repeat, in all buckets."""
+    import tensorstore
+
+    metrics = tensorstore.experimental_collect_matching_metrics('/tensorstore/kvstore/')
+    return sum(m['values'][0]['value'] for m in metrics if m['name'].endswith('/retries') and m['values'])
+
+
+class Version(NamedTuple):
+    """An object's content, None where there is none, and what identifies this version of it."""
+
+    content: bytes | None
+    generation: bytes
+
+
+class Bucket:
+    """The objects below a URL, by the rest of their names ('checkpoints/5/AP.json')."""
+
+    def __init__(self, url: str) -> None:
+        """Name the folder; nothing is asked of the network."""
+        import tensorstore  # here: it takes a third of a second, and most runs need no bucket
+
+        scheme, bucket, path = URL.fullmatch(url).groups()
+        self.url = f'{scheme}://{bucket}/{path}'.rstrip('/')
+        spec = {
+            'driver': 'gcs' if scheme == 'gs' else 's3',
+            'bucket': bucket,
+            'path': f'{path}/' * bool(path),
+        }
+        endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
+        if scheme == 's3' and endpoint:
+            region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'
+            spec |= {'endpoint': endpoint, 'aws_region': region}
+        kind = spec['driver']
+        limits = {f'{kind}_request_retries': PAUSES, f'{kind}_request_concurrency': {'limit': TOGETHER}}
+        self._ranges = tensorstore.KvStore.KeyRange
+        context = tensorstore.Context(limits)
+        with self._errors(''):
+            self._store = tensorstore.KvStore.open(spec, context=context).result(timeout=WAIT)
+
+    def names(self, inside: str = '') -> list[str]:
+        """The names of all objects, or of those that begin with something; sorted."""
+        with self._errors(inside):
+            return sorted(
+                name.decode() for name in self._store.list(_prefix(self._ranges, inside)).result(WAIT)
+            )
+
+    def start_read(self, name: str, span: slice | None = None) -> 'Reading':
+        """Begin to read an object, or the bytes of it in `span`."""
+        return Reading(self, name, self._store.read(name, byte_range=span))
+
+    def read(self, name: str, span: slice | None = None) -> bytes:
+        """The bytes of an object, or those in `span`; raises InputError where they cannot be read."""
+        return self.start_read(name, span).result()
+
+    def version(self, name: str) -> Version:
+        """An object as it is now."""
+        with self._errors(name):
+            result = self._store.read(name).result(WAIT)
+        return Version(result.value if result.state == 'value' else None, result.stamp.generation)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object: all of it or, where that fails, nothing."""
+        with self._errors(name):
+            self._store.write(name, content).result(WAIT)
+
+    def write_if(self, name: str, content: bytes, generation: bytes) -> bytes | None:
+        """Write an object where `generation` is still its version; returns the new one, or None."""
+        with self._errors(name):
+            return self._store.write(name, content, if_equal=generation).result(WAIT).generation or None
+
+    def upload(self, paths: dict[str, Path]) -> None:
+        """Write {name: file}, several at a time. A file that is not there any more is left out."""
+
+        def start(name: str) -> Any:
+            try:
+                return self._store.write(name, paths[name].read_bytes())
+            except FileNotFoundError:
+                return None
+
+        def finish(name: str, future: Any) -> None:
+            with self._errors(name):
+                if future is not None:
+                    future.result(WAIT)
+
+        _windowed(paths, start, finish)
+
+    def download(self, paths: dict[str, Path]) -> None:
+        """Read {name: file}, several at a time; each file appears whole or not at all."""
+
+        def finish(name: str, future: Any) -> None:
+            content = Reading(self, name, future).result()
+            with files.replacing(paths[name]) as file:
+                file.write(content)
+
+        _windowed(paths, self._store.read, finish)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; it need not be there."""
+        with self._errors(name):
+            self._store.write(name, None).result(WAIT)
+
+    def remove_all(self, inside: str) -> None:
+        """Remove the objects whose names begin with something."""
+        with self._errors(inside):
+            self._store.delete_range(_prefix(self._ranges, inside)).result(WAIT)
+
+    def kept(self, name: str, cache: Path) -> Path:
+        """A copy of an object in a cache folder, as `copy`."""
+        return self.copy([name], cache) / name
+
+    def copy(self, names: Iterable[str], cache: Path) -> Path:
+        """A folder in a cache with copies of these objects, fetched where those there are other versions.
+
+        A folder holds one version of each; the name of the folder changes with any of them.
+        """
+        starts = {name: self.start_read(name, slice(0, 1)) for name in names}
+        versions = {name: start.generation() for name, start in starts.items()}
+        digest = hashlib.sha256(repr((self.url, sorted(versions.items()))).encode()).hexdigest()[:16]
+        folder = cache / 'buckets' / digest
+        self.download({name: folder / name for name in versions if not (folder / name).exists()})
+        return folder
+
+    def _errors(self, name: str) -> '_Errors':
+        return _Errors(f'{self.url}/{name}'.rstrip('/'))
+
+
+class Reading(NamedTuple):
+    """A read under way."""
+
+    bucket: Bucket
+    name: str
+    future: Any
+
+    def result(self) -> bytes:
+        """Wait for the bytes; raises InputError where they cannot be read."""
+        return self._wait().value
+
+    def generation(self) -> bytes:
+        """Wait for the answer; what identifies the version that was read."""
+        return self._wait().stamp.generation
+
+    def _wait(self) -> Any:
+        with self.bucket._errors(self.name):
+            result = self.future.result(WAIT)
+        if result.state != 'value':
+            raise InputError(f'{self.bucket.url}/{self.name}: no such object')
+        return result
+
+
+class _Errors:
+    """TensorStore's errors as an InputError that names the object."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise InputError(f'{self._place}: no answer in {WAIT} seconds') from None
+        if isinstance(error, ValueError | OSError | RuntimeError):
+            raise InputError(f'{self._place}: {_reason(error)}') from None
+
+
+def _reason(error: Exception) -> str:
+    """What TensorStore says was wrong, without where in its source it noticed."""
+    text = ' '.join(str(error).split())
+    return (
+        re.sub(r' ?\[[^\]]*\]|(Error (reading|writing|listing)|While) .*?: ', '', text)[:200]
+        or str(error)[:200]
+    )
+
+
+def _prefix(ranges: Any, text: str) -> Any:
+    """The range of the keys that begin with a text."""
+    return ranges(text, text[:-1] + chr(ord(text[-1]) + 1)) if text else ranges()
+
+
+def _windowed(names: Iterable[str], start: Any, finish: Any, most: int = 16) -> None:
+    """Start a request for every name and finish it, so many at a time: whole files are in memory."""
+    under_way = []
+    for name in names:
+        under_way.append((name, start(name)))
+        if len(under_way) == most:
+            finish(*under_way.pop(0))
+    for name, future in under_way:
+        finish(name, future)

@@ -1,0 +1,94 @@
+"""The lock of a run's folder in a bucket: an object that its owner renews, and that ends with the owner."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from yolos_jax.bucket import Bucket, Version
+from yolos_jax.errors import InputError
+
+LOCK = '.lock'
+HEARTBEAT = 5  # seconds between renewals
+FORGOTTEN = 3 * HEARTBEAT  # seconds after which a lock that was not renewed may be taken over
+SETTLES = 1  # seconds in which two that took a lock in S3 at the same moment have both written it
+
+
+class Lease:
+    """A lock that this process holds. The clocks of the hosts must agree to a few seconds."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        """Take the lock; raises InputError where another run holds it."""
+        self._bucket, self._token, self._lost = bucket, uuid.uuid4().hex, ''
+        self._ended = threading.Event()
+        before = bucket.version(LOCK)
+        if owner := _owner(before):
+            age = time.time() - owner['time']
+            if age < FORGOTTEN:
+                raise InputError(
+                    f'{bucket.url}: in use by another run ({owner["name"]}, {max(age, 0):.0f} s ago); one '
+                    f'that was killed is forgotten {FORGOTTEN} s after its last sign of life'
+                )
+        self._generation = before.generation
+        self._renew()
+        if bucket.url.startswith('s3://'):  # TensorStore looks and writes there in two requests
+            time.sleep(SETTLES)
+            self._renew()
+        self.check()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises InputError where another run has taken the lock."""
+        if self._lost:
+            raise InputError(f'{self._bucket.url}: another run has taken it over ({self._lost})')
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(InputError):  # it will be forgotten
+            if not self._lost:
+                self._bucket.remove(LOCK)
+
+    def _renew(self) -> None:
+        """Write the lock where it is as it was left, or note that it is not."""
+        name = f'process {os.getpid()} on {socket.gethostname()}'
+        content = json.dumps({'name': name, 'time': time.time(), 'token': self._token})
+        generation = self._bucket.write_if(LOCK, content.encode(), self._generation)
+        if generation is None:
+            now = self._bucket.version(LOCK)
+            owner = _owner(now)
+            if owner and owner['token'] != self._token:
+                self._lost = owner['name']
+                return
+            generation = now.generation  # it was written, and the answer lost, or was removed by hand
+        self._generation = generation
+
+    def _keep(self) -> None:
+        while not self._ended.wait(HEARTBEAT) and not self._lost:
+            with contextlib.suppress(InputError):  # no network now
+                self._renew()
+
+
+def _owner(version: Version) -> dict | None:
+    """Who holds a lock, None where nobody does or it cannot be read."""
+    try:
+        owner = json.loads(version.content or b'null')
+        return owner if owner is None else {key: owner[key] for key in ('name', 'time', 'token')}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def held(bucket: Bucket) -> Iterator[Lease]:
+    """The lock of a folder, until the block ends; raises InputError where another run holds it."""
+    lease = Lease(bucket)
+    try:
+        yield lease
+    finally:
+        lease.release()

@@ -1,0 +1,132 @@
+"""A run's folder in a bucket and its local copy, which is what the run works in.
+
+A bucket has no appends and no renames, so a run writes to a local folder and what changed is put into the
+bucket whole: after every checkpoint, and once a minute. Of a checkpoint its `meta` comes last and goes
+first: without it, no step is listed.
+"""
+
+import concurrent.futures
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from yolos_jax.bucket import Bucket
+from yolos_jax.run.lease import LOCK, Lease
+from yolos_jax.weights.checkpoint import META, STATE
+
+STEP = re.compile(r'checkpoints/(\d+|broken-[\w-]+)/(.+)')
+COMMIT = f'{META}/metadata'
+EVERY = 60  # seconds between two pushes of metrics
+PROGRAMS = 'compiled'
+
+
+class Mirror:
+    """A folder in a bucket, and a local one that is made equal to it and then it to that one."""
+
+    def __init__(self, bucket: Bucket, folder: Path, programs: Path, lease: Lease | None) -> None:
+        """programs: where compiled programs are locally; lease: of the process that writes."""
+        self.bucket, self.folder, self._programs, self._lease = bucket, folder, programs, lease
+        self._stamps: dict[str, tuple] = {}  # of the files that are equal to an object
+        self._steps: set[str] = set()  # in the bucket, and what is left of some
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._push: concurrent.futures.Future | None = None
+        self._pushed = time.monotonic()
+
+    def pull(self) -> None:
+        """Make the local folder equal to the bucket, but without the arrays of checkpoints (`fetch`)."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        names = self.bucket.names()
+        steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
+        whole = {step for step in steps if f'checkpoints/{step}/{COMMIT}' in names and step.isdigit()}
+        self._steps = steps
+        kept = [name for name in names if name != LOCK and not self._is_unfetched(name, whole)]
+        self.bucket.download({name: self._path(name) for name in kept if not self._path(name).exists()})
+        for step in whole:
+            (self.folder / 'checkpoints' / step / STATE).mkdir(parents=True, exist_ok=True)
+        self._stamps = {name: _stamp(self._path(name)) for name in kept}
+
+    def _is_unfetched(self, name: str, whole: set[str]) -> bool:
+        match = STEP.fullmatch(name)
+        return bool(match) and (match[1] not in whole or match[2].startswith(f'{STATE}/'))
+
+    def fetch(self, step: Path) -> None:
+        """Make the arrays of a step's local folder equal to the bucket's; nothing where they are there."""
+        if not any((step / STATE).iterdir()):
+            names = self.bucket.names(f'checkpoints/{step.name}/{STATE}/')
+            self.bucket.download({name: self._path(name) for name in names})
+            self._stamps |= {name: _stamp(self._path(name)) for name in names}
+
+    def start_push(self, after: Callable[[], None] = lambda: None) -> None:
+        """Push in a thread, once `after` has returned; a push that is under way is waited for first."""
+        self.finish_push()
+        self._push = self._pool.submit(lambda: (after(), self._push_now()))
+
+    def push_now_and_then(self) -> None:
+        """Push in a thread, where none is under way and the last is a minute ago."""
+        if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > EVERY:
+            self.start_push()
+
+    def finish_push(self) -> None:
+        """Wait for the push under way; raises what it raised."""
+        push, self._push = self._push, None
+        if push:
+            push.result()
+
+    def push(self) -> None:
+        """Make the bucket equal to the local folder.
+
+        Raises:
+            InputError: the bucket cannot be written to, or belongs to another run now.
+        """
+        self.start_push()
+        self.finish_push()
+
+    def _push_now(self) -> None:
+        self._lease.check()
+        paths = {str(path.relative_to(self.folder)): path for path in _files(self.folder)}
+        paths |= {f'{PROGRAMS}/{path.name}': path for path in _files(self._programs)}
+        stamps = {name: _stamp(path) for name, path in paths.items()}
+        changed = [name for name in paths if stamps[name] and stamps[name] != self._stamps.get(name)]
+        steps = {}
+        for name in changed:
+            if match := STEP.fullmatch(name):
+                steps.setdefault(match[1], []).append(name)
+        plain = [name for name in changed if not name.startswith('checkpoints/')]
+        self._upload(plain, paths, stamps)
+        for step, names in steps.items():
+            self._steps.add(step)
+            last = [name for name in names if name.endswith(f'/{step}/{COMMIT}')]
+            self._upload([name for name in names if name not in last], paths, stamps)
+            self._upload(last, paths, stamps)
+        for step in [step for step in self._steps if not (self.folder / 'checkpoints' / step).exists()]:
+            if step.isdigit():  # what was set aside stays
+                self.bucket.remove(f'checkpoints/{step}/{COMMIT}')
+                self.bucket.remove_all(f'checkpoints/{step}/')
+                self._steps.remove(step)
+        self._pushed = time.monotonic()
+
+    def _upload(self, names: list[str], paths: dict, stamps: dict) -> None:
+        self.bucket.upload({name: paths[name] for name in names})
+        self._stamps |= {name: stamps[name] for name in names}
+
+    def _path(self, name: str) -> Path:
+        inside, _, rest = name.partition('/')
+        return self._programs / rest if inside == PROGRAMS else self.folder / name
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder that are whole: none that is being written."""
+    paths = folder.rglob('*') if folder.is_dir() else []
+    hidden = lambda path: any(part.startswith(('.', '_trash')) or '-tmp' in part for part in path.parts)
+    return [path for path in paths if not hidden(path.relative_to(folder)) and path.is_file()]
+
+
+def _stamp(path: Path) -> tuple | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
