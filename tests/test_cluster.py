@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import storage
 from helpers import ROOT, metric_lines
 
 from yolos_jax import cpus
+from yolos_jax.bucket import Bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
 
@@ -150,6 +152,26 @@ def test_a_run_resumes_three_times_on_three_layouts(coco_folder, tmp_path):
     alone = run(coco_folder, tmp_path / 'alone', 1, 1, *more)
     layouts = [(2, 4), (1, 8), (2, 2, '--config.shard_params'), (1, 1)]
     resume_on_other_layouts(layouts, alone, coco_folder, tmp_path / 'run', *more)
+
+
+def test_processes_share_a_run_in_a_bucket_without_a_common_folder(
+    alone, coco_folder, tmp_path, monkeypatch
+):
+    """Its parameters are in parts on 2 x 2 devices; it is stopped there and resumes on 1 x 2."""
+    with storage.gcs() as url:
+        for name, value in storage.environment(url, 'gs').items():
+            monkeypatch.setenv(name, value)
+        place = f'gs://{storage.BUCKET}/run'
+        flags = [f'--workdir={place}', '--config.shard_params=True', '--config.save_every=2']
+        run(coco_folder, tmp_path / 'logs', 2, 2, *flags, what='term:4', status=143)
+        bucket = Bucket(place)
+        steps = {int(name.split('/')[1]) for name in bucket.names('checkpoints/')}
+        assert 5 <= max(steps) < 9 and '.lock' not in bucket.names()
+        run(coco_folder, tmp_path / 'logs', 1, 2, *flags)
+        bucket.download({name: tmp_path / 'run' / name for name in bucket.names()})
+    expected = losses(alone)
+    np.testing.assert_allclose([*losses(tmp_path / 'run').values()], [*expected.values()], rtol=1e-5)
+    assert ap(tmp_path / 'run') == pytest.approx(ap(alone), abs=0)
 
 
 def test_processes_that_disagree_stop_and_say_over_what(coco_folder, tmp_path):

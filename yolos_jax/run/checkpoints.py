@@ -31,8 +31,9 @@ class Checkpoints:
     def __init__(self, folder: str | Path, mirror: Mirror | None = None) -> None:
         """mirror: of the folder, where it is this process's copy of one in a bucket."""
         self.folder, self._mirror = Path(folder).absolute(), mirror
-        if cluster.is_first():
+        if mirror or cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
+        if cluster.is_first():
             for path in self.folder.iterdir():
                 if path.name.isdigit() and not ((path / META).is_dir() and (path / STATE).is_dir()):
                     _set_aside(path, 'parts of it are missing')
@@ -62,7 +63,8 @@ class Checkpoints:
                 taken because a later step is there.
         """
         step = int(state['step'])
-        if cluster.from_first(step in checkpoint.steps(self.folder)):
+        known = self._manager.all_steps() if self._manager else []  # those being written too
+        if cluster.from_first(step in known):
             return
         with self._failing_as('a save failed'):
             self._finish()
