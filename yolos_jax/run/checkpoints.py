@@ -112,7 +112,8 @@ class Checkpoints:
             InputError: a step is of another model (names, shapes or types differ), or no step is
                 whole.
         """
-        damaged, steps = {}, checkpoint.steps(self.folder)[::-1]
+        damaged, folders = {}, [path.name for path in self.folder.iterdir()]
+        steps = sorted((int(name) for name in folders if name.isdigit()), reverse=True)
         cluster.agree({f'what is in {self.folder}': steps})
         for step in steps:
             path, problem = self.folder / str(step), None
