@@ -45,7 +45,7 @@ class Checkpoints:
         cluster.wait('checkpoints')
         first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
         options = ocp.CheckpointManagerOptions(
-            create=False,  # as it is there
+            create=False,  # made above
             cleanup_tmp_directories=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**first if mirror else {}),
         )

@@ -6,6 +6,7 @@ first: without it, no step is listed.
 """
 
 import concurrent.futures
+import contextlib
 import re
 import shutil
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolos_jax.bucket import Bucket
+from yolos_jax.errors import InputError
 from yolos_jax.run.lease import LOCK, Lease
 from yolos_jax.weights.checkpoint import META, STATE
 
@@ -65,9 +67,17 @@ class Mirror:
         self._push = self._pool.submit(lambda: (after(), self._push_now()))
 
     def push_now_and_then(self) -> None:
-        """Push in a thread, where none is under way and the last is a minute ago."""
+        """Push in a thread, where none is under way and the last is a minute ago.
+
+        What fails is tried again with the next push: a run does not end because its metrics cannot be put.
+        """
         if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > EVERY:
-            self.start_push()
+            self.finish_push()  # of a checkpoint, perhaps, and that must not be lost
+            self._push = self._pool.submit(self._try_push)
+
+    def _try_push(self) -> None:
+        with contextlib.suppress(InputError):
+            self._push_now()
 
     def finish_push(self) -> None:
         """Wait for the push under way; raises what it raised."""
