@@ -23,7 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from yolos_jax.configs import yolos_s, yolos_ti
 
-from yolos_jax.data import geometry, loader, records, sources
+from yolos_jax.data import folders, geometry, loader, records
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.patches import MEAN, STD
 
@@ -63,7 +63,7 @@ def write_data(folder, count):
         dropped={},
         category_ids={1: 1},
         notes=[],
-        images=sources.Folder(folder),
+        images=folders.Folder(folder),
         source=None,
         bad_images=0,
     )
@@ -161,7 +161,7 @@ def compare(name, data, recipe):
     decoded = loader.TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
     decoded.cache = DecodedImages(tempfile.gettempdir(), data.heights, data.widths)
     for i in range(len(data)):
-        decoded.image(i)
+        decoded.start_image(i)()
     sides = {
         'reference': lambda i: reference(data, i, drawn),
         'ours': lambda i: ours(source, drawn, i),

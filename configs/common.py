@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     """A COCO run; model, sizes and schedule are for the config that builds on it."""
     c = ConfigDict()
-    c.data = ''  # a folder: COCO, Roboflow, CVAT, Label Studio, YOLO or tensorflow-datasets (docs/data.md)
+    c.data = ''  # a folder, or its gs:// or s3:// URL, as COCO or any tool of docs/data.md writes it
     c.train_split = 'train2017'  # or 'train', whichever is there
     c.val_split = 'val2017'  # or 'val', 'valid', 'validation'
     c.train_json = ''  # a COCO file in place of a split of `data`, and where its images are

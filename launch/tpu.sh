@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Train on a Cloud TPU slice, through a queued resource: bash launch/tpu.sh create | setup | train | delete
-# jax.distributed finds the hosts of the slice by itself. The workdir is in a bucket; the data are on a file system
-# that all of them mount (Filestore).
+# jax.distributed finds the hosts of the slice by itself. The data and the workdir are in a bucket.
 set -euo pipefail
 
 # Edit 1: the slice
@@ -9,9 +8,8 @@ NAME=yolos
 ZONE=us-west4-a
 TYPE=v5litepod-16
 RUNTIME=v2-alpha-tpuv5-lite
-FILESTORE=10.0.0.2:/share
 # Edit 2: what to train
-TRAIN='--config=configs/yolos_ti.py --workdir=gs://BUCKET/runs/ti --config.data=/mnt/share/coco --config.batch_size=16'
+TRAIN='--config=configs/yolos_ti.py --workdir=gs://BUCKET/runs/ti --config.data=gs://BUCKET/coco --config.batch_size=16'
 
 everywhere() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"
@@ -26,8 +24,7 @@ case "${1:-}" in
     tar czf /tmp/yolos_jax.tgz --exclude=.venv --exclude=.git --exclude=runs .
     gcloud compute tpus tpu-vm scp /tmp/yolos_jax.tgz "$NAME": --zone="$ZONE" --worker=all
     everywhere "mkdir -p yolos_jax && tar xzf yolos_jax.tgz -C yolos_jax && cd yolos_jax \
-      && python3.11 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]' \
-      && sudo apt-get -qq install -y nfs-common && sudo mkdir -p /mnt/share && sudo mount $FILESTORE /mnt/share"
+      && python3.11 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
     ;;
   train)
     everywhere "cd yolos_jax && .venv/bin/python train.py $TRAIN"

@@ -3,6 +3,7 @@ import os
 
 import jax
 import pytest
+import storage
 from helpers import ROOT
 
 jax.config.update('jax_num_cpu_devices', 8)  # before any device is used
@@ -34,6 +35,35 @@ def coco_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes.write(root, {'train2017': 24, 'val2017': 10})
     return root
+
+
+@pytest.fixture(scope='module', params=storage.SERVERS)
+def place(request):
+    """The URL of an empty bucket behind a network that fails, cuts short and delays, and that network."""
+    with (
+        storage.SERVERS[request.param]() as url,
+        storage.network(url) as (url, network),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        for name, value in storage.environment(url, request.param).items():
+            m.setenv(name, value)
+        yield f'{request.param}://{storage.BUCKET}', network
+
+
+@pytest.fixture
+def bad_network(place):
+    """One request in ten fails, one body in ten ends early, and each takes 20 ms more."""
+    _, network = place
+    network.fail, network.cut, network.delay = 0.1, 0.1, 0.02
+    yield
+    assert network.failed + network.shortened
+    network.fail = network.cut = network.delay = 0
+
+
+@pytest.fixture(scope='module')
+def data_url(place, coco_folder):
+    """The folder of `coco_folder` in a bucket."""
+    return storage.upload(coco_folder, f'{place[0]}/data')
 
 
 def pytest_runtest_setup(item):

@@ -60,6 +60,9 @@ def s3():
     return _server([sys.executable, '-m', 'moto.server', '-p', str(port)], url, made)
 
 
+SERVERS = {'gs': gcs, 's3': s3}  # by the scheme of their URLs
+
+
 class Network:
     """What a proxy did: how many requests came, and what happened to them."""
 
@@ -180,3 +183,12 @@ def environment(url, kind):
     if kind == 'gs':
         return {'TENSORSTORE_GCS_HTTP_URL': url, 'GCE_METADATA_ROOT': '127.0.0.1:1'}
     return {'AWS_ENDPOINT_URL': url, 'AWS_ACCESS_KEY_ID': 'key', 'AWS_SECRET_ACCESS_KEY': 'secret'}
+
+
+def upload(folder, url):
+    """Put a folder into a bucket; returns the URL."""
+    from yolos_jax.bucket import Bucket
+
+    paths = [path for path in folder.rglob('*') if path.is_file()]
+    Bucket(url).upload({path.relative_to(folder).as_posix(): path for path in paths})
+    return url

@@ -28,7 +28,7 @@ def test_an_image_is_decoded_once_and_comes_back_as_it_was(tmp_path):
     kept, decoded = make(tmp_path / 'new'), []
     for _ in range(2):
         for index, image in reversed(list(enumerate(images()))):
-            result = kept.get(index, lambda i=index, x=image: decoded.append(i) or x)
+            result = kept.start(index, lambda i=index, x=image: lambda: decoded.append(i) or x)()
             np.testing.assert_array_equal(result, image)
     assert decoded == [2, 1, 0] and not os.listdir(tmp_path / 'new')  # the file has no name
 
@@ -41,8 +41,8 @@ def test_an_image_that_cannot_be_decoded_is_not_kept(tmp_path):
 
     for _ in range(2):
         with pytest.raises(InputError, match=r'a\.jpg'):
-            kept.get(0, broken)
-    np.testing.assert_array_equal(kept.get(0, lambda: images()[0]), images()[0])
+            kept.start(0, lambda: broken)()
+    np.testing.assert_array_equal(kept.start(0, lambda: lambda: images()[0])(), images()[0])
 
 
 def test_batches_are_the_same_bits_with_decoded_images(coco_folder, tmp_path):
@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_once_and_images_are_decoded_again(tmp_path, capsys)
     os.dup2(full, kept.fileno())
     for image in images() * 2:
         index = [x.shape for x in images()].index(image.shape)
-        np.testing.assert_array_equal(kept.get(index, lambda x=image: x), image)
+        np.testing.assert_array_equal(kept.start(index, lambda x=image: lambda: x)(), image)
     assert capsys.readouterr().err.count(os.strerror(errno.ENOSPC)) == 1
 
 

@@ -293,7 +293,7 @@ def test_a_field_that_is_not_there_is_refused_before_any_work(coco_folder, field
 @pytest.mark.parametrize('name', corruptions.CORRUPTIONS)
 def test_a_corruption_grows_with_its_strength_and_is_the_same_again(coco_folder, name):
     data = records.read(coco_folder, 'val2017')
-    image = pixels.to_rgb(loader.read_image(data, 0))
+    image = pixels.to_rgb(loader.start_image(data, 0)())
     made = [corruptions.corrupt(image, name, strength, 7) for strength in corruptions.STRENGTHS]
     away = [np.abs(np.float32(x) - image).mean() for x in made]
     assert all(x.shape == image.shape and x.dtype == np.uint8 for x in made)

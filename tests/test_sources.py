@@ -94,7 +94,7 @@ def objects(data):
         boxes, labels = data.objects(i)
         names = [data.classes[label] for label in labels.tolist()]
         order = sorted(range(len(boxes)), key=lambda k: (names[k], *boxes[k].round(1).tolist()))
-        result[data.read(i)] = [names[k] for k in order], boxes[order]
+        result[data.start_read(i)()] = [names[k] for k in order], boxes[order]
     return result
 
 
@@ -102,7 +102,7 @@ def scored(data):
     """The AP of detections that are the objects of every other image, moved by a tenth of their size."""
     detector = evaluation.category_ids(_Detector(data.classes), data)[0]
     results = []
-    for i in np.argsort([data.read(i) for i in range(len(data))]):
+    for i in np.argsort([data.start_read(i)() for i in range(len(data))]):
         boxes, labels = data.objects(i)
         size = np.tile([data.widths[i], data.heights[i]], 2)
         moved = boxes + 0.1 * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
@@ -177,7 +177,7 @@ def test_a_part_of_the_images_can_validate(coco):
             j = int(np.flatnonzero(whole.ids == part.ids[i])[0])
             for x, y in zip(part.objects(i), whole.objects(j), strict=True):
                 np.testing.assert_array_equal(x, y)
-            assert part.read(i) == whole.read(j)
+            assert part.start_read(i)() == whole.start_read(j)()
     assert set(val.truth().ids) == set(val.ids) and set(val.truth().owners) <= set(val.ids)
     again, other = records.part(whole, 0.2, seed=0)[1], records.part(whole, 0.2, seed=1)[1]
     np.testing.assert_array_equal(again.ids, val.ids)
@@ -277,14 +277,18 @@ def test_classes_of_one_split_only_are_noted(coco):
 
 def test_a_json_file_and_a_folder_of_images_are_enough(coco):
     file = coco / 'annotations' / 'instances_val2017.json'
-    data = records.from_source(sources.of_json(file, [coco / 'val2017']))
+    data = records.from_source(sources.of_files(file, coco / 'val2017'))
     assert (
         len(data) == 15
         and len(list(loader.load(loader.EvalBatches(data, size=64, max_size=96, batch_size=5), range(3))))
         == 3
     )
-    with pytest.raises(InputError, match='are not in .*train9'):
-        records.from_source(sources.of_json(file, [coco / 'train9']))
+    with pytest.raises(InputError, match='train9: no such data folder'):
+        sources.of_files(file, coco / 'train9')
+    with pytest.raises(InputError, match='are not in .*annotations'):
+        records.from_source(sources.of_files(file, coco / 'annotations'))
+    with pytest.raises(InputError, match='no.json: no such annotation file'):
+        sources.of_files(coco / 'no.json')
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 
 URL = re.compile(r'(gs|s3)://([^/]+)/*(.*?)/*')
 RETRIES = 8
@@ -79,7 +79,7 @@ class Bucket:
         return Reading(self, name, self._store.read(name, byte_range=span))
 
     def read(self, name: str, span: slice | None = None) -> bytes:
-        """The bytes of an object, or those in `span`; raises InputError where they cannot be read."""
+        """The bytes of an object, or those in `span`; raises as `Reading.result`."""
         return self.start_read(name, span).result()
 
     def version(self, name: str) -> Version:
@@ -161,8 +161,13 @@ class Reading(NamedTuple):
     name: str
     future: Any
 
+    @property
+    def url(self) -> str:
+        """The object that is read."""
+        return f'{self.bucket.url}/{self.name}'
+
     def result(self) -> bytes:
-        """Wait for the bytes; raises InputError where they cannot be read."""
+        """Wait for the bytes; raises InputError where there is no such object, or StorageError."""
         return self._wait().value
 
     def generation(self) -> bytes:
@@ -173,12 +178,12 @@ class Reading(NamedTuple):
         with self.bucket._errors(self.name):
             result = self.future.result(WAIT)
         if result.state != 'value':
-            raise InputError(f'{self.bucket.url}/{self.name}: no such object')
+            raise InputError(f'{self.url}: no such object')
         return result
 
 
 class _Errors:
-    """TensorStore's errors as an InputError that names the object."""
+    """TensorStore's errors as a StorageError that names the object."""
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -188,9 +193,9 @@ class _Errors:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TimeoutError):
-            raise InputError(f'{self._place}: no answer in {WAIT} seconds') from None
+            raise StorageError(f'{self._place}: no answer in {WAIT} seconds') from None
         if isinstance(error, ValueError | OSError | RuntimeError):
-            raise InputError(f'{self._place}: {_reason(error)}') from None
+            raise StorageError(f'{self._place}: {_reason(error)}') from None
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,10 @@ class InputError(ValueError):
         self.argument = argument
 
 
+class StorageError(InputError):
+    """A storage does not answer, or refuses to; it says nothing of what was asked for."""
+
+
 class DivergedError(InputError):
     """A run whose loss is not finite any more; starting it again would end the same."""
 

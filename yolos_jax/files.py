@@ -32,6 +32,11 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def cache() -> Path:
+    """Where fetched files are kept; those of Hugging Face are in its own cache."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON to `path`."""
     with replacing(path) as file:

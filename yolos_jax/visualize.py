@@ -73,7 +73,7 @@ def first_images(
     """
     pictures = []
     for row, index in enumerate(outputs['index'][:count].tolist()):
-        image = pixels.to_rgb(loader.read_image(records, index))
+        image = pixels.to_rgb(loader.start_image(records, index)())
         scores, labels = outputs['scores'][row], outputs['labels'][row]
         shown = scores >= threshold
         boxes = outputs['boxes'][row][shown] * np.tile(image.shape[1::-1], 2)

@@ -59,7 +59,7 @@ class Annotations:
     notes: what was taken although COCO writes it differently, a line each.
     """
 
-    path: Path
+    path: Path | str
     ids: np.ndarray
     files: np.ndarray
     heights: np.ndarray

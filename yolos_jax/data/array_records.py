@@ -5,95 +5,147 @@ A data set is a folder DIR/coco/2017/1.1.0 with dataset_info.json and array_reco
 their files, boxes as float32 [ymin, xmin, ymax, xmax] over the image's size, labels as indices into the
 sorted list of categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
 
-Evaluation is always by the official file: annotations/instances_val2017.json in the same folder.
+In a bucket the examples are read by requests for their bytes (`record_ranges`); what describes the data set
+is copied. Evaluation is always by the official file: annotations/instances_val2017.json in the same folder.
 """
 
+import collections
+import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolos_jax.data import class_names, pixels
+from yolos_jax.data import class_names, pixels, record_ranges
 from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
+INFO = 'dataset_info.json'  # is there in every data set, and changes with it
+AHEAD = 256  # examples that are asked for at once while all are read
 
 
-def is_dataset(root: str | Path) -> bool:
-    """Whether a folder is a data set of tensorflow-datasets."""
-    return info_file(root).is_file()
-
-
-def info_file(root: str | Path) -> Path:
-    """The file that is there in every data set, and changes with it."""
-    return Path(root) / 'dataset_info.json'
-
-
-def splits(root: str | Path) -> list[str]:
+def splits(folder: Folder | BucketFolder) -> list[str]:
     """The splits of a data set, under COCO's names."""
     coco = {name: ours for ours, name in SPLITS.items()}
-    return [
-        coco.get(split['name'], split['name'])
-        for split in json.loads(info_file(root).read_text())['splits']
-    ]
+    stored = json.loads(folder.local(INFO).read_text())['splits']
+    return [coco.get(split['name'], split['name']) for split in stored]
 
 
-@functools.cache
-def _open(root: Path, split: str) -> tuple[Any, Any]:
-    import tensorflow_datasets as tfds  # here, since it takes half a second
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split of a data set: its annotations, and its images by their row."""
 
-    builder = tfds.builder_from_directory(root)
-    name = SPLITS.get(split, split)
-    if name not in builder.info.splits:
-        raise InputError(f'{root}: has no split {name}, but {", ".join(builder.info.splits)}')
-    try:
-        examples = builder.as_data_source(name, decoders={'image': tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
-        raise InputError(
-            f'{root}: is not in array_record format; make it anew with yolos_jax.tools.build_tfds '
-            f'({str(error).splitlines()[0]})'
-        ) from None
-    return builder, examples
-
-
-class Images:
-    """The images of a split, by their row in the data set."""
-
-    def __init__(self, root: Path, split: str) -> None:
-        self._root, self._split = root, split
+    folder: Folder | BucketFolder
+    split: str
 
     def name(self, file: str) -> str:
         """How to name an image to a reader."""
-        return f'{self._root}: {self._split}/{file}'
+        return f'{self.folder}: {self.split}/{file}'
 
-    def missing(self, names: np.ndarray) -> list[str]:  # noqa: ARG002  the interface of sources.Folder
+    def missing(self, names: np.ndarray) -> list[str]:  # noqa: ARG002  the interface of folders.Folder
         """None: the images are in the data set."""
         return []
 
-    def read(self, file: str, row: int) -> bytes:  # noqa: ARG002  as above
-        """The encoded bytes of an image."""
-        return _open(self._root, self._split)[1][int(row)]['image']
+    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as above
+        """What gives the encoded bytes of an image; from a bucket they are asked for now."""
+        example = self._examples.start_read(int(row))
+        return lambda: example()['image']
+
+    def read(self) -> Annotations:
+        """The annotations, in the order of the data set.
+
+        Every example is read once, for the size of its image.
+
+        Raises:
+            InputError: an example cannot be read, or the classes are not known.
+        """
+        names = self._builder.info.features['objects']['label'].names
+        categories = _categories(self.folder, names)
+        with ThreadPoolExecutor() as pool:
+            rows = list(pool.map(lambda example: _row(self.folder, example()), self._started()))
+        return _annotations(self.folder, rows, categories)
+
+    def _started(self) -> Iterator[Callable[[], dict]]:
+        """Every example, begun to be read some time before it is given."""
+        started = collections.deque()
+        for row in range(len(self._examples)):
+            started.append(self._examples.start_read(row))
+            if len(started) == AHEAD:
+                yield started.popleft()
+        yield from started
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds  # here, since it takes half a second
+
+        names = [name for name in self.folder.glob('*') if '.array_record' not in name]
+        builder = tfds.builder_from_directory(self.folder.copies(names))
+        stored = SPLITS.get(self.split, self.split)
+        if stored not in builder.info.splits:
+            raise InputError(f'{self.folder}: has no split {stored}, but {", ".join(builder.info.splits)}')
+        return builder
+
+    @functools.cached_property
+    def _examples(self) -> 'FileExamples | BucketExamples':
+        info, stored = self._builder.info, SPLITS.get(self.split, self.split)
+        if info.file_format.value != 'array_record':
+            raise InputError(
+                f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it anew '
+                'with yolos_jax.tools.build_tfds'
+            )
+        if isinstance(self.folder, Folder):
+            return FileExamples(self._builder, stored)
+        files = sorted(info.splits[stored].filenames)
+        return BucketExamples(self._builder, self.folder.records(files))
 
 
-def read(root: Path, split: str) -> Annotations:
-    """The annotations of a split, in the order of the data set.
+class FileExamples:
+    """The examples of a split whose files are on a file system."""
 
-    Every example is read once, for the size of its image.
-    """
-    builder, examples = _open(root, split)
-    names = builder.info.features['objects']['label'].names
-    categories = _categories(root, names)
-    with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda i: _row(root, examples[i]), range(len(examples))))
+    def __init__(self, builder: Any, split: str) -> None:
+        self._source = builder.as_data_source(split, decoders=_decoders())
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def start_read(self, row: int) -> Callable[[], dict]:
+        """What gives an example."""
+        return functools.partial(self._source.__getitem__, row)
+
+
+class BucketExamples:
+    """The examples of a split whose files are in a bucket."""
+
+    def __init__(self, builder: Any, records: record_ranges.RecordRanges) -> None:
+        self._features, self._records, self._decoders = builder.info.features, records, _decoders()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def start_read(self, row: int) -> Callable[[], dict]:
+        """Ask for an example: what waits for it."""
+        record = self._records.start_read(row)
+        return lambda: self._features.deserialize_example_np(record(), decoders=self._decoders)
+
+
+def _decoders() -> dict:
+    """That images are left encoded."""
+    import tensorflow_datasets as tfds
+
+    return {'image': tfds.decode.SkipDecoding()}
+
+
+def _annotations(folder: Folder | BucketFolder, rows: list[tuple], categories: list) -> Annotations:
     ids, files, sizes, annotation_ids, labels, crowd, areas, boxes = zip(*rows, strict=True)
     heights, widths = np.array(sizes, np.int64).T
     return Annotations(
-        path=Path(root),
+        path=str(folder),
         ids=np.array(ids, np.int64),
         files=np.array(files, str),
         heights=heights,
@@ -108,9 +160,9 @@ def read(root: Path, split: str) -> Annotations:
     )
 
 
-def _row(root: Path, example: dict) -> tuple:
+def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
     file, objects = example['image/filename'].decode(), example['objects']
-    height, width = pixels.size(example['image'], f'{root}: {file}')
+    height, width = pixels.size(example['image'], f'{folder}: {file}')
     y0, x0, y1, x1 = np.asarray(objects['bbox'], np.float64).reshape(-1, 4).T
     boxes = np.stack([x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height], axis=1)
     return (
@@ -125,10 +177,9 @@ def _row(root: Path, example: dict) -> tuple:
     )
 
 
-def _categories(root: Path, names: list[str]) -> list:
-    path = Path(root) / CATEGORIES
-    if path.is_file():
-        return [(number, name) for number, name in json.loads(path.read_text())]
+def _categories(folder: Folder | BucketFolder, names: list[str]) -> list:
+    if folder.has(CATEGORIES):
+        return [(number, name) for number, name in json.loads(folder.local(CATEGORIES).read_text())]
     if list(names) != list(class_names.COCO.values()):
-        raise InputError(f'{root}: the classes are not those of COCO, and there is no {CATEGORIES}')
+        raise InputError(f'{folder}: the classes are not those of COCO, and there is no {CATEGORIES}')
     return list(class_names.COCO.items())

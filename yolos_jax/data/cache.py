@@ -4,6 +4,7 @@ Decoding JPEG is most of the work of loading: from the cache a core prepares 2.7
 (YOLOS-Ti) as many images a second (benchmarks/data.py), bit for bit the same.
 """
 
+import functools
 import mmap
 import os
 import shutil
@@ -57,15 +58,23 @@ class DecodedImages:
         """The descriptor of the file."""
         return self._file.fileno()
 
-    def get(self, index: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The pixels of a record, uint8 [height, width, 4], from the file or decoded and kept there."""
-        start = int(self._ends[index - 1]) if index else 0
+    def start(
+        self, index: int, start_decode: Callable[[], Callable[[], np.ndarray]]
+    ) -> Callable[[], np.ndarray]:
+        """What gives the pixels of a record, uint8 [height, width, 4].
+
+        They come from the file or, where they are not there, from what `start_decode` returns.
+        """
+        place = int(self._ends[index - 1]) if index else 0
+        if not self._kept[index]:
+            return functools.partial(self._decode, index, place, start_decode())
         shape = self._shapes[index]
-        if self._kept[index]:
-            return np.frombuffer(self._bytes, np.uint8, int(shape.prod()), start).reshape(shape)
+        return lambda: np.frombuffer(self._bytes, np.uint8, int(shape.prod()), place).reshape(shape)
+
+    def _decode(self, index: int, place: int, decode: Callable[[], np.ndarray]) -> np.ndarray:
         image = decode()
-        if not self._full:
-            self._keep(index, start, image)
+        if not (self._full or self._kept[index]):
+            self._keep(index, place, image)
         return image
 
     def _keep(self, index: int, start: int, image: np.ndarray) -> None:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from yolos_jax.data.folders import Folder
 from yolos_jax.data.records import Records
-from yolos_jax.data.sources import Folder
 
 ENDS = 4096  # bytes at either end of a file that tell most files apart
 

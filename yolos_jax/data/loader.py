@@ -6,6 +6,7 @@ records exist once.
 
 import collections
 import concurrent.futures
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ from yolos_jax.data import geometry, pixels, plan
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.records import Records
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.patches import PATCH_DIM
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
+READS = 256  # images asked of a bucket before these: 3,200 a second where an answer takes 80 ms, and 40 MB
 
 
 class Plan(NamedTuple):
@@ -91,10 +93,11 @@ class TrainBatches:
         candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
         return Rows(candidates, drawn, int(lengths[i]), required=True)
 
-    def image(self, index: int) -> np.ndarray:
-        """The pixels of a record (`read_image`), which may have been decoded before."""
-        decode = lambda: read_image(self.records, index)
-        return self.cache.get(index, decode) if self.cache else decode()
+    def start_image(self, index: int) -> Callable[[], np.ndarray]:
+        """What gives the pixels of a record, which is not read where it was decoded before."""
+        if self.cache is None:
+            return start_image(self.records, index)
+        return self.cache.start(index, functools.partial(start_image, self.records, index))
 
     def waste(self) -> tuple[list[int], float]:
         """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
@@ -129,12 +132,13 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def image(self, index: int) -> np.ndarray:
-        """The pixels of a record (`read_image`), altered."""
-        image = read_image(self.records, index)
-        if self._alter:
-            image = pixels.to_rgbx(self._alter(pixels.to_rgb(image), int(self.records.ids[index])))
-        return image
+    def start_image(self, index: int) -> Callable[[], np.ndarray]:
+        """What gives the pixels of a record, altered."""
+        image = start_image(self.records, index)
+        if not self._alter:
+            return image
+        number = int(self.records.ids[index])
+        return lambda: pixels.to_rgbx(self._alter(pixels.to_rgb(image()), number))
 
     def rows(self, step: int) -> Rows:
         """What is loaded for a step. The row of a bad image stays empty."""
@@ -188,12 +192,12 @@ def load(
     Raises:
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.
     """
-    steps, waiting = iter(steps), collections.deque()
+    started, waiting = _started(source, steps, part), collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads or cpus.usable()) as pool:
         try:
             while True:
-                while len(waiting) < AHEAD and (step := next(steps, None)) is not None:
-                    waiting.append(_submit(pool, source, step, part))
+                while len(waiting) < AHEAD and (batch := next(started, None)) is not None:
+                    waiting.append(_submit(pool, source, batch))
                 if not waiting:
                     return
                 job = waiting.popleft()
@@ -216,6 +220,29 @@ def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarra
     }
 
 
+class _Started(NamedTuple):
+    """A batch whose images are asked for."""
+
+    step: int
+    rows: Rows
+    images: list[Callable[[], np.ndarray] | None]  # of the first candidate of each row
+
+
+def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_Started]:
+    """Each batch, with at least `READS` images of later ones asked for."""
+    started, reads = collections.deque(), 0
+    for step in steps:
+        rows = source.rows(step)
+        rows = rows._replace(candidates=rows.candidates[part])
+        images = [source.start_image(i) if (i := row[0]) >= 0 else None for row in rows.candidates]
+        started.append(_Started(step, rows, images))
+        reads += len(images)
+        while reads - len(started[0].images) >= READS:
+            reads -= len(started[0].images)
+            yield started.popleft()
+    yield from started
+
+
 class _Job(NamedTuple):
     """A batch that threads are filling."""
 
@@ -225,22 +252,29 @@ class _Job(NamedTuple):
     required: bool
 
 
-def _submit(pool: concurrent.futures.Executor, source: Batches, step: int, part: slice) -> _Job:
-    candidates, drawn, length, required = source.rows(step)
-    candidates = candidates[part]
+def _submit(pool: concurrent.futures.Executor, source: Batches, started: _Started) -> _Job:
+    step, (candidates, drawn, length, required), images = started
     batch, jobs = empty_batch(len(candidates), length, source.max_targets), []
     for i, indices in enumerate(candidates):
         row = {name: values[i] for name, values in batch.items()}
-        jobs.append(pool.submit(fill_row, source, indices, drawn, row))
+        jobs.append(pool.submit(fill_row, source, indices, drawn, row, images[i]))
     return _Job(step, batch, jobs, required)
 
 
-def fill_row(source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict) -> int:
-    """Fill a row of a batch with the first of the records that can be read; returns which, or -1."""
+def fill_row(
+    source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict, first: Callable | None = None
+) -> int:
+    """Fill a row of a batch with the first of the records that can be read; returns which, or -1.
+
+    first: what gives the pixels of the first, where they are asked for already.
+    """
     records = source.records
     for index in candidates[candidates >= 0]:
+        read, first = first or source.start_image(index), None
         try:
-            image = source.image(index)
+            image = read()
+        except StorageError:
+            raise  # says nothing of the image
         except InputError as error:
             source.bad.note(index, error)
             continue
@@ -251,10 +285,13 @@ def fill_row(source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict
     return -1
 
 
-def read_image(records: Records, index: int) -> np.ndarray:
-    """The pixels of a record, RGBX, as its boxes lie on them; raises InputError where it cannot be read."""
-    size = records.heights[index], records.widths[index]
-    return pixels.decode_sized(records.read(index), records.name(index), *size)
+def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
+    """What gives the pixels of a record, RGBX, as its boxes lie on them.
+
+    It raises InputError where the image cannot be read. From a bucket its file is asked for now.
+    """
+    size, read = (records.heights[index], records.widths[index]), records.start_read(index)
+    return lambda: pixels.decode_sized(read(), records.name(index), *size)
 
 
 def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,8 +32,8 @@ class Records:
     labels int32 [m]; first int64 [n + 1]: image i has the objects first[i] up to
     first[i + 1]; classes: {label: name}; category_ids: {label: category id}; dropped: {reason: count} of
     annotations that are no targets; notes: what a reader should know, a line each; images: a
-    `sources.Folder` or `array_records.Images`; source: where they come from; bad_images: how many images
-    may turn out to be unreadable.
+    `folders.Folder`, `folders.BucketFolder` or `array_records.Split`; source: where they come from;
+    bad_images: how many images may turn out to be unreadable.
 
     Labels are category ids, as in DETR; where one is above 9999, the classes are numbered in the order of
     their ids instead.
@@ -66,9 +67,9 @@ class Records:
         """How to name image i to a reader."""
         return self.images.name(self.files[i])
 
-    def read(self, i: int) -> bytes:
-        """The encoded bytes of image i; raises InputError where they cannot be read."""
-        return self.images.read(self.files[i], self.rows[i])
+    def start_read(self, i: int) -> Callable[[], bytes]:
+        """What gives the encoded bytes of image i, or raises InputError; a bucket is asked for them now."""
+        return self.images.start_read(self.files[i], self.rows[i])
 
     def truth(self) -> annotations.Annotations:
         """What an evaluation of these images is by, as it is in the annotation file: crowds too."""
@@ -141,7 +142,7 @@ def from_source(
     images, arrays['files'] = source.images(arrays['files'])
     if missing := images.missing(arrays['files']):
         raise InputError(
-            f'{images.path}: {len(missing)} of {len(arrays["ids"])} images of {source.path.name} are not '
+            f'{images}: {len(missing)} of {len(arrays["ids"])} images of {source.path} are not '
             f'there, the first is {missing[0]}'
         )
     bad_images = tolerated(len(arrays['ids'])) if bad_images is None else bad_images

@@ -6,15 +6,15 @@ COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-da
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolos_jax import bucket
-from yolos_jax.data import annotations, array_records, yolo
+from yolos_jax.data import annotations, array_records, folders, yolo
 from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 PREFIX, ROBOFLOW = 'instances_', '_annotations.coco.json'
@@ -23,51 +23,16 @@ SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'val
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-    """Image files in a folder."""
-
-    path: Path
-
-    def name(self, file: str) -> str:
-        """The path of a file."""
-        return str(self.path / file)
-
-    def read(self, file: str, row: int) -> bytes:  # noqa: ARG002  the interface of array_records.Images
-        """The bytes of a file."""
-        try:
-            with open(os.path.join(self.path, file), 'rb', buffering=0) as stream:
-                return stream.read()
-        except OSError as error:
-            raise InputError(f'{self.path / file}: {error.strerror}') from None
-
-    def missing(self, names: np.ndarray) -> list[str]:
-        """Those of the files named that are not there; folders are listed, files not opened."""
-        present = np.fromiter(map(hash, self._walk()), np.int64)  # a tenth of the memory of the names
-        wanted = np.fromiter(map(hash, names), np.int64, len(names))
-        present.sort()
-        absent = np.searchsorted(present, wanted) == np.searchsorted(present, wanted, 'right')
-        return [str(name) for name in names[absent] if not (self.path / name).exists()]
-
-    def _walk(self, inside: str = '') -> Iterator[str]:
-        with os.scandir(self.path / inside) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from self._walk(f'{inside}{entry.name}/')
-                else:
-                    yield inside + entry.name
-
-
-@dataclasses.dataclass(frozen=True)
 class Source:
     """Where a split comes from.
 
     path: the annotation file, or the data set, for messages; images: from the names of files to the
-    `Folder` or `array_records.Images` they are in, and their names there; load: reads the annotations;
-    stamped: the file that changes with them, None where there is no single one; truth: the JSON that an
-    evaluation is by, None where it is by `load`.
+    `Folder`, `BucketFolder` or `array_records.Split` they are in, and their names there; load: reads the
+    annotations; stamped: the file that changes with them, None where there is no single one; truth: the
+    JSON that an evaluation is by, None where it is by `load`.
     """
 
-    path: Path
+    path: Path | str
     images: Callable[[np.ndarray], tuple[Any, np.ndarray]]
     load: Callable[[], Annotations]
     stamped: Path | None = None
@@ -81,39 +46,50 @@ class Source:
 def find(root: str | Path, split: str) -> Source:
     """The source of a split of `root`: a folder of one of the layouts, or the .yaml file of a YOLO one.
 
-    split: its name, or another of its names (`SYNONYMS`).
+    root: its path, or the URL of one in a bucket (gs:// or s3://), of which annotations are copied and
+    images read one by one. split: its name, or another of its names (`SYNONYMS`).
 
     Raises:
         InputError: there is no such folder or split, which names those that are there.
     """
-    if bucket.is_url(root):
-        raise InputError(f'{root}: data are not read from a bucket; copy or mount them (gcsfuse)', 'data')
-    root = Path(root)
-    if not root.exists():
-        raise InputError(f'{root}: no such data folder', 'data')
-    if array_records.is_dataset(root):
-        name = choose(split, array_records.splits(root), root)
-        images = array_records.Images(root, name)
+    folder = folders.open_folder(root)
+    if folder.has(array_records.INFO):
+        name = choose(split, array_records.splits(folder), folder)
+        data_set, truth = array_records.Split(folder, name), f'annotations/{PREFIX}{name}.json'
         return Source(
-            root,
-            lambda files: (images, files),
-            lambda: array_records.read(root, name),
-            stamped=array_records.info_file(root),
-            truth=root / 'annotations' / f'{PREFIX}{name}.json',
+            str(folder),
+            lambda files: (data_set, files),
+            data_set.read,
+            stamped=folder.local(array_records.INFO),
+            truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
         )
-    if description := yolo.description(root):
-        folders = yolo.read_description(description)
-        name = choose(split, list(folders.splits), root)
+    if description := yolo_description(folder):
+        yolo_set = yolo.read_description(description)
+        name = choose(split, list(yolo_set.splits), folder)
         return Source(
-            description, lambda files: (Folder(folders.root), files), lambda: yolo.read(folders, name)
+            description, lambda files: (Folder(yolo_set.root), files), lambda: yolo.read(yolo_set, name)
         )
-    files = coco_files(root)
-    name = choose(split, list(files), root)
-    places = [root / name, root / 'images' / name, root / 'images', files[name].parent, root]
-    return of_json(files[name], places)
+    files = coco_files(folder)
+    name = choose(split, list(files), folder)
+    beside = os.path.dirname(files[name])
+    places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside)]
+    return of_json(folder.local(files[name]), [*places, folder])
 
 
-def of_json(file: Path, places: Sequence[Path]) -> Source:
+def yolo_description(folder: Folder | BucketFolder) -> Path | None:
+    """The .yaml file of a data set in YOLO's form, where a folder is one; raises InputError in a bucket."""
+    if isinstance(folder, Folder):
+        return yolo.description(folder.path)
+    if folder.glob('data.y*ml'):
+        raise InputError(
+            f"{folder}: data in YOLO's form are not read from a bucket; make an array_record data set of "
+            'them with yolos_jax.tools.build_tfds and upload that',
+            'data',
+        )
+    return None
+
+
+def of_json(file: Path, places: Sequence[Folder | BucketFolder]) -> Source:
     """The source of a COCO file whose images are in one of some folders."""
     return Source(
         file,
@@ -124,22 +100,38 @@ def of_json(file: Path, places: Sequence[Path]) -> Source:
     )
 
 
-def coco_files(root: Path) -> dict[str, Path]:
-    """The annotation files of a folder by the name of their split, in the first layout that has any.
+def of_files(file: str | Path, images: str | Path | None = None) -> Source:
+    """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
+
+    Either may be in a bucket, by its URL.
+
+    Raises:
+        InputError: the file or the folder is not there.
+    """
+    parent, _, name = str(file).rpartition('/')
+    beside = folders.open_folder(parent or '.', None)
+    if not beside.has(name):
+        raise InputError(f'{file}: no such annotation file')
+    places = [folders.open_folder(images, 'images')] if images else [beside, beside.inside('images')]
+    return of_json(beside.local(name), places)
+
+
+def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
+    """The names of a folder's annotation files by their split, in the first layout that has any.
 
     COCO and CVAT: annotations/instances_NAME.json (or NAME.json); Roboflow: NAME/_annotations.coco.json;
     Label Studio, and whatever lies on top: NAME.json.
     """
-    if files := sorted((root / 'annotations').glob(f'{PREFIX}*.json')):
-        return {file.stem.removeprefix(PREFIX): file for file in files}
-    if files := sorted((root / 'annotations').glob('*.json')):
-        return {file.stem: file for file in files}
-    if files := sorted(root.glob(f'*/{ROBOFLOW}')):
-        return {file.parent.name: file for file in files}
-    return {file.stem.removesuffix('.coco'): file for file in sorted(root.glob('*.json'))}
+    if files := folder.glob(f'annotations/{PREFIX}*.json'):
+        return {Path(file).stem.removeprefix(PREFIX): file for file in files}
+    if files := folder.glob('annotations/*.json'):
+        return {Path(file).stem: file for file in files}
+    if files := folder.glob(f'*/{ROBOFLOW}'):
+        return {os.path.dirname(file): file for file in files}
+    return {Path(file).stem.removesuffix('.coco'): file for file in folder.glob('*.json')}
 
 
-def choose(split: str, available: Sequence[str], root: Path) -> str:
+def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) -> str:
     """The name under which a split is there; raises InputError with those that are."""
     if split in available:
         return split
@@ -159,7 +151,9 @@ def choose(split: str, available: Sequence[str], root: Path) -> str:
     raise InputError(f'{root}: has no split {split}, but {", ".join(available)}', 'split')
 
 
-def locate(files: np.ndarray, places: Sequence[Path], annotation_file: Path) -> tuple[Folder, np.ndarray]:
+def locate(
+    files: np.ndarray, places: Sequence[Folder | BucketFolder], annotation_file: Path
+) -> tuple[Folder | BucketFolder, np.ndarray]:
     """The folder that images are in, and their names there.
 
     Tried are each of the folders and, in each, the names as they are, without the folders that they have in
@@ -172,7 +166,7 @@ def locate(files: np.ndarray, places: Sequence[Path], annotation_file: Path) -> 
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
     sample = files[:100].tolist()
     tries = [(place, form) for place in places for form in forms]
-    there = lambda place, form: sum((place / form(name)).is_file() for name in sample)
+    there = lambda place, form: sum(place.has(form(name)) for name in sample)
     place, form = next((t for t in tries if there(*t) == len(sample)), None) or max(
         tries, key=lambda t: there(*t)
     )
@@ -182,15 +176,15 @@ def locate(files: np.ndarray, places: Sequence[Path], annotation_file: Path) -> 
             'where else exports put them',
             'images',
         )
-    return Folder(place), np.array([form(name) for name in files.tolist()], str)
+    return place, np.array([form(name) for name in files.tolist()], str)
 
 
 def splits(root: str | Path) -> list[str]:
     """The names of the splits of a data folder; raises InputError where there are none."""
-    root = Path(root)
-    if array_records.is_dataset(root):
-        return array_records.splits(root)
-    if description := yolo.description(root):
+    folder = folders.open_folder(root)
+    if folder.has(array_records.INFO):
+        return array_records.splits(folder)
+    if description := yolo_description(folder):
         return list(yolo.read_description(description).splits)
-    names = list(coco_files(root))
-    return names or [choose('', names, root)]
+    names = list(coco_files(folder))
+    return names or [choose('', names, folder)]

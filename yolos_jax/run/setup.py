@@ -164,8 +164,7 @@ def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, record
 def source_of(config: ConfigDict, name: str) -> sources.Source:
     """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
     if file := config[f'{name}_json']:
-        images, file = config[f'{name}_images'], Path(file)
-        return sources.of_json(file, [Path(images)] if images else [file.parent, file.parent / 'images'])
+        return sources.of_files(file, config[f'{name}_images'])
     if not config.data:
         raise InputError('no data: name a folder', 'data')
     try:

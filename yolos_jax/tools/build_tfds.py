@@ -27,14 +27,13 @@ def build(root: str | Path, out: str | Path) -> Path:
     Raises:
         InputError: the data are not whole, or its splits have different categories.
     """
-    root = Path(root)
     splits, by_split = {}, {}
     for split in sources.splits(root):
         by_split[split] = sources.find(root, split)
         records.from_source(by_split[split])  # raises where something is wrong
         a = by_split[split].load()
         images, file_names = by_split[split].images(a.files)
-        splits[split] = images.path, dataclasses.replace(a, files=file_names)
+        splits[split] = images, dataclasses.replace(a, files=file_names)
     categories = [a.categories for _, a in splits.values()]
     if any(other != categories[0] for other in categories):
         raise InputError(f'{root}: the categories of {" and ".join(splits)} are not the same')

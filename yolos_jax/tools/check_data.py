@@ -93,7 +93,7 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
     if a.files[i] in missing:
         return 'missing', name
     try:
-        data = images.read(a.files[i], i)
+        data = images.start_read(a.files[i], i)()
         height, width, _ = pixels.decode(data, name).shape
     except InputError as error:
         return 'unreadable', str(error)

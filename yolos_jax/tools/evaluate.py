@@ -30,9 +30,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
     parser.add_argument('--step', type=int, help=cli.STEP)
-    parser.add_argument('--data', help='a data folder')
-    parser.add_argument('--json', type=Path, help='a COCO file in place of --data, and')
-    parser.add_argument('--images', type=Path, help='the folder of its images (its own)')
+    parser.add_argument('--data', help='a data folder, or its URL in a bucket')
+    parser.add_argument('--json', help='a COCO file in place of --data, and')
+    parser.add_argument('--images', help='the folder of its images (its own)')
     parser.add_argument('--output', required=True, help='a folder, or URL in a bucket, for the results')
     parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_data(args: argparse.Namespace) -> records.Records:
     """The images to evaluate on."""
     if args.json:
-        places = [args.images] if args.images else [args.json.parent, args.json.parent / 'images']
-        return records.from_source(sources.of_json(args.json, places))
+        return records.from_source(sources.of_files(args.json, args.images))
     if not args.data:
         raise InputError('no data: name a folder', 'data')
     return records.read(args.data, args.split)

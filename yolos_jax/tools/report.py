@@ -346,7 +346,7 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     """An image twice: its objects, and the detections to show bool [d]."""
     index = int(np.searchsorted(records.ids, split.image_ids[image]))
     try:
-        array = pixels.to_rgb(loader.read_image(records, index))
+        array = pixels.to_rgb(loader.start_image(records, index)())
     except InputError as error:
         return page.text(str(error))
     objects, rows = split.objects_of(image), np.flatnonzero(shown)

@@ -3,8 +3,8 @@
 In a module of its own: tensorflow-datasets looks up where the class is from, which a command's is not.
 """
 
+import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name='2017', version='1.1.0')]
 
     def __init__(self, splits: dict, **options: Any) -> None:
-        """splits: {split: (image folder, `annotations.Annotations`)}."""
+        """splits: {split: (what has the images, as `records.Records.images`, and `Annotations`)}."""
         self._splits = splits
         super().__init__(config='2017', file_format='array_record', **options)
 
@@ -52,7 +52,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
         """Not used: each split has its own."""
         return iter(())
 
-    def _examples(self, folder: Path, a: Annotations) -> Iterator[tuple[int, dict]]:
+    def _examples(self, images: Any, a: Annotations) -> Iterator[tuple[int, dict]]:
         labels = {number: k for k, (number, _) in enumerate(a.categories)}
         order = np.argsort(a.owners, kind='stable')
         first = np.searchsorted(a.owners[order], a.ids)
@@ -62,7 +62,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
             yield (
                 image_id,
                 {
-                    'image': folder / a.files[i],
+                    'image': io.BytesIO(images.start_read(a.files[i], i)()),
                     'image/filename': str(a.files[i]),
                     'image/id': image_id,
                     'objects': [_object(a, k, labels, *size) for k in order[first[i] : last[i]]],

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from yolos_jax import bucket
+from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
 
 REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
@@ -69,7 +69,7 @@ def local(name: str | Path) -> Path:
     if path.exists():
         return path
     if name in FILES:
-        return fetch(name, FILES[name], cache())
+        return fetch(name, FILES[name], files.cache())
     if match := REPOSITORY.fullmatch(name):
         return snapshot(*match.groups())
     return path
@@ -88,19 +88,14 @@ def from_bucket(url: str) -> Path:
     folder = bucket.Bucket(url)
     names = folder.names()
     if not names:
-        return bucket.Bucket(parent).kept(name, cache())
+        return bucket.Bucket(parent).kept(name, files.cache())
     steps = [PurePath(n).parent.parent for n in names if COMMITTED.fullmatch(n)]
     wanted = (
         [n for n in names if '/' not in n and Path(n).suffix in SUFFIXES]
         if not steps
         else [n for n in names if any(step in PurePath(n).parents for step in steps)]
     )
-    return folder.copy(wanted, cache())
-
-
-def cache() -> Path:
-    """Where fetched files are kept; those of Hugging Face are in its own cache."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+    return folder.copy(wanted, files.cache())
 
 
 def snapshot(repository: str, revision: str | None = None) -> Path:

@@ -1,0 +1,148 @@
+"""Folders of data: on a file system, or in a bucket (gs:// or s3://)."""
+
+import dataclasses
+import fnmatch
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from yolos_jax import bucket, files
+from yolos_jax.bucket import Bucket
+from yolos_jax.data.record_ranges import RecordRanges
+from yolos_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder on a file system. Names are of files below it, with / between the folders."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def inside(self, name: str) -> 'Folder':
+        """A folder in this one."""
+        return Folder(self.path / name)
+
+    def glob(self, pattern: str) -> list[str]:
+        """The names that fit a pattern, sorted."""
+        return sorted(path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.path / name).is_file()
+
+    def copies(self, names: Iterable[str]) -> Path:  # noqa: ARG002  the interface of BucketFolder
+        """A folder on a file system with the files of these names: this one."""
+        return self.path
+
+    def local(self, name: str) -> Path:
+        """The path of a file on a file system."""
+        return self.path / name
+
+    def name(self, file: str) -> str:
+        """How to name an image to a reader."""
+        return str(self.path / file)
+
+    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
+        """What gives the bytes of a file, or raises InputError where it cannot be read."""
+        return functools.partial(self._read, file)
+
+    def _read(self, file: str) -> bytes:
+        try:
+            with open(os.path.join(self.path, file), 'rb', buffering=0) as stream:
+                return stream.read()
+        except OSError as error:
+            raise InputError(f'{self.path / file}: {error.strerror}') from None
+
+    def missing(self, names: np.ndarray) -> list[str]:
+        """Those of the files named that are not there; folders are listed, files not opened."""
+        present = np.fromiter(map(hash, self._walk()), np.int64)  # a tenth of the memory of the names
+        wanted = np.fromiter(map(hash, names), np.int64, len(names))
+        present.sort()
+        absent = np.searchsorted(present, wanted) == np.searchsorted(present, wanted, 'right')
+        return [str(name) for name in names[absent] if not (self.path / name).exists()]
+
+    def _walk(self, inside: str = '') -> Iterator[str]:
+        with os.scandir(self.path / inside) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from self._walk(f'{inside}{entry.name}/')
+                else:
+                    yield inside + entry.name
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketFolder:
+    """A folder in a bucket, with the interface of `Folder`.
+
+    names: of all objects in `bucket`, which are listed once. base: which of them are in the folder: those
+    that begin with it.
+    """
+
+    bucket: Bucket
+    names: frozenset[str]
+    base: str = ''
+
+    def __str__(self) -> str:
+        return f'{self.bucket.url}/{self.base}'.rstrip('/')
+
+    def inside(self, name: str) -> 'BucketFolder':
+        """A folder in this one."""
+        return dataclasses.replace(self, base=self._object(f'{name}/') if name else self.base)
+
+    def glob(self, pattern: str) -> list[str]:
+        """The names that fit a pattern, sorted."""
+        depth = pattern.count('/')
+        inside = (name.removeprefix(self.base) for name in self.names if name.startswith(self.base))
+        return sorted(n for n in inside if n.count('/') == depth and fnmatch.fnmatchcase(n, pattern))
+
+    def has(self, name: str) -> bool:
+        """Whether there is an object of this name."""
+        return self._object(name) in self.names
+
+    def copies(self, names: Iterable[str]) -> Path:
+        """A folder on a file system with copies of the objects of these names."""
+        return self.bucket.copy(map(self._object, names), files.cache()) / self.base
+
+    def local(self, name: str) -> Path:
+        """The path of a copy of an object on a file system."""
+        return self.copies([name]) / name
+
+    def records(self, names: Iterable[str]) -> RecordRanges:
+        """The records of some array_record files; raises InputError where they are no such files."""
+        return RecordRanges(self.bucket, [*map(self._object, names)])
+
+    def name(self, file: str) -> str:
+        """How to name an image to a reader."""
+        return f'{self.bucket.url}/{self._object(file)}'
+
+    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
+        """Ask for the bytes of an object: what waits for them, or raises InputError."""
+        return self.bucket.start_read(self._object(file)).result
+
+    def missing(self, names: np.ndarray) -> list[str]:
+        """Those of the objects named that are not there."""
+        return [name for name in names.tolist() if not self.has(name)]
+
+    def _object(self, name: str) -> str:
+        return os.path.normpath(f'{self.base}{name}') + '/' * name.endswith('/')
+
+
+def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | BucketFolder:
+    """A folder by its path or URL; one in a bucket is listed. argument: which names it, for errors.
+
+    Raises:
+        InputError: there is none.
+    """
+    if bucket.is_url(root):
+        store = Bucket(root)
+        if names := frozenset(store.names()):
+            return BucketFolder(store, names)
+    elif Path(root).exists():
+        return Folder(Path(root))
+    raise InputError(f'{root}: no such data folder', argument)

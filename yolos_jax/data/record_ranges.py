@@ -1,0 +1,150 @@
+"""Records of array_record files in a bucket, each read by one request for its bytes.
+
+The library of this format reads files only. What is known of it here: a file is cut into blocks of 64 KiB,
+each begins with a header of 24 bytes. Between these lie chunks: a header of 40 bytes, then the records.
+The last block is a chunk that says where the footer is, a chunk that says where each chunk is.
+https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md
+"""
+
+import dataclasses
+import functools
+import struct
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import zstandard
+
+from yolos_jax.bucket import Bucket, Reading
+from yolos_jax.errors import InputError
+
+BLOCK, BLOCK_HEADER = 1 << 16, 24
+HEADER = struct.Struct('<8xQ8xQ8x')  # of a chunk: size of its data, type in the lowest byte and records
+SIMPLE = ord('r')  # the type of chunk that array_record writes unless it is told to transpose
+COMPRESSED = {0: False, ord('z'): True}  # by the first byte of a chunk's data: not, or by zstd
+OFFSET = 1  # the fields of a footer's message, all of them varints
+COUNT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """An array_record file.
+
+    starts int64 [chunks + 1]: where its chunks begin, and the footer; counts int64 [chunks]: their records.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+
+
+class RecordRanges:
+    """The records of several files, one after another, by their row."""
+
+    def __init__(self, bucket: Bucket, names: Sequence[str]) -> None:
+        """Read where the records are; raises InputError where a file is not one of this format."""
+        self._bucket, self._names = bucket, names
+        ends = [bucket.start_read(name, slice(-BLOCK, None)) for name in names]
+        begins = [_footer_start(end) for end in ends]
+        footers = [
+            bucket.start_read(name, slice(begin, None)) for name, begin in zip(names, begins, strict=True)
+        ]
+        shards = [_shard(*footer) for footer in zip(footers, begins, strict=True)]
+        chunks = [len(shard.counts) for shard in shards]
+        self._file = np.repeat(np.arange(len(shards)), chunks)
+        self._span = np.concatenate([np.stack([s.starts[:-1], s.starts[1:]], axis=1) for s in shards])
+        self._ends = np.cumsum(np.concatenate([shard.counts for shard in shards]))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def start_read(self, row: int) -> Callable[[], bytes]:
+        """Ask for a record: what waits for it, or raises InputError."""
+        chunk = int(np.searchsorted(self._ends, row, 'right'))
+        within = row - (int(self._ends[chunk - 1]) if chunk else 0)
+        name, (begin, end) = self._names[self._file[chunk]], self._span[chunk].tolist()
+        read = self._bucket.start_read(name, slice(begin, end))
+        return functools.partial(self._finish, read, begin=begin, within=within)
+
+    def _finish(self, read: Reading, *, begin: int, within: int) -> bytes:
+        return _records(read, begin)[within]
+
+
+def _footer_start(block: Reading) -> int:
+    """Where the footer begins, from the last block of a file."""
+    return _fields(_records(block, 0)[0]).get(OFFSET, 0)
+
+
+def _shard(read: Reading, begin: int) -> Shard:
+    """From a footer and what follows it."""
+    _, *chunks = (_fields(record) for record in _records(read, begin))  # the first: of the whole file
+    starts = [chunk.get(OFFSET, 0) for chunk in chunks]
+    counts = [chunk.get(COUNT, 0) for chunk in chunks]
+    return Shard(np.array([*starts, begin], np.int64), np.array(counts, np.int64))
+
+
+def _records(read: Reading, begin: int) -> list[bytes]:
+    """The records of the chunk at the start of what is read, a file from `begin` on."""
+    data = read.result()
+    try:
+        data = _without_block_headers(data, begin)
+        size, kind = HEADER.unpack_from(data)
+        body = data[HEADER.size : HEADER.size + size]
+        if kind & 255 != SIMPLE or len(body) != size or body[0] not in COMPRESSED:
+            raise ValueError('of a form that is not read from a bucket (transposed, or not by zstd)')
+        length, at = _varint(body, 1)
+        sizes, values = body[at : at + length], body[at + length :]
+        if COMPRESSED[body[0]]:
+            sizes, values = _decompress(sizes), _decompress(values)
+        return _split(sizes, values, kind >> 8)
+    except (ValueError, IndexError, struct.error, zstandard.ZstdError) as error:
+        raise InputError(
+            f'{read.url}: not an array_record file, or damaged at byte {begin} ({error})'
+        ) from None
+
+
+def _without_block_headers(data: bytes, begin: int) -> bytes:
+    first = -begin % BLOCK  # of the headers in `data`
+    parts, at = [], 0
+    for header in range(first, len(data), BLOCK):
+        parts.append(data[at:header])
+        at = header + BLOCK_HEADER
+    return b''.join([*parts, data[at:]])
+
+
+def _decompress(data: bytes) -> bytes:
+    size, at = _varint(data, 0)
+    return zstandard.ZstdDecompressor().decompress(data[at:], max_output_size=size) if size else b''
+
+
+def _split(sizes: bytes, values: bytes, count: int) -> list[bytes]:
+    records, at, place = [], 0, 0
+    for _ in range(count):
+        size, at = _varint(sizes, at)
+        records.append(values[place : place + size])
+        place += size
+    if place != len(values):
+        raise ValueError('sizes of records and of their chunk differ')
+    return records
+
+
+def _fields(message: bytes) -> dict[int, int]:
+    """{number: value} of a message's fields that are varints."""
+    fields, at = {}, 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        if key & 7 == 2:  # bytes, not needed here
+            size, at = _varint(message, at)
+            at += size
+        else:
+            fields[key >> 3], at = _varint(message, at)
+    return fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        shift, at = shift + 7, at + 1
+        if byte < 128:
+            return value, at
