@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
     c.model.pos_grid = (0, 0)  # rows, columns of the position table: the reference's init_pe_size // 16
     c.model.mid_pos_grid = config_dict.placeholder(tuple)  # of the tables between blocks; None: no tables
     c.model.num_det_tokens = 100
+    c.model.registers = 0  # tokens of a backbone beside [CLS]: 4 of DINOv2 (with registers) and DINOv3
+    c.model.rope = False  # True: DINOv3's positions, in place of tables
+    c.model.eps = 0.0  # of LayerNorm; 0: 1e-6, as the published models have it
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
@@ -48,6 +51,7 @@ def get_config() -> ConfigDict:
     c.images_per_group = 1  # images per GPU of the reference: its class loss is a mean over each
     c.epochs = 150
     c.learning_rate = 2.5e-5
+    c.fresh_learning_rate = 0.0  # of heads and [DET] tokens; 0: as the rest, which is the reference's
     c.weight_decay = 1e-4
     c.clip_norm = 0.1
     c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.9998, say

@@ -228,14 +228,14 @@ def test_published_sizes_are_resampled(side, fields, line, tmp_path):
 
 CHANGES = {
     '1 missing: backbone.blocks.1.norm2.bias': lambda v: v.pop('blocks.1.norm2.bias'),
-    'not expected: backbone.blocks.0.ls1.gamma': lambda v: v.update({'blocks.0.ls1.gamma': np.ones(D)}),
+    'not expected: backbone.blocks.0.q_norm': lambda v: v.update({'blocks.0.q_norm': np.ones(D)}),
     'its 20 positions are no square grid': lambda v: v.update({'pos_embed': np.ones((1, 20, D))}),
     'a YOLOS detector and not a backbone': lambda v: v.update({'det_token': np.ones((1, 5, D))}),
-    '[32, 3, 14, 14] instead of [32, 3, 16, 16]': lambda v: v.update(
-        {'patch_embed.proj.weight': np.ones((D, 3, 14, 14))}
+    '[32, 3, 32, 32] instead of [32, 3, 16, 16]': lambda v: v.update(
+        {'patch_embed.proj.weight': np.ones((D, 3, 32, 32))}
     ),
     'no ViT: cls_token is missing': lambda v: v.pop('cls_token'),
-    'depth 1; the model asks for 32 and 2': lambda v: [v.pop(k) for k in list(v) if 'blocks.1' in k],
+    'depth 1; the model asks for 2': lambda v: [v.pop(k) for k in list(v) if 'blocks.1' in k],
     'not finite, in backbone.norm.bias': lambda v: v['norm.bias'].__setitem__(0, np.nan),
 }
 

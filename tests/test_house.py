@@ -19,6 +19,7 @@ FLOORS = [
         'spmd',
         'attention',
         'posembed',
+        'rope',
         'boxes',
         'matcher',
         'losses',

@@ -1,6 +1,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -73,3 +74,15 @@ def test_gradients_are_clipped_to_a_global_norm(params):
     _, state = clip.update(grads, state, params)
     first_moment = optax.tree.get(state, 'mu')
     assert float(optax.tree.norm(first_moment)) == pytest.approx(0.1 * (1 - 0.9), rel=1e-5)
+
+
+def test_what_is_fresh_moves_so_many_times_as_far(params):
+    gradients = jax.tree.map(jnp.ones_like, params)
+    moves = []
+    for factor in (1.0, 10.0):
+        optimizer = optim.make_optimizer(params, 1e-3, fresh_factor=factor)
+        moves.append(optimizer.update(gradients, optimizer.init(params), params)[0])
+    for (path, once), (_, more) in zip(*map(jax.tree_util.tree_leaves_with_path, moves), strict=True):
+        names = [key.key for key in path]
+        fresh = names[0] != 'backbone' or names[1] == 'det_token'
+        np.testing.assert_allclose(more, once * (10 if fresh else 1), rtol=1e-6)

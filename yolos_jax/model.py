@@ -3,7 +3,8 @@
 Parameters carry the names of the reference checkpoint (hustvl/YOLOS, models/backbone.py and
 detector.py), with Flax's kernel and scale for torch's weight and the blocks stacked on a leading axis.
 
-Letters: B batch, N patches, Q [DET] tokens, S = 1 + Q + N tokens, D width, H heads, C classes, L blocks.
+Letters: B batch, N patches, R registers, Q [DET] tokens, S = 1 + R + Q + N tokens, D width, H heads,
+C classes, L blocks.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import attention, ops, posembed, spmd
+from yolos_jax import attention, ops, posembed, rope, spmd
 from yolos_jax.patches import MEAN, PATCH_DIM, STD
 
 # The published models. Their grids are the reference's init_pe_size and mid_pe_size // 16.
@@ -107,8 +108,10 @@ class Attention(nn.Module):
     kernel: Callable  # one of `attention`'s
 
     @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice) -> jax.Array:
+    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, turns: tuple | None) -> jax.Array:
         q, k, v = QueryKeyValue(self.heads, self.dtype, name='qkv')(x, rows)
+        if turns:
+            q, k = rope.turn(q, *(y[:, rows] for y in turns)), rope.turn(k, *turns)
         return JoinHeads(self.dtype, name='proj')(self.kernel(q, k, v, lengths))
 
 
@@ -124,7 +127,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; only the tokens in `rows` come out."""
+    """A pre-norm transformer block; only the tokens in `rows` come out. turns: `rope.angles`."""
 
     heads: int
     eps: float
@@ -132,10 +135,12 @@ class Block(nn.Module):
     attention_kernel: Callable = attention.by_head
 
     @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice = slice(None)) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, lengths: jax.Array, rows: slice = slice(None), turns: tuple | None = None
+    ) -> jax.Array:
         y = LayerNorm(self.eps, name='norm1')(x).astype(self.dtype)
         attend = Attention(self.heads, self.dtype, self.attention_kernel, name='attn')
-        x = x[:, rows] + attend(y, lengths, rows)
+        x = x[:, rows] + attend(y, lengths, rows, turns)
         y = LayerNorm(self.eps, name='norm2')(x).astype(self.dtype)
         return x + Mlp(self.dtype, name='mlp')(y)
 
@@ -165,8 +170,10 @@ class Backbone(nn.Module):
     depth: int
     heads: int
     num_det_tokens: int
-    pos_grid: tuple
+    registers: int
+    pos_grid: tuple | None
     mid_pos_grid: tuple | None
+    rope: bool
     eps: float
     dtype: Any
     remat: bool
@@ -175,8 +182,13 @@ class Backbone(nn.Module):
     def setup(self) -> None:
         D, Q = self.width, self.num_det_tokens
         self.cls_token = self.param('cls_token', _small_normal, (1, 1, D))
+        if self.registers:
+            self.reg_token = self.param('reg_token', _small_normal, (1, self.registers, D))
         self.det_token = self.param('det_token', _small_normal, (1, Q, D))
-        self.pos_embed = self.param('pos_embed', self._init_positions, (1, self._rows(self.pos_grid), D))
+        if self.pos_grid is not None:
+            self.pos_embed = self.param(
+                'pos_embed', self._init_positions, (1, self._rows(self.pos_grid), D)
+            )
         self.patch_embed = PatchEmbed(D, self.dtype)
         self.blocks = self.param('blocks', self._init_blocks)
         if self.mid_pos_grid is not None:
@@ -185,21 +197,23 @@ class Backbone(nn.Module):
         self.norm = LayerNorm(self.eps)
 
     def __call__(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
-        special, N = 1 + self.num_det_tokens, patches.shape[1]
+        special, N = self._special(), patches.shape[1]
         lengths = special + grid[:, 0] * grid[:, 1]
         more = attention.padded(self.attention_kernel, special + N) - special - N
         x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
         x = self.encode(x, grid, lengths)
-        return self.norm(self.last_block(x, lengths))
+        return self.norm(self.last_block(x, grid, lengths))
 
     def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
-        """The tokens [B, S, D] of the first block: [CLS], [DET] and patches, with their positions."""
+        """The tokens [B, S, D] of the first block: [CLS], registers, [DET] and patches, with positions."""
         B, N, _ = patches.shape
-        cls, det = spmd.gathered(self.cls_token), spmd.gathered(self.det_token)
-        special = jnp.concatenate([cls, det], axis=1)
+        special = [self.cls_token, *([self.reg_token] if self.registers else []), self.det_token]
+        special = jnp.concatenate([spmd.gathered(token) for token in special], axis=1)
         special = jnp.broadcast_to(special, (B, *special.shape[1:]))
         tokens = self.patch_embed(patches)
         x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
+        if self.pos_grid is None:
+            return x
         layout = posembed.layout(self.pos_grid, grid, N)
         return x + self._positions(self.pos_embed, self.pos_grid, layout)
 
@@ -210,10 +224,11 @@ class Backbone(nn.Module):
         layout = None
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
-            layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - 1 - self.num_det_tokens)
+            layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
+        turns = self._turns(grid, x)
 
         def step(x: jax.Array, layer: dict) -> tuple:
-            x = block.apply({'params': layer['block']}, x, lengths)
+            x = block.apply({'params': layer['block']}, x, lengths, turns=turns)
             if layout is not None:
                 x = x + self._positions(layer['positions'][None], self.mid_pos_grid, layout)
             return x, None
@@ -226,10 +241,20 @@ class Backbone(nn.Module):
         x, _ = jax.lax.scan(step, x, layers)
         return x
 
-    def last_block(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+    def last_block(self, x: jax.Array, grid: jax.Array, lengths: jax.Array) -> jax.Array:
         """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
-        return self._block().apply(last, x, lengths, slice(1, 1 + self.num_det_tokens))
+        rows = slice(1 + self.registers, self._special())
+        return self._block().apply(last, x, lengths, rows, self._turns(grid, x))
+
+    def _turns(self, grid: jax.Array, x: jax.Array) -> tuple | None:
+        """By what the queries and keys of tokens [B, S, D] are turned."""
+        special = self._special()
+        width = self.width // self.heads
+        return rope.angles(grid, x.shape[1] - special, special, width) if self.rope else None
+
+    def _special(self) -> int:
+        return 1 + self.registers + self.num_det_tokens
 
     def _block(self) -> Block:
         return Block(self.heads, self.eps, self.dtype, self.attention_kernel, parent=None)
@@ -257,8 +282,9 @@ class Backbone(nn.Module):
         table = spmd.gathered(table)
         exact = attention.precision(self.dtype)
         patches = posembed.spread(table[0, 1:-Q].reshape(*table_grid, D), layout, exact)
-        special = jnp.concatenate([table[:, :1], table[:, -Q:]], axis=1)
-        special = jnp.broadcast_to(special, (len(patches), 1 + Q, D))
+        registers = jnp.zeros((1, self.registers, D), table.dtype)
+        special = jnp.concatenate([table[:, :1], registers, table[:, -Q:]], axis=1)
+        special = jnp.broadcast_to(special, (len(patches), *special.shape[1:]))
         return jnp.concatenate([special, patches], axis=1).astype(self.dtype)
 
 
@@ -283,8 +309,9 @@ class Yolos(nn.Module):
         width, depth, heads: of the ViT; `YOLOS_TI`, `YOLOS_S`, `YOLOS_S_DWR` and `YOLOS_B` hold those of
             the published models.
         num_classes: C, labels are 0..C-1 (91 for COCO's raw ids); the last logit is "no object".
-        num_det_tokens: Q.
-        pos_grid, mid_pos_grid: (rows, columns) of the position tables; None for no mid tables.
+        num_det_tokens: Q. registers: R, tokens without a position between [CLS] and [DET] (DINOv2, DINOv3).
+        pos_grid, mid_pos_grid: (rows, columns) of the position tables; None for none.
+        rope: whether queries and keys of patches are turned by their places (DINOv3), as `rope.angles`.
         eps: of LayerNorm; 1e-6 in the reference, 1e-12 in Hugging Face's checkpoints.
         dtype: of activations and products; parameters, norms, softmax and heads are float32.
         remat: compute each block again in the backward pass instead of keeping its activations.
@@ -295,14 +322,21 @@ class Yolos(nn.Module):
     width: int
     depth: int
     heads: int
-    pos_grid: tuple
+    pos_grid: tuple | None
     mid_pos_grid: tuple | None = None
     num_classes: int = 91
     num_det_tokens: int = 100
+    registers: int = 0
+    rope: bool = False
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: bool = False
     attention_kernel: Callable = attention.by_head
+
+    @property
+    def special(self) -> int:
+        """How many tokens there are beside the patches."""
+        return 1 + self.registers + self.num_det_tokens
 
     @nn.compact
     def __call__(self, patches: jax.Array, grid: jax.Array) -> dict[str, jax.Array]:
@@ -324,12 +358,15 @@ class Yolos(nn.Module):
                 f'patches are {patches.dtype} {list(patches.shape)}; the model takes uint8 [B, N, 768] '
                 'as yolos_jax.patchify makes them (pixels are normalised on the device)'
             )
-        if self.width % self.heads:
-            raise ValueError(f'width {self.width} is not a multiple of heads {self.heads}')
+        if self.width % self.heads or self.rope and self.width // self.heads % 4:
+            raise ValueError(
+                f'width {self.width} is not a multiple of heads {self.heads}{", 4 times" * self.rope}'
+            )
         backbone = Backbone(
             width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=self.num_det_tokens,
-            pos_grid=self.pos_grid, mid_pos_grid=self.mid_pos_grid, eps=self.eps, dtype=self.dtype,
-            remat=self.remat, attention_kernel=self.attention_kernel, name='backbone',
+            registers=self.registers, rope=self.rope, pos_grid=self.pos_grid,
+            mid_pos_grid=self.mid_pos_grid, eps=self.eps, dtype=self.dtype, remat=self.remat,
+            attention_kernel=self.attention_kernel, name='backbone',
         )  # fmt: skip
         x = backbone(patches, grid)  # [B, Q, D]
         logits = Head(self.num_classes + 1, name='class_embed')(x)

@@ -69,13 +69,21 @@ def make_optimizer(
     weight_decay: float = 1e-4,
     clip_norm: float = 0.1,
     frozen_blocks: int = 0,
+    fresh_factor: float = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a step's function.
 
     frozen_blocks: as for `trained`; what is frozen has no part in the norm that is clipped.
+    fresh_factor: by how much the rate of the heads and the [DET] tokens is greater, which no pre-training
+        has seen.
     """
     adamw = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask(params))
     parts = [optax.clip_by_global_norm(clip_norm), adamw]
+    if fresh_factor != 1:
+        is_fresh = lambda path: path[0].key != 'backbone' or path[-1].key == 'det_token'
+        factor = lambda path, _: fresh_factor if is_fresh(path) else 1.0
+        factors = jax.tree_util.tree_map_with_path(factor, params)
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     if frozen_blocks:
         only = trained(params, frozen_blocks)
         mask = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, only))

@@ -116,7 +116,12 @@ def prepare(config: ConfigDict, work: workdir.Workdir, mesh: Mesh) -> Setup:
     check_agreement(config, work, batches, val_set)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer = optim.make_optimizer(
-        start.params, rate, config.weight_decay, config.clip_norm, frozen_blocks(config, start.model)
+        start.params,
+        rate,
+        config.weight_decay,
+        config.clip_norm,
+        frozen_blocks=frozen_blocks(config, start.model),
+        fresh_factor=fresh_factor(config),
     )
     state, layout = make_state(config, start.params, optimizer, mesh)
     step = steps.make_train_step(
@@ -179,6 +184,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 
 RANGES = {  # of the numbers of a config: the least and the greatest
     'learning_rate': (0, 1),
+    'fresh_learning_rate': (0, 1),
     'weight_decay': (0, 1),
     'clip_norm': (1e-9, 1e9),
     'epochs': (0, 1_000_000),
@@ -213,9 +219,23 @@ def check_values(config: ConfigDict) -> None:
         if not all(16 <= size <= 10_000 for size in values[name]):
             raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
     if config.model.width:
-        sizes.check(Yolos(**config.model.to_dict()))
+        sizes.check(Yolos(**model_fields(config)))
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')
+
+
+def model_fields(config: ConfigDict) -> dict:
+    """The fields of a `Yolos` that a config gives."""
+    return {name: value for name, value in config.model.items() if name != 'eps' or value}
+
+
+def fresh_factor(config: ConfigDict) -> float:
+    """How many times the learning rate that of heads and [DET] tokens is."""
+    if not config.fresh_learning_rate:
+        return 1.0
+    if not config.learning_rate:
+        raise InputError('fresh_learning_rate is a multiple of learning_rate, which is 0', 'learning_rate')
+    return config.fresh_learning_rate / config.learning_rate
 
 
 def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
@@ -274,7 +294,7 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
         batch_size=config.batch_size,
         max_targets=config.max_targets,
         seed=config.seed,
-        special=1 + start.model.num_det_tokens,
+        special=start.model.special,
     )
 
 
@@ -323,7 +343,7 @@ def make_start(
         'remat': config.model.remat,
         'attention_kernel': attention.for_platform(platform, dtype),
     }
-    model = Yolos(**config.model.to_dict() | compute, num_classes=train_set.num_classes)
+    model = Yolos(**model_fields(config) | compute, num_classes=train_set.num_classes)
     classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
     size, max_size = config.eval_size, config.eval_max_size
     if saved:
@@ -361,7 +381,16 @@ def start_from_detector(
         pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
         print(f'  {report}')
     adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
-    for name in ('width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_det_tokens'):
+    for name in (
+        'width',
+        'depth',
+        'heads',
+        'pos_grid',
+        'mid_pos_grid',
+        'num_det_tokens',
+        'registers',
+        'rope',
+    ):
         asked, actual = config.model[name], getattr(pretrained.model, name)
         if config.model.width and asked != actual:
             raise InputError(

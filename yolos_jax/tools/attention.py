@@ -63,7 +63,7 @@ def _maps(model: Yolos, depth: int, params: dict, patches: jax.Array, grid: jax.
     @jax.jit
     def run(params: dict, patches: jax.Array, grid: jax.Array) -> jax.Array:
         part.apply({'params': params}, patches, grid)
-        return seen.pop()[..., 1 + Q :]
+        return seen.pop()[..., model.special :]
 
     return run(params | {'backbone': backbone}, jnp.asarray(patches), jnp.asarray(grid))
 

@@ -3,6 +3,7 @@
     yolos convert --input=yolos_s.pth --output=DIR            # to a checkpoint
     yolos convert --input=DIR --output=OTHER_DIR --to=hf      # for transformers
     yolos convert --input=DIR --output=OTHER_DIR --to=yolos   # for the original code
+    yolos convert --input=DIR --output=OTHER_DIR --to=safetensors  # any model, for this project
     yolos convert --input=deit_tiny.pth --output=DIR          # a backbone, heads fresh
 
 --input is anything `yolos_jax.load` takes, or a backbone of a published model's width and depth. Nothing in
@@ -19,9 +20,9 @@ from yolos_jax.data import annotations, class_names
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
-from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, reference
+from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, native, reference
 
-WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write}
+WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write, 'safetensors': native.write}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -45,12 +46,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def from_backbone(source: weights.Source, seed: int) -> Pretrained:
     """A backbone as the detector of its published model, heads and [DET] tokens fresh."""
-    width, depth = source.backbone_size()
-    published = [p for p in reference.PUBLISHED if (p['width'], p['depth']) == (width, depth)]
-    if not published:
+    fields = source.backbone_fields()
+    published = [p for p in reference.PUBLISHED if all(p[key] == fields[key] for key in ('width', 'depth'))]
+    if not published or fields['registers'] or fields['rope']:
+        size = ', '.join(f'{key} {value}' for key, value in fields.items())
         raise InputError(
-            f'{source.path}: a ViT of width {width} and depth {depth}, which no published detector '
-            'has; write a config for it, and give the file to yolos train as --config.init_from'
+            f'{source.path}: a ViT of {size}, which no published detector has; give the file to yolos '
+            'train as --config.init_from, with a config for it: yolos_dinov2_s, yolos_dinov3_s or _b'
         )
     model = Yolos(**published[0])
     params = source.backbone(model, jax.random.key(seed))

@@ -39,8 +39,8 @@ def macs(model: Yolos, grid: Sequence[int]) -> int:
 
     Those of the patch projection, the dense layers, and q k^T and weights v, as the paper counts them.
     """
-    N, Q = int(grid[0]) * int(grid[1]), model.num_det_tokens
-    S = 1 + N + Q
+    N = int(grid[0]) * int(grid[1])
+    S = model.special + N
     return N * PATCH_DIM * model.width + model.depth * _block(model, S, S) + _heads(model)
 
 
@@ -50,7 +50,7 @@ def computed_macs(model: Yolos, length: int) -> int:
     Padding counts, and of the last block only the [DET] tokens' rows are computed.
     """
     Q = model.num_det_tokens
-    S = 1 + length + Q
+    S = model.special + length
     blocks = (model.depth - 1) * _block(model, S, S) + _block(model, Q, S)
     return length * PATCH_DIM * model.width + blocks + _heads(model)
 

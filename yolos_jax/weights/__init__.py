@@ -1,4 +1,4 @@
-"""Weights of detectors and of pre-trained ViTs: any file in, three forms out.
+"""Weights of detectors and of pre-trained ViTs: any file in, four forms out.
 
 open one (`open`), look at what it holds (`Source`), and take a detector (`Pretrained`) or a backbone.
 """

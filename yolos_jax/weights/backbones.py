@@ -1,8 +1,9 @@
 """Pre-trained ViTs of other projects, as the backbone a detector starts from.
 
-Taken are: DeiT (distilled too) and timm, DINO, MoCo-v3 and MAE in torch's files; Hugging Face's ViT, DeiT
-and ViTMAE; and the npz files of Google's vision_transformer (AugReg) and big_vision. All are brought to
-timm's names, which are the reference's, and then into our parameters.
+Taken are: DeiT (distilled too) and timm, DINO, DINOv2, DINOv3, MoCo-v3 and MAE in torch's files; Hugging
+Face's ViT, DeiT, ViTMAE, DINOv2 (with registers too) and DINOv3; and the npz files of Google's
+vision_transformer (AugReg) and big_vision. All are brought to timm's names, which are the reference's, and
+then into our parameters.
 """
 
 import math
@@ -15,7 +16,8 @@ import numpy as np
 from yolos_jax import posembed
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.weights import google, hf, names, statistics
+from yolos_jax.patches import PATCH
+from yolos_jax.weights import dino, google, hf, names, statistics
 from yolos_jax.weights.tensors import Tensor, TensorFile, summary
 
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
@@ -31,7 +33,7 @@ IGNORED = re.compile(
 class _Vit(NamedTuple):
     """A file's ViT under timm's names."""
 
-    tensors: dict  # pos_embed is [1, 1 + n, D], n square
+    tensors: dict  # pos_embed is [1, 1 + n, D], n square; DINOv3 has none
     ignored: list[str]  # names of tensors that a detector has no use for
     report: list[str]  # what was changed on the way, a line each
 
@@ -40,49 +42,65 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
     """Parameters of a detector with the ViT in an open file, and a report, a line each.
 
     As `finetune_det` of the reference (models/backbone.py): patch positions are resampled to the model's
-    grid, those of the [DET] tokens and the mid tables start as noise; of a distilled ViT the position of
-    the distillation token becomes that of [CLS].
+    grid (those of DINOv2 with registers as it does), those of the [DET] tokens and the mid tables start as
+    noise; of a distilled ViT the position of the distillation token becomes that of [CLS].
 
     Raises:
         InputError: the file is no ViT, or one of another shape.
     """
     vit = _read(file)
-    width, depth = _size(vit.tensors)
-    if (width, depth) != (model.width, model.depth):
+    for name, value in _fields(vit.tensors).items():
+        if getattr(model, name) != value:
+            raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
+    if ('pos_embed' in vit.tensors) != (model.pos_grid is not None):
         raise InputError(
-            f'a ViT of width {width} and depth {depth}; the model asks for {model.width} and {model.depth}'
+            f'a ViT with{"out" * model.rope} a position table; the model asks for the other', 'pos_grid'
         )
     fresh = names.from_params(jax.device_get(init_params(model, rng)), model)
-    table = vit.tensors['pos_embed']
     tensors = {f'backbone.{name}': tensor for name, tensor in vit.tensors.items()}
-    tensors['backbone.pos_embed'] = _positions(table, fresh['backbone.pos_embed'], model)
+    if (table := vit.tensors.get('pos_embed')) is not None:
+        tensors['backbone.pos_embed'] = _positions(table, fresh['backbone.pos_embed'], model)
+        side, (rows, columns) = math.isqrt(table.shape[1] - 1), model.pos_grid
+        vit.report.append(f'resampled 1: pos_embed {side}x{side} -> {rows}x{columns}')
     kept = {k: v for k, v in fresh.items() if not k.startswith('backbone.') or k.endswith(FRESH)}
     params = names.to_params(tensors | kept, model)
     used = sorted(set(vit.tensors) - {'pos_embed'})
-    side, (rows, columns) = math.isqrt(table.shape[1] - 1), model.pos_grid
+    of_table = ', and the [DET] rows of pos_embed' if table is not None else ''
     return params, [
         *vit.report,
-        f'resampled 1: pos_embed {side}x{side} -> {rows}x{columns}',
         f'used {len(used)}: {summary(used)}',
-        f'fresh {len(kept)}: {summary(kept)}, and the [DET] rows of pos_embed',
+        f'fresh {len(kept)}: {summary(kept)}{of_table}',
         f'ignored {len(vit.ignored)}: {summary(vit.ignored) or "nothing"}',
     ]
 
 
-def size(file: TensorFile) -> tuple[int, int]:
-    """Width and depth of the ViT in an open file; raises InputError where there is none."""
-    return _size(_read(file).tensors)
+def fields(file: TensorFile) -> dict:
+    """The fields of a `Yolos` that the ViT in an open file says: width, depth, registers and rope.
+
+    Raises:
+        InputError: there is no ViT.
+    """
+    return _fields(_read(file).tensors)
 
 
-def _size(tensors: dict) -> tuple[int, int]:
-    depth = len({name.split('.')[1] for name in tensors if name.startswith('blocks.')})
-    return tensors['patch_embed.proj.bias'].shape[0], depth
+def _fields(tensors: dict) -> dict:
+    registers = tensors.get('reg_token')
+    return {
+        'width': tensors['patch_embed.proj.bias'].shape[0],
+        'depth': len({name.split('.')[1] for name in tensors if name.startswith('blocks.')}),
+        'registers': 0 if registers is None else registers.shape[1],
+        'rope': 'pos_embed' not in tensors,
+    }
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:
     """The table [1, 1 + n, D] at the model's grid, with the [DET] rows of the fresh one."""
     old, side = table.numpy().astype(np.float32), math.isqrt(table.shape[1] - 1)
-    patches = posembed.resample(old[0, 1:].reshape(side, side, -1), model.pos_grid)
+    square = old[0, 1:].reshape(side, side, -1)
+    if model.registers:  # DINOv2's resampling: Keys' cubic with -0.5 and antialias
+        patches = np.asarray(jax.image.resize(square, (*model.pos_grid, model.width), 'cubic'))
+    else:
+        patches = posembed.resample(square, model.pos_grid)
     det = fresh.numpy()[0, -model.num_det_tokens :]
     new = np.concatenate([old[0, :1], patches.reshape(-1, model.width), det])[None]
     return Tensor(new.shape, lambda: new)
@@ -110,6 +128,8 @@ def _read(file: TensorFile) -> _Vit:
         report += google.fill(tensors)
     elif any(name.startswith('embeddings.') for name in tensors):
         tensors = hf.to_timm(tensors)
+    tensors, unused, changes = dino.to_timm(tensors)
+    ignored, report = [*ignored, *unused], [*report, *changes]
     if tensors.pop('dist_token', None):
         ignored.append('dist_token')
     for name in [
@@ -117,10 +137,16 @@ def _read(file: TensorFile) -> _Vit:
     ]:  # after pooling, in place of norm
         tensors[name.removeprefix('fc_')] = tensors.pop(name)
         report.append(f'{name} becomes {name.removeprefix("fc_")}')
-    for name in ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'patch_embed.proj.bias'):
+    positions = [] if 'reg_token' in tensors else ['pos_embed']  # DINOv3 has registers, and no table
+    for name in ('cls_token', *positions, 'patch_embed.proj.weight', 'patch_embed.proj.bias'):
         if name not in tensors:
             raise InputError(f'no ViT: {name} is missing (it has {summary(list(tensors)[:5])}, ...)')
-    tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report)
+    if 'pos_embed' in tensors:
+        tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report)
+    kernel = tensors['patch_embed.proj.weight']
+    if (side := kernel.shape[-1]) < PATCH and kernel.shape[1:] == (3, side, side):
+        tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
+        report.append(f'resampled 1: patches of {side} pixels -> {PATCH}')
     if statistics.differ(mean, std):
         report.append(statistics.report(mean, std))
         statistics.fold(tensors, 'patch_embed.proj.', mean, std)

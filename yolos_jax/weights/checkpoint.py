@@ -30,7 +30,8 @@ OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
 FORMAT = 2  # of the meta
 ABOUT_RUN = 'config', 'AP', 'step', 'training', 'goodput', 'energy'  # of the meta, for a detector's `about`
 MODEL_FIELDS = (
-    'width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_classes', 'num_det_tokens', 'eps',
+    'width', 'depth', 'heads', 'pos_grid', 'mid_pos_grid', 'num_classes', 'num_det_tokens', 'registers',
+    'rope', 'eps',
 )  # fmt: skip
 
 

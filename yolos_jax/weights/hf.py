@@ -34,11 +34,13 @@ NAMES = (  # (Hugging Face, reference): prefixes
     ('class_labels_classifier.', 'class_embed.'),
     ('bbox_predictor.', 'bbox_embed.'),
 )
-VIT_NAMES = (  # (Hugging Face's ViT, DeiT and ViTMAE, timm): prefixes
+VIT_NAMES = (  # (Hugging Face's ViT, DeiT, ViTMAE, DINOv2 and DINOv3, timm): prefixes
     ('embeddings.cls_token', 'cls_token'),
     ('embeddings.distillation_token', 'dist_token'),
     ('embeddings.position_embeddings', 'pos_embed'),
     ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
+    ('embeddings.patch_embeddings.', 'patch_embed.proj.'),  # DINOv3
+    ('embeddings.register_tokens', 'reg_token'),
     ('layernorm.', 'norm.'),
 )
 BLOCK_NAMES = (  # (Hugging Face, reference and timm): prefixes within a block
@@ -48,9 +50,13 @@ BLOCK_NAMES = (  # (Hugging Face, reference and timm): prefixes within a block
     ('layernorm_after.', 'norm2.'),
     ('intermediate.dense.', 'mlp.fc1.'),
     ('output.dense.', 'mlp.fc2.'),
+    ('mlp.up_proj.', 'mlp.fc1.'),  # DINOv3, as below
+    ('mlp.down_proj.', 'mlp.fc2.'),
+    ('layer_scale1.lambda1', 'ls1.gamma'),
+    ('layer_scale2.lambda1', 'ls2.gamma'),
 )
 QKV = ('query', 'key', 'value')
-_LAYER = re.compile(r'(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.')
+_LAYER = re.compile(r'(?:vit\.)?(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.')
 _QKV = re.compile(r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)')
 _BLOCK = re.compile(r'backbone\.blocks\.(\d+)\.')
 
@@ -202,8 +208,14 @@ def _joined(tensors: dict, table: tuple, blocks: str) -> dict:
 
 
 def join_qkv(parts: dict[str, dict]) -> dict:
-    """{name: one tensor} from {name: {'q', 'k', 'v': tensor}}, along the first axis."""
+    """{name: one tensor} from {name: {'q', 'k', 'v': tensor}}, along the first axis.
+
+    A bias of q and v alone has zeros for k: DINOv3's keys have none.
+    """
     for name, three in parts.items():
+        if set(three) == set('qv') and name.endswith('.bias'):
+            shape = three['q'].shape
+            three['k'] = Tensor(shape, lambda shape=shape: np.zeros(shape, np.float32))
         if set(three) != set('qkv'):
             raise InputError(f'{name}: has {", ".join(three)} and not all of q, k and v')
     return {name: _concatenated([three[part] for part in 'qkv']) for name, three in parts.items()}
@@ -254,6 +266,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
             `folder` is not empty.
     """
     model = pretrained.model
+    check_form(model)
     if model.mid_pos_grid not in (None, model.pos_grid):
         raise InputError(
             f'Hugging Face has one size for all position tables, and these are {model.pos_grid} and '
@@ -267,6 +280,16 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
         tensors.write_hash(path, part / CONFIG, part / PREPROCESSOR)
         (part / 'README.md').write_text(model_card.text(pretrained))
+
+
+def check_form(model: Yolos) -> None:
+    """Raises InputError where a model has what the original and transformers do not know."""
+    if model.registers or model.rope or model.pos_grid is None:
+        raise InputError(
+            "registers and rotary positions are unknown to transformers' YOLOS and the original code; "
+            'safetensors, with a config.json of our own, says all',
+            'to',
+        )
 
 
 def _config(pretrained: Pretrained) -> dict:

@@ -126,7 +126,9 @@ def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
 def _model(pretrained: Pretrained) -> list[str]:
     model, about = pretrained.model, pretrained.about
     source = f'{about["source"]}, SHA-256 {about["sha256"]}' if 'source' in about else 'no other weights'
-    tables = f'{model.pos_grid[0]}x{model.pos_grid[1]} patches of {PATCH} pixels'
+    tables = 'rotary' if model.rope else ''
+    if model.pos_grid:
+        tables += f'{model.pos_grid[0]}x{model.pos_grid[1]} patches of {PATCH} pixels'
     if model.mid_pos_grid:
         tables += f'; before each block but the first {model.mid_pos_grid[0]}x{model.mid_pos_grid[1]}'
     return _table(
@@ -134,7 +136,8 @@ def _model(pretrained: Pretrained) -> list[str]:
             ('parameters', f'{sum(x.size for x in jax.tree.leaves(pretrained.params)):,}'),
             ('width, depth, heads', f'{model.width}, {model.depth}, {model.heads}'),
             ('[DET] tokens', model.num_det_tokens),
-            ('position tables', tables),
+            *([('registers', model.registers)] if model.registers else []),
+            ('positions', tables),
             ('from', source),
         ]
     )

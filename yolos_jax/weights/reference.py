@@ -85,9 +85,10 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write folder/yolos.pth, which the reference loads with strict=True.
 
     Raises:
-        InputError: `folder` is not empty.
+        InputError: the reference has no such model, or `folder` is not empty.
     """
     built = pretrained.model
+    hf.check_form(built)
     sides = lambda grid: [PATCH * side for side in grid] if grid else None
     content = {
         'model': names.from_params(pretrained.params, built),

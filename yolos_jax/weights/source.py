@@ -11,7 +11,7 @@ import jax
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.weights import backbones, checkpoint, hf, reference, tensors, zoo
+from yolos_jax.weights import backbones, checkpoint, hf, native, reference, tensors, zoo
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
@@ -34,9 +34,10 @@ def init_from_backbone(path: str | Path, model: Yolos, rng: jax.Array) -> dict:
 def open_source(path: str | Path, step: int | None = None) -> 'Source':
     """Open a file or folder of weights.
 
-    path: a folder of our checkpoints (a run's workdir too, or one step's folder), a Hugging Face folder or
-        a file of one, a .pth of the reference, any of the backbones that `backbones` lists, or a name that
-        `zoo` knows or Hugging Face does ("hustvl/yolos-tiny", "...@REVISION"). No pickle is run.
+    path: a folder of our checkpoints (a run's workdir too, or one step's folder), a Hugging Face folder,
+        one of `native` or a file of either, a .pth of the reference, any of the backbones that `backbones`
+        lists, or a name that `zoo` knows or Hugging Face does ("hustvl/yolos-tiny", "...@REVISION"). No
+        pickle is run.
     step: of a run's checkpoints, the one to read; the best by AP, else the newest, when None.
 
     Raises:
@@ -115,7 +116,9 @@ class Source:
                 'train one from'
             )
         with _naming(self.file.path):
-            if hf.has_config(self.file):
+            if native.is_native(self.file):
+                pretrained = native.read(self.file)
+            elif hf.has_config(self.file):
                 pretrained = hf.read(self.file)
             else:
                 pretrained = reference.read(self.file, heads, pos_grid, mid_pos_grid)
@@ -126,10 +129,10 @@ class Source:
             log(f'  ignored, for they are no weights: {ignored}')
         return dataclasses.replace(pretrained, about=self.about)
 
-    def backbone_size(self) -> tuple[int, int]:
-        """Width and depth of the ViT; raises InputError as `backbone`."""
+    def backbone_fields(self) -> dict:
+        """The fields of a `Yolos` with this ViT that its file says; raises InputError as `backbone`."""
         with _naming(self._backbone_file().path):
-            return backbones.size(self.file)
+            return backbones.fields(self.file)
 
     def backbone(self, model: Yolos, rng: jax.Array, log: Callable[[str], None] = print) -> dict:
         """Parameters of `model` with this ViT, fresh [DET] tokens and fresh heads (`backbones.start`).

@@ -47,13 +47,17 @@ DETECTORS = {
     'YOLOS-S (dWr)': Detector('hustvl/yolos-small-dwr', 'Apache-2.0', 37.6),
     'YOLOS-B': Detector('hustvl/yolos-base', 'Apache-2.0', 42.0),
 }
-_DEIT, _DINO = 'https://dl.fbaipublicfiles.com/deit/', 'https://dl.fbaipublicfiles.com/dino/'
+_META = 'https://dl.fbaipublicfiles.com/'
+_DEIT, _DINO, _DINO2 = f'{_META}deit/', f'{_META}dino/', f'{_META}dinov2/'
 FILES = {  # by the name of the file; DINO's do not say their hash
     'deit_tiny_patch16_224-a1311bcf.pth': File(_DEIT, 'a1311bcf', 'Apache-2.0'),
     'deit_small_patch16_224-cd65a155.pth': File(_DEIT, 'cd65a155', 'Apache-2.0'),
     'deit_base_distilled_patch16_384-d0272ac0.pth': File(_DEIT, 'd0272ac0', 'Apache-2.0'),
     'dino_deitsmall16_pretrain.pth': File(f'{_DINO}dino_deitsmall16_pretrain/', '', 'Apache-2.0'),
     'dino_vitbase16_pretrain.pth': File(f'{_DINO}dino_vitbase16_pretrain/', '', 'Apache-2.0'),
+    'dinov2_vits14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vits14/', '', 'Apache-2.0'),
+    'dinov2_vitb14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vitb14/', '', 'Apache-2.0'),
+    'dinov2_vitl14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vitl14/', '', 'Apache-2.0'),
 }
 
 

@@ -1,0 +1,96 @@
+"""The ViTs of DINOv2 and DINOv3 under timm's names, without their layer scale.
+
+Layer scale multiplies what a branch adds to the tokens, a number a channel, so it goes into the last dense
+layer of the branch, and is trained on as a part of it. Keys of DINOv3 have no bias.
+"""
+
+import re
+
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.weights.tensors import Tensor
+
+RENAMED = {'register_tokens': 'reg_token', 'storage_tokens': 'reg_token'}  # DINOv2's, DINOv3's own files
+SCALED = {'ls1.gamma': 'attn.proj', 'ls2.gamma': 'mlp.fc2', 'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'}
+UNUSED = re.compile(r'rope_embed\.|local_cls_norm\.|.*\.qkv\.bias_mask$')
+GATED = re.compile(r'.*\.mlp\.(w12|w1|w3|gate_proj|fc1_g)\.')  # SwiGLU
+_BLOCK = re.compile(r'(blocks\.\d+\.)(.*)')
+
+
+def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:
+    """The tensors of any ViT, with what is DINOv2's or DINOv3's brought to a plain ViT's.
+
+    Returns:
+        {name: tensor}, the names that are ignored, and what was changed, a line each.
+
+    Raises:
+        InputError: the MLPs are gated (DINOv2 g; DINOv3 S+, H+ and 7B), which this model's are not.
+    """
+    if gated := next(filter(GATED.match, tensors), None):
+        raise InputError(f'its MLPs are gated (SwiGLU: {gated}), and those of this model are not')
+    ignored = [name for name in tensors if UNUSED.match(name)]
+    result = {RENAMED.get(name, name): tensor for name, tensor in tensors.items() if name not in ignored}
+    masked = {name.removesuffix('_mask') for name in ignored if name.endswith('bias_mask')}
+    for name in masked:
+        result[name] = _without_keys(result[name])
+    report = [f'keys have no bias in {len(masked)} blocks'] if masked else []
+    for name in [name for name in result if name.endswith('attn.qkv.weight')]:
+        _complete_bias(result, name.removesuffix('qkv.weight'))
+    scales = [name for name in result if (match := _BLOCK.match(name)) and match[2] in SCALED]
+    for name in scales:
+        block, scale = _BLOCK.match(name).groups()
+        _fold(result, f'{block}{SCALED[scale]}', result.pop(name))
+    report += [f'layer scale: {len(scales)} go into attn.proj and mlp.fc2'] if scales else []
+    return result, ignored, report
+
+
+def _complete_bias(tensors: dict, layer: str) -> None:
+    """Give `layer`qkv.weight a bias where it has none, or timm's q_bias and v_bias alone."""
+    rows = tensors[f'{layer}qkv.weight'].shape[0]
+    parts = [tensors.pop(f'{layer}{part}_bias', None) for part in 'qkv']
+    if f'{layer}qkv.bias' in tensors:
+        return
+    zero = np.zeros(rows // 3, np.float32)
+    read = lambda: np.concatenate([zero if part is None else part.numpy() for part in parts])
+    tensors[f'{layer}qkv.bias'] = Tensor((rows,), read)
+
+
+def _without_keys(bias: Tensor) -> Tensor:
+    """A bias of queries, keys and values with zeros for the keys."""
+
+    def read() -> np.ndarray:
+        queries, keys, values = np.split(bias.numpy(), 3)
+        return np.concatenate([queries, np.zeros_like(keys), values])
+
+    return Tensor(bias.shape, read)
+
+
+def _fold(tensors: dict, layer: str, scale: Tensor) -> None:
+    """Multiply a layer's outputs."""
+    factor = lambda value: scale.numpy().astype(np.float32).reshape(-1, *[1] * (value.ndim - 1))
+    for name in (f'{layer}.weight', f'{layer}.bias'):
+        if name in tensors:  # what is missing is said later, all at once
+            old = tensors[name]
+            tensors[name] = Tensor(
+                old.shape, lambda old=old: (value := old.numpy().astype(np.float32)) * factor(value)
+            )
+
+
+def resample_patch(weight: Tensor, patch: int) -> Tensor:
+    """A patch convolution [D, 3, p, p] for larger patches of `patch` pixels.
+
+    Such that a patch gives what it gave, when it is made larger bilinearly (FlexiViT, arXiv 2212.08013,
+    equation 4, by the pseudo-inverse).
+    """
+    side = weight.shape[-1]
+    centre = (np.arange(patch) + 0.5) * side / patch - 0.5
+    first = np.floor(centre)
+    enlarge = np.zeros((patch, side))
+    for tap, share in ((first, 1 - (centre - first)), (first + 1, centre - first)):
+        np.add.at(enlarge, (np.arange(patch), np.clip(tap, 0, side - 1).astype(int)), share)
+    inverse = np.linalg.pinv(
+        enlarge
+    ).T  # [patch, p], of each axis: the product of both is that of their product
+    read = lambda: np.einsum('yi,xj,dcij->dcyx', inverse, inverse, weight.numpy(), optimize=True)
+    return Tensor((*weight.shape[:2], patch, patch), lambda: read().astype(np.float32))

@@ -1,0 +1,49 @@
+"""A detector as model.safetensors with a config.json of our own, for every model there is.
+
+The original's and transformers' forms know no registers and no rotary positions. Tensors are called as in
+the original.
+"""
+
+import json
+from pathlib import Path
+
+from yolos_jax import files
+from yolos_jax.errors import InputError
+from yolos_jax.weights import checkpoint, model_card, names, tensors
+from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.tensors import TensorFile
+
+FILE, (CONFIG, *_) = tensors.WITH_CONFIG[0], tensors.BESIDE
+MODEL_TYPE = 'yolos_jax'
+
+
+def is_native(file: TensorFile) -> bool:
+    """Whether a file has a config.json of ours beside it."""
+    try:
+        return json.loads((file.path.parent / CONFIG).read_text()).get('model_type') == MODEL_TYPE
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def read(file: TensorFile) -> Pretrained:
+    """The detector in an open file; raises InputError where config.json cannot be used."""
+    try:
+        config = json.loads((file.path.parent / CONFIG).read_text())
+        model = checkpoint.model_of(config['model'])
+        classes = {int(number): str(name) for number, name in config['classes'].items()}
+        size, max_size = map(int, config['eval_size'])
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{CONFIG} cannot be used ({error})') from None
+    return Pretrained(model, names.to_params(file.tensors, model), classes, size, max_size)
+
+
+def write(pretrained: Pretrained, folder: str | Path) -> None:
+    """Write a folder with the detector; raises InputError where `folder` is not empty."""
+    with files.new_folder(folder) as part:
+        path = part / FILE
+        tensors.write_safetensors(path, names.from_params(pretrained.params, pretrained.model))
+        files.write_json(part / CONFIG, {'model_type': MODEL_TYPE} | checkpoint.describe(pretrained))
+        tensors.write_hash(path, part / CONFIG)
+        (part / 'README.md').write_text(model_card.text(pretrained))
