@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 import storage
 from helpers import ROOT, read_detector, result, tiny_config
@@ -17,7 +18,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import lease, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
-from yolos_jax.tools import evaluate
+from yolos_jax.tools import convert, evaluate, predict
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +84,7 @@ def test_a_run_stopped_in_a_bad_network_ends_as_a_local_one(
     assert 'checkpoints/5/meta/metadata' in Bucket(url).names()
     train(config, url, one_device())
     assert downloaded(url, tmp_path)[1:] == result(unbroken)[1:]
-    assert not workdir.local_copy(url).joinpath('0').exists()
+    assert not [*workdir.local_copy(url).glob('process-*')]
     steps = {name.split('/')[1] for name in Bucket(url).names('checkpoints/')}
     assert len(steps) in (2, 3)  # as many as a local run keeps
 
@@ -105,6 +106,28 @@ def test_weights_and_data_in_a_bucket_evaluate_as_local_ones(
     assert json.loads(Bucket(output).read('predictions.json')) == local
     with pytest.raises(InputError, match='no such object'):
         read_detector(f'{place[0]}/nothing.pth')
+
+
+def test_predictions_and_conversions_are_written_to_a_bucket(
+    place, unbroken, coco_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    images, url = [str(coco_folder / 'val2017')], f'{place[0]}/converted'
+    for form, more in (('jax', []), ('hf', ['--to=hf'])):
+        for output in (f'{url}/{form}', str(tmp_path / form)):
+            convert.main([f'--input={unbroken}', f'--output={output}', *more])
+        expected = read_detector(tmp_path / form)
+        jax.tree.map(np.testing.assert_array_equal, read_detector(f'{url}/{form}').params, expected.params)
+    with pytest.raises(InputError, match='exists and is not empty'):
+        convert.main([f'--input={unbroken}', f'--output={url}/hf', '--to=hf'])
+    weights, output = f'{url}/jax', f'{place[0]}/predicted'
+    for folder in (output, str(tmp_path / 'predicted'), output):  # the third finds everything done
+        predict.main([f'--weights={weights}', f'--output={folder}', '--threshold=0.01', *images])
+    bucket, local = Bucket(output), tmp_path / 'predicted'
+    names = sorted(path.name for path in local.iterdir() if path.name != lease.LOCK)
+    assert bucket.names() == names and len(names) == 10 + 3
+    expected = json.loads((local / 'predictions.json').read_text())
+    assert json.loads(bucket.read('predictions.json')) == expected
 
 
 def test_a_second_run_is_refused_at_once_and_a_dead_ones_lock_is_taken_over(place):

@@ -15,7 +15,7 @@ from helpers import ROOT, metric_lines
 from yolos_jax import cpus
 from yolos_jax.bucket import Bucket
 from yolos_jax.errors import InputError
-from yolos_jax.run import cluster
+from yolos_jax.run import cluster, lease
 
 SCRIPT = ROOT / 'tests' / 'acting_train.py'
 SHORT = '--config.save_every=1', '--config.epochs=2'
@@ -168,6 +168,34 @@ def test_processes_share_a_run_in_a_bucket_without_a_common_folder(
         steps = {int(name.split('/')[1]) for name in bucket.names('checkpoints/')}
         assert 5 <= max(steps) < 9 and '.lock' not in bucket.names()
         run(coco_folder, tmp_path / 'logs', 1, 2, *flags)
+        bucket.download({name: tmp_path / 'run' / name for name in bucket.names()})
+    expected = losses(alone)
+    np.testing.assert_allclose([*losses(tmp_path / 'run').values()], [*expected.values()], rtol=1e-5)
+    assert ap(tmp_path / 'run') == pytest.approx(ap(alone), abs=0)
+
+
+@pytest.mark.trials
+@pytest.mark.row('two processes with a run in a bucket, either killed', count=1)
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_run_in_a_bucket_survives_the_death_of_either_process(
+    victim, alone, coco_folder, tmp_path, monkeypatch
+):
+    with storage.gcs() as url:
+        for name, value in storage.environment(url, 'gs').items():
+            monkeypatch.setenv(name, value)
+        place, logs = f'gs://{storage.BUCKET}/killed{victim}', tmp_path / 'logs'
+        data = storage.upload(coco_folder, f'gs://{storage.BUCKET}/data')
+        flags = [f'--workdir={place}', '--config.save_every=1']
+        started = start(data, logs, 2, 2, *flags, what='wait:4', heartbeat=20)
+        wait_for(logs / 'waiting', started)
+        started[victim].kill()
+        codes, _ = finish(started, logs)
+        assert 0 not in codes
+        bucket = Bucket(place)
+        assert [name for name in bucket.names('checkpoints/') if name.endswith('meta/metadata')]
+        if victim == 0:  # it held the lock
+            time.sleep(lease.FORGOTTEN)
+        run(data, logs, 2, 2, *flags)
         bucket.download({name: tmp_path / 'run' / name for name in bucket.names()})
     expected = losses(alone)
     np.testing.assert_allclose([*losses(tmp_path / 'run').values()], [*expected.values()], rtol=1e-5)

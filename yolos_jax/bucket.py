@@ -5,10 +5,12 @@ network lost: `RETRIES` times, after growing and random pauses. For a storage th
 elsewhere, AWS_ENDPOINT_URL and AWS_REGION say where, as for Amazon's tools.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ URL = re.compile(r'(gs|s3)://([^/]+)/*(.*?)/*')
 RETRIES = 8
 PAUSES = {'max_retries': RETRIES, 'initial_delay': '200ms', 'max_delay': '20s'}
 TOGETHER = 128  # requests in flight: at 80 ms each, 1,600 a second
+COMMITTED = 'meta/metadata'  # is written last of a checkpoint
 WAIT = 600  # seconds for one request with all its repetitions
 
 
@@ -152,6 +155,31 @@ class Bucket:
 
     def _errors(self, name: str) -> '_Errors':
         return _Errors(f'{self.url}/{name}'.rstrip('/'))
+
+
+@contextlib.contextmanager
+def new_folder(location: str | Path) -> Iterator[Path]:
+    """The path of a new folder to write, which is put into a bucket at the end where `location` is a URL.
+
+    What says that a checkpoint is whole is put there last.
+
+    Raises:
+        InputError: there is something already, or it cannot be put there.
+    """
+    if not is_url(location):
+        files.check_free(location)
+        yield Path(location)
+        return
+    place = Bucket(location)
+    if place.names():
+        raise InputError(f'{location}: exists and is not empty; choose another output', 'output')
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, 'new')
+        yield folder
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
+        last = {name: path for name, path in paths.items() if name.endswith(COMMITTED)}
+        place.upload({name: path for name, path in paths.items() if name not in last})
+        place.upload(last)
 
 
 class Reading(NamedTuple):

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from yolos_jax import bucket
@@ -64,7 +63,7 @@ def opened(location: str | Path) -> Iterator[Workdir]:
         with locked(location) as folder:
             yield Workdir(str(location), folder, None)
         return
-    place, folder = bucket.Bucket(location), local_copy(location) / str(jax.process_index())
+    place, folder = bucket.Bucket(location), own_copy(location)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lease.held(place)) if cluster.is_first() else None
         cluster.wait('lock')
@@ -82,6 +81,15 @@ def opened(location: str | Path) -> Iterator[Workdir]:
             raise
         if cluster.is_first():
             mirror.push()
+
+
+def own_copy(url: str) -> Path:
+    """The folder of this process for its copy; those of processes that were killed are removed."""
+    copies = local_copy(url)
+    for left in copies.glob('process-*'):
+        if not Path('/proc', left.name.removeprefix('process-')).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return copies / f'process-{os.getpid()}'  # one that hangs, and whose lock was taken over, has another
 
 
 def local_copy(url: str) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jax
 
-from yolos_jax import files, weights
+from yolos_jax import bucket, weights
 from yolos_jax.data import annotations, class_names
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--input', required=True, help=cli.WEIGHTS)
     parser.add_argument('--step', type=int, help=cli.STEP)
-    parser.add_argument('--output', required=True, help='a new folder')
+    parser.add_argument('--output', required=True, help='a new folder, or its URL in a bucket')
     parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
     unsaid = parser.add_argument_group('what a .pth of no published model does not say')
     unsaid.add_argument('--heads', type=int)
@@ -79,14 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     # nothing to gain from an accelerator, nor a need for a free one
     jax.config.update('jax_platforms', 'cpu')
-    files.check_free(args.output)
-    with weights.open(args.input, args.step) as source:
-        if source.is_detector:
-            pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
-        else:
-            pretrained = from_backbone(source, args.seed)
-    pretrained = adapted(pretrained, args)
-    WRITERS[args.to](pretrained, args.output)
+    with bucket.new_folder(args.output) as folder:
+        with weights.open(args.input, args.step) as source:
+            if source.is_detector:
+                pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
+            else:
+                pretrained = from_backbone(source, args.seed)
+        pretrained = adapted(pretrained, args)
+        WRITERS[args.to](pretrained, folder)
     count = sum(x.size for x in jax.tree.leaves(pretrained.params))
     print(f'{args.output}: {count:,} parameters, {len(pretrained.classes)} classes, as {args.to}')
 

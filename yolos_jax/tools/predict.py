@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from yolos_jax import Detector, files, visualize
+from yolos_jax import Detector, bucket, files, visualize
 from yolos_jax.data.yolo import ENDINGS
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detections
@@ -35,6 +35,8 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         InputError: a file is not there, a folder has no images, or the output is one of the inputs.
     """
     images, output = [], output.resolve()
+    if urls := list(filter(bucket.is_url, paths)):
+        raise InputError(f'{urls[0]}: pictures are made of files here; copy them first (gcloud, aws)')
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f'{path}: no such file or folder')
@@ -56,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
     parser.add_argument('--step', type=int, help=cli.STEP)
-    parser.add_argument('--output', required=True, type=Path, help='a folder for pictures and JSON')
+    parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
     parser.add_argument('--classes', nargs='+', metavar='NAME', help='detections of these classes only')
     parser.add_argument('--max_detections', type=int, help='the best so many of an image')
@@ -75,15 +77,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and detect."""
     args = parse(arguments)
-    paths = find_images(args.images, args.output)
+    paths = find_images(args.images, Path(args.output))
     if not 0 <= args.threshold <= 1:
         raise InputError(f'threshold is {args.threshold}, not between 0 and 1', 'threshold')
-    with workdir.locked(args.output):
+    with workdir.opened(args.output) as work:
+        args.output = work.folder
         detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
             raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')
         bad = predict(detector, paths, args)
+        print(f'results: {work.name}')
     if bad:
         print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)
         sys.exit(1)
@@ -111,7 +115,7 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
         video.annotate(
             detector, path, args.output, args.threshold, lambda d: _drawn(d, args), args.overwrite
         )
-    print(f'{count} objects in {len(paths) - len(videos) - bad} images: {args.output}')
+    print(f'{count} objects in {len(paths) - len(videos) - bad} images')
     return bad
 
 
