@@ -137,7 +137,8 @@ def reference(data, i, drawn):
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
     batch = loader.empty_batch(1, int(drawn.counts[i]), 100)
-    loader.fill_row(source, np.array([i]), drawn, {name: values[0] for name, values in batch.items()})
+    row = {name: values[0] for name, values in batch.items()}
+    loader.filler(source.records, drawn)(0, i, source.start_image(i)(), row)
 
 
 def main():

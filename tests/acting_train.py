@@ -50,4 +50,5 @@ def unreadable(self, path, args):
 if what == 'unreadable':
     ocp.PyTreeCheckpointHandler.restore = unreadable
 del sys.argv[1:3]
-cli.run_with_flags(functools.partial(train.main, on_step=on_step))
+main = functools.update_wrapper(functools.partial(train.main, on_step=on_step), train.main)
+cli.run_with_flags(main, train.KEYS)

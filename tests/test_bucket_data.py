@@ -10,9 +10,9 @@ import storage
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from yolos_jax.bucket import Bucket
-from yolos_jax.data import geometry, loader, record_ranges, records, sources
+from yolos_jax.data import geometry, labelled, loader, record_ranges, records, sources
 from yolos_jax.errors import InputError, StorageError
-from yolos_jax.tools import build_tfds, check_data
+from yolos_jax.tools import build_tfds, check_data, make_classes
 
 RECIPE = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, crop_max=128)
 
@@ -51,6 +51,14 @@ def test_a_folder_of_roboflow_gives_the_same_batches(place, coco_folder, tmp_pat
 def test_a_data_set_of_array_records_gives_the_same_batches(place, coco_folder, bad_network, tmp_path):
     folder = build_tfds.build(coco_folder, tmp_path)
     same(folder, storage.upload(folder, f'{place[0]}/tfds'))
+
+
+def test_folders_of_classes_give_the_same_images(place, tmp_path):
+    make_classes.write(tmp_path / 'forms', {'train': 1, 'val': 1})
+    url = storage.upload(tmp_path / 'forms', f'{place[0]}/forms')
+    local, remote = (labelled.read(root, 'train') for root in (tmp_path / 'forms', url))
+    assert remote.classes == local.classes and remote.digest == local.digest
+    assert [remote.start_read(i)() for i in range(20)] == [local.start_read(i)() for i in range(20)]
 
 
 def test_a_json_and_a_folder_of_images_may_be_apart(data_url, coco_folder):

@@ -35,6 +35,7 @@ NOT_RUN = {
     r'hf (down|up)load': 'needs a network',
     r'yolos verify': 'needs the published weights; tests/test_verify.py runs its parts',
     r'python demo/app\.py': 'serves until it is stopped; tests/test_demo.py opens its page',
+    r'yolos pretrain': 'takes minutes and more; tests/test_pretraining.py runs it',
     r'python benchmarks/': 'measures for minutes; tests/test_benchmarks.py starts it',
     r'python train\.py \.\.\. --coordinator': 'one of four; tests/test_cluster.py runs two',
 }
@@ -72,7 +73,9 @@ def workplace(coco_folder, tmp_path_factory):
         checkpoint.write(pretrained, place / name / 'checkpoints')  # as a run's workdir has them
     line = {'step': 10, 'epoch': 1, 'AP': 0.4}
     (place / 'runs/quickstart/metrics.jsonl').write_text(json.dumps(line) + '\n')
-    torch.save({'model': torches(make_vit())}, place / 'vit.pth')
+    (place / 'runs/pretrained').mkdir()
+    for name in ('vit.pth', 'runs/pretrained/deit.pth'):
+        torch.save({'model': torches(make_vit())}, place / name)
     return place
 
 

@@ -12,8 +12,8 @@ from yolos_jax.configs import finetune
 from yolos_jax import optim, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
+from yolos_jax.run import detection
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run import setup
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import checkpoint
@@ -135,7 +135,7 @@ def _model(config):
 @pytest.mark.parametrize('freeze', ['3', 'heads', '-1'])
 def test_a_freeze_that_is_no_number_of_blocks_is_named(freeze):
     with pytest.raises(InputError, match='freeze is') as error:
-        setup.frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
+        detection.frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
     assert error.value.argument == 'freeze'
 
 
@@ -160,7 +160,7 @@ def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
     for _ in range(2):  # the same command does not train on
         assert launch(config, tmp_path) is None
         assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12, 18]
-        assert 'no better AP than that of step 6 for 2 epochs' in capsys.readouterr().out
+        assert 'no better evaluation than that of step 6 for 2 epochs' in capsys.readouterr().out
 
 
 def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys):
@@ -210,9 +210,9 @@ def test_fine_tuning_takes_the_sizes_of_the_weights(averaged, coco_folder, tmp_p
         config.update(data=str(coco_folder), init_from=str(averaged), epochs=0, batch_size=8)
     launch(config, tmp_path)
     pretrained = read_detector(averaged)
-    recipe = setup.make_recipe(config, pretrained)
+    recipe = detection.make_recipe(config, pretrained)
     assert recipe.sizes == (64, 80, 96, 112) and recipe.max_size == 176
-    eight_hundred = setup.make_recipe(config, pretrained.__class__(None, {}, {}, 800, 1333))
+    eight_hundred = detection.make_recipe(config, pretrained.__class__(None, {}, {}, 800, 1333))
     assert eight_hundred.sizes == tuple(range(480, 801, 16)) and eight_hundred.max_size == 1333
     crops = eight_hundred.crop_from, eight_hundred.crop_min, eight_hundred.crop_max
     assert crops == ((400, 500, 600), 384, 600)

@@ -11,7 +11,7 @@ from PIL import Image
 from yolos_jax import evaluation
 from yolos_jax.data import annotations, compare, loader, records, sources
 from yolos_jax.errors import InputError
-from yolos_jax.run import setup
+from yolos_jax.run import detection
 from yolos_jax.tools import make_shapes
 
 SPLITS = {'train2017': 30, 'val2017': 15}
@@ -156,15 +156,15 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     (tmp_path / 'val.json').unlink()
     (tmp_path / 'train.json').rename(tmp_path / 'result.json')
     config = tiny_config(data=tmp_path, val_fraction=0.2)
-    train, val = setup.read_data(config, tmp_path / 'run')
+    train, val = detection.read_data(config, tmp_path / 'run')
     assert (len(train), len(val)) == (24, 6)
     written = annotations.read(tmp_path / 'run' / 'val.json')
     assert written.ids.tolist() == val.ids.tolist()
     np.testing.assert_allclose(written.boxes, val.truth().boxes)
     with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
-        setup.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
+        detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
     assert error.value.argument == 'val_fraction'
-    setup.read_data(tiny_config(data=coco), tmp_path / 'other')
+    detection.read_data(tiny_config(data=coco), tmp_path / 'other')
     assert not (tmp_path / 'other' / 'val.json').exists()  # its own file describes it
 
 

@@ -13,11 +13,12 @@ with _epy.lazy_api_imports(globals()):
     from yolos_jax.inference import Detections, Detector
     from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_S_DWR, YOLOS_TI, Yolos
     from yolos_jax.patches import patchify
+    from yolos_jax.run.pretraining import pretrain
     from yolos_jax.run.train import train
     from yolos_jax.weights import init_from_backbone, load
 
 __all__ = [
     'YOLOS_B', 'YOLOS_S', 'YOLOS_S_DWR', 'YOLOS_TI', 'Detections', 'Detector', 'InputError', 'Yolos',
-    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'optim', 'patchify', 'steps', 'tools',
-    'train', 'weights',
+    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'optim', 'patchify', 'pretrain', 'steps',
+    'tools', 'train', 'weights',
 ]  # fmt: skip

@@ -39,12 +39,24 @@ def detect(
     Returns:
         The step's outputs [n, ...], and 'index' [n], the record of each.
     """
+    only = lambda batch: {name: batch[name] for name in ('patches', 'grid')}
+    of_batch = predict if batches.max_targets else lambda batch: predict(only(batch))
+    return outputs_of(of_batch, batches, rows=rows, gather=gather, on_batch=on_batch, threads=threads)
+
+
+def outputs_of(
+    predict: Callable[[dict], dict],
+    batches: loader.Batches,
+    *,
+    rows: slice,
+    gather: Callable[[np.ndarray], np.ndarray],
+    on_batch: Callable[[], None],
+    threads: int | None,
+) -> dict[str, np.ndarray]:
+    """As `detect`, of any step and all arrays of the batches."""
     parts = []
     for _, batch, indices in loader.load(batches, range(len(batches)), rows, threads):
-        wanted = {
-            name: x for name, x in batch.items() if batches.max_targets or name in ('patches', 'grid')
-        }
-        parts.append(predict(wanted) | {'index': indices})
+        parts.append(predict(batch) | {'index': indices})
         on_batch()
     outputs = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     order = np.argsort(outputs['index'], kind='stable')

@@ -127,7 +127,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; only the tokens in `rows` come out. turns: `rope.angles`."""
+    """A pre-norm transformer block; only the tokens in `rows` come out.
+
+    turns: `rope.angles`. kept: float32 [2, B], what attention and perceptron are multiplied with before
+    they are added (stochastic depth).
+    """
 
     heads: int
     eps: float
@@ -136,31 +140,44 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, lengths: jax.Array, rows: slice = slice(None), turns: tuple | None = None
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        rows: slice = slice(None),
+        turns: tuple | None = None,
+        kept: jax.Array | None = None,
     ) -> jax.Array:
+        of_rows = lambda y, i: y if kept is None else y * kept[i, :, None, None].astype(y.dtype)
         y = LayerNorm(self.eps, name='norm1')(x).astype(self.dtype)
         attend = Attention(self.heads, self.dtype, self.attention_kernel, name='attn')
-        x = x[:, rows] + attend(y, lengths, rows, turns)
+        x = x[:, rows] + of_rows(attend(y, lengths, rows, turns), 0)
         y = LayerNorm(self.eps, name='norm2')(x).astype(self.dtype)
-        return x + Mlp(self.dtype, name='mlp')(y)
+        return x + of_rows(Mlp(self.dtype, name='mlp')(y), 1)
+
+
+def normalised(patches: jax.Array) -> jax.Array:
+    """uint8 patches [B, N, 768] as float32 of ImageNet's mean 0 and deviation 1."""
+    pixels = patches.reshape(*patches.shape[:2], -1, 3).astype(jnp.float32) / 255
+    return ((pixels - MEAN) / STD).reshape(patches.shape)
 
 
 class PatchEmbed(nn.Module):
-    """uint8 patches [B, N, 768] to tokens [B, N, D]: normalised, then the ViT's convolution."""
+    """Patches [B, N, 768] to tokens [B, N, D]: uint8 ones are normalised, then the ViT's convolution."""
 
     width: int
     dtype: Any
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
-        pixels = patches.reshape(*patches.shape[:2], -1, 3).astype(jnp.float32) / 255
-        pixels = ((pixels - MEAN) / STD).reshape(patches.shape)
+        pixels = normalised(patches) if patches.dtype == jnp.uint8 else patches
         init = _torch_uniform(patches.shape[-1])
         return Dense(self.width, self.dtype, init, init, name='proj')(pixels)
 
 
 class Backbone(nn.Module):
     """The ViT: patches [B, N, 768] and grid [B, 2] to the features of the [DET] tokens [B, Q, D].
+
+    class_token: those of [CLS] come before them; Q may be 0 then. kept: float32 [L, 2, B], for the blocks.
 
     The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
     one stacked parameter under the names of the reference checkpoint.
@@ -178,13 +195,15 @@ class Backbone(nn.Module):
     dtype: Any
     remat: bool
     attention_kernel: Callable
+    class_token: bool = False
 
     def setup(self) -> None:
         D, Q = self.width, self.num_det_tokens
         self.cls_token = self.param('cls_token', _small_normal, (1, 1, D))
         if self.registers:
             self.reg_token = self.param('reg_token', _small_normal, (1, self.registers, D))
-        self.det_token = self.param('det_token', _small_normal, (1, Q, D))
+        if Q:
+            self.det_token = self.param('det_token', _small_normal, (1, Q, D))
         if self.pos_grid is not None:
             self.pos_embed = self.param(
                 'pos_embed', self._init_positions, (1, self._rows(self.pos_grid), D)
@@ -196,18 +215,19 @@ class Backbone(nn.Module):
             self.mid_pos_embed = self.param('mid_pos_embed', _small_normal, shape)
         self.norm = LayerNorm(self.eps)
 
-    def __call__(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
+    def __call__(self, patches: jax.Array, grid: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         special, N = self._special(), patches.shape[1]
         lengths = special + grid[:, 0] * grid[:, 1]
         more = attention.padded(self.attention_kernel, special + N) - special - N
         x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
-        x = self.encode(x, grid, lengths)
-        return self.norm(self.last_block(x, grid, lengths))
+        x = self.encode(x, grid, lengths, kept)
+        return self.norm(self.last_block(x, grid, lengths, kept))
 
     def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
         """The tokens [B, S, D] of the first block: [CLS], registers, [DET] and patches, with positions."""
         B, N, _ = patches.shape
-        special = [self.cls_token, *([self.reg_token] if self.registers else []), self.det_token]
+        special = [self.cls_token, *([self.reg_token] if self.registers else [])]
+        special += [self.det_token] if self.num_det_tokens else []
         special = jnp.concatenate([spmd.gathered(token) for token in special], axis=1)
         special = jnp.broadcast_to(special, (B, *special.shape[1:]))
         tokens = self.patch_embed(patches)
@@ -217,7 +237,9 @@ class Backbone(nn.Module):
         layout = posembed.layout(self.pos_grid, grid, N)
         return x + self._positions(self.pos_embed, self.pos_grid, layout)
 
-    def encode(self, x: jax.Array, grid: jax.Array, lengths: jax.Array) -> jax.Array:
+    def encode(
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+    ) -> jax.Array:
         """The tokens [B, S, D] after all blocks but the last."""
         block = self._block()
         layers = {'block': jax.tree.map(lambda p: p[:-1], self.blocks)}
@@ -225,10 +247,12 @@ class Backbone(nn.Module):
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
             layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
+        if kept is not None:
+            layers['kept'] = kept[:-1]
         turns = self._turns(grid, x)
 
         def step(x: jax.Array, layer: dict) -> tuple:
-            x = block.apply({'params': layer['block']}, x, lengths, turns=turns)
+            x = block.apply({'params': layer['block']}, x, lengths, turns=turns, kept=layer.get('kept'))
             if layout is not None:
                 x = x + self._positions(layer['positions'][None], self.mid_pos_grid, layout)
             return x, None
@@ -241,11 +265,14 @@ class Backbone(nn.Module):
         x, _ = jax.lax.scan(step, x, layers)
         return x
 
-    def last_block(self, x: jax.Array, grid: jax.Array, lengths: jax.Array) -> jax.Array:
+    def last_block(
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+    ) -> jax.Array:
         """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
-        rows = slice(1 + self.registers, self._special())
-        return self._block().apply(last, x, lengths, rows, self._turns(grid, x))
+        rows = slice(0 if self.class_token else 1 + self.registers, self._special())
+        kept = None if kept is None else kept[-1]
+        return self._block().apply(last, x, lengths, rows, self._turns(grid, x), kept)
 
     def _turns(self, grid: jax.Array, x: jax.Array) -> tuple | None:
         """By what the queries and keys of tokens [B, S, D] are turned."""
@@ -281,9 +308,10 @@ class Backbone(nn.Module):
         Q, D = self.num_det_tokens, self.width
         table = spmd.gathered(table)
         exact = attention.precision(self.dtype)
-        patches = posembed.spread(table[0, 1:-Q].reshape(*table_grid, D), layout, exact)
+        end = table.shape[1] - Q
+        patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, exact)
         registers = jnp.zeros((1, self.registers, D), table.dtype)
-        special = jnp.concatenate([table[:, :1], registers, table[:, -Q:]], axis=1)
+        special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1)
         special = jnp.broadcast_to(special, (len(patches), *special.shape[1:]))
         return jnp.concatenate([special, patches], axis=1).astype(self.dtype)
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 LAST_RATE = 1e-7  # the reference's --min-lr
+WARM_START, COSINE_END = 1e-6, 1e-5  # DeiT's --warmup-lr and --min-lr
 
 
 def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[int], jax.Array]:
@@ -19,12 +20,24 @@ def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[i
     """
     epoch = np.maximum(np.arange(epochs) - 1, 0)
     rates = LAST_RATE + 0.5 * (base - LAST_RATE) * (1 + np.cos(np.pi * epoch / epochs))
-    table = rates.astype(np.float32)  # made in float64: near its end the cosine has few digits in float32
+    return _per_epoch(rates, steps_per_epoch)
 
-    def rate(step: int | jax.Array) -> jax.Array:
-        return jnp.asarray(table)[jnp.minimum(step // steps_per_epoch, epochs - 1)]
 
-    return rate
+def warm_cosine(base: float, epochs: int, warm_epochs: int, steps_per_epoch: int) -> Callable:
+    """The rate of each step of a pre-training, as a function of the step (timm's CosineLRScheduler).
+
+    Epochs warm up evenly from 1e-6 to `base`; then follows a cosine over all epochs, the warm ones among
+    them, to 1e-5. As in the reference's, an epoch has the rate of the number before its own.
+    """
+    epoch = np.maximum(np.arange(epochs) - 1, 0)
+    cosine = COSINE_END + 0.5 * (base - COSINE_END) * (1 + np.cos(np.pi * epoch / epochs))
+    warm = WARM_START + (base - WARM_START) * epoch / max(warm_epochs, 1)
+    return _per_epoch(np.where(epoch < warm_epochs, warm, cosine), steps_per_epoch)
+
+
+def _per_epoch(rates: np.ndarray, steps_per_epoch: int) -> Callable[[int], jax.Array]:
+    table = rates.astype(np.float32)  # made in float64: near its end a cosine has few digits in float32
+    return lambda step: jnp.asarray(table)[jnp.minimum(step // steps_per_epoch, len(table) - 1)]
 
 
 def decay_mask(params: dict) -> dict:
@@ -40,6 +53,18 @@ def decay_mask(params: dict) -> dict:
         return names[0] != 'backbone' or names[-1] not in exempt
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_deit_optimizer(
+    params: dict, learning_rate: Callable, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW of pre-training, without clipping.
+
+    Biases, norms, positions and tokens do not decay (timm's add_weight_decay and no_weight_decay()).
+    """
+    exempt = {'bias', 'scale', 'pos_embed', 'cls_token', 'det_token'}
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in exempt, params)
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 
 
 def trained(params: dict, frozen_blocks: int) -> dict:

@@ -43,16 +43,27 @@ def make_train_step(
         outputs = model.apply({'params': params}, part['patches'], part['grid'])
         return loss(outputs, part, images_per_group, whole)
 
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    return make_update(loss_of, optimizer, accumulate_steps, ema)
 
-    def accumulated(params: dict, batch: dict) -> tuple:
+
+def make_update(
+    loss_of: Callable, optimizer: optax.GradientTransformation, accumulate_steps: int = 1, ema: float = 0.0
+) -> Callable:
+    """As `make_train_step`, of any loss: loss_of(params, part, whole) -> (total, metrics).
+
+    What a state has as 'fixed' is not trained; the loss finds it in `whole`, beside the batch.
+    """
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    rest = lambda state: {'fixed': state['fixed']} if 'fixed' in state else {}
+
+    def accumulated(params: dict, batch: dict, whole: dict) -> tuple:
         parts = spmd.split_rows(batch, accumulate_steps)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, params, first, batch)
+        shapes = jax.eval_shape(gradient, params, first, whole)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(sums: tuple, part: dict) -> tuple:
-            return jax.tree.map(jnp.add, sums, gradient(params, part, batch)), None
+            return jax.tree.map(jnp.add, sums, gradient(params, part, whole)), None
 
         sums, _ = jax.lax.scan(add, zeros, parts)
         is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
@@ -60,10 +71,11 @@ def make_train_step(
 
     @jax.jit
     def step(state: dict, batch: dict) -> tuple[dict, dict]:
+        whole = batch | rest(state)
         if accumulate_steps > 1:
-            (total, parts), grads = accumulated(state['params'], batch)
+            (total, parts), grads = accumulated(state['params'], batch, whole)
         else:
-            (total, parts), grads = gradient(state['params'], batch, batch)
+            (total, parts), grads = gradient(state['params'], batch, whole)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
         grad_norm = optax.tree.norm(grads)
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
@@ -76,7 +88,7 @@ def make_train_step(
             kept['ema'] = jax.tree.map(average, state['ema'], new['params'])
         norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
         metrics = {'loss': total, **parts, **norms, 'finite': finite}
-        return kept | {'step': state['step'] + 1}, metrics
+        return kept | rest(state) | {'step': state['step'] + 1}, metrics
 
     return step
 
@@ -116,9 +128,12 @@ def _detections(outputs: dict) -> dict:
     }
 
 
-def init_state(params: dict, optimizer: optax.GradientTransformation, ema: bool = False) -> dict:
-    """The state a run starts from; ema: with a moving average of the parameters."""
+def init_state(
+    params: dict, optimizer: optax.GradientTransformation, ema: bool = False, fixed: dict | None = None
+) -> dict:
+    """The state a run starts from; ema: with a moving average of the parameters; fixed: not trained."""
     state = {'params': params, 'opt_state': optimizer.init(params), 'step': jnp.int32(0)}
+    state |= {} if fixed is None else {'fixed': fixed}
     return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
 
 

@@ -163,7 +163,7 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 
 def curves(workdir: str | Path) -> None:
-    """Draw workdir/curves.png from workdir/metrics.jsonl: losses and AP, each on a scale of its own."""
+    """Draw workdir/curves.png from metrics.jsonl: losses and AP or accuracy, each on a scale of its own."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -172,12 +172,12 @@ def curves(workdir: str | Path) -> None:
     lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
     figure, panels = plt.subplots(1, 3, figsize=(14, 4.5), layout='constrained')
     losses = 'loss', 'val_loss', 'loss_ce', 'loss_bbox', 'loss_giou'
-    for axes, names in zip(panels, (losses, ('AP',), ('AP50', 'AP75')), strict=True):
+    for axes, names in zip(panels, (losses, ('AP', 'top1'), ('AP50', 'AP75', 'top5')), strict=True):
         for name in names:
             points = [(line['step'], line[name]) for line in lines if name in line]
             if points:
                 steps, values = zip(*points, strict=True)
-                axes.plot(steps, values, '.-' if 'AP' in name else '-', label=f'{name} {values[-1]:.3f}')
+                axes.plot(steps, values, '-' if name in losses else '.-', label=f'{name} {values[-1]:.3f}')
         axes.set_xlabel('step')
         axes.set_ylim(bottom=0)
         axes.minorticks_on()

@@ -54,7 +54,7 @@ class Split:
 
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as above
         """What gives the encoded bytes of an image; from a bucket they are asked for now."""
-        example = self._examples.start_read(int(row))
+        example = self.examples.start_read(int(row))
         return lambda: example()['image']
 
     def read(self) -> Annotations:
@@ -74,8 +74,8 @@ class Split:
     def _started(self) -> Iterator[Callable[[], dict]]:
         """Every example, begun to be read some time before it is given."""
         started = collections.deque()
-        for row in range(len(self._examples)):
-            started.append(self._examples.start_read(row))
+        for row in range(len(self.examples)):
+            started.append(self.examples.start_read(row))
             if len(started) == AHEAD:
                 yield started.popleft()
         yield from started
@@ -91,8 +91,14 @@ class Split:
             raise InputError(f'{self.folder}: has no split {stored}, but {", ".join(builder.info.splits)}')
         return builder
 
+    @property
+    def features(self) -> Any:
+        """What an example holds, {name: feature of tensorflow-datasets}."""
+        return self._builder.info.features
+
     @functools.cached_property
-    def _examples(self) -> 'FileExamples | BucketExamples':
+    def examples(self) -> 'FileExamples | BucketExamples':
+        """The examples; raises InputError where they are in another format."""
         info, stored = self._builder.info, SPLITS.get(self.split, self.split)
         if info.file_format.value != 'array_record':
             raise InputError(

@@ -61,17 +61,22 @@ class Folder:
 
     def missing(self, names: np.ndarray) -> list[str]:
         """Those of the files named that are not there; folders are listed, files not opened."""
-        present = np.fromiter(map(hash, self._walk()), np.int64)  # a tenth of the memory of the names
+        present = np.fromiter(map(hash, self.walk()), np.int64)  # a tenth of the memory of the names
         wanted = np.fromiter(map(hash, names), np.int64, len(names))
         present.sort()
         absent = np.searchsorted(present, wanted) == np.searchsorted(present, wanted, 'right')
         return [str(name) for name in names[absent] if not (self.path / name).exists()]
 
-    def _walk(self, inside: str = '') -> Iterator[str]:
+    def folders(self) -> list[str]:
+        """The names of the folders in this one."""
+        return sorted(path.name for path in self.path.iterdir() if path.is_dir())
+
+    def walk(self, inside: str = '') -> Iterator[str]:
+        """The names of all files below."""
         with os.scandir(self.path / inside) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    yield from self._walk(f'{inside}{entry.name}/')
+                    yield from self.walk(f'{inside}{entry.name}/')
                 else:
                     yield inside + entry.name
 
@@ -98,8 +103,7 @@ class BucketFolder:
     def glob(self, pattern: str) -> list[str]:
         """The names that fit a pattern, sorted."""
         depth = pattern.count('/')
-        inside = (name.removeprefix(self.base) for name in self.names if name.startswith(self.base))
-        return sorted(n for n in inside if n.count('/') == depth and fnmatch.fnmatchcase(n, pattern))
+        return sorted(n for n in self.walk() if n.count('/') == depth and fnmatch.fnmatchcase(n, pattern))
 
     def has(self, name: str) -> bool:
         """Whether there is an object of this name."""
@@ -124,6 +128,14 @@ class BucketFolder:
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
         """Ask for the bytes of an object: what waits for them, or raises InputError."""
         return self.bucket.start_read(self._object(file)).result
+
+    def folders(self) -> list[str]:
+        """The names of the folders in this one."""
+        return sorted({name.partition('/')[0] for name in self.walk() if '/' in name})
+
+    def walk(self) -> Iterator[str]:
+        """The names of all objects below."""
+        return (name.removeprefix(self.base) for name in self.names if name.startswith(self.base))
 
     def missing(self, names: np.ndarray) -> list[str]:
         """Those of the objects named that are not there."""

@@ -7,10 +7,11 @@ records exist once.
 import collections
 import concurrent.futures
 import functools
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from yolos_jax import cpus
 from yolos_jax.data import geometry, pixels, plan
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.data.geometry import Geometry
+from yolos_jax.data.labelled import LabelledImages
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.patches import PATCH_DIM
@@ -38,7 +40,7 @@ class Rows(NamedTuple):
     """What is loaded into the rows of one batch."""
 
     candidates: list[np.ndarray]  # of each row: record indices, the first that can be read is used
-    geometry: Geometry  # of all n records
+    fill: Callable[[int, int, Any, dict], None]  # (row, record index, its image, the row's arrays)
     length: int  # of the sequences
     required: bool  # whether every row must have an image
 
@@ -91,7 +93,11 @@ class TrainBatches:
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
         candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
-        return Rows(candidates, drawn, int(lengths[i]), required=True)
+        return Rows(candidates, filler(self.records, drawn), int(lengths[i]), required=True)
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch before it is loaded."""
+        return empty_batch(rows, length, self.max_targets)
 
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
         """What gives the pixels of a record, which is not read where it was decoded before."""
@@ -143,16 +149,33 @@ class EvalBatches:
     def rows(self, step: int) -> Rows:
         """What is loaded for a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
-        return Rows(candidates, self._geometry, int(self._lengths[step]), required=False)
+        fill = filler(self.records, self._geometry)
+        return Rows(candidates, fill, int(self._lengths[step]), required=False)
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch before it is loaded."""
+        return empty_batch(rows, length, self.max_targets)
 
 
-Batches = TrainBatches | EvalBatches
+class Batches(Protocol):
+    """What `load` loads: of detection, or of `class_batches`."""
+
+    bad: 'BadImages'
+
+    def rows(self, step: int) -> Rows:
+        """What is loaded for a step."""
+
+    def start_image(self, index: int) -> Callable[[], Any]:
+        """What gives the image of a record, as `Rows.fill` takes it, or raises InputError."""
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch before it is loaded."""
 
 
 class BadImages:
     """The images of a data set that turned out to be unreadable: each is named once."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records | LabelledImages) -> None:
         self._records, self._indices, self._lock = records, set(), threading.Lock()
 
     def note(self, index: int, error: InputError) -> None:
@@ -201,7 +224,7 @@ def load(
                 if not waiting:
                     return
                 job = waiting.popleft()
-                indices = np.array([row.result() for row in job.rows], np.int64)
+                indices = np.concatenate([group.result() for group in job.groups]).astype(np.int64)
                 if job.required and -1 in indices:
                     raise InputError(f'no image of batch {job.step} can be read')
                 yield job.step, job.batch, indices
@@ -220,25 +243,38 @@ def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarra
     }
 
 
+class _Group(NamedTuple):
+    """Rows of a batch, one after the other, that want the same image: it is read once."""
+
+    rows: range  # of the batch of all processes
+    candidates: np.ndarray
+    image: Callable[[], Any] | None  # of the first candidate, asked for already
+
+
 class _Started(NamedTuple):
     """A batch whose images are asked for."""
 
     step: int
     rows: Rows
-    images: list[Callable[[], np.ndarray] | None]  # of the first candidate of each row
+    groups: list[_Group]
 
 
 def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_Started]:
     """Each batch, with at least `READS` images of later ones asked for."""
     started, reads = collections.deque(), 0
     for step in steps:
-        rows = source.rows(step)
-        rows = rows._replace(candidates=rows.candidates[part])
-        images = [source.start_image(i) if (i := row[0]) >= 0 else None for row in rows.candidates]
-        started.append(_Started(step, rows, images))
-        reads += len(images)
-        while reads - len(started[0].images) >= READS:
-            reads -= len(started[0].images)
+        rows, groups = source.rows(step), []
+        of_process = range(len(rows.candidates))[part]
+        wanted = [row[0] for row in rows.candidates]
+        for index, same in itertools.groupby(of_process, wanted.__getitem__):
+            first, *others = same
+            image = source.start_image(index) if index >= 0 else None
+            span = range(first, first + 1 + len(others))
+            groups.append(_Group(span, rows.candidates[first], image))
+        started.append(_Started(step, rows, groups))
+        reads += len(groups)
+        while reads - len(started[0].groups) >= READS:
+            reads -= len(started[0].groups)
             yield started.popleft()
     yield from started
 
@@ -248,28 +284,27 @@ class _Job(NamedTuple):
 
     step: int
     batch: dict
-    rows: list[concurrent.futures.Future]  # each gives the record in its row
+    groups: list[concurrent.futures.Future]  # each gives the records in its rows
     required: bool
 
 
 def _submit(pool: concurrent.futures.Executor, source: Batches, started: _Started) -> _Job:
-    step, (candidates, drawn, length, required), images = started
-    batch, jobs = empty_batch(len(candidates), length, source.max_targets), []
-    for i, indices in enumerate(candidates):
-        row = {name: values[i] for name, values in batch.items()}
-        jobs.append(pool.submit(fill_row, source, indices, drawn, row, images[i]))
-    return _Job(step, batch, jobs, required)
+    step, rows, groups = started
+    count, jobs, done = sum(len(group.rows) for group in groups), [], 0
+    batch = source.empty(count, rows.length)
+    for group in groups:
+        span = range(done, done := done + len(group.rows))
+        arrays = [
+            {name: values[i, ...] for name, values in batch.items()} for i in span
+        ]  # views, of a number too
+        jobs.append(pool.submit(fill_rows, source, rows.fill, group, arrays))
+    return _Job(step, batch, jobs, rows.required)
 
 
-def fill_row(
-    source: Batches, candidates: np.ndarray, drawn: Geometry, row: dict, first: Callable | None = None
-) -> int:
-    """Fill a row of a batch with the first of the records that can be read; returns which, or -1.
-
-    first: what gives the pixels of the first, where they are asked for already.
-    """
-    records = source.records
-    for index in candidates[candidates >= 0]:
+def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> list[int]:
+    """Fill rows with the first of their records that can be read; returns which in each, or -1."""
+    first = group.image
+    for index in group.candidates[group.candidates >= 0]:
         read, first = first or source.start_image(index), None
         try:
             image = read()
@@ -278,11 +313,21 @@ def fill_row(
         except InputError as error:
             source.bad.note(index, error)
             continue
+        for row, of_row in zip(group.rows, arrays, strict=True):
+            fill(row, index, image, of_row)
+        return [index] * len(arrays)
+    return [-1] * len(arrays)
+
+
+def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
+    """What fills a row with an image and its objects under the geometry drawn."""
+
+    def fill(_: int, index: int, image: np.ndarray, row: dict) -> None:
         row['grid'][:] = drawn[index].grid
         pixels.place(image, drawn[index], row['patches'])
         _fill_targets(records, index, drawn[index], row)
-        return index
-    return -1
+
+    return fill
 
 
 def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:

@@ -33,8 +33,8 @@ def start(name: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = importlib.import_module(f'yolos_jax.tools.{name}')
-    if name == 'train':  # which takes signals itself (`stop.StopSignal`)
-        run_with_flags(module.main)
+    if name in ('train', 'pretrain'):  # which take signals themselves (`stop.StopSignal`)
+        run_with_flags(module.main, module.KEYS)
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run(module.main)
@@ -85,10 +85,13 @@ def leave(status: int, line: str = '', error: Exception | None = None, shown: st
     os._exit(status)
 
 
-def run_with_flags(main: Callable[[], None]) -> None:
-    """As `run`, for a script with absl flags; a misspelt config key is an error that names the nearest."""
+def run_with_flags(main: Callable[[], None], keys: Callable) -> None:
+    """As `run`, for a script with absl flags; a misspelt config key is an error that names the nearest.
+
+    keys: the function that makes the config with all keys.
+    """
     if {'-h', '--help'} & set(sys.argv[1:]):
-        print(_help())
+        print(_help(main, keys))
         return
     try:
         # absl knows no --traceback; `run` does
@@ -111,16 +114,16 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(f'error: --{" and --".join(missing)} must be given' if missing else f'error: {text}')
 
 
-def _help() -> str:
+def _help(main: Callable, keys: Callable) -> str:
     """What the script does, its flags, and the keys of a config."""
     module = flags.FLAGS.find_module_defining_flag('config')
     return '\n'.join(
         [
-            sys.modules[module].__doc__,
+            sys.modules[main.__module__].__doc__,
             flags.FLAGS.module_help(module),
             f'Configs by name: {", ".join(config_files.names())}',
             'Keys of a config, and their values where it says nothing else:',
-            *config_files.keys(),
+            *config_files.keys(keys),
         ]
     )
 

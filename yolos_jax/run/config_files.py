@@ -3,11 +3,10 @@
 import ast
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yolos_jax.configs
-from yolos_jax.configs import common
 from yolos_jax.errors import InputError
 
 FOLDER = Path(yolos_jax.configs.__file__).parent
@@ -43,10 +42,10 @@ def resolved(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def keys() -> list[str]:
-    """A line for each key of a config: its value in `common`, and the comment beside it."""
+def keys(get_config: Callable) -> list[str]:
+    """A line for each key of the config that a function makes: its value, and the comment beside it."""
     lines = []
-    for line in inspect.getsource(common.get_config).splitlines():
+    for line in inspect.getsource(get_config).splitlines():
         if match := re.match(r'\s+c\.([\w.]+) = (.+?)(?:\s+# (.*))?$', line):
             key, value, comment = match.groups()
             if 'ConfigDict()' not in value:

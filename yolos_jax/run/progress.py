@@ -49,6 +49,7 @@ class Log:
         not `evaluated` it for good, so that the files of a resumed run are those of an unbroken one.
         """
         self._speaks, self._total, self._pending, self._failed = speaks, total, '', False
+        self.folder = Path(workdir)
         self._path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
         self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
 
@@ -106,7 +107,11 @@ class Log:
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
-        shown = {k: f'{metrics[k]:.4g}' for k in ('loss', 'images_per_s', 'AP', 'AP50') if k in metrics}
+        shown = {
+            k: f'{metrics[k]:.4g}'
+            for k in ('loss', 'images_per_s', 'AP', 'AP50', 'top1', 'top5')
+            if k in metrics
+        }
         self._bar.set_postfix(shown, refresh=False)
         if shown:
             text = f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items())

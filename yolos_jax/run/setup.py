@@ -1,43 +1,40 @@
-"""What a run works with, made once from its config: data, detector, batches, optimiser and steps."""
+"""What the training loop works with, whatever is trained: `detection` and `pretraining` make it."""
 
+import abc
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import yolos_jax
-from yolos_jax import attention, evaluation, files, optim, steps, weights
-from yolos_jax.data import cache, compare, geometry, loader, records, sources
+from yolos_jax import steps
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos, init_params, param_shapes
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.weights import adapt, checkpoint, sizes
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.run.progress import Log
 
 
-class Setup(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Setup(abc.ABC):
     """What a run works with, made once from its config."""
 
-    start: Pretrained
-    batches: loader.TrainBatches
-    val_batches: loader.EvalBatches
+    batches: Any  # `loader.Batches`, with steps_per_epoch and plan(epoch).lengths
+    val_batches: Any
     rate: Callable  # step -> learning rate
     train_step: Callable
-    predict: Callable
+    predict: Callable  # of a batch of the validation split, numpy in and out
     state: dict
     config: ConfigDict
     mesh: Mesh
     threads: int  # of this process, for loading
-    labels: dict  # {label: category id of the validation split}
     notes: list[str]
 
     @property
@@ -55,131 +52,57 @@ class Setup(NamedTuple):
         epoch, left = divmod(done, self.batches.steps_per_epoch)
         return done > 0 and left == 0 and (epoch % self.config.eval_every == 0 or done == self.total)
 
-    def about(self) -> dict[str, str]:
-        """What a model card says of the training beside the config."""
-        train_set, val_set = self.batches.records, self.val_batches.records
+    def computers(self) -> dict[str, str]:
+        """On what the run is computed, for a model card."""
         hardware = f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
         return {
             'hardware': f'{hardware}, {jax.process_count()} processes',
             'software': f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}',
-            'training_images': f'{len(train_set):,}, with {len(train_set.boxes):,} objects',
-            'validation_images': f'{len(val_set):,}, with {len(val_set.boxes):,} objects',
         }
 
-    def summary(self, first: int) -> str:
-        """What the run is about to do, for the reader; `tools.check_data` says more about the data."""
-        config, train_set, (lengths, waste) = self.config, self.batches.records, self.batches.waste()
-        val_set, objects = self.val_batches.records, np.diff(train_set.first)
-        dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
-        parameters = sum(x.size for x in jax.tree.leaves(self.start.params))
+    def summary_of(self, first: int, params: dict, lines: list[str]) -> str:
+        """What the run is about to do from a step, for the reader; lines: about its data."""
+        kind, epochs = self.mesh.devices.flat[0].device_kind, self.config.epochs
         return '\n'.join(
             [
-                f'devices      {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}, '
-                f'processes {jax.process_count()}, threads {self.threads}, jax {jax.__version__}',
-                f'parameters   {parameters:,}',
-                f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
-                f'{len(self.start.classes)} classes, {train_set.source.path}',
-                f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
-                f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
-                f'steps        {config.epochs} epochs of {self.batches.steps_per_epoch}, from step {first}',
+                f'devices      {self.mesh.size} x {kind}, processes {jax.process_count()}, '
+                f'threads {self.threads}, jax {jax.__version__}',
+                f'parameters   {sum(x.size for x in jax.tree.leaves(params)):,}',
+                *lines,
+                f'steps        {epochs} epochs of {self.batches.steps_per_epoch}, from step {first}',
                 *(f'note         {note}' for note in self.notes),
             ]
         )
 
+    @abc.abstractmethod
+    def summary(self, first: int) -> str:
+        """What the run is about to do from a step, for the reader."""
 
-def prepare(config: ConfigDict, work: workdir.Workdir, mesh: Mesh) -> Setup:
-    """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
-    check_values(config)
-    check_batch_size(config, mesh)
-    folder = work.folder
-    saved = checkpoint.newest_meta(folder / 'checkpoints')
-    notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
-    train_set, val_set = read_data(config, folder)
-    start = make_start(config, train_set, meshes.platform(mesh), saved)
-    batches = make_batches(config, train_set, start)
-    if config.data_cache:
-        batches.cache = cache.DecodedImages(config.data_cache, train_set.heights, train_set.widths)
-        notes += [f'data_cache: {batches.cache.note}'] if batches.cache.note else []
-    labels, of_classes = evaluation.category_ids(start, val_set)
-    val_batches = loader.EvalBatches(
-        evaluation.relabelled(val_set, labels),
-        size=start.size,
-        max_size=start.max_size,
-        batch_size=config.batch_size,
-        max_targets=config.max_targets,
-    )
-    notes += of_classes
-    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
-    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
-    if cluster.is_first():
-        notes += compare.notes(train_set, val_set)
-    check_agreement(config, work, batches, val_set)
-    rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
-    optimizer = optim.make_optimizer(
-        start.params,
-        rate,
-        config.weight_decay,
-        config.clip_norm,
-        frozen_blocks=frozen_blocks(config, start.model),
-        fresh_factor=fresh_factor(config),
-    )
-    state, layout = make_state(config, start.params, optimizer, mesh)
-    step = steps.make_train_step(
-        start.model,
-        optimizer,
-        config.images_per_group,
-        accumulate_steps=config.accumulate_steps,
-        ema=config.ema,
-    )
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
-    predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
-    return Setup(
-        start=start,
-        batches=batches,
-        val_batches=val_batches,
-        rate=rate,
-        train_step=step,
-        predict=predict,
-        state=state,
-        config=config,
-        mesh=mesh,
-        threads=cluster.threads(),
-        labels=labels,
-        notes=notes,
-    )
+    @abc.abstractmethod
+    def digests(self) -> dict[str, Any]:
+        """What is the same for the same data, of both splits."""
 
+    @abc.abstractmethod
+    def describe(self) -> dict:
+        """What a checkpoint says of the model and the training beside the config and the data."""
 
-def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
-    """The training and validation sets; one that no JSON describes as it is gets FOLDER/val.json."""
-    index = folder / 'index'
-    train_set = records.from_source(
-        source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
-    )
-    if config.val_fraction:
-        train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
-    else:
-        val_set = records.from_source(
-            source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
-        )
-    if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        files.write_json(folder / 'val.json', evaluation.ground_truth(val_set.truth()).dataset)
-    return train_set, val_set
+    @abc.abstractmethod
+    def image_ids(self, indices: np.ndarray) -> np.ndarray:
+        """How a reader calls the images of a batch."""
 
+    @abc.abstractmethod
+    def evaluate(
+        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
+    ) -> float:
+        """Measure the state after so many steps on the validation split, and log that.
 
-def source_of(config: ConfigDict, name: str) -> sources.Source:
-    """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
-    if file := config[f'{name}_json']:
-        return sources.of_files(file, config[f'{name}_images'])
-    if not config.data:
-        raise InputError('no data: name a folder', 'data')
-    try:
-        return sources.find(config.data, config[f'{name}_split'])
-    except InputError as error:
-        if error.argument != 'split':
-            raise
-        if name == 'val':
-            raise InputError(f'{error}; a part of the other images can be it', 'val_fraction') from None
-        raise InputError(str(error), f'{name}_split') from None
+        rows: of this process. is_alive: called after each batch. Returns the AP, or what is in its place;
+        of use in the first process only.
+        """
+
+    @abc.abstractmethod
+    def finish(self, folder: Path, aps: dict[int, float | None], about: dict, log: Log) -> None:
+        """Write at the end what tells about the run. aps: of the steps saved. about: of a checkpoint."""
 
 
 RANGES = {  # of the numbers of a config: the least and the greatest
@@ -188,6 +111,7 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'weight_decay': (0, 1),
     'clip_norm': (1e-9, 1e9),
     'epochs': (0, 1_000_000),
+    'warm_epochs': (0, 1_000_000),
     'seed': (0, 2**63 - 1),
     'batch_size': (1, 1_000_000),
     'images_per_group': (1, 1_000_000),
@@ -206,205 +130,79 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'augment.max_size': (0, 100_000),
     'augment.crop_min': (16, 10_000),
     'augment.crop_max': (16, 10_000),
+    'model.size': (16, 2048),
+    'augment.repeats': (1, 100),
+    'augment.mix_group': (0, 1_000_000),
+    'augment.mixup': (0, 100),
+    'augment.cutmix': (0, 100),
+    'augment.erasing': (0, 1),
+    'smoothing': (0, 0.99),
+    'drop_path': (0, 0.9),
 }
 
 
-def check_values(config: ConfigDict) -> None:
+def check_numbers(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
         if name in values and not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
-    for name in ('augment.sizes', 'augment.crop_from'):
-        if not all(16 <= size <= 10_000 for size in values[name]):
-            raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
-    if config.model.width:
-        sizes.check(Yolos(**model_fields(config)))
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')
 
 
-def model_fields(config: ConfigDict) -> dict:
-    """The fields of a `Yolos` that a config gives."""
-    return {name: value for name, value in config.model.items() if name != 'eps' or value}
+def check_batch_size(config: ConfigDict, mesh: Mesh, group: int, argument: str) -> None:
+    """Raises InputError where the batch does not divide over devices, parts and groups of images.
 
-
-def fresh_factor(config: ConfigDict) -> float:
-    """How many times the learning rate that of heads and [DET] tokens is."""
-    if not config.fresh_learning_rate:
-        return 1.0
-    if not config.learning_rate:
-        raise InputError('fresh_learning_rate is a multiple of learning_rate, which is 0', 'learning_rate')
-    return config.fresh_learning_rate / config.learning_rate
-
-
-def check_batch_size(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError where the batch does not divide over devices, parts and groups."""
+    argument: the key of the config that `group` is from.
+    """
     meshes.check_divides(config.batch_size, mesh)
-    if config.batch_size % config.images_per_group:
+    if config.batch_size % group:
         raise InputError(
-            f'images_per_group is {config.images_per_group}, which does not divide batch_size, '
-            f'{config.batch_size}',
-            'images_per_group',
+            f'{argument} is {group}, which does not divide batch_size, {config.batch_size}', argument
         )
     rows, parts = config.batch_size // mesh.size, config.accumulate_steps
-    if parts < 1 or parts > 1 and rows % (parts * config.images_per_group):
+    if parts < 1 or parts > 1 and rows % (parts * group):
         raise InputError(
             f"accumulate_steps is {parts}: a device's {rows} images do not divide into so many parts of "
-            f'whole groups of images_per_group, {config.images_per_group}',
+            f'whole groups of {argument}, {group}',
             'accumulate_steps',
         )
 
 
-def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
-    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
-    if config.freeze in ('', 'backbone'):
-        return model.depth if config.freeze else 0
-    if config.freeze.isdigit() and int(config.freeze) <= model.depth:
-        return int(config.freeze)
-    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
-
-
-def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
-    """The augmentation of a run; without sizes in the config, that of the published models of this size."""
-    if config.augment.sizes:
-        return geometry.Recipe(**config.augment)
-    scaled = lambda side: max(round(side * start.size / 800), 16)
-    return geometry.Recipe(
-        sizes=tuple(range(scaled(480) // 16 * 16, start.size + 1, 16)),
-        max_size=start.max_size,
-        crop_from=tuple(map(scaled, (400, 500, 600))),
-        crop_min=scaled(384),
-        crop_max=scaled(600),
-    )
-
-
-def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> loader.TrainBatches:
-    """The run's batches, with bucket lengths chosen from the sizes of the data."""
-    if len(train_set) < config.batch_size:
+def check_enough(count: int, path: Any, config: ConfigDict) -> None:
+    """Raises InputError where there are fewer images than one batch has."""
+    if count < config.batch_size:
         raise InputError(
-            f'{train_set.source.path}: {len(train_set)} images are less than one batch of '
-            f'{config.batch_size}',
-            'batch_size',
+            f'{path}: {count} images are less than one batch of {config.batch_size}', 'batch_size'
         )
-    return loader.TrainBatches.make(
-        train_set,
-        make_recipe(config, start),
-        num_lengths=config.num_lengths,
-        batch_size=config.batch_size,
-        max_targets=config.max_targets,
-        seed=config.seed,
-        special=start.model.special,
-    )
+
+
+def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, data: dict[str, str]) -> None:
+    """Raises InputError where the processes of a run are not about to do the same.
+
+    data: digests of the splits, by what a reader calls them.
+    """
+    cluster.wait('workdir')
+    plan = batches.plan(0)
+    of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
+    about = {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
+    cluster.agree(workdir.flat(config) | about | data | {'the version of jax': jax.__version__})
 
 
 def make_state(
-    config: ConfigDict, params: dict, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ConfigDict,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    fixed: dict | None = None,
 ) -> tuple[dict, dict]:
-    """The state a run starts from, and where its arrays live: on every device, or in parts."""
+    """The state a run starts from, and where its arrays live: on every device, or in parts.
+
+    fixed: as for `steps.init_state`.
+    """
     init = functools.partial(steps.init_state, optimizer=optimizer, ema=config.ema > 0)
-    shapes = jax.eval_shape(init, params)
+    shapes = jax.eval_shape(init, params, fixed=fixed)
     layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
     layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
-    return jax.jit(init, out_shardings=layout)(params), layout
-
-
-def check_agreement(
-    config: ConfigDict, work: workdir.Workdir, batches: loader.TrainBatches, val_set: records.Records
-) -> None:
-    """Raises InputError where the processes of a run are not about to do the same."""
-    cluster.wait('workdir')
-    plan = batches.plan(0)
-    cluster.agree(
-        workdir.flat(config)
-        | {
-            'the workdir': workdir.owner(work),
-            'the training data': batches.records.digest(),
-            'the validation data': val_set.digest(),
-            'the plan of batches': [
-                hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)
-            ],
-            'the version of jax': jax.__version__,
-        }
-    )
-
-
-def make_start(
-    config: ConfigDict, train_set: records.Records, platform: str, saved: dict | None = None
-) -> Pretrained:
-    """The detector a run starts from: a new one, or with the weights of `init_from`.
-
-    saved: the meta of a checkpoint that will be restored; its model then, without parameters, and
-        `init_from` is not read again.
-    """
-    dtype = jnp.dtype(config.model.dtype)
-    compute = {
-        'dtype': dtype,
-        'remat': config.model.remat,
-        'attention_kernel': attention.for_platform(platform, dtype),
-    }
-    model = Yolos(**model_fields(config) | compute, num_classes=train_set.num_classes)
-    classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
-    size, max_size = config.eval_size, config.eval_max_size
-    if saved:
-        model, about = checkpoint.model_of(saved['model']).clone(**compute), saved['about']
-        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
-        size, max_size = saved['eval_size']
-    elif not config.init_from:
-        check_model_is_given(config)
-        params = init_params(model, rng)
-    else:
-        with weights.open(config.init_from) as source:
-            about = source.about
-            if source.is_detector:
-                pretrained = start_from_detector(config, source.detector(log=print), train_set)
-                size, max_size = size or pretrained.size, max_size or pretrained.max_size
-                model, params = pretrained.model.clone(**compute), pretrained.params
-            else:
-                check_model_is_given(config)
-                params = source.backbone(model, rng)
-    if not size or not max_size or not (config.augment.sizes or config.init_from):
-        raise InputError(
-            'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
-        )
-    if any(label != number for label, number in train_set.category_ids.items()):
-        about = about | {'category_ids': {str(k): number for k, number in train_set.category_ids.items()}}
-    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
-    return Pretrained(model, params, classes, size, max_size, about)
-
-
-def start_from_detector(
-    config: ConfigDict, pretrained: Pretrained, train_set: records.Records
-) -> Pretrained:
-    """A detector with the classes of the training set; raises InputError where it is another model."""
-    if config.reset_classes:
-        pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
-        print(f'  {report}')
-    adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
-    for name in (
-        'width',
-        'depth',
-        'heads',
-        'pos_grid',
-        'mid_pos_grid',
-        'num_det_tokens',
-        'registers',
-        'rope',
-    ):
-        asked, actual = config.model[name], getattr(pretrained.model, name)
-        if config.model.width and asked != actual:
-            raise InputError(
-                f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
-                'the model from there',
-                f'model.{name}',
-            )
-    return pretrained
-
-
-def check_model_is_given(config: ConfigDict) -> None:
-    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
-    if not config.model.width:
-        raise InputError(
-            f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
-            'init_from',
-        )
+    return jax.jit(init, out_shardings=layout)(params, fixed=fixed), layout

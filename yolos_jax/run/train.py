@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
 import functools
 import signal
 import time
@@ -14,18 +13,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, files, steps, visualize
+from yolos_jax import files, visualize
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError
-from yolos_jax.run import cluster, workdir
+from yolos_jax.run import cluster, detection, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
 from yolos_jax.run.programs import Programs
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
-from yolos_jax.run.setup import Setup, prepare
+from yolos_jax.run.setup import Setup
 from yolos_jax.run.stop import StopRun, StopSignal
-from yolos_jax.weights import checkpoint, model_card
+from yolos_jax.weights import checkpoint
 
 GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
 
@@ -90,7 +89,7 @@ def train(
     Args:
         config: `configs.common` describes its values.
         location: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
-            TensorBoard files, curves.png, README.md (the model card) and checkpoints/.
+            TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched.
         stuck: seconds without a step after which the process ends (`cluster.watchdog`).
@@ -104,8 +103,21 @@ def train(
         DivergedError: the loss was not finite for ten steps in a row, or at the end.
     """
     mesh = meshes.make_mesh() if mesh is None else mesh
+    prepare = functools.partial(detection.prepare, config, mesh)
+    return run_to_end(prepare, location, on_step, stuck=stuck, stop=stop)
+
+
+def run_to_end(
+    prepare: Callable[[workdir.Workdir], Setup],
+    location: str | Path,
+    on_step: Callable[[Step], None] | None,
+    *,
+    stuck: int,
+    stop: StopSignal | None,
+) -> int | None:
+    """As `train`, of what `prepare` makes."""
     with workdir.opened(location) as work, cluster.watchdog(stuck) as progress:
-        setup = prepare(config, work, mesh)
+        setup = prepare(work)
         state, run = resume(setup, work, progress, stop)
         if stop:
             stop.hold()
@@ -117,7 +129,7 @@ def train(
         run.log.print(str(run.goodput))
         if cluster.is_first():
             visualize.curves(work.folder)
-            write_card(setup, run, work.folder / 'README.md')
+            finish(setup, run, work.folder)
         if stopped:
             return stop.number or signal.SIGTERM
         if run.means.nonfinite_streak:
@@ -129,7 +141,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
     """The loop; returns whether the run was asked to stop."""
     config, mesh, complete = setup.config, setup.mesh, True
     first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
-    todo = range(first, setup.total)
+    todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
     programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
     try:
         if evaluate_if_due(
@@ -139,9 +151,9 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
         for step, batch, indices in loader.load(setup.batches, todo, rows, setup.threads):
             batch = meshes.shard(batch, mesh)
             program = programs.of(state, batch, run.is_waiting)
-            complete, clock, ids = False, time.monotonic(), setup.batches.records.ids[indices]
+            complete, clock, ids = False, time.monotonic(), setup.image_ids(indices)
             state, metrics = program(state, batch)
-            run.means.add(metrics | {'clipped': metrics['grad_norm'] > config.clip_norm}, ids)
+            run.means.add(metrics | {'clipped': metrics['grad_norm'] > clip_norm}, ids)
             run.goodput.add(time.monotonic() - clock)
             run.throughput.add(config.batch_size)
             run.log.advance()
@@ -171,11 +183,13 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
 def evaluate_if_due(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> bool:
     """Evaluate after so many steps where that is due; returns whether the run ends for want of progress."""
     if setup.evaluates_after(done) and cluster.anywhere(run.checkpoints.ap(done) is None):
-        evaluate(setup, run, state, rows, done)
+        ap = setup.evaluate(state, done, rows, run.log, run.is_alive)
+        run.checkpoints.note_ap(done, cluster.from_first(ap))
+        run.throughput.restart()
     patience, best = setup.config.patience, run.checkpoints.best()
     if not patience or best is None or done - best < patience * setup.batches.steps_per_epoch:
         return False
-    run.log.print(f'no better AP than that of step {best} for {patience} epochs; the run ends')
+    run.log.print(f'no better evaluation than that of step {best} for {patience} epochs; the run ends')
     return True
 
 
@@ -220,9 +234,8 @@ def resume(
     """The state to train on from, and what its steps are counted in and saved to."""
     folder = work.folder
     checkpoints = Checkpoints(folder / 'checkpoints', work.mirror)
-    data = {'train': setup.batches.records.digests(), 'val': setup.val_batches.records.digests()}
-    about = checkpoint.describe(setup.start) | {'config': workdir.flat(setup.config), 'data': data}
-    about['training'] = setup.about()
+    data = setup.digests()
+    about = setup.describe() | {'config': workdir.flat(setup.config), 'data': data}
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
     if meta:
         workdir.check_same_data(meta.get('data', {}), data, folder)
@@ -241,18 +254,11 @@ def resume(
     return state, Run(checkpoints, about, means, goodput, energy, Throughput(), log, progress, stop)
 
 
-def write_card(setup: Setup, run: Run, path: Path) -> None:
-    """The model card of the run's detector: of the best step, or the last where none was evaluated."""
-    saved = {step: run.checkpoints.ap(step) for step in checkpoint.steps(run.checkpoints.folder)}
-    if not saved:
-        return
-    step = max(saved, key=lambda step: (checkpoint.rank(saved[step]), step))
-    counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules, 'step': step}
-    about = setup.start.about | run.about | counts
-    if saved[step] is not None:
-        about['AP'] = saved[step]
-    with files.replacing(path) as file:
-        file.write(model_card.text(dataclasses.replace(setup.start, about=about)).encode())
+def finish(setup: Setup, run: Run, folder: Path) -> None:
+    """Write what tells about the run."""
+    aps = {step: run.checkpoints.ap(step) for step in checkpoint.steps(run.checkpoints.folder)}
+    counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
+    setup.finish(folder, aps, run.about | counts, run.log)
 
 
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
@@ -282,20 +288,3 @@ def diverged(means: Means, done: int) -> DivergedError:
 def ids_text(ids: np.ndarray) -> str:
     """Image ids for a message."""
     return ', '.join(map(str, np.asarray(ids).tolist()[:16])) + (', ...' if len(ids) > 16 else '')
-
-
-def evaluate(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> None:
-    """Measure the AP on the validation split; all twelve numbers are logged."""
-    predict, val_set = functools.partial(setup.predict, steps.evaluated(state)), setup.val_batches.records
-    options = dict(rows=rows, gather=cluster.gather, on_batch=run.is_alive, threads=setup.threads)
-    outputs = evaluation.detect(predict, setup.val_batches, **options)
-    ap = None
-    if cluster.is_first():
-        results = evaluation.to_results(outputs, val_set, setup.labels)
-        numbers, _ = evaluation.score(val_set.truth(), results)
-        run.log.print(evaluation.table(numbers))
-        run.log.write(done, numbers | evaluation.mean_losses(outputs))
-        run.log.pictures(done, visualize.first_images(outputs, val_set, setup.start.classes))
-        ap = numbers['AP']
-    run.checkpoints.note_ap(done, cluster.from_first(ap))
-    run.throughput.restart()

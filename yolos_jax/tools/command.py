@@ -11,6 +11,7 @@ from yolos_jax.run import cli
 
 COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'train': ('train', 'train a detector, as a config says'),
+    'pretrain': ('pretrain', 'pre-train a ViT on images with one class each'),
     'eval': ('evaluate', 'measure a detector on a data set'),
     'predict': ('predict', 'detect objects in images and videos'),
     'convert': ('convert', 'bring weights from one form to another'),

@@ -63,7 +63,7 @@ def _write_split(root: Path, split: str, count: int, rng: np.random.Generator) -
 
 def _picture(rng: np.random.Generator) -> tuple[Image.Image, list]:
     height, width = SIZES[rng.integers(len(SIZES))]
-    picture = _ground(rng, height, width)
+    picture = ground(rng, height, width)
     draw = ImageDraw.Draw(picture)
     objects, boxes = [], []
     wanted = 0 if rng.random() < 0.05 else rng.integers(1, 6)
@@ -82,7 +82,7 @@ def _picture(rng: np.random.Generator) -> tuple[Image.Image, list]:
     return picture, objects
 
 
-def _ground(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+def ground(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """Blurred noise around one colour, with finer grain on it."""
     grey = rng.uniform(60, 196) + rng.normal(0, 8, 3)
     coarse = grey + rng.normal(0, rng.uniform(5, 25), (height // 16, width // 16, 1))

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from absl import flags
 from ml_collections import config_flags
 
+from yolos_jax.configs import common
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import Step, train
 
+KEYS = common.get_config  # the keys that a config may have
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file, or the name of an installed config.')
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'The folder, or gs:// or s3:// URL, the run writes to and resumes from.'
@@ -33,16 +35,17 @@ STUCK = flags.DEFINE_integer('stuck', 1800, 'Seconds without a step until the pr
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def main(on_step: Callable[[Step], None] | None = None) -> None:
-    """Parse the flags and train; on_step: as of `yolos_jax.train`."""
+def main(on_step: Callable[[Step], None] | None = None, start: Callable[..., int | None] = train) -> None:
+    """Parse the flags and train; on_step: as of `yolos_jax.train`; start: that."""
     stop = StopSignal()
     cli.keep_memory()
     cli.keep_programs(workdir.programs_folder(WORKDIR.value))
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
-    number = train(CONFIG.value, WORKDIR.value, on_step=on_step, stuck=STUCK.value, stop=stop)
+    options = dict(on_step=on_step, stuck=STUCK.value, stop=stop)
+    number = start(CONFIG.value, WORKDIR.value, **options)
     if number:
         cli.leave(128 + number)
 
 
 if __name__ == '__main__':
-    cli.run_with_flags(main)
+    cli.run_with_flags(main, KEYS)

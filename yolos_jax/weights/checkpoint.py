@@ -25,6 +25,7 @@ from yolos_jax.weights import sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 STATE, META = 'state', 'meta'
+DEIT = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
 AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
 OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
 FORMAT = 2  # of the meta
@@ -86,6 +87,8 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
     if not (available := steps(folder)):
         raise InputError(f'{folder}: no checkpoint in this folder')
     aps = {step: saved_ap(folder / str(step)) for step in available}
+    if 'classifier' in newest_meta(folder):
+        raise InputError(f'{folder}: of a pre-training; what a detector starts from is its {DEIT}')
     order = sorted(available, key=lambda step: (rank(aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:

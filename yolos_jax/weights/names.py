@@ -33,9 +33,15 @@ def to_params(tensors: dict, model: Yolos) -> dict:
     Raises:
         InputError: names or shapes differ from the model's, or values are not finite.
     """
-    _compare(tensors, shapes(model))
+    return to_tree(tensors, param_shapes(model), model.depth)
+
+
+def to_tree(tensors: dict, tree: dict, depth: int) -> dict:
+    """As `to_params`, of a tree of parameters of these shapes, with blocks stacked `depth` high."""
+    parameters = list(_parameters(tree, depth))
+    _compare(tensors, {name: p.shape for p in parameters for name in p.names})
     params, bad = {}, []
-    for path, kind, names, shape in _parameters(model):
+    for path, kind, names, shape in parameters:
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -61,8 +67,13 @@ def _aligned(shape: tuple) -> np.ndarray:
 
 def from_params(params: dict, model: Yolos) -> dict[str, Tensor]:
     """Our parameters as the reference's tensors {name: tensor}, float32."""
+    return from_tree(params, param_shapes(model), model.depth)
+
+
+def from_tree(params: dict, tree: dict, depth: int) -> dict[str, Tensor]:
+    """As `from_params`, of a tree of parameters of these shapes, with blocks stacked `depth` high."""
     tensors = {}
-    for path, kind, names, shape in _parameters(model):
+    for path, kind, names, shape in _parameters(tree, depth):
         leaf = params
         for key in path:
             leaf = leaf[key]
@@ -74,17 +85,17 @@ def from_params(params: dict, model: Yolos) -> dict[str, Tensor]:
 
 def shapes(model: Yolos) -> dict[str, tuple]:
     """The reference's state dict of a model: {name: shape}."""
-    return {name: p.shape for p in _parameters(model) for name in p.names}
+    return {name: p.shape for p in _parameters(param_shapes(model), model.depth) for name in p.names}
 
 
-def _parameters(model: Yolos) -> Iterator[_Parameter]:
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model)):
+def _parameters(tree: dict, depth: int) -> Iterator[_Parameter]:
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path, shape = tuple(key.key for key in keys), leaf.shape
         kind = 'conv' if path[-3:] == ('patch_embed', 'proj', 'kernel') else path[-1]
         last = {'kernel': 'weight', 'scale': 'weight'}.get(path[-1], path[-1])
         names = ['.'.join([*path[:-1], last]).replace('layers_', 'layers.')]
         if 'blocks' in path:
-            names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(model.depth)]
+            names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(depth)]
             shape = shape[1:]
         yield _Parameter(path, kind, names, _torch_shape(shape, kind))
 

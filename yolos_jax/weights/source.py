@@ -11,7 +11,7 @@ import jax
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.weights import backbones, checkpoint, hf, native, reference, tensors, zoo
+from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference, tensors, zoo
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
@@ -46,6 +46,8 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
     path = zoo.local(path)
     if path.name.isdigit() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
         return Source(path, None, path.parent, int(path.name))
+    if step is None and (path / deit.FILE).is_file():  # of a pre-training
+        path = path / deit.FILE
     for folder in (path, path / 'checkpoints'):
         if folder.is_dir() and (steps := checkpoint.steps(folder)):
             if step is not None and step not in steps:

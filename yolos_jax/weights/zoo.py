@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
+from yolos_jax.weights import deit
 
 REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
 DESCRIPTION = ('config.json', 'preprocessor_config.json')
@@ -97,7 +98,7 @@ def from_bucket(url: str) -> Path:
     wanted = (
         [n for n in names if '/' not in n and Path(n).suffix in SUFFIXES]
         if not steps
-        else [n for n in names if any(step in PurePath(n).parents for step in steps)]
+        else [n for n in names if n == deit.FILE or any(step in PurePath(n).parents for step in steps)]
     )
     return folder.copy(wanted, files.cache())
 

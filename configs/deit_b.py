@@ -1,0 +1,18 @@
+r"""DeiT-B on ImageNet-1k (arXiv 2012.12877, table 9).
+
+    python pretrain.py --config=configs/deit_b.py --workdir=DIR --config.data=IMAGENET
+    --config.teacher=TEACHER
+
+Published: 81.8 % top-1; YOLOS-B starts from the distilled one at 384 pixels, 85.2 %: 300 epochs as here,
+then 30 at --config.model.size=384 with other rates.
+"""
+
+from ml_collections import ConfigDict
+from yolos_jax.configs import deit_ti
+
+
+def get_config() -> ConfigDict:
+    c = deit_ti.get_config()
+    c.model.width = 768
+    c.model.heads = 12
+    return c

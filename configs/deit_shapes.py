@@ -1,0 +1,30 @@
+"""A small ViT pre-trained on the forms of `python -m yolos_jax.tools.make_classes`.
+
+    python pretrain.py --config=configs/deit_shapes.py --workdir=runs/pretrained --config.data=runs/classes
+
+The backbone of configs/quickstart.py: a detector of that config can start from it.
+"""
+
+from ml_collections import ConfigDict
+from yolos_jax.configs import deit_ti
+
+
+def get_config() -> ConfigDict:
+    c = deit_ti.get_config()
+    c.data = 'runs/classes'
+    c.model.width = 128
+    c.model.depth = 4
+    c.model.heads = 4
+    c.model.size = 64
+    c.model.dtype = 'float32'  # bfloat16 is no faster on a CPU
+    c.augment.mixup = 0.0  # for 20 classes and so few epochs less is more
+    c.augment.cutmix = 0.0
+    c.augment.erasing = 0.0
+    c.augment.mix_group = 0
+    c.drop_path = 0.0
+    c.batch_size = 64
+    c.warm_epochs = 2
+    c.epochs = 50
+    c.eval_every = 10
+    c.save_every = 0
+    return c

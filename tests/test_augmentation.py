@@ -1,0 +1,159 @@
+"""DeiT's augmentation against timm's, where that is installed, and against what timm gave."""
+
+import hashlib
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from yolos_jax.data import augmentation, pixels
+from yolos_jax.data.augmentation import OPERATIONS
+
+NAMES = (
+    'AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd '
+    'ColorIncreasing ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY '
+    'TranslateXRel TranslateYRel'
+).split()
+# SHA-256 of what timm 1.0.31 gave with Pillow 12.3.0, for the signs -1 and 1: timm is
+# no package of the tests, for it needs torchvision, which transformers would import too
+GIVEN = {
+    'AutoContrast': ('71aab8157665f05e', '71aab8157665f05e'),
+    'Equalize': ('c293114cbddca824', 'c293114cbddca824'),
+    'Invert': ('dec43e0b1d215b05', 'dec43e0b1d215b05'),
+    'Rotate': ('c6997ff0ad31a2d2', 'bf181b95286b7e6c'),
+    'PosterizeIncreasing': ('efe1d56850c888a4', 'efe1d56850c888a4'),
+    'SolarizeIncreasing': ('b977586a31115297', 'b977586a31115297'),
+    'SolarizeAdd': ('f82367b33679aae0', 'f82367b33679aae0'),
+    'ColorIncreasing': ('aa960cbf5ac00890', '89951c96234ba1a0'),
+    'ContrastIncreasing': ('a01c6ace76ac90d9', '87b9c7dfc16622e6'),
+    'BrightnessIncreasing': ('e4ca437c4e1bea94', '3d8b4942413bc2e4'),
+    'SharpnessIncreasing': ('155c3312df6221d7', '7939715d709e15b0'),
+    'ShearX': ('272b5d774e8e8772', '4707d0df72935ceb'),
+    'ShearY': ('4c5496094ea69d75', '03856e4be0bc993e'),
+    'TranslateXRel': ('fa0cd59c11355e0f', '4a56d43e27d99910'),
+    'TranslateYRel': ('43b679d858a94fa6', '1ba36e301462ea87'),
+}
+
+
+def photograph(height, width, seed=0):
+    """Coarse colours with grain on them, RGB."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
+    grain = rng.integers(-20, 20, (height, width, 3))
+    image = np.repeat(np.repeat(coarse, 16, axis=0), 16, axis=1)[:height, :width] + grain
+    return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+
+
+def timm(name):
+    """A module of timm by its file: `import timm` would need torchvision."""
+    package = importlib.util.find_spec('timm')
+    if package is None:
+        pytest.skip('timm is not installed')
+    path = Path(package.submodule_search_locations[0]) / 'data' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('sign', [-1, 1])
+@pytest.mark.parametrize('name', NAMES)
+def test_an_operation_gives_the_bits_of_timm(name, sign):
+    image, result = photograph(96, 112), hashlib.sha256()
+    for strength in (0.81, 0.9, 1.0):
+        ours = OPERATIONS[NAMES.index(name)](image, strength, sign)
+        result.update(np.asarray(ours).tobytes())
+    assert result.hexdigest()[:16] == GIVEN[name][(sign + 1) // 2]
+
+
+@pytest.mark.parametrize('sign', [-1, 1])
+@pytest.mark.parametrize('name', NAMES)
+def test_an_operation_equals_that_of_the_timm_installed(name, sign, monkeypatch):
+    theirs, image = timm('auto_augment'), photograph(96, 112)
+    # its own source of random numbers: for the sign, and to apply the operation
+    monkeypatch.setattr(theirs.random, 'random', lambda: 0.9 if sign < 0 else 0.1)
+    options = {'img_mean': augmentation.FILL, 'interpolation': Image.Resampling.BICUBIC}
+    for strength in (0.81, 0.9, 1.0):
+        operation = theirs.AugmentOp(name, prob=1.0, magnitude=strength * 10, hparams=options)
+        assert operation(image) == OPERATIONS[NAMES.index(name)](image, strength, sign)
+
+
+def test_erased_rectangles_are_those_of_timm_for_the_same_draws(monkeypatch):
+    theirs = timm('random_erasing')
+    draws, erased = augmentation.draw(64, seed=3, step=5), 0
+    torch = pytest.importorskip('torch')
+    for i in range(64):
+        row = {name: values[i] for name, values in draws.items()}
+        box = augmentation.erase_box(224, row, 0.25)
+        attempts = [u for pair in zip(row['erase_area'], row['erase_ratio'], strict=True) for u in pair]
+        places, uniforms = iter(row['erase_place']), iter(attempts)
+        fake = type('Random', (), {})()
+        fake.random = lambda row=row: row['erases'][0]
+        fake.uniform = lambda a, b, uniforms=uniforms: a + (b - a) * next(uniforms)
+        fake.randint = lambda a, b, places=places: a + int(next(places) * (b - a + 1))
+        monkeypatch.setattr(theirs, 'random', fake)
+        image = torch.zeros(3, 224, 224)
+        theirs.RandomErasing(0.25, mode='pixel', device='cpu')(image)
+        changed = np.argwhere(image.numpy().any(axis=0))
+        erased += len(changed) > 0
+        expected = (*changed.min(axis=0), *(changed.max(axis=0) + 1)) if len(changed) else (0, 0, 0, 0)
+        assert box == tuple(map(int, expected))
+    assert 5 < erased < 30
+
+
+def test_a_cut_has_the_area_that_is_drawn_and_ends_at_the_edges():
+    assert augmentation.cut_box(224, 0.75, np.array([112, 112])) == (56, 56, 168, 168)
+    assert augmentation.cut_box(224, 0.75, np.array([0, 223])) == (0, 167, 56, 224)
+
+
+def test_a_crop_is_cut_out_resized_and_flipped_as_pillow_does():
+    image, out = photograph(160, 208), np.zeros((16, 768), np.uint8)
+    draws = augmentation.draw(200, seed=0, step=0)
+    seen = {'flipped': 0, 'plain': 0}
+    for i in range(200):
+        row = {name: values[i] for name, values in draws.items()}
+        if (row['skips'] <= 0.5).any():
+            continue
+        top, left, h, w = augmentation.crop_box(
+            160, 208, row['crop_area'], row['crop_ratio'], row['crop_place']
+        )
+        assert 0 <= top <= 160 - h and 0 <= left <= 208 - w and 0.05 < h * w / (160 * 208) <= 1
+        expected = image.crop((left, top, left + w, top + h)).resize((64, 64), Image.Resampling.BICUBIC)
+        flipped = row['flip'][0] < 0.5
+        seen['flipped' if flipped else 'plain'] += 1
+        expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else expected
+        augmentation.train_image(pixels.to_rgbx(image), 64, row, out)
+        squares = np.asarray(expected).reshape(4, 16, 4, 16, 3).transpose(0, 2, 1, 3, 4).reshape(16, 768)
+        np.testing.assert_array_equal(out, squares)
+    assert min(seen.values()) > 10
+
+
+def test_an_image_no_crop_fits_is_cut_in_the_middle():
+    never = np.ones(10), np.zeros(10), np.zeros(2)  # the whole area at 3:4
+    assert augmentation.crop_box(100, 400, *never) == (0, (400 - 133) // 2, 100, 133)
+    assert augmentation.crop_box(400, 100, *never) == ((400 - 133) // 2, 0, 133, 100)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(160, 208), (208, 160), (100, 100)])
+def test_evaluation_cuts_the_middle_out_of_the_image_resized(height, width):
+    image, out = photograph(height, width), np.zeros((16, 768), np.uint8)
+    augmentation.eval_image(pixels.to_rgbx(image), 64, out)
+    short = 73  # 64 / 0.875
+    shape = [short * side // min(height, width) for side in (height, width)]
+    resized = image.resize(shape[::-1], Image.Resampling.BICUBIC)
+    top, left = (round((side - 64) / 2) for side in shape)
+    expected = np.asarray(resized.crop((left, top, left + 64, top + 64)))
+    squares = expected.reshape(4, 16, 4, 16, 3).transpose(0, 2, 1, 3, 4).reshape(16, 768)
+    np.testing.assert_array_equal(out, squares)
+
+
+def test_half_of_the_operations_are_applied_at_nine_of_ten_on_average():
+    draws = augmentation.draw(20_000, seed=0, step=0)
+    assert math.isclose((draws['skips'] <= 0.5).mean(), 0.5, abs_tol=0.01)
+    assert math.isclose(draws['strength'].mean(), 9, abs_tol=0.02)
+    assert math.isclose(draws['strength'].std(), 0.5, abs_tol=0.01)
+    counts = np.bincount((draws['op'] * 15).astype(int).ravel(), minlength=15)
+    assert counts.min() > 2400  # each about one in fifteen

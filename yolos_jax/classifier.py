@@ -1,0 +1,110 @@
+"""A ViT that classifies images, as it is pre-trained: DeiT (arXiv 2012.12877), plain or distilled.
+
+It is the detector's `Backbone` with [CLS] read out, and the distillation token in the place of a [DET]
+token.
+
+Letters: as in `model`; K heads: 1, or 2 with a distillation token.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from yolos_jax import attention, spmd
+from yolos_jax.model import Backbone, Dense
+from yolos_jax.patches import PATCH, PATCH_DIM
+
+_normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
+
+
+class Classifier(nn.Module):
+    """The classifier.
+
+    Attributes:
+        width, depth, heads, eps, dtype, remat, attention_kernel: as of `Yolos`.
+        num_classes: C. size: of the square images, in pixels, a multiple of 16.
+        distilled: with a distillation token, whose head learns from a teacher.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    num_classes: int
+    size: int = 224
+    distilled: bool = False
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    remat: bool = False
+    attention_kernel: Callable = attention.by_head
+
+    @property
+    def side(self) -> int:
+        """Patches in a row of an image."""
+        return self.size // PATCH
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Logits of B images.
+
+        Args:
+            patches: [B, side * side, 768], uint8, or float32 that is normalised already.
+            kept: float32 [depth, 2, B], what the branches of the blocks are multiplied with
+                (`stochastic_depth`); None keeps all.
+
+        Returns:
+            float32 [B, K, C]: of the class token, and of the distillation token where there is one. What is
+            predicted is their mean.
+        """
+        grid = jnp.full((len(patches), 2), self.side, jnp.int32)
+        x = Backbone(
+            width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=int(self.distilled),
+            registers=0, rope=False, pos_grid=(self.side, self.side), mid_pos_grid=None, eps=self.eps,
+            dtype=self.dtype, remat=self.remat, attention_kernel=self.attention_kernel, class_token=True,
+            name='backbone',
+        )(patches, grid, kept)  # fmt: skip
+        heads = ['head', 'head_dist'][: x.shape[1]]
+        dense = [Dense(self.num_classes, jnp.float32, kernel_init=_normal, name=name) for name in heads]
+        return jnp.stack([head(x[:, i]) for i, head in enumerate(dense)], axis=1)
+
+
+def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
+    """What the branches of each block are multiplied with, float32 [depth, 2, B], from a key for each
+    image.
+
+    The share of branches that are left out grows from 0 in the first block to `rate` in the last; the
+    others are scaled up, so that the mean stays (arXiv 1603.09382, as in timm).
+    """
+    keep = 1 - jnp.linspace(0, rate, depth)[:, None]
+
+    def of_image(key: jax.Array) -> jax.Array:
+        return (jax.random.uniform(key, (depth, 2)) < keep) / keep
+
+    return jnp.moveaxis(jax.vmap(of_image)(keys), 0, -1)
+
+
+def init_params(model: Classifier, rng: jax.Array) -> dict:
+    """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's."""
+    params = jax.jit(lambda rng: model.init(rng, _one_image(model))['params'])(rng)
+    keys = iter(jax.random.split(jax.random.fold_in(rng, 1), len(jax.tree.leaves(params))))
+
+    def deit(path: tuple, x: jax.Array) -> jax.Array:
+        key, names = next(keys), [part.key for part in path]
+        is_kernel = names[-1] == 'kernel' and 'patch_embed' not in names
+        return _normal(key, x.shape) if is_kernel or names[-1] == 'pos_embed' else x
+
+    return jax.tree_util.tree_map_with_path(deit, params)
+
+
+def param_shapes(model: Classifier) -> dict:
+    """The shapes and types of a classifier's parameters; nothing is computed."""
+    init = lambda rng: model.init(rng, _one_image(model))['params']
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _one_image(model: Classifier) -> np.ndarray:
+    """The smallest batch: parameters do not depend on it."""
+    return np.zeros((spmd.num_devices(), model.side**2, PATCH_DIM), np.uint8)

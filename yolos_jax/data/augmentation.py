@@ -1,0 +1,251 @@
+"""The augmentation of DeiT's pre-training, as timm makes it: crop, RandAugment, rectangles to erase and
+mix.
+
+Here are the pixels that Pillow makes, the same bits as timm's for the same draws, and all draws: arrays
+over the images of a batch from (seed, step) alone. What is done to normalised pixels is in `mixing`.
+
+RandAugment is rand-m9-mstd0.5-inc1: of fifteen operations two, each applied to half of the images, at a
+strength of 9 +- 0.5 of 10.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from yolos_jax.patches import MEAN, PATCH
+
+ATTEMPTS = 10  # at a rectangle that fits; then a crop is the middle, and nothing is erased
+LAYERS = 2  # operations for an image
+STRENGTH, STRENGTH_STD = 9, 0.5
+CROP_AREA, CROP_RATIO = (0.08, 1), (3 / 4, 4 / 3)  # share of the image; width over height
+ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # height over width
+EVAL_CROP = 0.875  # of the shorter side
+FILL = tuple(round(255 * float(x)) for x in MEAN)  # where an operation leaves no pixel
+
+DRAWS = {  # uniform numbers for each image
+    'crop_area': ATTEMPTS, 'crop_ratio': ATTEMPTS, 'crop_place': 2, 'flip': 1, 'op': LAYERS,
+    'skips': LAYERS, 'negates': LAYERS, 'erases': 1,
+    'erase_area': ATTEMPTS, 'erase_ratio': ATTEMPTS, 'erase_place': 2,
+}  # fmt: skip
+
+
+class Recipe(NamedTuple):
+    """What is drawn for the images of a batch."""
+
+    size: int  # of the square images, in pixels
+    repeats: int  # of an image in a batch, each augmented anew (arXiv 1902.05509); it is decoded once
+    erasing: float  # the share of images of which a rectangle is erased
+    mixup: float  # of the Beta distribution; 0: never
+    cutmix: float
+    group: int  # images that are mixed alike, with each other
+
+
+def draw(rows: int, seed: int, step: int) -> dict[str, np.ndarray]:
+    """The numbers for a batch: 'strength' [B, 2], 'noise' uint32 [B], and those of `DRAWS`."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 33)]))
+    numbers = {name: rng.random((rows, count)) for name, count in DRAWS.items()}
+    numbers['strength'] = rng.normal(STRENGTH, STRENGTH_STD, (rows, LAYERS))
+    return numbers | {'noise': rng.integers(1 << 32, size=rows, dtype=np.uint32)}
+
+
+def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.ndarray]:
+    """How the images of a batch are mixed, the same way in each group: 'weight', 'box' and 'share'.
+
+    They are as `mixing` takes them. Where mixup and CutMix are both in use, half of the groups get each.
+    """
+    size, group, mixup, cutmix = recipe.size, recipe.group, recipe.mixup, recipe.cutmix
+    rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 34)]))
+    count = rows // group
+    weight, box, share = (
+        np.ones(count, np.float32),
+        np.zeros((count, 4), np.int32),
+        np.ones(count, np.float32),
+    )
+    for i in range(count):
+        cuts = cutmix and (not mixup or rng.random() < 0.5)
+        if cuts:
+            box[i] = cut_box(size, rng.beta(cutmix, cutmix), rng.integers(size, size=2))
+            top, left, bottom, right = box[i]
+            share[i] = 1 - (bottom - top) * (right - left) / size**2
+        elif mixup:
+            weight[i] = share[i] = rng.beta(mixup, mixup)
+    return {
+        name: np.repeat(x, group, axis=0)
+        for name, x in (('weight', weight), ('box', box), ('share', share))
+    }
+
+
+def cut_box(size: int, share: float, centre: np.ndarray) -> tuple[int, int, int, int]:
+    """A square without `share` of an image's area, cut off at its edges: top, left, bottom, right."""
+    side = int(size * math.sqrt(1 - share))
+    first, last = centre - side // 2, centre + (side + 1) // 2
+    (top, left), (bottom, right) = np.clip([first, last], 0, size)
+    return int(top), int(left), int(bottom), int(right)
+
+
+def train_image(image: np.ndarray, size: int, draws: dict[str, np.ndarray], out: np.ndarray) -> None:
+    """Write the patches of an image, augmented by its draws, into out [N, 768].
+
+    image: RGBX, of any size. size: of the square, in pixels. draws: one row of `draw`.
+    """
+    box = crop_box(*image.shape[:2], draws['crop_area'], draws['crop_ratio'], draws['crop_place'])
+    cropped = _cropped(image, box).resize((size, size), Image.Resampling.BICUBIC).convert('RGB')
+    if draws['flip'][0] < 0.5:
+        cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for i in range(LAYERS):
+        if draws['skips'][i] <= 0.5:
+            operation = OPERATIONS[int(draws['op'][i] * len(OPERATIONS))]
+            strength = min(max(draws['strength'][i], 0), 10) / 10
+            cropped = operation(cropped, strength, -1 if draws['negates'][i] > 0.5 else 1)
+    to_patches(cropped, out)
+
+
+def eval_image(image: np.ndarray, size: int, out: np.ndarray) -> None:
+    """Write the patches of an image's middle into out [N, 768].
+
+    The shorter side becomes size / 0.875, rounded down, and the middle square of `size` is cut out
+    (torchvision's Resize and CenterCrop).
+    """
+    height, width = image.shape[:2]
+    short = int(size / EVAL_CROP)
+    if height <= width:
+        shape = short, int(short * width / height)
+    else:
+        shape = int(short * height / width), short
+    resized = _cropped(image, (0, 0, height, width)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    top, left = (round((side - size) / 2) for side in shape)
+    to_patches(resized.crop((left, top, left + size, top + size)).convert('RGB'), out)
+
+
+def to_patches(image: Image.Image, out: np.ndarray) -> None:
+    """Write a square image of Pillow as patches into out [N, 768]."""
+    side = image.width // PATCH
+    rows = np.asarray(image).reshape(side, PATCH, side, PATCH, 3)
+    out.reshape(side, side, PATCH, PATCH, 3)[:] = rows.transpose(0, 2, 1, 3, 4)
+
+
+def crop_box(
+    height: int, width: int, areas: np.ndarray, ratios: np.ndarray, place: np.ndarray
+) -> tuple[int, int, int, int]:
+    """The crop of an image (top, left, height, width): timm's RandomResizedCropAndInterpolation."""
+    for area, ratio in zip(areas, ratios, strict=True):
+        pixels = _between(area, *CROP_AREA) * height * width
+        shape = math.exp(_between(ratio, *map(math.log, CROP_RATIO)))
+        w, h = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if w <= width and h <= height:
+            top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
+            return top, left, h, w
+    h, w = height, width
+    if width / height < CROP_RATIO[0]:
+        h = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        w = round(height * CROP_RATIO[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def erase_box(size: int, draws: dict[str, np.ndarray], probability: float) -> tuple[int, int, int, int]:
+    """The rectangle of an image that is erased (top, left, bottom, right); of zeros for none."""
+    if draws['erases'][0] > probability:
+        return 0, 0, 0, 0
+    for area, ratio in zip(draws['erase_area'], draws['erase_ratio'], strict=True):
+        pixels = _between(area, *ERASE_AREA) * size * size
+        shape = math.exp(_between(ratio, *map(math.log, ERASE_RATIO)))
+        h, w = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if h < size and w < size:
+            top, left = (
+                int(u * (size - side + 1)) for u, side in zip(draws['erase_place'], (h, w), strict=True)
+            )
+            return top, left, top + h, left + w
+    return 0, 0, 0, 0
+
+
+def _between(uniform: float, low: float, high: float) -> float:
+    return low + (high - low) * uniform
+
+
+def _cropped(image: np.ndarray, box: tuple[int, int, int, int]) -> Image.Image:
+    """A part (top, left, height, width) of an RGBX image, of Pillow's mode RGBX."""
+    top, left, height, width = box
+    whole = Image.frombuffer('RGBX', image.shape[1::-1], np.ascontiguousarray(image), 'raw', 'RGBX', 0, 1)
+    return whole.crop((left, top, left + width, top + height))
+
+
+# RandAugment's operations: (image, strength 0..1, sign -1 or 1) -> image
+
+
+def _affine(image: Image.Image, matrix: tuple) -> Image.Image:
+    bicubic = Image.Resampling.BICUBIC
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=bicubic, fillcolor=FILL)
+
+
+def _rotate(image: Image.Image, strength: float, sign: int) -> Image.Image:
+    return image.rotate(sign * strength * 30, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
+def _shear_x(image: Image.Image, strength: float, sign: int) -> Image.Image:
+    return _affine(image, (1, sign * strength * 0.3, 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
+    return _affine(image, (1, 0, 0, sign * strength * 0.3, 1, 0))
+
+
+def _translate_x(image: Image.Image, strength: float, sign: int) -> Image.Image:
+    return _affine(image, (1, 0, sign * strength * 0.45 * image.width, 0, 1, 0))
+
+
+def _translate_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, sign * strength * 0.45 * image.height))
+
+
+def _auto_contrast(image: Image.Image, *_: float) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, *_: float) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _invert(image: Image.Image, *_: float) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def _posterize(image: Image.Image, strength: float, _: int) -> Image.Image:
+    return ImageOps.posterize(image, 4 - int(strength * 4))
+
+
+def _solarize(image: Image.Image, strength: float, _: int) -> Image.Image:
+    return ImageOps.solarize(image, 256 - min(256, int(strength * 256)))
+
+
+def _solarize_add(image: Image.Image, strength: float, _: int) -> Image.Image:
+    """Dark values grow brighter."""
+    added = min(128, int(strength * 110))
+    return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
+
+
+def _enhancer(kind: Callable) -> Callable:
+    """One of Pillow's enhancements, away from the image on either side."""
+    return lambda image, strength, sign: kind(image).enhance(max(0.1, 1 + sign * strength * 0.9))
+
+
+OPERATIONS = (  # in timm's order
+    _auto_contrast,
+    _equalize,
+    _invert,
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _enhancer(ImageEnhance.Color),
+    _enhancer(ImageEnhance.Contrast),
+    _enhancer(ImageEnhance.Brightness),
+    _enhancer(ImageEnhance.Sharpness),
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)

@@ -1,0 +1,134 @@
+"""The batches of pre-training: images with one class each, augmented as DeiT does, for `loader.load`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from yolos_jax.data import augmentation, loader, pixels
+from yolos_jax.data.labelled import LabelledImages
+from yolos_jax.patches import PATCH, PATCH_DIM
+
+
+class Plan(NamedTuple):
+    """What every batch of an epoch holds."""
+
+    indices: np.ndarray  # of images, [steps, B]
+    lengths: np.ndarray  # of the sequences of each step, [steps]: all the same
+
+
+class TrainBatches:
+    """The batches of a run: batch `step` is a function of (seed, step) and the images alone."""
+
+    def __init__(
+        self,
+        records: LabelledImages,
+        recipe: augmentation.Recipe,
+        *,
+        batch_size: int,
+        seed: int,
+        teacher: np.ndarray | None = None,
+    ) -> None:
+        """teacher: int32 [n], what a teacher takes each image for; it becomes 'teacher' of a batch."""
+        self.records, self.bad = records, loader.BadImages(records)
+        self.steps_per_epoch = len(records) // batch_size
+        self._recipe, self._batch_size, self._seed, self._teacher = recipe, batch_size, seed, teacher
+        self._epoch, self._plan = None, None
+
+    def plan(self, epoch: int) -> Plan:
+        """What every batch of an epoch holds: of the shuffled images, each repeated, as many as there are.
+
+        With repeats an epoch sees so small a part of the images, another one each time (DeiT's RASampler).
+        """
+        if epoch != self._epoch:
+            rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch + (1 << 32)]))
+            order = np.repeat(rng.permutation(len(self.records)), self._recipe.repeats)
+            steps, size = self.steps_per_epoch, self._recipe.size
+            indices = order[: steps * self._batch_size].reshape(steps, self._batch_size)
+            self._epoch, self._plan = epoch, Plan(indices, np.full(steps, (size // PATCH) ** 2))
+        return self._plan
+
+    def rows(self, step: int) -> loader.Rows:
+        """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        indices, lengths = self.plan(epoch)
+        candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
+        return loader.Rows(candidates, self._fill(step), int(lengths[i]), required=True)
+
+    def _fill(self, step: int) -> Callable:
+        r, where = self._recipe, {'seed': self._seed, 'step': step}
+        draws = augmentation.draw(self._batch_size, **where)
+        mix = augmentation.draw_mix(self._batch_size, r, **where)
+
+        def fill(row: int, index: int, image: tuple, out: dict) -> None:
+            image, label = image
+            of_row = {name: values[row] for name, values in draws.items()}
+            augmentation.train_image(image, r.size, of_row, out['patches'])
+            out['labels'][...], out['noise'][...] = label, of_row['noise']
+            out['erase'][:] = augmentation.erase_box(r.size, of_row, r.erasing)
+            for name, values in mix.items():
+                out[name][...] = values[row]
+            if self._teacher is not None:
+                out['teacher'][...] = self._teacher[index]
+
+        return fill
+
+    def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
+        """What gives the pixels and the label of an image, or raises InputError."""
+        return start_image(self.records, index)
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch before it is loaded, as `mixing.augmented` takes them."""
+        batch = empty_batch(rows, length) | {
+            'erase': np.zeros((rows, 4), np.int32),
+            'noise': np.zeros(rows, np.uint32),
+            'weight': np.ones(rows, np.float32),
+            'box': np.zeros((rows, 4), np.int32),
+            'share': np.ones(rows, np.float32),
+        }
+        return batch if self._teacher is None else batch | {'teacher': np.zeros(rows, np.int32)}
+
+
+class EvalBatches:
+    """Every image once, its middle; rows without an image fill up the last batch."""
+
+    def __init__(self, records: LabelledImages, size: int, batch_size: int) -> None:
+        self.records, self.bad, self._size = records, loader.BadImages(records), size
+        order = np.concatenate([np.arange(len(records)), np.full(-len(records) % batch_size, -1)])
+        self._indices = order.reshape(-1, batch_size)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def rows(self, step: int) -> loader.Rows:
+        """What is loaded for a step. The row of a bad image stays empty."""
+        candidates = [np.array([index]) for index in self._indices[step]]
+        return loader.Rows(candidates, self._fill, (self._size // PATCH) ** 2, required=False)
+
+    def _fill(self, _: int, __: int, image: tuple, out: dict) -> None:
+        image, out['labels'][...] = image
+        augmentation.eval_image(image, self._size, out['patches'])
+
+    def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
+        """What gives the pixels and the label of an image, or raises InputError."""
+        return start_image(self.records, index)
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch before it is loaded."""
+        return empty_batch(rows, length)
+
+
+def start_image(records: LabelledImages, index: int) -> Callable[[], tuple[np.ndarray, int]]:
+    """What gives the pixels, RGBX, and the label of an image, or raises InputError."""
+    read = records.start_read(index)
+
+    def image() -> tuple[np.ndarray, int]:
+        data, label = read()
+        return pixels.decode(data, records.name(index)), label
+
+    return image
+
+
+def empty_batch(rows: int, length: int) -> dict[str, np.ndarray]:
+    """A batch of black images: 'patches' uint8 [B, N, 768] and 'labels' int32 [B]."""
+    return {'patches': np.zeros((rows, length, PATCH_DIM), np.uint8), 'labels': np.zeros(rows, np.int32)}

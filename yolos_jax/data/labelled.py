@@ -1,0 +1,109 @@
+"""Images with one class each: folders SPLIT/CLASS/IMAGE as of ImageNet, or a data set of
+tensorflow-datasets.
+
+Of tensorflow-datasets' imagenet2012 the label is read with its image, so that a start does not read it all.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolos_jax.data import array_records, folders, sources
+from yolos_jax.data.folders import BucketFolder, Folder
+from yolos_jax.data.records import tolerated
+from yolos_jax.errors import InputError
+
+SUFFIXES = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """n images of a split.
+
+    path: of the split, for messages; classes: their names by label; files str [n] and labels int32 [n], of
+    length 0 where a data set says them with each image; images: where these are read; bad_images: how many
+    may turn out to be unreadable.
+    """
+
+    path: str
+    classes: list[str]
+    files: np.ndarray
+    labels: np.ndarray
+    images: Any
+    count: int
+    bad_images: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        """How to name image i to a reader."""
+        return self.images.name(self.files[i] if len(self.files) else str(i))
+
+    def start_read(self, i: int) -> Callable[[], tuple[bytes, int]]:
+        """What gives the encoded bytes and the label of image i; a bucket is asked for them now.
+
+        It raises InputError where they cannot be read.
+        """
+        if not len(self.files):
+            example = self.images.examples.start_read(i)
+            return lambda: _bytes_and_label(example())
+        read = self.images.start_read(self.files[i], i)
+        return lambda: (read(), int(self.labels[i]))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A text that is the same for the same names and labels."""
+        about = json.dumps([self.classes, self.count]).encode()
+        return hashlib.sha256(about + self.files.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+def read(root: str | Path, split: str, classes: list[str] | None = None) -> LabelledImages:
+    """The images of a split of a data folder; no image is opened.
+
+    root: its path, or the URL of one in a bucket. split: its name, or another of its names
+    (`sources.SYNONYMS`). classes: that the labels are numbers of; those of the split itself when None,
+    sorted by name as torchvision's ImageFolder.
+
+    Raises:
+        InputError: there is no such folder or split, or it has no images in folders of classes.
+    """
+    folder = folders.open_folder(root)
+    if folder.has(array_records.INFO):
+        return _of_tfds(folder, sources.choose(split, array_records.splits(folder), folder))
+    name = sources.choose(split, folder.folders(), folder)
+    files = sorted(file for file in folder.inside(name).walk() if file.lower().endswith(SUFFIXES))
+    of_class = [file.partition('/')[0] for file in files if '/' in file]
+    if not files or len(of_class) < len(files):
+        raise InputError(
+            f'{folder}/{name}: {len(files) - len(of_class)} of {len(files)} images are in no folder; each '
+            f'class has one: {name}/CLASS/IMAGE.jpg',
+            'data',
+        )
+    known = classes or sorted(set(of_class))
+    if unknown := sorted(set(of_class) - set(known)):
+        raise InputError(f'{folder}/{name}: no training image has the class {unknown[0]}', 'data')
+    label = {name: i for i, name in enumerate(known)}
+    labels = np.array([label[name] for name in of_class], np.int32)
+    where, count = folder.inside(name), len(files)
+    return LabelledImages(str(where), known, np.array(files, str), labels, where, count, tolerated(count))
+
+
+def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:
+    split, empty = array_records.Split(folder, name), np.zeros(0)
+    features = split.features
+    if not {'image', 'label'} <= set(features):
+        raise InputError(f'{folder}: its examples have no label, but {", ".join(features)}', 'data')
+    count, path = len(split.examples), f'{folder}: {split.split}'
+    classes = list(features['label'].names)
+    return LabelledImages(path, classes, empty, empty, split, count, tolerated(count))
+
+
+def _bytes_and_label(example: dict) -> tuple[bytes, int]:
+    return example['image'], int(example['label'])

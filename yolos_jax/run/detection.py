@@ -1,0 +1,336 @@
+"""Training of a detector: data, detector, batches, optimiser and steps, made once from a config."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from yolos_jax import attention, evaluation, files, optim, steps, visualize, weights
+from yolos_jax.data import cache, compare, geometry, loader, records, sources
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params, param_shapes
+from yolos_jax.run import cluster, workdir
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run.progress import Log
+from yolos_jax.run.setup import (
+    Setup,
+    check_agreement,
+    check_batch_size,
+    check_enough,
+    check_numbers,
+    make_state,
+)
+from yolos_jax.weights import adapt, checkpoint, model_card, sizes
+from yolos_jax.weights.pretrained import Pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Setup):
+    """What a run that trains a detector works with."""
+
+    start: Pretrained
+    labels: dict  # {label: category id of the validation split}
+
+    def digests(self) -> dict:
+        """What is the same for the same data, of both splits."""
+        return {'train': self.batches.records.digests(), 'val': self.val_batches.records.digests()}
+
+    def describe(self) -> dict:
+        """What a checkpoint says of the detector and its training."""
+        train_set, val_set = self.batches.records, self.val_batches.records
+        images = {
+            'training_images': f'{len(train_set):,}, with {len(train_set.boxes):,} objects',
+            'validation_images': f'{len(val_set):,}, with {len(val_set.boxes):,} objects',
+        }
+        return checkpoint.describe(self.start) | {'training': self.computers() | images}
+
+    def summary(self, first: int) -> str:
+        """What the run is about to do, for the reader; `tools.check_data` says more about the data."""
+        train_set, (lengths, waste) = self.batches.records, self.batches.waste()
+        val_set, objects = self.val_batches.records, np.diff(train_set.first)
+        dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
+        lines = [
+            f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
+            f'{len(self.start.classes)} classes, {train_set.source.path}',
+            f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
+            f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
+        ]
+        return self.summary_of(first, self.start.params, lines)
+
+    def image_ids(self, indices: np.ndarray) -> np.ndarray:
+        """The ids of images in the annotations."""
+        return self.batches.records.ids[indices]
+
+    def evaluate(
+        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
+    ) -> float:
+        """Measure the AP on the validation split; all twelve numbers are logged."""
+        predict, val_set = functools.partial(self.predict, steps.evaluated(state)), self.val_batches.records
+        options = dict(rows=rows, gather=cluster.gather, on_batch=is_alive, threads=self.threads)
+        outputs = evaluation.detect(predict, self.val_batches, **options)
+        if not cluster.is_first():
+            return np.nan
+        results = evaluation.to_results(outputs, val_set, self.labels)
+        numbers, _ = evaluation.score(val_set.truth(), results)
+        log.print(evaluation.table(numbers))
+        log.write(done, numbers | evaluation.mean_losses(outputs))
+        log.pictures(done, visualize.first_images(outputs, val_set, self.start.classes))
+        return numbers['AP']
+
+    def finish(self, folder: Path, aps: dict[int, float | None], about: dict, _: Log) -> None:
+        """Write the model card: of the best step, or the last where none was evaluated."""
+        if not aps:
+            return
+        step = max(aps, key=lambda step: (checkpoint.rank(aps[step]), step))
+        about = self.start.about | about | {'step': step}
+        if aps[step] is not None:
+            about['AP'] = aps[step]
+        with files.replacing(folder / 'README.md') as file:
+            file.write(model_card.text(dataclasses.replace(self.start, about=about)).encode())
+
+
+def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
+    """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
+    check_values(config)
+    check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
+    folder = work.folder
+    saved = checkpoint.newest_meta(folder / 'checkpoints')
+    notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
+    train_set, val_set = read_data(config, folder)
+    start = make_start(config, train_set, meshes.platform(mesh), saved)
+    batches = make_batches(config, train_set, start)
+    if config.data_cache:
+        batches.cache = cache.DecodedImages(config.data_cache, train_set.heights, train_set.widths)
+        notes += [f'data_cache: {batches.cache.note}'] if batches.cache.note else []
+    labels, of_classes = evaluation.category_ids(start, val_set)
+    val_batches = loader.EvalBatches(
+        evaluation.relabelled(val_set, labels),
+        size=start.size,
+        max_size=start.max_size,
+        batch_size=config.batch_size,
+        max_targets=config.max_targets,
+    )
+    notes += of_classes
+    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
+    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
+    if cluster.is_first():
+        notes += compare.notes(train_set, val_set)
+    digests = {'the training data': train_set.digest(), 'the validation data': val_set.digest()}
+    check_agreement(config, work, batches, digests)
+    rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
+    optimizer = optim.make_optimizer(
+        start.params,
+        rate,
+        config.weight_decay,
+        config.clip_norm,
+        frozen_blocks=frozen_blocks(config, start.model),
+        fresh_factor=fresh_factor(config),
+    )
+    state, layout = make_state(config, start.params, optimizer, mesh)
+    step = steps.make_train_step(
+        start.model,
+        optimizer,
+        config.images_per_group,
+        accumulate_steps=config.accumulate_steps,
+        ema=config.ema,
+    )
+    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
+    predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
+    return Detection(
+        start=start,
+        batches=batches,
+        val_batches=val_batches,
+        rate=rate,
+        train_step=step,
+        predict=predict,
+        state=state,
+        config=config,
+        mesh=mesh,
+        threads=cluster.threads(),
+        labels=labels,
+        notes=notes,
+    )
+
+
+def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
+    """The training and validation sets; one that no JSON describes as it is gets FOLDER/val.json."""
+    index = folder / 'index'
+    train_set = records.from_source(
+        source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
+    )
+    if config.val_fraction:
+        train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
+    else:
+        val_set = records.from_source(
+            source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
+        )
+    if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
+        files.write_json(folder / 'val.json', evaluation.ground_truth(val_set.truth()).dataset)
+    return train_set, val_set
+
+
+def source_of(config: ConfigDict, name: str) -> sources.Source:
+    """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
+    if file := config[f'{name}_json']:
+        return sources.of_files(file, config[f'{name}_images'])
+    if not config.data:
+        raise InputError('no data: name a folder', 'data')
+    try:
+        return sources.find(config.data, config[f'{name}_split'])
+    except InputError as error:
+        if error.argument != 'split':
+            raise
+        if name == 'val':
+            raise InputError(f'{error}; a part of the other images can be it', 'val_fraction') from None
+        raise InputError(str(error), f'{name}_split') from None
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises InputError where a number of the config is out of its range or not finite."""
+    if 'smoothing' in config:
+        raise InputError('this config is one for pre-training, not for training a detector')
+    check_numbers(config)
+    values = workdir.flat(config)
+    for name in ('augment.sizes', 'augment.crop_from'):
+        if not all(16 <= size <= 10_000 for size in values[name]):
+            raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
+    if config.model.width:
+        sizes.check(Yolos(**model_fields(config)))
+
+
+def model_fields(config: ConfigDict) -> dict:
+    """The fields of a `Yolos` that a config gives."""
+    return {name: value for name, value in config.model.items() if name != 'eps' or value}
+
+
+def fresh_factor(config: ConfigDict) -> float:
+    """How many times the learning rate that of heads and [DET] tokens is."""
+    if not config.fresh_learning_rate:
+        return 1.0
+    if not config.learning_rate:
+        raise InputError('fresh_learning_rate is a multiple of learning_rate, which is 0', 'learning_rate')
+    return config.fresh_learning_rate / config.learning_rate
+
+
+def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
+    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
+    if config.freeze in ('', 'backbone'):
+        return model.depth if config.freeze else 0
+    if config.freeze.isdigit() and int(config.freeze) <= model.depth:
+        return int(config.freeze)
+    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
+
+
+def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
+    """The augmentation of a run; without sizes in the config, that of the published models of this size."""
+    if config.augment.sizes:
+        return geometry.Recipe(**config.augment)
+    scaled = lambda side: max(round(side * start.size / 800), 16)
+    return geometry.Recipe(
+        sizes=tuple(range(scaled(480) // 16 * 16, start.size + 1, 16)),
+        max_size=start.max_size,
+        crop_from=tuple(map(scaled, (400, 500, 600))),
+        crop_min=scaled(384),
+        crop_max=scaled(600),
+    )
+
+
+def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> loader.TrainBatches:
+    """The run's batches, with bucket lengths chosen from the sizes of the data."""
+    check_enough(len(train_set), train_set.source.path, config)
+    return loader.TrainBatches.make(
+        train_set,
+        make_recipe(config, start),
+        num_lengths=config.num_lengths,
+        batch_size=config.batch_size,
+        max_targets=config.max_targets,
+        seed=config.seed,
+        special=start.model.special,
+    )
+
+
+def make_start(
+    config: ConfigDict, train_set: records.Records, platform: str, saved: dict | None = None
+) -> Pretrained:
+    """The detector a run starts from: a new one, or with the weights of `init_from`.
+
+    saved: the meta of a checkpoint that will be restored; its model then, without parameters, and
+        `init_from` is not read again.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+    compute = {
+        'dtype': dtype,
+        'remat': config.model.remat,
+        'attention_kernel': attention.for_platform(platform, dtype),
+    }
+    model = Yolos(**model_fields(config) | compute, num_classes=train_set.num_classes)
+    classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
+    size, max_size = config.eval_size, config.eval_max_size
+    if saved:
+        model, about = checkpoint.model_of(saved['model']).clone(**compute), saved['about']
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
+        size, max_size = saved['eval_size']
+    elif not config.init_from:
+        check_model_is_given(config)
+        params = init_params(model, rng)
+    else:
+        with weights.open(config.init_from) as source:
+            about = source.about
+            if source.is_detector:
+                pretrained = start_from_detector(config, source.detector(log=print), train_set)
+                size, max_size = size or pretrained.size, max_size or pretrained.max_size
+                model, params = pretrained.model.clone(**compute), pretrained.params
+            else:
+                check_model_is_given(config)
+                params = source.backbone(model, rng)
+    if not size or not max_size or not (config.augment.sizes or config.init_from):
+        raise InputError(
+            'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
+        )
+    if any(label != number for label, number in train_set.category_ids.items()):
+        about = about | {'category_ids': {str(k): number for k, number in train_set.category_ids.items()}}
+    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
+    return Pretrained(model, params, classes, size, max_size, about)
+
+
+def start_from_detector(
+    config: ConfigDict, pretrained: Pretrained, train_set: records.Records
+) -> Pretrained:
+    """A detector with the classes of the training set; raises InputError where it is another model."""
+    if config.reset_classes:
+        pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
+        print(f'  {report}')
+    adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
+    for name in (
+        'width',
+        'depth',
+        'heads',
+        'pos_grid',
+        'mid_pos_grid',
+        'num_det_tokens',
+        'registers',
+        'rope',
+    ):
+        asked, actual = config.model[name], getattr(pretrained.model, name)
+        if config.model.width and asked != actual:
+            raise InputError(
+                f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
+                'the model from there',
+                f'model.{name}',
+            )
+    return pretrained
+
+
+def check_model_is_given(config: ConfigDict) -> None:
+    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
+    if not config.model.width:
+        raise InputError(
+            f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
+            'init_from',
+        )

@@ -1,0 +1,233 @@
+"""Pre-training of a ViT on images with one class each, as DeiT: made once from a config."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from yolos_jax import attention, classification, evaluation, optim, steps
+from yolos_jax.classifier import Classifier, init_params
+from yolos_jax.data import augmentation, class_batches, labelled
+from yolos_jax.errors import InputError
+from yolos_jax.patches import PATCH
+from yolos_jax.run import cluster, workdir
+from yolos_jax.run import mesh as meshes
+from yolos_jax.run.progress import Log
+from yolos_jax.run.setup import (
+    Setup,
+    check_agreement,
+    check_batch_size,
+    check_enough,
+    check_numbers,
+    make_state,
+)
+from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.train import Step, run_to_end
+from yolos_jax.weights import checkpoint, deit, tensors, zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining(Setup):
+    """What a run that pre-trains a ViT works with."""
+
+    model: Classifier
+
+    def digests(self) -> dict[str, Any]:
+        """What is the same for the same data, of both splits."""
+        sets = {'train': self.batches.records, 'val': self.val_batches.records}
+        return {split: {'images and classes': images.digest} for split, images in sets.items()}
+
+    def describe(self) -> dict:
+        """What a checkpoint says of the classifier and its training."""
+        fields = ('width', 'depth', 'heads', 'num_classes', 'size', 'distilled', 'eps')
+        classifier = {name: getattr(self.model, name) for name in fields}
+        return {
+            'classifier': classifier,
+            'classes': self.batches.records.classes,
+            'training': self.computers(),
+        }
+
+    def summary(self, first: int) -> str:
+        """What the run is about to do, for the reader."""
+        train_set, val_set, recipe = self.batches.records, self.val_batches.records, self.config.augment
+        lines = [
+            f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
+            f'{len(train_set.classes)} classes, {train_set.path}',
+            f'epoch        {len(train_set) // recipe.repeats} images, each {recipe.repeats} times',
+        ]
+        return self.summary_of(first, self.state['params'], lines)
+
+    def image_ids(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers of images in the order of their names."""
+        return indices
+
+    def evaluate(
+        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
+    ) -> float:
+        """Measure the top-1 accuracy on the validation split, and write the weights to deit.pth."""
+        params = steps.evaluated(state)
+        outputs = evaluation.outputs_of(
+            functools.partial(self.predict, params),
+            self.val_batches,
+            rows=rows,
+            gather=cluster.gather,
+            on_batch=is_alive,
+            threads=self.threads,
+        )
+        params = cluster.fetch(params)
+        if not cluster.is_first():
+            return np.nan
+        numbers = {name: float(outputs[name].mean()) for name in ('top1', 'top5', 'val_loss')}
+        deit.write(params, self.model, log.folder / deit.FILE)
+        log.write(done, numbers)
+        return numbers['top1']
+
+    def finish(self, _: Path, aps: dict[int, float | None], __: dict, log: Log) -> None:
+        """Say what the run ended with."""
+        if aps and aps[max(aps)] is not None:
+            log.print(f'{deit.FILE}: the weights of step {max(aps)}, top-1 {aps[max(aps)]:.4f}')
+
+
+def pretrain(
+    config: ConfigDict,
+    location: str | Path,
+    mesh: Mesh | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    *,
+    stuck: int = 1800,
+    stop: StopSignal | None = None,
+) -> int | None:
+    """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as of `train`."""
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    return run_to_end(functools.partial(prepare, config, mesh), location, on_step, stuck=stuck, stop=stop)
+
+
+def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretraining:
+    """The data, the classifier, the batches, the optimiser and the steps of a run."""
+    check_values(config)
+    group = config.augment.mix_group or config.batch_size
+    check_batch_size(config, mesh, group, 'augment.mix_group')
+    saved = checkpoint.newest_meta(work.folder / 'checkpoints')
+    notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder) if saved else []
+    train_set = labelled.read(config.data, config.train_split)
+    val_set = labelled.read(config.data, config.val_split, train_set.classes)
+    check_enough(len(train_set), train_set.path, config)
+    model = make_model(config, len(train_set.classes), meshes.platform(mesh))
+    fixed, teach, labels = make_teacher(config, model, len(train_set), group)
+    batches = make_batches(config, train_set, group, labels)
+    digests = {'the training data': train_set.digest, 'the validation data': val_set.digest}
+    check_agreement(config, work, batches, digests)
+    params = jax.device_get(init_params(model, jax.random.key(config.seed)))
+    schedule = config.learning_rate, config.epochs, config.warm_epochs, batches.steps_per_epoch
+    rate = optim.warm_cosine(*schedule)
+    optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
+    state, layout = make_state(config, params, optimizer, mesh, fixed)
+    loss = classification.make_loss(
+        model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teach
+    )
+    step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
+    return Pretraining(
+        batches=batches,
+        val_batches=class_batches.EvalBatches(val_set, model.size, config.batch_size),
+        rate=rate,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh))),
+        predict=meshes.make_predictor(classification.make_evaluation_step(model), mesh),
+        state=state,
+        config=config,
+        mesh=mesh,
+        threads=cluster.threads(),
+        notes=notes,
+        model=model,
+    )
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises InputError where the config cannot be used."""
+    if 'smoothing' not in config:
+        raise InputError('this config is one for training a detector, not for pre-training')
+    check_numbers(config)
+    if not config.data:
+        raise InputError('no data: name a folder', 'data')
+    if config.model.size % PATCH:
+        raise InputError(f'model.size is {config.model.size}, not a multiple of {PATCH}', 'model.size')
+    if not config.model.heads or config.model.width % config.model.heads:
+        raise InputError(
+            f'model.width is {config.model.width}, not a multiple of model.heads, {config.model.heads}',
+            'model.heads',
+        )
+
+
+def make_model(config: ConfigDict, num_classes: int, platform: str) -> Classifier:
+    """The classifier of a config."""
+    dtype = jnp.dtype(config.model.dtype)
+    return Classifier(
+        **dict(config.model) | {'dtype': dtype},
+        num_classes=num_classes,
+        distilled=bool(config.teacher),
+        attention_kernel=attention.for_platform(platform, dtype),
+    )
+
+
+def make_batches(
+    config: ConfigDict, train_set: labelled.LabelledImages, group: int, teacher: np.ndarray | None
+) -> class_batches.TrainBatches:
+    """The run's batches; teacher: as for `class_batches.TrainBatches`."""
+    names = ('repeats', 'erasing', 'mixup', 'cutmix')
+    recipe = augmentation.Recipe(
+        size=config.model.size, group=group, **{name: config.augment[name] for name in names}
+    )
+    options = dict(batch_size=config.batch_size, seed=config.seed, teacher=teacher)
+    return class_batches.TrainBatches(train_set, recipe, **options)
+
+
+def make_teacher(
+    config: ConfigDict, model: Classifier, count: int, group: int
+) -> tuple[dict | None, Callable | None, np.ndarray | None]:
+    """A teacher's parameters, what it teaches by (`classification.make_loss`), or its labels of the images.
+
+    Raises:
+        InputError: it is neither a classifier of these classes and this size nor logits of the `count`
+        images.
+    """
+    if not config.teacher:
+        return None, None, None
+    if str(config.teacher).endswith('.npy'):
+        logits = read_logits(config.teacher, count, model.num_classes)
+        labels = logits.argmax(axis=1).astype(np.int32)
+        return None, classification.of_labels(model.num_classes, group), labels
+    path = zoo.local(config.teacher)
+    path = path / deit.FILE if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f'{path}: no such file', 'teacher')
+    with contextlib.closing(tensors.read(path)) as file:
+        teacher, params = deit.read(file)
+    if (teacher.num_classes, teacher.size) != (model.num_classes, model.size):
+        raise InputError(
+            f'{path}: a classifier of {teacher.num_classes} classes at {teacher.size} pixels; these data '
+            f'have {model.num_classes}, and model.size is {model.size}',
+            'teacher',
+        )
+    teacher = teacher.clone(dtype=model.dtype, attention_kernel=model.attention_kernel)
+    return params, classification.of_model(teacher), None
+
+
+def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
+    """A teacher's logits of all images, in the order of their names: [count, num_classes]."""
+    try:
+        logits = np.load(path, mmap_mode='r')
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path}: not a file of numpy.save ({error})', 'teacher') from None
+    if logits.shape != (count, num_classes):
+        raise InputError(
+            f'{path}: is {list(logits.shape)}, not the logits of {count} images and {num_classes} classes',
+            'teacher',
+        )
+    return logits

@@ -1,0 +1,89 @@
+"""A small data set to try pre-training on: images of one form each, in folders of classes.
+
+python -m yolos_jax.tools.make_classes DIR
+"""
+
+import argparse
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from yolos_jax import files
+from yolos_jax.run import cli
+from yolos_jax.tools import make_shapes
+
+SIDE = 64  # of the images, in pixels
+SPLITS = {'train': 400, 'val': 40}  # images of each class
+STAR = [
+    (0.5 + r * np.sin(a), 0.5 - r * np.cos(a))
+    for r, a in zip([0.5, 0.2] * 5, np.arange(10) * np.pi / 5, strict=True)
+]
+FORMS = {  # polygons in a square of side 1
+    'circle': [(0.5 + 0.5 * np.sin(a), 0.5 - 0.5 * np.cos(a)) for a in np.arange(40) * np.pi / 20],
+    'square': [(0, 0), (1, 0), (1, 1), (0, 1)],
+    'triangle': [(0.5, 0), (1, 1), (0, 1)],
+    'star': STAR,
+    'plus': [
+        (0.3, 0), (0.7, 0), (0.7, 0.3), (1, 0.3), (1, 0.7), (0.7, 0.7), (0.7, 1), (0.3, 1), (0.3, 0.7),
+        (0, 0.7), (0, 0.3), (0.3, 0.3),
+    ],
+    'arrow': [(0, 0.3), (0.5, 0.3), (0.5, 0), (1, 0.5), (0.5, 1), (0.5, 0.7), (0, 0.7)],
+    'L': [(0, 0), (0.35, 0), (0.35, 0.65), (1, 0.65), (1, 1), (0, 1)],
+    'T': [(0, 0), (1, 0), (1, 0.35), (0.68, 0.35), (0.68, 1), (0.32, 1), (0.32, 0.35), (0, 0.35)],
+    'U': [(0, 0), (0.3, 0), (0.3, 0.7), (0.7, 0.7), (0.7, 0), (1, 0), (1, 1), (0, 1)],
+    'H': [
+        (0, 0), (0.3, 0), (0.3, 0.35), (0.7, 0.35), (0.7, 0), (1, 0), (1, 1), (0.7, 1), (0.7, 0.65),
+        (0.3, 0.65), (0.3, 1), (0, 1),
+    ],
+}  # fmt: skip
+
+
+def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
+    """Write the data set to `root`, whole or not at all; an existing one is left as it is.
+
+    Each form is a class twice: filled, and as an outline. splits: {name: images of each class}.
+    """
+    if Path(root).is_dir():
+        return
+    with files.new_folder(root) as part:
+        for number, (split, count) in enumerate(splits.items()):
+            rng = np.random.default_rng([seed, number])
+            for form, polygon in FORMS.items():
+                for kind in ('filled', 'outline'):
+                    folder = part / split / f'{form}-{kind}'
+                    folder.mkdir(parents=True)
+                    for i in range(count):
+                        picture(rng, polygon, kind == 'filled').save(folder / f'{i:04d}.jpg', quality=90)
+
+
+def picture(rng: np.random.Generator, polygon: list, filled: bool) -> Image.Image:
+    """An image with a polygon of some size, place and colour."""
+    image = make_shapes.ground(rng, SIDE, SIDE)
+    side = rng.uniform(0.6, 0.95) * SIDE
+    place = rng.uniform(0, SIDE - side, 2)
+    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1), rng.uniform(0.5, 1))
+    colour = tuple(int(255 * c) for c in colour)
+    points = [tuple(place + side * np.array(point)) for point in polygon]
+    draw = ImageDraw.Draw(image)
+    if filled:
+        draw.polygon(points, colour)
+    else:
+        draw.line([*points, points[0], points[1]], colour, 5, 'curve')
+    return image
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the argument and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('folder', help='where to put the data set')
+    args = parser.parse_args(arguments)
+    write(args.folder)
+    counts = ', '.join(f'{count * 2 * len(FORMS)} images in {split}' for split, count in SPLITS.items())
+    print(f'{args.folder}: {2 * len(FORMS)} classes, {counts}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

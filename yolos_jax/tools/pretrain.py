@@ -1,0 +1,33 @@
+"""Pre-train a ViT on images with one class each, as DeiT.
+
+    yolos pretrain --config=deit_ti --workdir=DIR --config.data=IMAGENET
+
+The data are a folder train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg, or tensorflow-datasets' imagenet2012.
+The workdir receives metrics.jsonl, TensorBoard files, curves.png, checkpoints/, and after each evaluation
+deit.pth, what a detector starts from. The same command in the same workdir resumes where the last one
+stopped.
+"""
+
+from collections.abc import Callable
+
+from yolos_jax.configs import deit_ti
+from yolos_jax.run import cli, pretraining
+from yolos_jax.run.train import Step
+from yolos_jax.tools import train
+
+KEYS = deit_ti.get_config
+DETECTORS = {192: 'yolos_ti', 384: 'yolos_s', 330: 'yolos_s_dwr', 768: 'yolos_b'}  # by width
+
+
+def main(on_step: Callable[[Step], None] | None = None) -> None:
+    """Parse the flags and pre-train; on_step: as of `yolos_jax.train`."""
+    train.main(on_step, pretraining.pretrain)
+    config = DETECTORS.get(train.CONFIG.value.model.width, 'CONFIG')
+    print(
+        f'start a detector from it with: yolos train --config={config} --workdir=DIR --config.data=COCO '
+        f'--config.init_from={train.WORKDIR.value}'
+    )
+
+
+if __name__ == '__main__':
+    cli.run_with_flags(main, KEYS)

@@ -1,0 +1,79 @@
+"""A pre-trained classifier under the names of DeiT and timm, as a .pth: what a detector starts from.
+
+The original's `finetune_det` and timm read it; it says how many heads there are beside ('heads').
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from yolos_jax.classifier import Classifier, param_shapes
+from yolos_jax.errors import InputError
+from yolos_jax.patches import PATCH
+from yolos_jax.weights import checkpoint, names, torchfile
+from yolos_jax.weights.tensors import Tensor, TensorFile
+
+FILE = checkpoint.DEIT
+HEAD_WIDTH = 64  # of the published models
+
+
+def write(params: dict, model: Classifier, path: Path) -> None:
+    """Write a file, in place of the one that was there."""
+    tensors = names.from_tree(params, param_shapes(model), model.depth)
+    tensors = {_timm(name): tensor for name, tensor in tensors.items()}
+    if model.distilled:
+        tensors['pos_embed'] = _moved(tensors['pos_embed'], start=-1, to=1)
+    part = path.with_name(f'.{path.name}.part')
+    torchfile.write(part, {'model': tensors, 'heads': model.heads})
+    os.replace(part, path)
+
+
+def read(file: TensorFile) -> tuple[Classifier, dict]:
+    """The classifier in an open file, of DeiT, timm or this project.
+
+    Raises:
+        InputError: it is none, or one of another form.
+    """
+    tensors = dict(file.tensors)
+    missing = [
+        name for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight') if name not in tensors
+    ]
+    if missing:
+        raise InputError(f'{file.path}: no classifier: {missing[0]} is missing')
+    distilled = 'dist_token' in tensors
+    if distilled:
+        tensors['pos_embed'] = _moved(tensors['pos_embed'], start=1, to=-1)
+    (width,), (num_classes, _) = tensors['patch_embed.proj.bias'].shape, tensors['head.weight'].shape
+    heads = file.about.get('heads', width / HEAD_WIDTH)
+    if heads != int(heads) or not heads:
+        raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
+    model = Classifier(
+        width=width,
+        depth=len({name.split('.')[1] for name in tensors if name.startswith('blocks.')}),
+        heads=int(heads),
+        num_classes=num_classes,
+        size=PATCH * math.isqrt(tensors['pos_embed'].shape[1] - 1 - distilled),
+        distilled=distilled,
+    )
+    ours = {_ours(name): tensor for name, tensor in tensors.items()}
+    return model, names.to_tree(ours, param_shapes(model), model.depth)
+
+
+def _timm(name: str) -> str:
+    return name.removeprefix('backbone.').replace('det_token', 'dist_token')
+
+
+def _ours(name: str) -> str:
+    return name if name.startswith('head') else f'backbone.{name.replace("dist_token", "det_token")}'
+
+
+def _moved(table: Tensor, start: int, to: int) -> Tensor:
+    """A table [1, rows, D] with the row of the distillation token elsewhere: ours is the last."""
+
+    def moved() -> np.ndarray:
+        rows = table.numpy()
+        return np.insert(np.delete(rows, start, axis=1), to % rows.shape[1], rows[:, start], axis=1)
+
+    return Tensor(table.shape, moved)
