@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from yolos_jax.data.resize import resize
+from yolos_jax.data.slide import slide
 from yolos_jax.patches import MEAN, PATCH
 
 ATTEMPTS = 10  # at a rectangle that fits; then a crop is the middle, and nothing is erased
@@ -91,8 +93,10 @@ def train_image(image: np.ndarray, size: int, draws: dict[str, np.ndarray], out:
 
     image: RGBX, of any size. size: of the square, in pixels. draws: one row of `draw`.
     """
-    box = crop_box(*image.shape[:2], draws['crop_area'], draws['crop_ratio'], draws['crop_place'])
-    cropped = _cropped(image, box).resize((size, size), Image.Resampling.BICUBIC).convert('RGB')
+    uniform = (draws[f'crop_{name}'] for name in ('area', 'ratio', 'place'))
+    top, left, h, w = crop_box(*image.shape[:2], *uniform)
+    crop = np.ascontiguousarray(image[top : top + h, left : left + w])
+    cropped = Image.fromarray(resize(crop, size, size, cubic=True)[..., :3])
     if draws['flip'][0] < 0.5:
         cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for i in range(LAYERS):
@@ -100,7 +104,7 @@ def train_image(image: np.ndarray, size: int, draws: dict[str, np.ndarray], out:
             operation = OPERATIONS[int(draws['op'][i] * len(OPERATIONS))]
             strength = min(max(draws['strength'][i], 0), 10) / 10
             cropped = operation(cropped, strength, -1 if draws['negates'][i] > 0.5 else 1)
-    to_patches(cropped, out)
+    to_patches(np.asarray(cropped), out)
 
 
 def eval_image(image: np.ndarray, size: int, out: np.ndarray) -> None:
@@ -115,15 +119,15 @@ def eval_image(image: np.ndarray, size: int, out: np.ndarray) -> None:
         shape = short, int(short * width / height)
     else:
         shape = int(short * height / width), short
-    resized = _cropped(image, (0, 0, height, width)).resize(shape[::-1], Image.Resampling.BICUBIC)
     top, left = (round((side - size) / 2) for side in shape)
-    to_patches(resized.crop((left, top, left + size, top + size)).convert('RGB'), out)
+    middle = resize(image, *shape, box=(top, left, size, size), cubic=True)
+    to_patches(middle[..., :3], out)
 
 
-def to_patches(image: Image.Image, out: np.ndarray) -> None:
-    """Write a square image of Pillow as patches into out [N, 768]."""
-    side = image.width // PATCH
-    rows = np.asarray(image).reshape(side, PATCH, side, PATCH, 3)
+def to_patches(image: np.ndarray, out: np.ndarray) -> None:
+    """Write a square RGB image as patches into out [N, 768]."""
+    side = len(image) // PATCH
+    rows = image.reshape(side, PATCH, side, PATCH, 3)
     out.reshape(side, side, PATCH, PATCH, 3)[:] = rows.transpose(0, 2, 1, 3, 4)
 
 
@@ -166,39 +170,22 @@ def _between(uniform: float, low: float, high: float) -> float:
     return low + (high - low) * uniform
 
 
-def _cropped(image: np.ndarray, box: tuple[int, int, int, int]) -> Image.Image:
-    """A part (top, left, height, width) of an RGBX image, of Pillow's mode RGBX."""
-    top, left, height, width = box
-    whole = Image.frombuffer('RGBX', image.shape[1::-1], np.ascontiguousarray(image), 'raw', 'RGBX', 0, 1)
-    return whole.crop((left, top, left + width, top + height))
-
-
 # RandAugment's operations: (image, strength 0..1, sign -1 or 1) -> image
-
-
-def _affine(image: Image.Image, matrix: tuple) -> Image.Image:
-    bicubic = Image.Resampling.BICUBIC
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=bicubic, fillcolor=FILL)
 
 
 def _rotate(image: Image.Image, strength: float, sign: int) -> Image.Image:
     return image.rotate(sign * strength * 30, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
-def _shear_x(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    return _affine(image, (1, sign * strength * 0.3, 0, 0, 1, 0))
+def _slider(axis: int, slope: float, offset: float) -> Callable:
+    """A shear by up to `slope`, or a shift by up to `offset` of the image's size, along an axis."""
 
+    def operation(image: Image.Image, strength: float, sign: int) -> Image.Image:
+        pixels = np.asarray(image)
+        shift = sign * (strength * offset) * pixels.shape[axis]
+        return Image.fromarray(slide(pixels, axis, sign * strength * slope, shift, FILL))
 
-def _shear_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    return _affine(image, (1, 0, 0, sign * strength * 0.3, 1, 0))
-
-
-def _translate_x(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    return _affine(image, (1, 0, sign * strength * 0.45 * image.width, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, sign * strength * 0.45 * image.height))
+    return operation
 
 
 def _auto_contrast(image: Image.Image, *_: float) -> Image.Image:
@@ -244,8 +231,8 @@ OPERATIONS = (  # in timm's order
     _enhancer(ImageEnhance.Contrast),
     _enhancer(ImageEnhance.Brightness),
     _enhancer(ImageEnhance.Sharpness),
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
+    _slider(axis=1, slope=0.3, offset=0),
+    _slider(axis=0, slope=0.3, offset=0),
+    _slider(axis=1, slope=0, offset=0.45),
+    _slider(axis=0, slope=0, offset=0.45),
 )

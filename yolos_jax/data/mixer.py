@@ -19,7 +19,8 @@ def make_mix(lanes: int, kept: Iterable[int]) -> Callable:
     """A function for numba that sums runs of `lanes` bytes and stores those in `kept`.
 
     mix(data, at, step, weights, taps, out, to): out[to :] = (sum over k < taps of weights[k] *
-    data[at + k * step :]) rounded to 8 bits; data and out uint8, weights uint32 with BITS binary places.
+    data[at + k * step :]) rounded and clipped to 8 bits; data and out uint8, weights int32 with BITS binary
+    places.
     """
     kept = list(kept)
     bytes_in, bytes_out = ir.VectorType(ir.IntType(8), lanes), ir.VectorType(ir.IntType(8), len(kept))
@@ -50,7 +51,11 @@ def make_mix(lanes: int, kept: Iterable[int]) -> Callable:
                 add(number(1))
                 with cgutils.for_range_slice(builder, number(2), taps, number(1)) as (k, _):
                     add(k)
-            result = builder.trunc(builder.lshr(builder.load(total), all_lanes(BITS)), bytes_in)
+            result = builder.ashr(builder.load(total), all_lanes(BITS))
+            for sign, bound in (('<', 0), ('>', 255)):
+                outside = builder.icmp_signed(sign, result, all_lanes(bound))
+                result = builder.select(outside, all_lanes(bound), result)
+            result = builder.trunc(result, bytes_in)
             order = ir.Constant(ir.VectorType(i32, len(kept)), kept)
             result = builder.shuffle_vector(result, ir.Constant(bytes_in, ir.Undefined), order)
             place = builder.bitcast(builder.gep(out, [to]), bytes_out.as_pointer())

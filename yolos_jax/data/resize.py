@@ -1,9 +1,9 @@
-"""Pillow's 8-bit bilinear resize, bit for bit, for a part of the output only.
+"""Pillow's 8-bit resize, bilinear and bicubic, bit for bit, for a part of the output only.
 
 The published models were trained and evaluated on `Image.resize(BILINEAR)`, an antialiased triangle
-filter in fixed point: a horizontal pass rounded to 8 bits, then a vertical one (Resample.c of Pillow
-up to 12; Pillow 13 changed the order of the passes for some shapes). Here it is compiled by numba,
-runs without the GIL, and computes only the rows and columns asked for.
+filter in fixed point, and ViTs are pre-trained on BICUBIC: a horizontal pass rounded to 8 bits, then a
+vertical one (Resample.c of Pillow up to 12; Pillow 13 changed the order of the passes for some shapes).
+Here it is compiled by numba, runs without the GIL, and computes only the rows and columns asked for.
 
 Images are RGBX, uint8 [height, width, 4], X is ignored: four bytes a pixel make whole vectors. Both
 passes are the same sum (`mixer`) of runs of bytes that lie a step apart: the vertical one adds runs of 16
@@ -27,23 +27,33 @@ _mix_patch = make_mix(RUN, [i for i in range(RUN) if i % 4 != 3])  # the same wi
 
 
 @functools.lru_cache(maxsize=4096)
-def _weights(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _weights(size_in: int, size_out: int, cubic: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First tap, number of taps and fixed-point weights of every output sample of an axis."""
     scale = size_in / size_out
-    stretch = max(scale, 1.0)
+    unit = max(scale, 1.0)
+    stretch = 2 * unit if cubic else unit
     centre = (np.arange(size_out) + 0.5) * scale
     first = np.maximum((centre - stretch + 0.5).astype(np.int64), 0)
     last = np.minimum((centre + stretch + 0.5).astype(np.int64), size_in)
     taps = int((last - first).max())
     offset = np.arange(taps)
     place = first[:, None] + offset
-    weight = np.maximum(1 - np.abs((place - centre[:, None] + 0.5) * (1 / stretch)), 0)
+    distance = np.abs((place - centre[:, None] + 0.5) * (1 / unit))
+    weight = _cubic(distance) if cubic else np.maximum(1 - distance, 0)
     weight = np.where(place < last[:, None], weight, 0)
     total = np.zeros(size_out)
     for tap in range(taps):  # summed in Pillow's order: the rounding of the sum matters
         total += weight[:, tap]
-    fixed = (weight / total[:, None] * (1 << BITS) + 0.5).astype(np.uint32)
+    fixed = weight / total[:, None] * (1 << BITS)
+    fixed = (fixed + np.copysign(0.5, fixed)).astype(np.int32)
     return first, last - first, fixed
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic with -0.5 at distances x, in Pillow's order of operations."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -92,12 +102,14 @@ def _vertical_patches(data, first, count, weights, columns, out):
             _mix_patch(data, first[y] * stride + column * RUN, stride, weights[y], count[y], out, to)
 
 
-def _rows(image: np.ndarray, height: int, width: int, box: tuple, flip: bool) -> tuple:
+def _rows(
+    image: np.ndarray, shape: tuple[int, int], box: tuple, *, flip: bool, cubic: bool = False
+) -> tuple:
     """After the horizontal pass: the bytes of the rows `box` needs, and how the vertical one mixes them."""
-    top, left, h, w = box
-    first, count, weights = (values[top : top + h] for values in _weights(len(image), height))
+    (height, width), (top, left, h, w) = shape, box
+    first, count, weights = (values[top : top + h] for values in _weights(len(image), height, cubic))
     low, high = first[0], first[-1] + count[-1]
-    columns = (values[left : left + w] for values in _weights(image.shape[1], width))
+    columns = (values[left : left + w] for values in _weights(image.shape[1], width, cubic))
     data = np.empty((high - low) * w * 4 + RUN, np.uint8)
     rows = data[:-RUN].view(np.uint32).reshape(-1, w)
     _horizontal(image[low:high].view(np.uint32)[..., 0], *columns, flip, rows)
@@ -105,21 +117,28 @@ def _rows(image: np.ndarray, height: int, width: int, box: tuple, flip: bool) ->
 
 
 def resize(
-    image: np.ndarray, height: int, width: int, *, box: tuple | None = None, flip: bool = False
+    image: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    box: tuple | None = None,
+    flip: bool = False,
+    cubic: bool = False,
 ) -> np.ndarray:
     """An RGBX image resized to (height, width), or the part of that in `box`.
 
     box: (top, left, height, width) in the resized image; None for all of it. flip: mirror the image
-    first (the weights are not symmetric to the last bit, so mirroring afterwards is not the same).
+    first (the weights are not symmetric to the last bit, so mirroring afterwards is not the same). cubic:
+    and not bilinear.
     """
     box = (0, 0, height, width) if box is None else box
     h, w = box[2:]
     out = np.empty(h * w * 4 + RUN, np.uint8)
-    _vertical(*_rows(image, height, width, box, flip), w * 4, out)
+    _vertical(*_rows(image, (height, width), box, flip=flip, cubic=cubic), w * 4, out)
     return out[:-RUN].reshape(h, w, 4)
 
 
 def resize_to_patches(image: np.ndarray, height: int, width: int, *, flip: bool, out: np.ndarray) -> None:
     """As `resize`, to multiples of 16, written as the RGB of patches: out uint8 [patches, 768]."""
-    rows = _rows(image, height, width, (0, 0, height, width), flip)
+    rows = _rows(image, (height, width), (0, 0, height, width), flip=flip)
     _vertical_patches(*rows, width // PATCH, out.reshape(-1))

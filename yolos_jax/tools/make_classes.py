@@ -5,6 +5,7 @@ python -m yolos_jax.tools.make_classes DIR
 
 import argparse
 import colorsys
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from yolos_jax import files
 from yolos_jax.run import cli
 from yolos_jax.tools import make_shapes
 
+KINDS = 'filled', 'outline'
 SIDE = 64  # of the images, in pixels
 SPLITS = {'train': 400, 'val': 40}  # images of each class
 STAR = [
@@ -51,24 +53,26 @@ def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> N
     with files.new_folder(root) as part:
         for number, (split, count) in enumerate(splits.items()):
             rng = np.random.default_rng([seed, number])
-            for form, polygon in FORMS.items():
-                for kind in ('filled', 'outline'):
-                    folder = part / split / f'{form}-{kind}'
-                    folder.mkdir(parents=True)
-                    for i in range(count):
-                        picture(rng, polygon, kind == 'filled').save(folder / f'{i:04d}.jpg', quality=90)
+            for label, (form, kind) in enumerate(itertools.product(FORMS, KINDS)):
+                folder = part / split / f'{form}-{kind}'
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    picture(rng, label).save(folder / f'{i:04d}.jpg', quality=90)
 
 
-def picture(rng: np.random.Generator, polygon: list, filled: bool) -> Image.Image:
-    """An image with a polygon of some size, place and colour."""
+def picture(rng: np.random.Generator, label: int) -> Image.Image:
+    """An image of a class: its form, of some size, at some place, in a colour of its range."""
+    form, kind = divmod(label, len(KINDS))
+    polygon = list(FORMS.values())[form]
     image = make_shapes.ground(rng, SIDE, SIDE)
     side = rng.uniform(0.6, 0.95) * SIDE
     place = rng.uniform(0, SIDE - side, 2)
-    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1), rng.uniform(0.5, 1))
+    hue = (label / (len(FORMS) * len(KINDS)) + rng.uniform(-0.12, 0.12)) % 1
+    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
     colour = tuple(int(255 * c) for c in colour)
     points = [tuple(place + side * np.array(point)) for point in polygon]
     draw = ImageDraw.Draw(image)
-    if filled:
+    if KINDS[kind] == 'filled':
         draw.polygon(points, colour)
     else:
         draw.line([*points, points[0], points[1]], colour, 5, 'curve')
@@ -81,8 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
     write(args.folder)
-    counts = ', '.join(f'{count * 2 * len(FORMS)} images in {split}' for split, count in SPLITS.items())
-    print(f'{args.folder}: {2 * len(FORMS)} classes, {counts}')
+    classes = len(FORMS) * len(KINDS)
+    counts = ', '.join(f'{count * classes} images in {split}' for split, count in SPLITS.items())
+    print(f'{args.folder}: {classes} classes, {counts}')
 
 
 if __name__ == '__main__':
