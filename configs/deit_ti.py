@@ -5,7 +5,7 @@ r"""DeiT-Ti on ImageNet-1k (arXiv 2012.12877, table 9), the seed of YOLOS-Ti.
 Published: 72.2 % top-1 after 300 epochs; distilled from a RegNetY-16GF 74.5 %.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.data = ''  # a folder, or its gs:// or s3:// URL: train/CLASS/IMAGE.jpg, or tensorflow-datasets'
     c.train_split = 'train'
     c.val_split = 'val'  # or 'validation'
-    c.bad_images = 1000  # how many may be unreadable
+    c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
     c.teacher = ''  # distil from it: a workdir or .pth of a classifier, or logits [images, classes] (.npy)
 
     c.model = ConfigDict()

@@ -1,6 +1,7 @@
 """Pre-training: its parity with a torch loop of timm's formulae, its runs, and what starts from it."""
 
 import contextlib
+import shutil
 import signal
 
 import jax
@@ -342,6 +343,15 @@ def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
         labelled.read(class_folder, 'val', ['H-filled', 'H-outline'])
 
 
+def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_path):
+    shutil.copytree(class_folder, tmp_path / 'forms')
+    for file in sorted((tmp_path / 'forms' / 'train').glob('*/0000.jpg'))[:12]:
+        file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(InputError, match=r'0000.jpg: .* 4 of 60 images are bad, more than 3$'):
+        launch(config_of(tmp_path / 'forms'), tmp_path / 'run')
+    launch(config_of(tmp_path / 'forms', bad_images=12, epochs=2), tmp_path / 'tolerant')
+
+
 def test_labels_are_numbers_of_the_sorted_names(class_folder):
     images = labelled.read(class_folder, 'validation')
     assert images.classes == sorted(
@@ -395,7 +405,8 @@ def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
 
 
 def test_two_processes_pre_train_as_one_does(unbroken, class_folder, tmp_path):
-    flags = [f'--config.{key}={value}' for key, value in workdir.flat(config_of(class_folder)).items()]
+    values = workdir.flat(config_of(class_folder)).items()
+    flags = [f'--config.{key}={value}' for key, value in values if value is not None]
     command = [
         ROOT / 'pretrain.py',
         f'--config={ROOT}/configs/deit_ti.py',

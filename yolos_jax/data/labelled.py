@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class LabelledImages:
     images: Any
     count: int
     bad_images: int
+    advice: ClassVar[str] = ''  # where more are bad
 
     def __len__(self) -> int:
         return self.count

@@ -187,8 +187,8 @@ class BadImages:
             count, total = len(self._indices), len(self._records)
             if count > self._records.bad_images:
                 raise InputError(
-                    f'{error}; {count} of {total} images are bad, more than {self._records.bad_images}: '
-                    'python -m yolos_jax.tools.check_data lists them all',
+                    f'{error}; {count} of {total} images are bad, more than {self._records.bad_images}'
+                    f'{self._records.advice}',
                     'bad_images',
                 )
             print(f'left out: {error}', file=sys.stderr, flush=True)

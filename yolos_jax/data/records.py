@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Records:
     images: Any
     source: sources.Source
     bad_images: int
+    advice: ClassVar[str] = ': python -m yolos_jax.tools.check_data lists them all'  # where more are bad
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -117,8 +117,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     check_batch_size(config, mesh, group, 'augment.mix_group')
     saved = checkpoint.newest_meta(work.folder / 'checkpoints')
     notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder) if saved else []
-    train_set = labelled.read(config.data, config.train_split)
-    val_set = labelled.read(config.data, config.val_split, train_set.classes)
+    train_set, val_set = read_data(config)
     check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
     fixed, teach, labels = make_teacher(config, model, len(train_set), group)
@@ -163,6 +162,16 @@ def check_values(config: ConfigDict) -> None:
             f'model.width is {config.model.width}, not a multiple of model.heads, {config.model.heads}',
             'model.heads',
         )
+
+
+def read_data(config: ConfigDict) -> tuple[labelled.LabelledImages, labelled.LabelledImages]:
+    """The training and validation sets; the classes are those of the first."""
+    train_set = labelled.read(config.data, config.train_split)
+    val_set = labelled.read(config.data, config.val_split, train_set.classes)
+    if config.bad_images is None:
+        return train_set, val_set
+    tolerant = lambda images: dataclasses.replace(images, bad_images=config.bad_images)
+    return tolerant(train_set), tolerant(val_set)
 
 
 def make_model(config: ConfigDict, num_classes: int, platform: str) -> Classifier:

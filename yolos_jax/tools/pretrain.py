@@ -11,7 +11,7 @@ stopped.
 from collections.abc import Callable
 
 from yolos_jax.configs import deit_ti
-from yolos_jax.run import cli, pretraining
+from yolos_jax.run import cli, cluster, pretraining
 from yolos_jax.run.train import Step
 from yolos_jax.tools import train
 
@@ -23,10 +23,11 @@ def main(on_step: Callable[[Step], None] | None = None) -> None:
     """Parse the flags and pre-train; on_step: as of `yolos_jax.train`."""
     train.main(on_step, pretraining.pretrain)
     config = DETECTORS.get(train.CONFIG.value.model.width, 'CONFIG')
-    print(
-        f'start a detector from it with: yolos train --config={config} --workdir=DIR --config.data=COCO '
-        f'--config.init_from={train.WORKDIR.value}'
-    )
+    if cluster.is_first():
+        print(
+            f'start a detector from it with: yolos train --config={config} --workdir=DIR '
+            f'--config.data=COCO --config.init_from={train.WORKDIR.value}'
+        )
 
 
 if __name__ == '__main__':
