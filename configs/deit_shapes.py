@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     c.augment.mix_group = 0
     c.drop_path = 0.0
     c.batch_size = 64
-    c.warm_epochs = 2
+    c.warmup_epochs = 2
     c.epochs = 50
     c.eval_every = 10
     c.save_every = 0

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
     c.shard_params = False  # True: parameters and optimiser state in parts over the devices
     c.epochs = 300
-    c.warm_epochs = 5  # of these, from a rate of 1e-6; the cosine ends at 1e-5
+    c.warmup_epochs = 5  # of these, from a rate of 1e-6; the cosine ends at 1e-5
     c.learning_rate = 1e-3  # the reference's: 5e-4 for each 512 images of a batch
     c.weight_decay = 0.05
     c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.99996 in DeiT's code

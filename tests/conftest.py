@@ -37,6 +37,16 @@ def coco_folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope='session')
+def class_folder(tmp_path_factory):
+    """Twenty classes: 60 images to train on, 40 to evaluate on."""
+    from yolos_jax.tools import make_classes
+
+    root = tmp_path_factory.mktemp('classes') / 'forms'
+    make_classes.write(root, {'train': 3, 'val': 2})
+    return root
+
+
 @pytest.fixture(scope='module', params=storage.SERVERS)
 def place(request):
     """The URL of an empty bucket behind a network that fails, cuts short and delays, and that network."""

@@ -12,6 +12,7 @@ from yolos_jax import model, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
+from yolos_jax.vit import Block, PatchEmbed
 
 DETECTOR = dict(width=D, depth=DEPTH, heads=H, pos_grid=(SIDE, SIDE), num_det_tokens=5, num_classes=3)
 
@@ -118,11 +119,11 @@ def features(params, image):
     """[CLS] and patch features of the ViT alone, through our own layers."""
     backbone = params['backbone']
     patches, _ = patchify([image])
-    embed = model.PatchEmbed(D, jnp.float32).apply({'params': backbone['patch_embed']}, patches)
+    embed = PatchEmbed(D, jnp.float32).apply({'params': backbone['patch_embed']}, patches)
     x = jnp.concatenate([backbone['cls_token'], embed], axis=1) + backbone['pos_embed'][:, : 1 + SIDE**2]
     for i in range(DEPTH):
         block = {'params': jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])}
-        x = model.Block(H, 1e-6, jnp.float32).apply(block, x, jnp.array([x.shape[1]]))
+        x = Block(H, 1e-6, jnp.float32).apply(block, x, jnp.array([x.shape[1]]))
     mean, deviation = x.mean(-1, keepdims=True), x.std(-1, keepdims=True)
     norm = backbone['norm']
     return (x - mean) / np.sqrt(deviation**2 + 1e-6) * norm['scale'] + norm['bias']

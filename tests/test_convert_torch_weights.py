@@ -14,7 +14,7 @@ from transformers import YolosForObjectDetection, YolosImageProcessor
 from yolos_jax import model, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.patches import patchify
+from yolos_jax.patches import MEAN, STD, patchify
 from yolos_jax.tools import convert as command
 from yolos_jax.weights import adapt, checkpoint, hf, names, reference
 
@@ -77,8 +77,8 @@ def test_the_exported_preprocessor_resizes_and_normalises_as_we_do(tmp_path):
     info = json.loads((tmp_path / 'hf' / 'preprocessor_config.json').read_text())
     processor = YolosImageProcessor.from_pretrained(tmp_path / 'hf')
     assert (processor.size['shortest_edge'], processor.size['longest_edge']) == (64, 128)
-    np.testing.assert_allclose(processor.image_mean, model.MEAN)
-    np.testing.assert_allclose(processor.image_std, model.STD)
+    np.testing.assert_allclose(processor.image_mean, MEAN)
+    np.testing.assert_allclose(processor.image_std, STD)
     assert processor.resample == info['resample'] == 2
 
 

@@ -20,6 +20,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
+from yolos_jax.vit import Block, LayerNorm, PatchEmbed
 from yolos_jax.weights import Pretrained, checkpoint, dino, hf, native, reference
 from yolos_jax.weights.tensors import Tensor
 
@@ -64,7 +65,7 @@ def start(path, ours):
 def tokens(params, ours, image, det=False):
     """The features of all tokens of an image, layer by layer; det: with the [DET] tokens too."""
     backbone, (patches, grid) = params['backbone'], patchify([image])
-    embed = model.PatchEmbed(D, jnp.float32).apply({'params': backbone['patch_embed']}, patches)
+    embed = PatchEmbed(D, jnp.float32).apply({'params': backbone['patch_embed']}, patches)
     Q = ours.num_det_tokens if det else 0
     special = [backbone['cls_token'], backbone['reg_token'], *([backbone['det_token']] * det)]
     if ours.pos_grid:
@@ -76,9 +77,9 @@ def tokens(params, ours, image, det=False):
     turns = rope.angles(grid, embed.shape[1], 1 + R + Q, D // H) if ours.rope else None
     for i in range(DEPTH):
         block = {'params': jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])}
-        apply = model.Block(H, ours.eps, jnp.float32).apply
+        apply = Block(H, ours.eps, jnp.float32).apply
         x = apply(block, x, jnp.array([x.shape[1]]), turns=turns)
-    return model.LayerNorm(ours.eps).apply({'params': backbone['norm']}, x)
+    return LayerNorm(ours.eps).apply({'params': backbone['norm']}, x)
 
 
 @pytest.mark.parametrize('grid', [(3, 3), (4, 7), (9, 5)])

@@ -8,9 +8,10 @@ import torch
 from helpers import TINY, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model
-from yolos_jax.model import LayerNorm, Yolos, init_params
+from yolos_jax.model import Yolos, init_params
 from yolos_jax.ops import gelu
 from yolos_jax.patches import patchify
+from yolos_jax.vit import Block, LayerNorm, PatchEmbed
 from yolos_jax.weights import names
 
 PUBLISHED = {
@@ -84,11 +85,11 @@ def run_blocks(yolos, backbone, image, depth):
         middle = posembed.spread(table[0, 1:-Q].reshape(*yolos.pos_grid, -1), layout)[0]
         return jnp.concatenate([table[0, :1], table[0, -Q:], middle])
 
-    embed = model.PatchEmbed(yolos.width, jnp.float32)
+    embed = PatchEmbed(yolos.width, jnp.float32)
     tokens = embed.apply({'params': backbone['patch_embed']}, patches)[0]
     x = jnp.concatenate([backbone['cls_token'][0], backbone['det_token'][0], tokens])
     x = (x + positions(jnp.asarray(backbone['pos_embed'])))[None]
-    block = model.Block(yolos.heads, yolos.eps, jnp.float32)
+    block = Block(yolos.heads, yolos.eps, jnp.float32)
     for i in range(depth):
         params = jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])
         x = block.apply({'params': params}, x, jnp.array([x.shape[1]]))

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 import torch
 from helpers import ROOT, metric_lines
 from test_cluster import finish, spawn
 from torch.nn import functional
 from yolos_jax.configs import deit_ti, quickstart
 
-from yolos_jax import classification, classifier, mixing, model, optim, steps, weights
+from yolos_jax import classification, classifier, mixing, optim, steps, vit, weights
 from yolos_jax.classifier import Classifier
 from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
@@ -24,7 +23,6 @@ from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
 from yolos_jax.run.pretraining import pretrain
 from yolos_jax.run.stop import StopSignal
-from yolos_jax.tools import make_classes
 from yolos_jax.weights import checkpoint, deit, names, tensors
 
 B, GROUP, SIZE = 16, 8, 64
@@ -33,17 +31,9 @@ RECIPE = augmentation.Recipe(size=SIZE, repeats=3, erasing=0.5, mixup=0.8, cutmi
 MODEL = Classifier(width=64, depth=3, heads=2, num_classes=20, size=SIZE)
 
 
-@pytest.fixture(scope='module')
-def class_folder(tmp_path_factory):
-    """Twenty classes: 60 images to train on, 40 to evaluate on."""
-    root = tmp_path_factory.mktemp('classes') / 'forms'
-    make_classes.write(root, {'train': 3, 'val': 2})
-    return root
-
-
 def config_of(folder, **changes):
     config = deit_ti.get_config()
-    config.update(data=str(folder), batch_size=B, epochs=4, warm_epochs=1, log_every=1, eval_every=2)
+    config.update(data=str(folder), batch_size=B, epochs=4, warmup_epochs=1, log_every=1, eval_every=2)
     config.model.update(width=64, depth=3, heads=2, size=SIZE, dtype='float32')
     config.augment.update(mix_group=GROUP, erasing=0.5)
     config.update(changes)
@@ -130,7 +120,7 @@ def torch_batch(batch):
 def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_folder):
     source = class_batches.TrainBatches(labelled.read(class_folder, 'train'), RECIPE, batch_size=B, seed=0)
     params = classifier.init_params(MODEL, jax.random.key(0))
-    rate = optim.warm_cosine(1e-3, 4, 1, 3)
+    rate = optim.warmup_cosine(1e-3, 4, 1, 3)
     optimizer = optim.make_deit_optimizer(params, rate, 0.05)
     loss = classification.make_loss(MODEL, smoothing=0.1, drop_path=0.5, group=GROUP)
     step, state = steps.make_update(loss, optimizer), steps.init_state(params, optimizer)
@@ -289,7 +279,7 @@ def test_erasing_and_mixing_are_what_loops_over_pixels_do():
         'box': np.array([[5, 6, 30, 64]] * 2 + [[0, 0, 0, 0]] * 2, np.int32),
     }
     result = images_of(np.asarray(mixing.augmented(batch, 2)))
-    plain = images_of(np.array(model.normalised(batch['patches'])))
+    plain = images_of(np.array(vit.normalised(batch['patches'])))
     for i, (top, left, bottom, right) in enumerate(batch['erase']):
         noise = images_of(np.array(jax.random.normal(jax.random.key(i), (16, 768)))[None])[0]
         plain[i, :, top:bottom, left:right] = noise[:, top:bottom, left:right]
@@ -332,17 +322,6 @@ def test_each_command_refuses_the_config_of_the_other(coco_folder, class_folder,
         train(config_of(class_folder), tmp_path / 'b')
 
 
-def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
-    with pytest.raises(InputError, match='has no split test, but train, val'):
-        labelled.read(class_folder, 'test')
-    (tmp_path / 'train').mkdir()
-    (tmp_path / 'train' / 'a.jpg').touch()
-    with pytest.raises(InputError, match='1 of 1 images are in no folder'):
-        labelled.read(tmp_path, 'train')
-    with pytest.raises(InputError, match='no training image has the class L-filled'):
-        labelled.read(class_folder, 'val', ['H-filled', 'H-outline'])
-
-
 def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_path):
     shutil.copytree(class_folder, tmp_path / 'forms')
     for file in sorted((tmp_path / 'forms' / 'train').glob('*/0000.jpg'))[:12]:
@@ -350,58 +329,6 @@ def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_pat
     with pytest.raises(InputError, match=r'0000.jpg: .* 4 of 60 images are bad, more than 3$'):
         launch(config_of(tmp_path / 'forms'), tmp_path / 'run')
     launch(config_of(tmp_path / 'forms', bad_images=12, epochs=2), tmp_path / 'tolerant')
-
-
-def test_labels_are_numbers_of_the_sorted_names(class_folder):
-    images = labelled.read(class_folder, 'validation')
-    assert images.classes == sorted(
-        f'{form}-{k}' for form in make_classes.FORMS for k in ('filled', 'outline')
-    )
-    assert len(images) == 40 and images.labels.tolist() == np.repeat(np.arange(20), 2).tolist()
-    data, label = images.start_read(39)()
-    assert data[:2] == b'\xff\xd8' and label == 19
-
-
-class Imagenet(tfds.core.GeneratorBasedBuilder):
-    """A data set in the form of imagenet2012, from folders of classes."""
-
-    VERSION = tfds.core.Version('5.1.0')
-    pkg_dir_path = ROOT
-
-    def __init__(self, folder, **options):
-        self._folder = folder
-        super().__init__(file_format='array_record', **options)
-
-    def _info(self):
-        classes = labelled.read(self._folder, 'train').classes
-        image = tfds.features.Image(encoding_format='jpeg')
-        features = {
-            'file_name': tfds.features.Text(),
-            'image': image,
-            'label': tfds.features.ClassLabel(names=classes),
-        }
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, manager):  # noqa: ARG002  the interface of tfds
-        return {'train': self._generate_examples('train'), 'validation': self._generate_examples('val')}
-
-    def _generate_examples(self, split):
-        images = labelled.read(self._folder, split)
-        for i, file in enumerate(images.files.tolist()):
-            path = self._folder / split / file
-            yield file, {'file_name': file, 'image': path, 'label': int(images.labels[i])}
-
-
-def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
-    builder = Imagenet(class_folder, data_dir=tmp_path)
-    builder.download_and_prepare()
-    for split in ('train', 'val'):
-        folder, data_set = labelled.read(class_folder, split), labelled.read(builder.data_dir, split)
-        assert data_set.classes == folder.classes and len(data_set) == len(folder)
-        read = lambda images: sorted(images.start_read(i)() for i in range(len(images)))
-        assert read(data_set) == read(folder)  # the data set is in another order
-    launch(config_of(builder.data_dir, epochs=2), tmp_path / 'run')
-    assert any('top1' in line for line in loss_lines(tmp_path / 'run'))
 
 
 def test_two_processes_pre_train_as_one_does(unbroken, class_folder, tmp_path):

@@ -3,7 +3,7 @@
 It is the detector's `Backbone` with [CLS] read out, and the distillation token in the place of a [DET]
 token.
 
-Letters: as in `model`; K heads: 1, or 2 with a distillation token.
+Letters: as in `vit`; K heads: 1, or 2 with a distillation token.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import attention, spmd
-from yolos_jax.model import Backbone, Dense
 from yolos_jax.patches import PATCH, PATCH_DIM
+from yolos_jax.vit import Backbone, Dense
 
 _normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
 

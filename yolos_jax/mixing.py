@@ -9,7 +9,7 @@ Letters: B images, N patches, C classes.
 import jax
 import jax.numpy as jnp
 
-from yolos_jax import model
+from yolos_jax import vit
 from yolos_jax.patches import PATCH
 
 
@@ -21,7 +21,7 @@ def augmented(batch: dict, group: int) -> jax.Array:
     image itself and 'box' int32 [B, 4], where it has the pixels of its partner whatever the weight. group:
     so many images in a row are mixed with each other, the first with the last.
     """
-    pixels = model.normalised(batch['patches'])
+    pixels = vit.normalised(batch['patches'])
     noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), pixels.shape[1:]))(batch['noise'])
     pixels = jnp.where(_inside(batch['erase'], pixels.shape[1]), noise, pixels)
     weight = jnp.where(_inside(batch['box'], pixels.shape[1]), 0, batch['weight'][:, None, None])

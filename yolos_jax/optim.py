@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 LAST_RATE = 1e-7  # the reference's --min-lr
-WARM_START, COSINE_END = 1e-6, 1e-5  # DeiT's --warmup-lr and --min-lr
+WARMUP_START, COSINE_END = 1e-6, 1e-5  # DeiT's --warmup-lr and --min-lr
 
 
 def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[int], jax.Array]:
@@ -23,16 +23,16 @@ def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[i
     return _per_epoch(rates, steps_per_epoch)
 
 
-def warm_cosine(base: float, epochs: int, warm_epochs: int, steps_per_epoch: int) -> Callable:
+def warmup_cosine(base: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
     """The rate of each step of a pre-training, as a function of the step (timm's CosineLRScheduler).
 
-    Epochs warm up evenly from 1e-6 to `base`; then follows a cosine over all epochs, the warm ones among
-    them, to 1e-5. As in the reference's, an epoch has the rate of the number before its own.
+    The rate grows evenly from 1e-6 to `base`; then follows a cosine to 1e-5, which counts the epochs of the
+    warm-up too. As in the reference's, an epoch has the rate of the number before its own.
     """
     epoch = np.maximum(np.arange(epochs) - 1, 0)
     cosine = COSINE_END + 0.5 * (base - COSINE_END) * (1 + np.cos(np.pi * epoch / epochs))
-    warm = WARM_START + (base - WARM_START) * epoch / max(warm_epochs, 1)
-    return _per_epoch(np.where(epoch < warm_epochs, warm, cosine), steps_per_epoch)
+    warm = WARMUP_START + (base - WARMUP_START) * epoch / max(warmup_epochs, 1)
+    return _per_epoch(np.where(epoch < warmup_epochs, warm, cosine), steps_per_epoch)
 
 
 def _per_epoch(rates: np.ndarray, steps_per_epoch: int) -> Callable[[int], jax.Array]:

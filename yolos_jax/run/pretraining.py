@@ -125,8 +125,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     digests = {'the training data': train_set.digest, 'the validation data': val_set.digest}
     check_agreement(config, work, batches, digests)
     params = jax.device_get(init_params(model, jax.random.key(config.seed)))
-    schedule = config.learning_rate, config.epochs, config.warm_epochs, batches.steps_per_epoch
-    rate = optim.warm_cosine(*schedule)
+    schedule = config.learning_rate, config.epochs, config.warmup_epochs, batches.steps_per_epoch
+    rate = optim.warmup_cosine(*schedule)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
     state, layout = make_state(config, params, optimizer, mesh, fixed)
     loss = classification.make_loss(

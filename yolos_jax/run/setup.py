@@ -111,7 +111,7 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'weight_decay': (0, 1),
     'clip_norm': (1e-9, 1e9),
     'epochs': (0, 1_000_000),
-    'warm_epochs': (0, 1_000_000),
+    'warmup_epochs': (0, 1_000_000),
     'seed': (0, 2**63 - 1),
     'batch_size': (1, 1_000_000),
     'images_per_group': (1, 1_000_000),

@@ -16,7 +16,8 @@ from yolos_jax.run.train import Step
 from yolos_jax.tools import train
 
 KEYS = deit_ti.get_config
-DETECTORS = {192: 'yolos_ti', 384: 'yolos_s', 330: 'yolos_s_dwr', 768: 'yolos_b'}  # by width
+# configs by width
+DETECTORS = {128: 'quickstart', 192: 'yolos_ti', 384: 'yolos_s', 330: 'yolos_s_dwr', 768: 'yolos_b'}
 
 
 def main(on_step: Callable[[Step], None] | None = None) -> None:

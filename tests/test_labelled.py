@@ -1,0 +1,75 @@
+"""Images with one class each: folders of classes, and a data set of tensorflow-datasets."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from helpers import ROOT
+
+from yolos_jax.data import class_batches, labelled, loader
+from yolos_jax.errors import InputError
+from yolos_jax.tools import make_classes
+
+
+def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
+    with pytest.raises(InputError, match='has no split test, but train, val'):
+        labelled.read(class_folder, 'test')
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / 'a.jpg').touch()
+    with pytest.raises(InputError, match='1 of 1 images are in no folder'):
+        labelled.read(tmp_path, 'train')
+    with pytest.raises(InputError, match='no training image has the class L-filled'):
+        labelled.read(class_folder, 'val', ['H-filled', 'H-outline'])
+
+
+def test_labels_are_numbers_of_the_sorted_names(class_folder):
+    images = labelled.read(class_folder, 'validation')
+    assert images.classes == sorted(
+        f'{form}-{k}' for form in make_classes.FORMS for k in ('filled', 'outline')
+    )
+    assert len(images) == 40 and images.labels.tolist() == np.repeat(np.arange(20), 2).tolist()
+    data, label = images.start_read(39)()
+    assert data[:2] == b'\xff\xd8' and label == 19
+
+
+class Imagenet(tfds.core.GeneratorBasedBuilder):
+    """A data set in the form of imagenet2012, from folders of classes."""
+
+    VERSION = tfds.core.Version('5.1.0')
+    pkg_dir_path = ROOT
+
+    def __init__(self, folder, **options):
+        self._folder = folder
+        super().__init__(file_format='array_record', **options)
+
+    def _info(self):
+        classes = labelled.read(self._folder, 'train').classes
+        image = tfds.features.Image(encoding_format='jpeg')
+        features = {
+            'file_name': tfds.features.Text(),
+            'image': image,
+            'label': tfds.features.ClassLabel(names=classes),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):  # noqa: ARG002  the interface of tfds
+        return {'train': self._generate_examples('train'), 'validation': self._generate_examples('val')}
+
+    def _generate_examples(self, split):
+        images = labelled.read(self._folder, split)
+        for i, file in enumerate(images.files.tolist()):
+            path = self._folder / split / file
+            yield file, {'file_name': file, 'image': path, 'label': int(images.labels[i])}
+
+
+def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
+    builder = Imagenet(class_folder, data_dir=tmp_path)
+    builder.download_and_prepare()
+    for split in ('train', 'val'):
+        folder, data_set = labelled.read(class_folder, split), labelled.read(builder.data_dir, split)
+        assert data_set.classes == folder.classes and len(data_set) == len(folder)
+        read = lambda images: sorted(images.start_read(i)() for i in range(len(images)))
+        assert read(data_set) == read(folder)  # the data set is in another order
+    batches = (class_batches.EvalBatches(images, 64, 40) for images in (folder, data_set))
+    (_, ours, _), (_, theirs, _) = (next(loader.load(b, [0])) for b in batches)
+    assert sorted(ours['labels']) == sorted(theirs['labels'])
+    assert ours['patches'].sum() == theirs['patches'].sum()

@@ -1,0 +1,310 @@
+"""The plain ViT under the detector and the classifier: its layers, and the sequence of its tokens.
+
+Parameters carry the names of the reference checkpoint (hustvl/YOLOS, models/backbone.py), with Flax's
+kernel and scale for torch's weight and the blocks stacked on a leading axis.
+
+Letters: B batch, N patches, R registers, Q [DET] tokens, S = 1 + R + Q + N tokens, D width, H heads,
+L blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from yolos_jax import attention, ops, posembed, rope, spmd
+from yolos_jax.patches import MEAN, STD
+
+_small_normal = nn.initializers.normal(0.02)
+_xavier = nn.initializers.xavier_uniform()  # for training from scratch; pre-trained weights replace it
+
+
+def torch_uniform(fan_in: int) -> Callable:
+    """How torch starts kernels and biases of dense layers and convolutions."""
+    bound = fan_in**-0.5
+    return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+class Dense(nn.Module):
+    """A dense layer."""
+
+    features: int
+    dtype: Any
+    kernel_init: Callable = _xavier
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = spmd.gathered(self.param('kernel', self.kernel_init, (x.shape[-1], self.features)))
+        bias = spmd.gathered(self.param('bias', self.bias_init, (self.features,)))
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+        return jnp.matmul(x, kernel, precision=attention.precision(self.dtype)) + bias
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32 (`ops.layer_norm`)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = spmd.gathered(self.param('scale', nn.initializers.ones, x.shape[-1:]))
+        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, x.shape[-1:]))
+        return ops.layer_norm(x, scale, bias, self.eps)
+
+
+class QueryKeyValue(nn.Module):
+    """The dense layer before attention: q [B, H, M, d] of the tokens in `rows`, k, v [B, H, S, d] of all.
+
+    Heads come first at once, as kernels take them, which saves a TPU a tenth of its step for YOLOS-S.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rows: slice) -> list[jax.Array]:
+        D = x.shape[-1]
+        kernel = spmd.gathered(self.param('kernel', _xavier, (D, 3 * D)))
+        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (3 * D,)))
+        kernels = kernel.reshape(D, 3, self.heads, -1).astype(self.dtype)
+        biases = bias.reshape(3, self.heads, -1).astype(self.dtype)
+
+        def project(x: jax.Array, i: int) -> jax.Array:
+            exact = attention.precision(self.dtype)
+            return ops.add_bias(jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact), biases[i])
+
+        return [project(x[:, rows], 0), project(x, 1), project(x, 2)]
+
+
+class JoinHeads(nn.Module):
+    """The dense layer after attention: [B, H, M, d] to [B, M, D]."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, H, _, d = x.shape
+        kernel = spmd.gathered(self.param('kernel', _xavier, (H * d, H * d)))
+        kernel = kernel.reshape(H, d, H * d).astype(self.dtype)
+        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (H * d,))).astype(self.dtype)
+        exact = attention.precision(self.dtype)
+        return jnp.einsum('bhmd,hdc->bmc', x, kernel, precision=exact) + bias
+
+
+class Attention(nn.Module):
+    """Self-attention of the tokens in `rows` to all tokens of the sequence."""
+
+    heads: int
+    dtype: Any
+    kernel: Callable  # one of `attention`'s
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, turns: tuple | None) -> jax.Array:
+        q, k, v = QueryKeyValue(self.heads, self.dtype, name='qkv')(x, rows)
+        if turns:
+            q, k = rope.turn(q, *(y[:, rows] for y in turns)), rope.turn(k, *turns)
+        return JoinHeads(self.dtype, name='proj')(self.kernel(q, k, v, lengths))
+
+
+class Mlp(nn.Module):
+    """Two dense layers around the exact (erf) GELU; the tanh form moves logits by 5e-4."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = Dense(4 * x.shape[-1], self.dtype, name='fc1')(x)
+        return Dense(x.shape[-1], self.dtype, name='fc2')(ops.gelu(y))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; only the tokens in `rows` come out.
+
+    turns: `rope.angles`. kept: float32 [2, B], what attention and perceptron are multiplied with before
+    they are added (stochastic depth).
+    """
+
+    heads: int
+    eps: float
+    dtype: Any
+    attention_kernel: Callable = attention.by_head
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        lengths: jax.Array,
+        rows: slice = slice(None),
+        turns: tuple | None = None,
+        kept: jax.Array | None = None,
+    ) -> jax.Array:
+        of_rows = lambda y, i: y if kept is None else y * kept[i, :, None, None].astype(y.dtype)
+        y = LayerNorm(self.eps, name='norm1')(x).astype(self.dtype)
+        attend = Attention(self.heads, self.dtype, self.attention_kernel, name='attn')
+        x = x[:, rows] + of_rows(attend(y, lengths, rows, turns), 0)
+        y = LayerNorm(self.eps, name='norm2')(x).astype(self.dtype)
+        return x + of_rows(Mlp(self.dtype, name='mlp')(y), 1)
+
+
+def normalised(patches: jax.Array) -> jax.Array:
+    """uint8 patches [B, N, 768] as float32 of ImageNet's mean 0 and deviation 1."""
+    pixels = patches.reshape(*patches.shape[:2], -1, 3).astype(jnp.float32) / 255
+    return ((pixels - MEAN) / STD).reshape(patches.shape)
+
+
+class PatchEmbed(nn.Module):
+    """Patches [B, N, 768] to tokens [B, N, D]: uint8 ones are normalised, then the ViT's convolution."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        pixels = normalised(patches) if patches.dtype == jnp.uint8 else patches
+        init = torch_uniform(patches.shape[-1])
+        return Dense(self.width, self.dtype, init, init, name='proj')(pixels)
+
+
+class Backbone(nn.Module):
+    """The ViT: patches [B, N, 768] and grid [B, 2] to the features of the [DET] tokens [B, Q, D].
+
+    class_token: those of [CLS] come before them; Q may be 0 then. kept: float32 [L, 2, B], for the blocks.
+
+    The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
+    one stacked parameter under the names of the reference checkpoint.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    num_det_tokens: int
+    registers: int
+    pos_grid: tuple | None
+    mid_pos_grid: tuple | None
+    rope: bool
+    eps: float
+    dtype: Any
+    remat: bool
+    attention_kernel: Callable
+    class_token: bool = False
+
+    def setup(self) -> None:
+        D, Q = self.width, self.num_det_tokens
+        self.cls_token = self.param('cls_token', _small_normal, (1, 1, D))
+        if self.registers:
+            self.reg_token = self.param('reg_token', _small_normal, (1, self.registers, D))
+        if Q:
+            self.det_token = self.param('det_token', _small_normal, (1, Q, D))
+        if self.pos_grid is not None:
+            self.pos_embed = self.param(
+                'pos_embed', self._init_positions, (1, self._rows(self.pos_grid), D)
+            )
+        self.patch_embed = PatchEmbed(D, self.dtype)
+        self.blocks = self.param('blocks', self._init_blocks)
+        if self.mid_pos_grid is not None:
+            shape = (self.depth - 1, 1, self._rows(self.mid_pos_grid), D)
+            self.mid_pos_embed = self.param('mid_pos_embed', _small_normal, shape)
+        self.norm = LayerNorm(self.eps)
+
+    def __call__(self, patches: jax.Array, grid: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        special, N = self._special(), patches.shape[1]
+        lengths = special + grid[:, 0] * grid[:, 1]
+        more = attention.padded(self.attention_kernel, special + N) - special - N
+        x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
+        x = self.encode(x, grid, lengths, kept)
+        return self.norm(self.last_block(x, grid, lengths, kept))
+
+    def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
+        """The tokens [B, S, D] of the first block: [CLS], registers, [DET] and patches, with positions."""
+        B, N, _ = patches.shape
+        special = [self.cls_token, *([self.reg_token] if self.registers else [])]
+        special += [self.det_token] if self.num_det_tokens else []
+        special = jnp.concatenate([spmd.gathered(token) for token in special], axis=1)
+        special = jnp.broadcast_to(special, (B, *special.shape[1:]))
+        tokens = self.patch_embed(patches)
+        x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
+        if self.pos_grid is None:
+            return x
+        layout = posembed.layout(self.pos_grid, grid, N)
+        return x + self._positions(self.pos_embed, self.pos_grid, layout)
+
+    def encode(
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+    ) -> jax.Array:
+        """The tokens [B, S, D] after all blocks but the last."""
+        block = self._block()
+        layers = {'block': jax.tree.map(lambda p: p[:-1], self.blocks)}
+        layout = None
+        if self.mid_pos_grid is not None:
+            layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
+            layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
+        if kept is not None:
+            layers['kept'] = kept[:-1]
+        turns = self._turns(grid, x)
+
+        def step(x: jax.Array, layer: dict) -> tuple:
+            x = block.apply({'params': layer['block']}, x, lengths, turns=turns, kept=layer.get('kept'))
+            if layout is not None:
+                x = x + self._positions(layer['positions'][None], self.mid_pos_grid, layout)
+            return x, None
+
+        if self.remat:
+            step = jax.checkpoint(step)
+        elif kept := attention.kept_by(self.attention_kernel):
+            policy = jax.checkpoint_policies.save_only_these_names(kept)
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # a scan needs no barrier
+        x, _ = jax.lax.scan(step, x, layers)
+        return x
+
+    def last_block(
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+    ) -> jax.Array:
+        """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
+        last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
+        rows = slice(0 if self.class_token else 1 + self.registers, self._special())
+        kept = None if kept is None else kept[-1]
+        return self._block().apply(last, x, lengths, rows, self._turns(grid, x), kept)
+
+    def _turns(self, grid: jax.Array, x: jax.Array) -> tuple | None:
+        """By what the queries and keys of tokens [B, S, D] are turned."""
+        special = self._special()
+        width = self.width // self.heads
+        return rope.angles(grid, x.shape[1] - special, special, width) if self.rope else None
+
+    def _special(self) -> int:
+        return 1 + self.registers + self.num_det_tokens
+
+    def _block(self) -> Block:
+        return Block(self.heads, self.eps, self.dtype, self.attention_kernel, parent=None)
+
+    def _rows(self, table_grid: tuple) -> int:
+        return 1 + table_grid[0] * table_grid[1] + self.num_det_tokens
+
+    def _init_positions(self, rng: jax.Array, shape: tuple) -> jax.Array:
+        patches = posembed.sine(self.pos_grid, self.width)
+        return _small_normal(rng, shape).at[0, 1 : 1 + len(patches)].set(patches)
+
+    def _init_blocks(self, rng: jax.Array) -> dict:
+        # parameters do not depend on the kernel, and `dense` takes one row whatever the mesh
+        block = self._block().clone(attention_kernel=attention.dense)
+
+        def init(rng: jax.Array) -> dict:
+            token = jnp.zeros((1, 1, self.width))
+            return block.init(rng, token, jnp.ones((1,), jnp.int32))['params']
+
+        return jax.vmap(init)(jax.random.split(rng, self.depth))
+
+    def _positions(self, table: jax.Array, table_grid: tuple, layout: tuple) -> jax.Array:
+        """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
+        Q, D = self.num_det_tokens, self.width
+        table = spmd.gathered(table)
+        exact = attention.precision(self.dtype)
+        end = table.shape[1] - Q
+        patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, exact)
+        registers = jnp.zeros((1, self.registers, D), table.dtype)
+        special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1)
+        special = jnp.broadcast_to(special, (len(patches), *special.shape[1:]))
+        return jnp.concatenate([special, patches], axis=1).astype(self.dtype)
