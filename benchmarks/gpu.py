@@ -1,5 +1,7 @@
 """Everything that is to be known of one accelerator, in one command: bash benchmarks/gpu.sh [--output=DIR]
 
+    bash benchmarks/gpu.sh --only 'step S'     # the rows whose names match
+
 Writes DIR/gpu.json and DIR/gpu.md, one row for each measurement, and prints the rows as they come: training
 steps (images/s, share of the peak, memory) beside transformers with torch.compile in bfloat16, what
 rematerialisation and another attention kernel do, inference, the matching, the accuracy of float32 and
@@ -9,13 +11,19 @@ do not start within --minutes are left out, and named. Random weights and pixels
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import gc
+import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory too
 
 import jax
 import numpy as np
@@ -29,20 +37,26 @@ from yolos_jax.patches import PATCH
 from yolos_jax.run.train import train
 from yolos_jax.tools import speed
 
-MODELS = {'Ti': (YOLOS_TI, (32, 43)), 'S': (YOLOS_S, (41, 60)), 'B': (YOLOS_B, (41, 60))}  # median sizes
-SMALL = {'small': (dict(width=32, depth=2, heads=2, pos_grid=(4, 4), mid_pos_grid=(4, 4)), (4, 6))}
+MODELS = {  # median sizes, and the length that such an image is padded to
+    'Ti': (YOLOS_TI, (32, 42), 1371),
+    'S': (YOLOS_S, (41, 59), 2459),
+    'B': (YOLOS_B, (41, 59), 2459),
+}
+SMALL = {'small': (dict(width=32, depth=2, heads=2, pos_grid=(4, 4), mid_pos_grid=(4, 4)), (4, 6), 27)}
 PEAK = 790e12  # FLOP/s in bfloat16 that an H100 or H200 reaches with large products
 
 
 class Table:
     """Rows of measurements, written after each."""
 
-    def __init__(self, folder: Path, deadline: float) -> None:
-        self.folder, self.deadline, self.rows = folder, deadline, []
+    def __init__(self, folder: Path, deadline: float, only: str) -> None:
+        self.folder, self.deadline, self.only, self.rows = folder, deadline, only, []
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, what: str, measure: Callable[[], dict]) -> None:
         """Measure and write a row; an error (out of memory, say) is its content."""
+        if not re.search(self.only, what):
+            return
         if time.monotonic() > self.deadline:
             values = {'left out': 'no time left'}
         else:
@@ -88,28 +102,60 @@ def seconds(run: Callable, wait: Callable, calls: int = 10, rounds: int = 5) -> 
     return statistics.median(times[1:])
 
 
-def train_ours(fields: dict, grid: tuple, images: int, length: int | None = None, **options) -> dict:
-    """A training step: images/s, share of the peak, memory of the program."""
-    model = make_model(fields, 'bfloat16', **options)
+class Case(NamedTuple):
+    """A training step to be measured."""
+
+    fields: dict
+    grid: tuple[int, int]
+    length: int
+    images: int
+    options: dict = {}  # of the model
+
+
+class Program(NamedTuple):
+    """A compiled training step, and what it is called with."""
+
+    step: Callable
+    state: dict
+    batch: dict
+    flops: float
+    seconds: float  # it took to compile
+
+
+def compile_step(case: Case) -> Program:
+    """The training step of a case."""
+    model = make_model(case.fields, 'bfloat16', **case.options)
     params = init_params(model, jax.random.key(0))
-    optimizer, batch = (
-        optim.make_optimizer(params, 1e-4),
-        jax.device_put(random_batch(images, grid, length)),
-    )
-    state = [steps.init_state(params, optimizer)]
-    step = (
-        jax.jit(steps.make_train_step(model, optimizer), donate_argnums=0).lower(state[0], batch).compile()
-    )
-    memory = step.memory_analysis()
+    optimizer = optim.make_optimizer(params, 1e-4)
+    batch = jax.device_put(random_batch(case.images, case.grid, case.length))
+    state, clock = steps.init_state(params, optimizer), time.perf_counter()
+    train = jax.jit(steps.make_train_step(model, optimizer), donate_argnums=0)
+    step = train.lower(state, batch).compile()
+    flops = 3 * 2 * speed.computed_macs(model, case.length) * case.images
+    return Program(step, state, batch, flops, time.perf_counter() - clock)
+
+
+def compile_all(cases: dict[str, Case], only: str) -> dict[str, concurrent.futures.Future]:
+    """The programs of the rows, compiled side by side: one after the other they take most of the time."""
+    with concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() // 4)) as pool:
+        return {row: pool.submit(compile_step, case) for row, case in cases.items() if re.search(only, row)}
+
+
+def train_ours(program: Program) -> dict:
+    """A training step: images/s, share of the peak, memory of the program."""
+    memory, state = program.step.memory_analysis(), [program.state]
 
     def run() -> dict:
-        state[0], metrics = step(state[0], batch)
+        state[0], metrics = program.step(state[0], program.batch)
         return metrics
 
     per_step = seconds(run, jax.block_until_ready)
-    flops = 3 * 2 * speed.computed_macs(model, batch['patches'].shape[1]) * images
-    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    return {'images/s': images / per_step, 'peak %': 100 * flops / per_step / PEAK, 'GB': used / 1e9}
+    return {
+        'images/s': len(program.batch['grid']) / per_step,
+        'peak %': 100 * program.flops / per_step / PEAK,
+        'GB': (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 1e9,
+        's to compile': program.seconds,
+    }
 
 
 def train_torch(fields: dict, grid: tuple, images: int) -> dict:
@@ -120,7 +166,8 @@ def train_torch(fields: dict, grid: tuple, images: int) -> dict:
     if device == 'cpu' and jax.devices()[0].platform != 'cpu':
         return {'left out': 'torch sees no GPU'}
     hf = make_torch(fields, attn_implementation='sdpa').to(device).train()
-    model = torch.compile(hf) if device == 'cuda' else hf
+    if device == 'cuda':
+        hf.vit.compile()  # the loss reads numbers back, where torch.compile starts again and again
     batch = random_batch(images, grid)
     pixels = torch.randn(images, 3, PATCH * grid[0], PATCH * grid[1], device=device)
     labels, adamw = torch_targets(batch, device), torch.optim.AdamW(hf.parameters(), 1e-4)
@@ -128,7 +175,7 @@ def train_torch(fields: dict, grid: tuple, images: int) -> dict:
     def run() -> None:
         adamw.zero_grad()
         with torch.autocast(device, torch.bfloat16):
-            loss = model(pixels, labels=labels).loss
+            loss = hf(pixels, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(hf.parameters(), 0.1)
         adamw.step()
@@ -138,11 +185,11 @@ def train_torch(fields: dict, grid: tuple, images: int) -> dict:
     return result | ({'GB': torch.cuda.max_memory_allocated() / 1e9} if device == 'cuda' else {})
 
 
-def infer(fields: dict, grid: tuple, images: int) -> dict:
+def infer(fields: dict, grid: tuple, length: int, images: int) -> dict:
     """The prediction step."""
     model = make_model(fields, 'bfloat16')
     params, step = init_params(model, jax.random.key(0)), steps.make_predict_step(model)
-    batch = jax.device_put(random_batch(images, grid))
+    batch = jax.device_put(random_batch(images, grid, length))
     batch = {name: batch[name] for name in ('patches', 'grid')}
     return {'images/s': images / seconds(lambda: step(params, batch), jax.block_until_ready)}
 
@@ -217,10 +264,10 @@ def run_from_files(fields: dict, count: int, small: bool) -> dict:
             train(config, f'{folder}/run', on_step=on_step)
     per_step = (marks[1] - marks[0]) / (count - count // 4)
     timed = collections.Counter(lengths[count // 4 + 1 :])
-    without = sum(
-        n * config.batch_size / train_ours(fields, (4, 4), config.batch_size, length)['images/s']
-        for length, n in timed.items()
-    )
+    without = 0.0
+    for length, n in timed.items():
+        program = compile_step(Case(fields, (4, 4), length, config.batch_size))
+        without += n * config.batch_size / train_ours(program)['images/s']
     waits = 1 - without / timed.total() / per_step
     return {'images/s': config.batch_size / per_step, 's/step': per_step, 'waits %': 100 * waits}
 
@@ -229,25 +276,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--output', type=Path, default=Path('runs/gpu'))
     parser.add_argument('--minutes', type=float, default=8)
+    parser.add_argument('--only', default='', metavar='REGEX', help='the rows whose names it is found in')
     parser.add_argument('--small', action='store_true', help='tiny models, to try it on a CPU')
     args = parser.parse_args()
-    table = Table(args.output, time.monotonic() + 60 * args.minutes)
+    table = Table(args.output, time.monotonic() + 60 * args.minutes, args.only)
     models, batches = (SMALL, (2,)) if args.small else (MODELS, (8, 16, 32))
-    for name, (fields, grid) in models.items():
-        for images in batches:
-            row = f'training step {name}, {grid[0] * grid[1]} patches, batch {images}'
-            table.add(row, lambda a=(fields, grid, images): train_ours(*a))
-        table.add(f'{row}, transformers', lambda a=(fields, grid, images): train_torch(*a))
-        table.add(f'{row}, remat', lambda a=(fields, grid, images): train_ours(*a, remat=True))
-        for images in (1, batches[-1]):
-            table.add(f'inference {name}, batch {images}', lambda a=(fields, grid, images): infer(*a))
-        for dtype in ('float32', 'bfloat16'):
-            table.add(f'logits {name}, {dtype}', lambda a=(fields, grid, dtype): accuracy(*a))
-    plain = lambda: train_ours(fields, grid, batches[0], attention_kernel=attention.dense)
-    table.add(f'training step {name}, batch {batches[0]}, XLA attention', plain)
+    cases = {
+        f'training step {name}, batch {images}': Case(*shape, images)
+        for images in batches
+        for name, shape in models.items()
+    }
+    name = 'small' if args.small else 'S'
+    row = f'training step {name}, batch {batches[0]}'
+    kernels = {"XLA's attention": attention.dense}
+    if jax.devices()[0].platform == 'gpu':
+        kernels['blocks as a loop'] = lambda *qkv: attention.fused(*qkv)
+    variants = {kind: dict(attention_kernel=kernel) for kind, kernel in kernels.items()}
+    variants['rematerialised'] = dict(remat=True)
+    cases |= {f'{row}, {kind}': cases[row]._replace(options=options) for kind, options in variants.items()}
+    programs = compile_all(cases, args.only)
+    for row in cases:
+        table.add(row, lambda row=row: train_ours(programs.pop(row).result()))
+    for name, (fields, grid, _) in models.items():
+        row = f'training step {name}, batch {batches[0]}, transformers'
+        table.add(row, lambda a=(fields, grid, batches[0]): train_torch(*a))
     for trained in (False, True):
         what = 'trained' if trained else 'untrained'
         table.add(f'matching, batch {batches[-1]}, {what}', lambda t=trained: matching(batches[-1], t))
+    for name, (fields, grid, length) in models.items():
+        for images in (1, batches[-1]):
+            row = f'inference {name}, batch {images}'
+            table.add(row, lambda a=(fields, grid, length, images): infer(*a))
+        for dtype in ('float32', 'bfloat16'):
+            table.add(f'logits {name}, {dtype}', lambda a=(fields, grid, dtype): accuracy(*a))
     fields, count = (fields, 8) if args.small else (YOLOS_TI, 200)
     table.add('run from files', lambda: run_from_files(fields, count, args.small))
 

@@ -190,14 +190,23 @@ def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
     np.testing.assert_allclose(norm.apply(params, half), norm.apply(params, jnp.float32(half)), atol=1e-5)
 
 
-def test_what_a_block_keeps_on_a_tpu_changes_no_gradient():
-    """The kernel for TPUs runs here in its interpreter; with `dense` a block keeps all."""
-    splash, grads = functools.partial(attention.splash, interpret=True), []
-    assert attention.kept_by(splash) and not attention.kept_by(attention.dense)
-    patches, grid = patchify([noise(64, 96)])
-    assert attention.padded(splash, patches.shape[1] + 1) > patches.shape[1] + 1  # which the model does
-    for kernel in (splash, attention.dense):
-        yolos = Yolos(**TINY | {'depth': 3}, attention_kernel=kernel)
+@pytest.mark.parametrize(
+    'kernel',
+    [
+        pytest.param(functools.partial(attention.splash, interpret=True), id='TPU'),
+        pytest.param(functools.partial(attention.fused, implementation='xla'), id='GPU'),
+    ],
+)
+def test_what_suits_a_devices_kernel_changes_no_gradient(kernel):
+    """Longer sequences, what a block keeps, blocks as a loop or not; the kernels in forms that run here."""
+    assert attention.kept_by(kernel) or attention.unrolls(kernel)
+    assert not attention.kept_by(attention.dense) and not attention.unrolls(attention.dense)
+    patches, grid = patchify([noise(64, 80)])
+    special = 1 + TINY['num_det_tokens']
+    assert attention.padded(kernel, special + patches.shape[1]) > special + patches.shape[1]
+    grads = []
+    for each in (kernel, attention.dense):
+        yolos = Yolos(**TINY | {'depth': 3}, attention_kernel=each)
         apply = lambda params, yolos=yolos: yolos.apply({'params': params}, patches, grid)
         grads.append(jax.jit(jax.grad(lambda p, f=apply: f(p)['pred_logits'].sum()))(init(yolos)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *grads)

@@ -18,6 +18,7 @@ MASKED = -1e30  # a score that is as good as none
 CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
 ROWS = 256  # of the queries that it takes at a time where there would be more
 KEPT = 'attention'  # the name under which `splash` gives its output, for `jax.checkpoint_policies`
+FUSED_MULTIPLE = 8  # of the lengths that `fused` gets: JAX refuses odd ones when it trains
 BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip is idle most of the time
 
 
@@ -41,16 +42,32 @@ def kept_by(kernel: Callable) -> str | None:
     On a TPU the rest is computed again in less time than it takes to write and to read it: of YOLOS-S, 42
     ms outside the kernel for 47, and 0.6 GB for 3.0, by XLA's own estimate (benchmarks/tpu_model.py).
     """
-    return KEPT if _is_splash(kernel) else None
+    return KEPT if _is(kernel, splash) else None
+
+
+def unrolls(kernel: Callable) -> bool:
+    """Whether the blocks are to be compiled one after the other with this kernel, and not as a loop.
+
+    A loop stacks what its backward pass needs, which a GPU copies there and back: YOLOS-S trains with 393
+    images/s instead of 300 on an H200, in 3.4 GB instead of 5.7 (docs/measurements.md).
+    """
+    return _is(kernel, fused)
+
+
+def sums_by_product(kernel: Callable) -> bool:
+    """Whether the gradients of the biases of q, k and v are best summed by `ops.add_bias`."""
+    return _is(kernel, splash)
 
 
 def padded(kernel: Callable, size: int) -> int:
     """The length to pad sequences of `size` to for this kernel, once and not in every block."""
-    return size + -size % splash_block(size) if _is_splash(kernel) else size
+    if _is(kernel, splash):
+        return size + -size % splash_block(size)
+    return size + -size % FUSED_MULTIPLE if _is(kernel, fused) else size
 
 
-def _is_splash(kernel: Callable) -> bool:
-    return getattr(kernel, 'func', kernel) is splash
+def _is(kernel: Callable, function: Callable) -> bool:
+    return getattr(kernel, 'func', kernel) is function
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import spmd
+from yolos_jax import attention, spmd
 from yolos_jax.patches import longest_side
 
+ALIGNED = 8  # what is summed over comes in multiples of it: a GPU reads 16 bytes at a time
 CUBIC = -0.75  # torch's coefficient; PIL's and jax.image's is -0.5
 
 
@@ -88,6 +89,11 @@ def resample(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.einsum('ri,cj,ijd->rcd', rows, columns, table, optimize=True).astype(np.float32)
 
 
+def aligned(size: int) -> int:
+    """A size rounded up to a multiple of `ALIGNED`."""
+    return size + -size % ALIGNED
+
+
 def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
     """What `spread` needs to bring a table of `table_grid` to the images' grids [B, 2].
 
@@ -108,47 +114,68 @@ def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
             ],
             axis=1,
         )
-        side = max(gh, gw)
-        second = jnp.where(  # [L, max(gh, gw)]
+        side = aligned(max(gh, gw))
+        second = jnp.where(  # [L, side]
             tall,
             jnp.pad(bicubic_matrix(gh, h, long), ((0, 0), (0, side - gh))),
             jnp.pad(bicubic_matrix(gw, w, long), ((0, 0), (0, side - gw))),
         )
+        first = jnp.pad(first, ((0, 0), (0, aligned(gh + gw) - gh - gw)))
         row, column = patch // w, patch % w
         cell = jnp.where(tall, column * long + row, row * long + column)
-        outside = short * long + patch  # padding reads no cell, and a distinct one each
-        return first, second, jnp.where(patch < h * w, cell, outside)
+        across, along = jnp.arange(short)[:, None], jnp.arange(long)
+        row, column = jnp.where(tall, along, across), jnp.where(tall, across, along)  # [S, L]
+        patch_of = jnp.where((row < h) & (column < w), row * w + column, length)
+        return first, second, jnp.where(patch < h * w, cell, short * long), patch_of.reshape(-1)
 
     return jax.vmap(one)(grid)
 
 
-def spread(
-    table: jax.Array, layout: tuple, precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
-) -> jax.Array:
+def spread(table: jax.Array, layout: tuple, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """A table [gh, gw, D] as the images' sequences [B, N, D]; zero where a sequence is padding.
 
-    layout: from the function of that name. precision: of the two products.
+    layout: from the function of that name. dtype: of the result, and of what is multiplied.
     """
     # left to itself XLA sums the gradients of what is 2.7 times the table over the devices
-    return spmd.over_batch(functools.partial(_spread, precision=precision), shared=1)(table, layout)
+    return spmd.over_batch(functools.partial(_spread, dtype=dtype), shared=1)(table, layout)
 
 
-def _spread(table: jax.Array, layout: tuple, precision: jax.lax.Precision) -> jax.Array:
-    first, second, cells = layout
+def _spread(table: jax.Array, layout: tuple, dtype: jnp.dtype) -> jax.Array:
+    first, second, cells, patches = layout
+    first, second, table = (x.astype(dtype) for x in (first, second, table))
     gh, gw, _ = table.shape
-    side = max(gh, gw)
+    side, exact = second.shape[2], attention.precision(dtype)
     turned = table.swapaxes(0, 1)
-    both = jnp.concatenate(
+    both = jnp.concatenate(  # [first.shape[2], side, D]
         [
             jnp.pad(table, ((0, 0), (0, side - gw), (0, 0))),
-            jnp.pad(turned, ((0, 0), (0, side - gh), (0, 0))),
+            jnp.pad(turned, ((0, first.shape[2] - gh - gw), (0, side - gh), (0, 0))),
         ]
     )
-    part = jnp.einsum('bsi,ijd->bsjd', first, both, precision=precision)
-    full = jnp.einsum('blj,bsjd->bsld', second, part, precision=precision)
-    full = full.reshape(full.shape[0], -1, full.shape[-1])  # [B, S * L, D]
+    part = jnp.einsum('bsi,ijd->bsjd', first, both, precision=exact)
+    # a product for each short row, though an image's are alike: otherwise a GPU transposes `full` twice
+    second = jnp.broadcast_to(second[:, None], (*part.shape[:2], *second.shape[1:]))  # [B, S, L, side]
+    full = jnp.einsum('bslj,bsjd->bsld', second, part, precision=exact)
+    return _take(full.reshape(full.shape[0], -1, full.shape[-1]), cells, patches)
 
-    def take(cell: jax.Array, index: jax.Array) -> jax.Array:
-        return cell.at[index].get(mode='fill', fill_value=0, unique_indices=True)
 
-    return jax.vmap(take)(full, cells)
+@jax.custom_vjp
+def _take(full: jax.Array, cells: jax.Array, patches: jax.Array) -> jax.Array:
+    """The rows `cells` [B, N] of full [B, S * L, D], zeros where there is none such.
+
+    patches: [B, S * L], the sequence's row of each cell. The gradient takes these; XLA adds row by row.
+    """
+    del patches
+    return jax.vmap(lambda x, index: x.at[index].get(mode='fill', fill_value=0))(full, cells)
+
+
+def _take_forward(full: jax.Array, cells: jax.Array, patches: jax.Array) -> tuple:
+    return _take(full, cells, patches), (cells, patches)
+
+
+def _take_backward(saved: tuple, grad: jax.Array) -> tuple:
+    cells, patches = saved
+    return _take(grad, patches, cells), None, None
+
+
+_take.defvjp(_take_forward, _take_backward)

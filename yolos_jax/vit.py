@@ -63,6 +63,7 @@ class QueryKeyValue(nn.Module):
 
     heads: int
     dtype: Any
+    sum_by_product: bool  # the gradients of the biases (`ops.add_bias`)
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: slice) -> list[jax.Array]:
@@ -74,7 +75,8 @@ class QueryKeyValue(nn.Module):
 
         def project(x: jax.Array, i: int) -> jax.Array:
             exact = attention.precision(self.dtype)
-            return ops.add_bias(jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact), biases[i])
+            y = jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact)
+            return ops.add_bias(y, biases[i]) if self.sum_by_product else y + biases[i][:, None]
 
         return [project(x[:, rows], 0), project(x, 1), project(x, 2)]
 
@@ -91,7 +93,8 @@ class JoinHeads(nn.Module):
         kernel = kernel.reshape(H, d, H * d).astype(self.dtype)
         bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (H * d,))).astype(self.dtype)
         exact = attention.precision(self.dtype)
-        return jnp.einsum('bhmd,hdc->bmc', x, kernel, precision=exact) + bias
+        # `einsum` lists d before h, and a GPU then transposes both
+        return jax.lax.dot_general(x, kernel, (((1, 3), (0, 1)), ((), ())), precision=exact) + bias
 
 
 class Attention(nn.Module):
@@ -103,7 +106,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, turns: tuple | None) -> jax.Array:
-        q, k, v = QueryKeyValue(self.heads, self.dtype, name='qkv')(x, rows)
+        by_product = attention.sums_by_product(self.kernel)
+        q, k, v = QueryKeyValue(self.heads, self.dtype, by_product, name='qkv')(x, rows)
         if turns:
             q, k = rope.turn(q, *(y[:, rows] for y in turns)), rope.turn(k, *turns)
         return JoinHeads(self.dtype, name='proj')(self.kernel(q, k, v, lengths))
@@ -256,7 +260,7 @@ class Backbone(nn.Module):
         elif kept := attention.kept_by(self.attention_kernel):
             policy = jax.checkpoint_policies.save_only_these_names(kept)
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # a scan needs no barrier
-        x, _ = jax.lax.scan(step, x, layers)
+        x, _ = jax.lax.scan(step, x, layers, unroll=attention.unrolls(self.attention_kernel))
         return x
 
     def last_block(
@@ -301,10 +305,9 @@ class Backbone(nn.Module):
         """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
         Q, D = self.num_det_tokens, self.width
         table = spmd.gathered(table)
-        exact = attention.precision(self.dtype)
         end = table.shape[1] - Q
-        patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, exact)
+        patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
         registers = jnp.zeros((1, self.registers, D), table.dtype)
-        special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1)
+        special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1).astype(self.dtype)
         special = jnp.broadcast_to(special, (len(patches), *special.shape[1:]))
-        return jnp.concatenate([special, patches], axis=1).astype(self.dtype)
+        return jnp.concatenate([special, patches], axis=1)
