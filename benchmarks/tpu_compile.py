@@ -62,6 +62,7 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
     }
     rows, whole = meshes.over_rows(mesh), meshes.whole(mesh)
     layout = meshes.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
+    layout = meshes.in_memory(state, layout)
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}
     placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     state = jax.tree.map(placed, state, layout)

@@ -54,8 +54,8 @@ def unrolls(kernel: Callable) -> bool:
     return _is(kernel, fused)
 
 
-def sums_by_product(kernel: Callable) -> bool:
-    """Whether the gradients of the biases of q, k and v are best summed by `ops.add_bias`."""
+def heads_first(kernel: Callable) -> bool:
+    """Whether the kernel's device has the heads of q, k and v before their tokens in memory, as a TPU."""
     return _is(kernel, splash)
 
 

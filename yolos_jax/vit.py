@@ -63,7 +63,7 @@ class QueryKeyValue(nn.Module):
 
     heads: int
     dtype: Any
-    sum_by_product: bool  # the gradients of the biases (`ops.add_bias`)
+    heads_first: bool  # `attention.heads_first`
 
     @nn.compact
     def __call__(self, x: jax.Array, rows: slice) -> list[jax.Array]:
@@ -76,7 +76,7 @@ class QueryKeyValue(nn.Module):
         def project(x: jax.Array, i: int) -> jax.Array:
             exact = attention.precision(self.dtype)
             y = jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact)
-            return ops.add_bias(y, biases[i]) if self.sum_by_product else y + biases[i][:, None]
+            return ops.add_bias(y, biases[i]) if self.heads_first else y + biases[i][:, None]
 
         return [project(x[:, rows], 0), project(x, 1), project(x, 2)]
 
@@ -85,6 +85,7 @@ class JoinHeads(nn.Module):
     """The dense layer after attention: [B, H, M, d] to [B, M, D]."""
 
     dtype: Any
+    heads_first: bool  # `attention.heads_first`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,8 +94,10 @@ class JoinHeads(nn.Module):
         kernel = kernel.reshape(H, d, H * d).astype(self.dtype)
         bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (H * d,))).astype(self.dtype)
         exact = attention.precision(self.dtype)
-        # `einsum` lists d before h, and a GPU then transposes both
-        return jax.lax.dot_general(x, kernel, (((1, 3), (0, 1)), ((), ())), precision=exact) + bias
+        summed = (
+            ((3, 1), (1, 0)) if self.heads_first else ((1, 3), (0, 1))
+        )  # the order a device transposes less in
+        return jax.lax.dot_general(x, kernel, (summed, ((), ())), precision=exact) + bias
 
 
 class Attention(nn.Module):
@@ -106,11 +109,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, turns: tuple | None) -> jax.Array:
-        by_product = attention.sums_by_product(self.kernel)
-        q, k, v = QueryKeyValue(self.heads, self.dtype, by_product, name='qkv')(x, rows)
+        heads_first = attention.heads_first(self.kernel)
+        q, k, v = QueryKeyValue(self.heads, self.dtype, heads_first, name='qkv')(x, rows)
         if turns:
             q, k = rope.turn(q, *(y[:, rows] for y in turns)), rope.turn(k, *turns)
-        return JoinHeads(self.dtype, name='proj')(self.kernel(q, k, v, lengths))
+        return JoinHeads(self.dtype, heads_first, name='proj')(self.kernel(q, k, v, lengths))
 
 
 class Mlp(nn.Module):

@@ -150,6 +150,10 @@ class Checkpoints:
         # not by the manager, which would wait for processes that failed
         args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
         state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
+        in_memory = jax.tree.map(
+            lambda x: x.format, like
+        )  # the order of axes too, which Orbax leaves alone
+        state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=in_memory)(state)
         return state, meta | {'checksums': dict(meta['checksums'])}
 
     def close(self) -> None:

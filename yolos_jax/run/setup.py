@@ -205,4 +205,5 @@ def make_state(
     shapes = jax.eval_shape(init, params, fixed=fixed)
     layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
     layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
+    layout = meshes.in_memory(shapes, layout)
     return jax.jit(init, out_shardings=layout)(params, fixed=fixed), layout
