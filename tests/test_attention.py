@@ -53,6 +53,16 @@ def test_gradients_by_head_are_those_of_plain_attention():
         np.testing.assert_allclose(ours, plain, atol=5e-6)
 
 
+def test_on_a_cpu_heads_go_one_by_one_where_their_scores_are_many():
+    def loops(batch, tokens):
+        x, lengths = jax.ShapeDtypeStruct((batch, H, tokens, d), 'float32'), jnp.ones(batch, jnp.int32)
+        text = str(jax.make_jaxpr(lambda x: attention.cached(x, x, x, lengths))(x))
+        return 'scan' in text
+
+    few = int((attention.FEW / H) ** 0.5)
+    assert not loops(1, few) and loops(1, few + 1) and loops(2, few)
+
+
 def test_long_sequences_take_their_queries_in_parts():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 1, 2950, 8)), jnp.float32) for _ in range(3))

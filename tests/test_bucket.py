@@ -157,6 +157,16 @@ def test_a_run_whose_lock_was_taken_over_writes_no_more(place):
     assert Bucket(url).names() == [lease.LOCK]
 
 
+def test_between_checkpoints_what_changed_is_put_once_in_a_while(place):
+    bucket = Bucket(f'{place[0]}/metrics')
+    with workdir.opened(bucket.url) as work:
+        (work.folder / 'metrics.jsonl').write_text('one')
+        for every, names in ((60, [lease.LOCK]), (0, [lease.LOCK, 'metrics.jsonl'])):
+            work.mirror.push_now_and_then(every)
+            work.mirror.finish_push()
+            assert bucket.names() == names
+
+
 @pytest.mark.trials
 def test_a_bucket_that_cannot_be_reached_is_one_line(place):
     url, network = place

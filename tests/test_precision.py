@@ -42,7 +42,7 @@ def test_every_product_of_a_float32_step_asks_for_the_highest_precision(kernel):
 def test_no_bfloat16_product_asks_for_more_than_it_holds():
     dots = list(products(lowered(jnp.bfloat16, attention.by_head)))
     assert {tuple(precision) for kind, precision in dots if kind == 'bf16'} == {('DEFAULT',)}
-    # in float32, all of it exact: the heads, three layers each, forward and backward, and the bicubic matrices
+    # exact in float32: the heads, three layers each, forward and backward, and the bicubic matrices
     exact = [dot for dot in dots if dot[0] == 'f32']
     assert {tuple(precision) for _, precision in exact} == {('HIGHEST',)}
     assert len(exact) <= 2 * 3 * 3 + 8
@@ -54,7 +54,7 @@ def test_float32_never_goes_to_a_fused_kernel():
     assert attention.for_platform('gpu', jnp.bfloat16) is attention.fused
     assert attention.for_platform('tpu', jnp.bfloat16) is attention.splash
     for dtype in (jnp.float32, jnp.bfloat16):
-        assert attention.for_platform('cpu', dtype) is attention.by_head
+        assert attention.for_platform('cpu', dtype) is attention.cached
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])

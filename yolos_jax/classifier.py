@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: bool = False
-    attention_kernel: Callable = attention.by_head
+    attention_kernel: Callable = attention.cached
 
     @property
     def side(self) -> int:

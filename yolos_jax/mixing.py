@@ -16,14 +16,16 @@ from yolos_jax.patches import PATCH
 def augmented(batch: dict, group: int) -> jax.Array:
     """The images of a batch, erased and mixed: float32 [B, N, 768].
 
-    batch: 'patches' uint8 [B, N, 768] of square images; 'erase' int32 [B, 4], a rectangle (top, left,
-    bottom, right; of zeros for none) that becomes noise of 'noise' uint32 [B]; 'weight' float32 [B] of an
-    image itself and 'box' int32 [B, 4], where it has the pixels of its partner whatever the weight. group:
-    so many images in a row are mixed with each other, the first with the last.
+    batch: 'patches' uint8 [B, N, 768] of square images; where any are erased 'erase' int32 [B, 4], a
+    rectangle (top, left, bottom, right; of zeros for none) that becomes noise of 'noise' uint32 [B];
+    'weight' float32 [B] of an image itself and 'box' int32 [B, 4], where it has the pixels of its partner
+    whatever the weight. group: so many images in a row are mixed with each other, the first with the last.
     """
     pixels = vit.normalised(batch['patches'])
-    noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), pixels.shape[1:]))(batch['noise'])
-    pixels = jnp.where(_inside(batch['erase'], pixels.shape[1]), noise, pixels)
+    if 'erase' in batch:
+        draw = lambda seed: jax.random.normal(jax.random.key(seed), pixels.shape[1:])
+        noise = jax.vmap(draw)(batch['noise'])
+        pixels = jnp.where(_inside(batch['erase'], pixels.shape[1]), noise, pixels)
     weight = jnp.where(_inside(batch['box'], pixels.shape[1]), 0, batch['weight'][:, None, None])
     return weight * pixels + (1 - weight) * partners(pixels, group)
 

@@ -67,7 +67,7 @@ class Yolos(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: bool = False
-    attention_kernel: Callable = attention.by_head
+    attention_kernel: Callable = attention.cached
 
     @property
     def special(self) -> int:

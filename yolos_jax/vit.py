@@ -137,7 +137,7 @@ class Block(nn.Module):
     heads: int
     eps: float
     dtype: Any
-    attention_kernel: Callable = attention.by_head
+    attention_kernel: Callable = attention.cached
 
     @nn.compact
     def __call__(

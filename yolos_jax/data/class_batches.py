@@ -65,7 +65,8 @@ class TrainBatches:
             of_row = {name: values[row] for name, values in draws.items()}
             augmentation.train_image(image, r.size, of_row, out['patches'])
             out['labels'][...], out['noise'][...] = label, of_row['noise']
-            out['erase'][:] = augmentation.erase_box(r.size, of_row, r.erasing)
+            if r.erasing:
+                out['erase'][:] = augmentation.erase_box(r.size, of_row, r.erasing)
             for name, values in mix.items():
                 out[name][...] = values[row]
             if self._teacher is not None:
@@ -80,13 +81,16 @@ class TrainBatches:
     def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         """The arrays of a batch before it is loaded, as `mixing.augmented` takes them."""
         batch = empty_batch(rows, length) | {
-            'erase': np.zeros((rows, 4), np.int32),
             'noise': np.zeros(rows, np.uint32),
             'weight': np.ones(rows, np.float32),
             'box': np.zeros((rows, 4), np.int32),
             'share': np.ones(rows, np.float32),
         }
-        return batch if self._teacher is None else batch | {'teacher': np.zeros(rows, np.int32)}
+        if self._recipe.erasing:
+            batch['erase'] = np.zeros((rows, 4), np.int32)
+        if self._teacher is not None:
+            batch['teacher'] = np.zeros(rows, np.int32)
+        return batch
 
 
 class EvalBatches:

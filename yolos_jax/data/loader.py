@@ -184,11 +184,10 @@ class BadImages:
             if index in self._indices:
                 return
             self._indices.add(index)
-            count, total = len(self._indices), len(self._records)
-            if count > self._records.bad_images:
+            tolerated, total = self._records.bad_images, len(self._records)
+            if len(self._indices) > tolerated:
                 raise InputError(
-                    f'{error}; {count} of {total} images are bad, more than {self._records.bad_images}'
-                    f'{self._records.advice}',
+                    f'{error}; more than {tolerated} of {total} images are bad{self._records.advice}',
                     'bad_images',
                 )
             print(f'left out: {error}', file=sys.stderr, flush=True)

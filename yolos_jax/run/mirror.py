@@ -66,12 +66,12 @@ class Mirror:
         self.finish_push()
         self._push = self._pool.submit(lambda: (after(), self._push_now()))
 
-    def push_now_and_then(self) -> None:
-        """Push in a thread, where none is under way and the last is a minute ago.
+    def push_now_and_then(self, every: float = EVERY) -> None:
+        """Push in a thread, where none is under way and the last is `every` seconds ago.
 
         What fails is tried again with the next push: a run does not end because its metrics cannot be put.
         """
-        if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > EVERY:
+        if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > every:
             self.finish_push()  # of a checkpoint, perhaps, and that must not be lost
             self._push = self._pool.submit(self._try_push)
 

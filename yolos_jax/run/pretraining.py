@@ -61,7 +61,7 @@ class Pretraining(Setup):
         lines = [
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(train_set.classes)} classes, {train_set.path}',
-            f'epoch        {len(train_set) // recipe.repeats} images, each {recipe.repeats} times',
+            f'epoch        {len(train_set) // recipe.repeats} images, {recipe.repeats} of each in a batch',
         ]
         return self.summary_of(first, self.state['params'], lines)
 

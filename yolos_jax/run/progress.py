@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.run.board import Board
 
 SPIKE_WINDOW = 50  # steps whose median a spike is compared with
 
@@ -57,9 +58,7 @@ class Log:
             return line['step'] > first or 'AP' in line and line['step'] == first and not evaluated
 
         self.last_step = self._drop(is_dropped)
-        from tensorboardX import SummaryWriter  # here: it loads torch where that is installed
-
-        self._board = SummaryWriter(str(workdir), purge_step=first + 1, write_to_disk=speaks)
+        self._board = Board(self.folder, first)
         self._bar = tqdm(
             total=total,
             initial=first,
@@ -101,12 +100,12 @@ class Log:
             with open(self._path, 'a') as file:
                 file.write(self._pending)
             self._pending, self._failed = '', False
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
         except OSError as error:
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
+        if self._speaks:
+            self._board.scalars(step, metrics)
         shown = {
             k: f'{metrics[k]:.4g}'
             for k in ('loss', 'images_per_s', 'AP', 'AP50', 'top1', 'top5')
@@ -119,19 +118,12 @@ class Log:
 
     def config(self, config: dict[str, Any]) -> None:
         """The values of a config, as TensorBoard's hyper-parameters."""
-        from tensorboardX.summary import hparams
-
-        plain = {k: x if isinstance(x, bool | int | float | str) else str(x) for k, x in config.items()}
-        experiment, session, _ = hparams(plain, {'AP': None})
-        with contextlib.suppress(OSError):  # as for the metrics
-            for summary in (experiment, session):
-                self._board.file_writer.add_summary(summary)
+        self._board.config = config
 
     def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
         """Pictures, uint8 [height, width, 3], in TensorBoard."""
-        with contextlib.suppress(OSError):  # as for the metrics
-            for i, image in enumerate(images):
-                self._board.add_image(f'validation/{i}', image, step, dataformats='HWC')
+        if self._speaks:
+            self._board.pictures(step, images)
 
     def print(self, text: str) -> None:
         """A line on the terminal, above the bar, and in log.txt."""
@@ -147,14 +139,12 @@ class Log:
 
     def flush(self) -> None:
         """Write what TensorBoard's file keeps back."""
-        with contextlib.suppress(OSError):
-            self._board.flush()
+        self._board.flush()
 
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()
-        with contextlib.suppress(OSError):
-            self._board.close()
+        self._board.close()
 
 
 class Throughput:
