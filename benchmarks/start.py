@@ -24,7 +24,7 @@ from yolos_jax.tools import train
 def main():
     train.main(on_step=lambda _: (print('first step', time.time(), flush=True), os._exit(0)))
 
-train.cli.run_with_flags(main)
+train.cli.run_with_flags(main, train.KEYS)
 """
 
 

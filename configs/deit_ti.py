@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
     c.learning_rate = 1e-3  # the reference's: 5e-4 for each 512 images of a batch
     c.weight_decay = 0.05
     c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.99996 in DeiT's code
+    c.xavier_init = (
+        False  # True: Xavier's kernels and sine positions, from which a narrow ViT learns sooner
+    )
     c.seed = 0  # the reference's
 
     c.log_every = 100  # steps

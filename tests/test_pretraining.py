@@ -14,7 +14,7 @@ from test_cluster import finish, spawn
 from torch.nn import functional
 from yolos_jax.configs import deit_ti, quickstart
 
-from yolos_jax import classification, classifier, mixing, optim, steps, vit, weights
+from yolos_jax import classification, classifier, mixing, optim, posembed, steps, vit, weights
 from yolos_jax.classifier import Classifier
 from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
@@ -115,6 +115,15 @@ def torch_batch(batch):
         mixed.append(x)
         targets.append(y * share + y.flip(0) * (1 - share))
     return torch.cat(mixed), torch.cat(targets)
+
+
+def test_fresh_kernels_are_small_as_deits_or_as_large_as_the_width_needs():
+    width, side = MODEL.width, MODEL.side
+    for xavier, deviation in ((False, 0.02), (True, (2 / (width + 4 * width)) ** 0.5)):
+        backbone = classifier.init_params(MODEL, jax.random.key(0), xavier=xavier)['backbone']
+        assert backbone['blocks']['mlp']['fc1']['kernel'].std() == pytest.approx(deviation, rel=0.1)
+        is_sine = np.array_equal(backbone['pos_embed'][0, 1:], posembed.sine((side, side), width))
+        assert is_sine == xavier
 
 
 def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_folder):

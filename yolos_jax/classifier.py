@@ -86,9 +86,15 @@ def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
     return jnp.moveaxis(jax.vmap(of_image)(keys), 0, -1)
 
 
-def init_params(model: Classifier, rng: jax.Array) -> dict:
-    """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's."""
+def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> dict:
+    """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's.
+
+    xavier: as a detector starts from scratch: Xavier's kernels in the blocks and sine positions. A normal
+        of 0.02 suits widths of hundreds; kernels of width 128 are four times as large by Xavier's rule.
+    """
     params = jax.jit(lambda rng: model.init(rng, _one_image(model))['params'])(rng)
+    if xavier:
+        return params
     keys = iter(jax.random.split(jax.random.fold_in(rng, 1), len(jax.tree.leaves(params))))
 
     def deit(path: tuple, x: jax.Array) -> jax.Array:

@@ -124,7 +124,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     batches = make_batches(config, train_set, group, labels)
     digests = {'the training data': train_set.digest, 'the validation data': val_set.digest}
     check_agreement(config, work, batches, digests)
-    params = jax.device_get(init_params(model, jax.random.key(config.seed)))
+    fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
+    params = jax.device_get(fresh)
     schedule = config.learning_rate, config.epochs, config.warmup_epochs, batches.steps_per_epoch
     rate = optim.warmup_cosine(*schedule)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
