@@ -1,6 +1,10 @@
 """Shared by tests: small models, random images and targets, COCO folders, and transformers' models."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +185,34 @@ def result(folder):
         for name in ('images_per_s', 'goodput', 'time'):
             line.pop(name, None)
     return params, meta['checksums'], lines
+
+
+def spawn(command, logs, processes, devices, last=()):
+    """A script as so many processes that know of each other, each writing to a log."""
+    logs.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+    environment = os.environ | {
+        'PYTHONPATH': str(ROOT),
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+    }
+    started = []
+    for i in range(processes):
+        place = [f'--coordinator={coordinator}', f'--num_processes={processes}', f'--process_id={i}']
+        own = [*(place if processes > 1 else []), *(last if i == processes - 1 else [])]
+        with open(logs / f'log-{i}', 'a') as log:
+            one = [sys.executable, *command, *own]
+            started.append(subprocess.Popen(one, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def finish(started, logs):
+    """Wait for all; returns their exit statuses and outputs."""
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return codes, [(logs / f'log-{i}').read_text() for i in range(len(started))]

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import storage
-from helpers import ROOT, metric_lines
+from helpers import ROOT, finish, metric_lines, spawn
 
 from yolos_jax import cpus
 from yolos_jax.bucket import Bucket
@@ -36,37 +35,6 @@ def start(data, folder, processes, devices, *flags, what='run', heartbeat=1000, 
     command += [f'--config.data={data}', f'--heartbeat={heartbeat}']
     command += [*(f'--config.model.{x}' for x in small), *(f'--config.{x}' for x in fixed), *flags]
     return spawn(command, folder, processes, devices, last)
-
-
-def spawn(command, logs, processes, devices, last=()):
-    """A script as so many processes that know of each other, each writing to a log."""
-    logs.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        coordinator = f'127.0.0.1:{free.getsockname()[1]}'
-    environment = os.environ | {
-        'PYTHONPATH': str(ROOT),
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_NUM_CPU_DEVICES': str(devices),
-    }
-    started = []
-    for i in range(processes):
-        place = [f'--coordinator={coordinator}', f'--num_processes={processes}', f'--process_id={i}']
-        own = [*(place if processes > 1 else []), *(last if i == processes - 1 else [])]
-        with open(logs / f'log-{i}', 'a') as log:
-            one = [sys.executable, *command, *own]
-            started.append(subprocess.Popen(one, env=environment, stdout=log, stderr=log))
-    return started
-
-
-def finish(started, logs):
-    """Wait for all; returns their exit statuses and outputs."""
-    try:
-        codes = [process.wait() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return codes, [(logs / f'log-{i}').read_text() for i in range(len(started))]
 
 
 def run(data, folder, processes, devices, *flags, status=0, **options):

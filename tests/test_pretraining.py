@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, metric_lines
-from test_cluster import finish, spawn
+from helpers import ROOT, finish, metric_lines, spawn
 from torch.nn import functional
 from yolos_jax.configs import deit_ti, quickstart
 
