@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def test_a_killed_writer_leaves_no_folder_of_that_name(tmp_path):
     assert not (tmp_path / 'out').exists()
     with files.new_folder(tmp_path / 'out'):  # what it left goes at the next start
         assert not os.path.exists(part)
+
+
+def test_of_a_cache_what_was_used_longest_ago_goes(tmp_path):
+    for hours in (0, 1, 100, 200, 300):
+        (tmp_path / str(hours) / 'inside').mkdir(parents=True)
+        (tmp_path / str(hours) / 'inside' / 'file').write_bytes(bytes(10))
+        os.utime(tmp_path / str(hours), (time.time() - 3600 * hours,) * 2)
+    files.prune(tmp_path, most=30)
+    assert sorted(os.listdir(tmp_path)) == ['0', '1', '100']
+    files.prune(tmp_path, most=0)
+    assert sorted(os.listdir(tmp_path)) == ['0', '1']  # may be in use
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):

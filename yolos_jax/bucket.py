@@ -22,6 +22,7 @@ RETRIES = 8
 PAUSES = {'max_retries': RETRIES, 'initial_delay': '200ms', 'max_delay': '20s'}
 TOGETHER = 128  # requests in flight: at 80 ms each, 1,600 a second
 COMMITTED = 'meta/metadata'  # is written last of a checkpoint
+KEPT = 20 * 10**9  # bytes of copies in the cache; those used longest ago go first
 WAIT = 600  # seconds for one request with all its repetitions
 
 
@@ -150,7 +151,11 @@ class Bucket:
         versions = {name: start.generation() for name, start in starts.items()}
         digest = hashlib.sha256(repr((self.url, sorted(versions.items()))).encode()).hexdigest()[:16]
         folder = cache / 'buckets' / digest
-        self.download({name: folder / name for name in versions if not (folder / name).exists()})
+        if missing := {name: folder / name for name in versions if not (folder / name).exists()}:
+            self.download(missing)
+            files.prune(folder.parent, KEPT)
+        if versions:
+            os.utime(folder)  # used now
         return folder
 
     def _errors(self, name: str) -> '_Errors':

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from yolos_jax.errors import InputError
+
+DAY = 24 * 3600  # seconds
 
 
 @contextlib.contextmanager
@@ -35,6 +38,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 def cache() -> Path:
     """Where fetched files are kept; those of Hugging Face are in its own cache."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+
+
+def prune(folder: Path, most: int) -> None:
+    """Remove folders in `folder` until the others hold `most` bytes: first those modified longest ago.
+
+    Those modified during the last day stay: they may be in use.
+    """
+    ages = {inner: time.time() - inner.stat().st_mtime for inner in folder.iterdir() if inner.is_dir()}
+    kept = 0
+    for inner in sorted(ages, key=ages.get):
+        kept += sum(path.stat().st_size for path in inner.rglob('*') if path.is_file())
+        if kept > most and ages[inner] > DAY:
+            shutil.rmtree(inner, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

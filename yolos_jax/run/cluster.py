@@ -98,14 +98,15 @@ def gather(x: np.ndarray) -> np.ndarray:
 
 
 def threads() -> int:
-    """How many threads a process should work with: its CPUs, shared with those that have the same.
+    """How many threads a process should load with: its CPUs, shared with those that have the same.
 
-    A scheduler may give the processes of a host different CPUs, or all of them to each.
+    A scheduler may give the processes of a host different CPUs, or all of them to each. 0 where there are
+    more processes than CPUs.
     """
     mine = f'{socket.gethostname()} {cpus.affinity()}'
     digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)[None]
     sharing = (gather(digest) == digest).all(axis=1).sum()
-    return max(cpus.usable() // int(sharing), 1)
+    return cpus.usable() // int(sharing)
 
 
 def fetch(tree: Any) -> Any:
