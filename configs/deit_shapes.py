@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.xavier_init = True  # 76 % after 10 epochs instead of 54
     c.batch_size = 64
     c.warmup_epochs = 2
-    c.epochs = 30
+    c.epochs = 50
     c.eval_every = 10
     c.save_every = 0
     return c

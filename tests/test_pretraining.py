@@ -121,7 +121,8 @@ def test_fresh_kernels_are_small_as_deits_or_as_large_as_the_width_needs():
     for xavier, deviation in ((False, 0.02), (True, (2 / (width + 4 * width)) ** 0.5)):
         backbone = classifier.init_params(MODEL, jax.random.key(0), xavier=xavier)['backbone']
         assert backbone['blocks']['mlp']['fc1']['kernel'].std() == pytest.approx(deviation, rel=0.1)
-        is_sine = np.array_equal(backbone['pos_embed'][0, 1:], posembed.sine((side, side), width))
+        sines = classifier.SINES * posembed.sine((side, side), width)
+        is_sine = np.array_equal(backbone['pos_embed'][0, 1:], sines)
         assert is_sine == xavier
 
 

@@ -86,6 +86,9 @@ def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
     return jnp.moveaxis(jax.vmap(of_image)(keys), 0, -1)
 
 
+SINES = 4  # strength of fresh sines beside a detector's: the patch projection grows as much in training
+
+
 def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> dict:
     """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's.
 
@@ -94,7 +97,8 @@ def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> d
     """
     params = jax.jit(lambda rng: model.init(rng, _one_image(model))['params'])(rng)
     if xavier:
-        return params
+        table = params['backbone']['pos_embed'].at[0, 1 : 1 + model.side**2].multiply(SINES)
+        return params | {'backbone': params['backbone'] | {'pos_embed': table}}
     keys = iter(jax.random.split(jax.random.fold_in(rng, 1), len(jax.tree.leaves(params))))
 
     def deit(path: tuple, x: jax.Array) -> jax.Array:

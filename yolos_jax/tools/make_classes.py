@@ -61,14 +61,13 @@ def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> N
 
 
 def picture(rng: np.random.Generator, label: int) -> Image.Image:
-    """An image of a class: its form, of some size, at some place, in a colour of its range."""
+    """An image of a class: its form, of some size, at some place, in some colour."""
     form, kind = divmod(label, len(KINDS))
     polygon = list(FORMS.values())[form]
     image = make_shapes.ground(rng, SIDE, SIDE)
-    side = rng.uniform(0.6, 0.95) * SIDE
+    side = rng.uniform(0.5, 0.95) * SIDE
     place = rng.uniform(0, SIDE - side, 2)
-    hue = (label / (len(FORMS) * len(KINDS)) + rng.uniform(-0.12, 0.12)) % 1
-    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
+    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1), rng.uniform(0.5, 1))
     colour = tuple(int(255 * c) for c in colour)
     points = [tuple(place + side * np.array(point)) for point in polygon]
     draw = ImageDraw.Draw(image)
