@@ -9,7 +9,7 @@ from yolos_jax.tools import compare
 from yolos_jax.weights import checkpoint
 
 
-def write(folder, aps, source='', **config):
+def write(folder, aps, source='', measure='AP', **config):
     """A workdir with an evaluation after each epoch, of the files that are read."""
     meta = folder / 'checkpoints' / '40' / checkpoint.META / 'metadata'
     meta.parent.mkdir(parents=True)
@@ -17,7 +17,8 @@ def write(folder, aps, source='', **config):
     content = {'config': {'init_from': source, 'data': str(folder)} | config, 'about': about}
     meta.write_text(json.dumps(checkpoint.sealed(content)))
     lines = [{'step': 5, 'epoch': 0.5, 'loss': 3.0}]
-    lines += [{'step': 10 * i, 'epoch': i, 'AP': ap, 'AP50': 2 * ap} for i, ap in enumerate(aps, 1)]
+    evaluated = [{measure: value, 'AP50': 2 * value, 'AP_large': -1} for value in aps]
+    lines += [{'step': 10 * i, 'epoch': i} | values for i, values in enumerate(evaluated, 1)]
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     return folder
 
@@ -30,13 +31,23 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
     text = (tmp_path / 'out' / 'compare.md').read_text()
     assert capsys.readouterr().out == text
     assert text.splitlines() == [
-        f'| run | starts from | learning_rate | epochs | {" | ".join(compare.NUMBERS)} |',
+        f'| run | starts from | learning_rate | epochs done | {" | ".join(compare.NUMBERS["AP"])} |',
         '|' + ' --- |' * 10,
         r'| dei\|t | deit.pth | 0.0002 | 1 | 30.0 | 60.0 |  |  |  |  |',
         '| plain | from scratch | 0.0001 | 3 | 20.0 | 40.0 |  |  |  |  |',
         '| young | from scratch | 0.0001 | 0 |  |  |  |  |  |  |',
     ]
     assert (tmp_path / 'out' / 'compare.png').stat().st_size > 10_000
+
+
+def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
+    runs = [write(tmp_path / x, [0.5], measure='top1', smoothing=0.1) for x in ('a', 'b')]
+    compare.main([*map(str, runs), f'--output={tmp_path / "out"}'])
+    head, _, row, _ = (tmp_path / 'out' / 'compare.md').read_text().splitlines()
+    assert head.endswith('| top1 | top5 |') and row == '| a | from scratch | 1 | 50.0 |  |'
+    detector = write(tmp_path / 'detector', [0.1])
+    with pytest.raises(InputError, match='compare them apart'):
+        compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
 @pytest.mark.parametrize(

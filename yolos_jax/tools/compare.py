@@ -1,9 +1,9 @@
-"""Compare runs: a table of what each started from and reached, and the curves of their AP.
+"""Compare runs: a table of what each started from and reached, and the curves of their AP or accuracy.
 
     yolos compare --output=DIR RUN RUN ...
 
-RUN are workdirs of training, which may still be in progress. DIR receives compare.md, the table, which is
-printed too, and compare.png.
+RUN are workdirs, all of training or all of pre-training, which may still be in progress. DIR receives
+compare.md, the table, which is printed too, and compare.png.
 """
 
 import argparse
@@ -17,22 +17,31 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.weights import checkpoint
 
-NUMBERS = 'AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large'
+NUMBERS = {  # what is compared, the first one above all
+    'AP': ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large'),
+    'top1': ('top1', 'top5'),
+}
 
 
 class Run(NamedTuple):
-    """What is compared of a run; evaluations: the lines of metrics.jsonl that have an AP."""
+    """What is compared of a run; evaluations: the lines of metrics.jsonl that have the measure."""
 
     name: str
     start: str
     config: dict
+    measure: str  # 'AP', of pre-training 'top1'
     evaluations: list[dict]
     epochs: float  # that are done
 
     @property
     def best(self) -> dict:
-        """The evaluation with the best AP, the first of equals."""
-        return max(self.evaluations, key=lambda line: line['AP'], default={})
+        """The best evaluation, the first of equals."""
+        return max(self.evaluations, key=lambda line: line[self.measure], default={})
+
+    @property
+    def reached(self) -> float:
+        """The measure of the best evaluation, -1 where there was none."""
+        return self.best.get(self.measure, -1)
 
 
 def read(folder: Path) -> Run:
@@ -44,7 +53,7 @@ def read(folder: Path) -> Run:
     try:
         lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         epochs = max((line['epoch'] for line in lines), default=0)
-        evaluations = [line for line in lines if 'AP' in line]
+        evaluations = {name: [line for line in lines if name in line] for name in NUMBERS}
     except OSError as error:
         raise InputError(f'{folder}: no workdir of a run ({error.strerror}: metrics.jsonl)') from None
     except (ValueError, TypeError, KeyError) as error:
@@ -54,7 +63,8 @@ def read(folder: Path) -> Run:
         raise InputError(f'{folder}: nothing of this run was saved yet')
     config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
-    return Run(folder.name, start, config, evaluations, epochs)
+    measure = 'top1' if 'smoothing' in config else 'AP'  # only pre-training smooths labels
+    return Run(folder.name, start, config, measure, evaluations[measure], epochs)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -66,12 +76,13 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Markdown: a row for each run, best AP first, with the numbers of its best evaluation."""
-    differing = differences(runs)
-    rows = [['run', 'starts from', *differing, 'epochs', *NUMBERS]]
-    for i in sorted(range(len(runs)), key=lambda i: -runs[i].best.get('AP', -1)):
+    """Markdown: a row for each run, the best first, with the numbers of its best evaluation."""
+    differing, names = differences(runs), NUMBERS[runs[0].measure]
+    rows = [['run', 'starts from', *differing, 'epochs done', *names]]
+    for i in sorted(range(len(runs)), key=lambda i: -runs[i].reached):
         run = runs[i]
-        numbers = [f'{100 * run.best[name]:.1f}' if name in run.best else '' for name in NUMBERS]
+        values = [run.best.get(name, -1) for name in names]  # -1 too where there is no such object
+        numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
         rows.append([run.name, run.start, *own, f'{run.epochs:.0f}', *numbers])
     rows = [[str(cell).replace('|', r'\|').replace('\n', ' ') for cell in row] for row in rows]
@@ -80,20 +91,21 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """The AP of every evaluation by epochs, a line for each run."""
+    """The measure in every evaluation by epochs, a line for each run."""
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
-    for run in sorted(runs, key=lambda run: -run.best.get('AP', -1)):
-        label = f'{run.name}: {100 * run.best["AP"]:.1f}' if run.best else f'{run.name}: not evaluated'
+    measure = runs[0].measure
+    for run in sorted(runs, key=lambda run: -run.reached):
+        label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
         epochs = [line['epoch'] for line in run.evaluations]
-        axes.plot(epochs, [100 * line['AP'] for line in run.evaluations], '.-', label=label)
-    axes.set(xlabel='epochs', ylabel='AP', xlim=(0, None), ylim=(0, None))
+        axes.plot(epochs, [100 * line[measure] for line in run.evaluations], '.-', label=label)
+    axes.set(xlabel='epochs', ylabel=measure, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.4)
-    axes.legend(title='best AP')
+    axes.legend(title=f'best {measure}')
     with files.replacing(path) as file:
         figure.savefig(file, dpi=120, format='png')
     plt.close(figure)
@@ -108,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     runs = [read(folder) for folder in args.runs]
+    if len({run.measure for run in runs}) > 1:
+        raise InputError('some of these runs train detectors and some pre-train: compare them apart')
     text = table(runs)
     with files.replacing(args.output / 'compare.md') as file:
         file.write(text.encode())
