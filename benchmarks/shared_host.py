@@ -25,7 +25,7 @@ BATCH, STEPS, WARM = 16, 40, 5
 
 def load(data: Records, process: int, processes: int, barrier) -> None:
     """Load the rows of one process."""
-    threads = cpus.usable() // processes
+    threads = max(cpus.usable() // processes, 1)
     recipe = geometry.Recipe(**yolos_s.get_config().augment)
     options = dict(num_lengths=8, special=101, batch_size=BATCH, max_targets=100, seed=0)
     source = loader.TrainBatches.make(data, recipe, **options)
@@ -65,9 +65,9 @@ def main() -> None:
         data = write_data(Path(folder), args.images)
         times = np.array([[seconds(data, n) for n in (1, args.processes)] for _ in range(args.rounds)])
     one, many = BATCH * STEPS / np.median(times, axis=0)
-    threads = cpus.usable() // args.processes
-    print(f'1 process, {cpus.usable()} threads beside the main one: {one:.0f} images/s')
-    print(f'{args.processes} processes, {threads} threads each: {many:.0f} images/s ({many / one:.2f})')
+    threads = max(cpus.usable() // args.processes, 1)
+    print(f'1 process, {cpus.usable()} threads: {one:.0f} images/s')
+    print(f'{args.processes} processes, {threads} thread each: {many:.0f} images/s ({many / one:.2f})')
 
 
 if __name__ == '__main__':

@@ -77,7 +77,7 @@ def test_a_run_is_the_same_on_every_layout(processes, devices, alone, coco_folde
     assert consumed(folder) == consumed(alone)
     assert ap(folder).keys() == ap(alone).keys()
     assert ap(folder) == pytest.approx(ap(alone), abs=0)
-    threads = cpus.usable() // processes  # for the processes are on one host, with the same CPUs
+    threads = max(cpus.usable() // processes, 1)  # for the processes are on one host, with the same CPUs
     assert f'processes {processes}, threads {threads},' in (folder / 'log.txt').read_text()
 
 

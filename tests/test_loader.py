@@ -147,13 +147,12 @@ def test_an_image_of_another_size_is_a_bad_image(large_folder, capsys):
 
 
 @pytest.mark.parametrize(('tolerated', 'says'), [(None, 'more than 3 of 1000'), (1, 'more than 1 of 1000')])
-@pytest.mark.parametrize('threads', [0, 2])
-def test_too_many_bad_images_stop_the_run(threads, tolerated, says, large_folder):
+def test_too_many_bad_images_stop_the_run(tolerated, says, large_folder):
     with damage(large_folder, 'train2017', [5, 6, 7, 8]) as damaged:
         if tolerated:
             damaged = dataclasses.replace(damaged, bad_images=tolerated)
         with pytest.raises(InputError, match=f'00000000000[5678].jpg.*{says}') as error:
-            list(loader.load(make(damaged), range(250), threads=threads))
+            list(loader.load(make(damaged), range(250)))
         assert error.value.argument == 'bad_images'
 
 
@@ -169,13 +168,6 @@ def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys)
                 seen += indices.tolist()
             assert len(set(seen)) == 1000
     assert capsys.readouterr().err.count('000000000005.jpg') == 1
-
-
-def test_without_threads_the_batches_are_the_same(train_set):
-    expected, batches = (loader.load(make(train_set), range(3), threads=n) for n in (2, 0))
-    for (step, batch, indices), (_, batch_2, indices_2) in zip(expected, batches, strict=True):
-        assert indices_2.tolist() == indices.tolist(), step
-        assert all((batch_2[name] == batch[name]).all() for name in batch)
 
 
 def test_the_loader_stops_when_nobody_asks_on(train_set):

@@ -204,7 +204,7 @@ def load(
 
     Args:
         source: what to load. part: the rows of each batch to load. threads: that read and decode; when
-            None as many as there are CPUs for this process, when 0 the thread that asks for the batches.
+            None as many as there are CPUs for this process.
 
     Returns:
         batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32
@@ -215,8 +215,7 @@ def load(
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.
     """
     started, waiting = _started(source, steps, part), collections.deque()
-    threads = cpus.usable() if threads is None else threads
-    with concurrent.futures.ThreadPoolExecutor(threads) if threads else _Inline() as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads or cpus.usable()) as pool:
         try:
             while True:
                 while len(waiting) < AHEAD and (batch := next(started, None)) is not None:
@@ -277,18 +276,6 @@ def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_St
             reads -= len(started[0].groups)
             yield started.popleft()
     yield from started
-
-
-class _Inline(concurrent.futures.Executor):
-    """Runs a job where it is submitted."""
-
-    def submit(self, function: Callable, /, *arguments: Any) -> concurrent.futures.Future:
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 class _Job(NamedTuple):

@@ -100,13 +100,12 @@ def gather(x: np.ndarray) -> np.ndarray:
 def threads() -> int:
     """How many threads a process should load with: its CPUs, shared with those that have the same.
 
-    A scheduler may give the processes of a host different CPUs, or all of them to each. 0 where there are
-    more processes than CPUs.
+    A scheduler may give the processes of a host different CPUs, or all of them to each.
     """
     mine = f'{socket.gethostname()} {cpus.affinity()}'
     digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)[None]
     sharing = (gather(digest) == digest).all(axis=1).sum()
-    return cpus.usable() // int(sharing)
+    return max(cpus.usable() // int(sharing), 1)
 
 
 def fetch(tree: Any) -> Any:
