@@ -19,6 +19,7 @@ from yolos_jax.patches import PATCH, PATCH_DIM
 from yolos_jax.vit import Backbone, Dense
 
 _normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
+SINES = 4  # strength of fresh sines beside a detector's, for in training patch tokens grow as much
 
 
 class Classifier(nn.Module):
@@ -86,14 +87,12 @@ def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
     return jnp.moveaxis(jax.vmap(of_image)(keys), 0, -1)
 
 
-SINES = 4  # strength of fresh sines beside a detector's: the patch projection grows as much in training
-
-
 def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> dict:
     """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's.
 
-    xavier: as a detector starts from scratch: Xavier's kernels in the blocks and sine positions. A normal
-        of 0.02 suits widths of hundreds; kernels of width 128 are four times as large by Xavier's rule.
+    xavier: as a detector starts from scratch: Xavier's kernels in the blocks and sine positions, but
+        `SINES` times as strong. A normal of 0.02 suits widths of hundreds; kernels of width 128 are four
+        times as large by Xavier's rule.
     """
     params = jax.jit(lambda rng: model.init(rng, _one_image(model))['params'])(rng)
     if xavier:
