@@ -221,6 +221,8 @@ class Backbone(nn.Module):
         lengths = special + grid[:, 0] * grid[:, 1]
         more = attention.padded(self.attention_kernel, special + N) - special - N
         x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
+        if self.is_initializing():  # `setup` has made the parameters of the blocks
+            return self.norm(x)
         x = self.encode(x, grid, lengths, kept)
         return self.norm(self.last_block(x, grid, lengths, kept))
 
