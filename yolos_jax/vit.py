@@ -222,7 +222,7 @@ class Backbone(nn.Module):
         more = attention.padded(self.attention_kernel, special + N) - special - N
         x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
         if self.is_initializing():  # `setup` has made the parameters of the blocks
-            return self.norm(x)
+            return self.norm(x[:, self._rows_out()])
         x = self.encode(x, grid, lengths, kept)
         return self.norm(self.last_block(x, grid, lengths, kept))
 
@@ -273,15 +273,17 @@ class Backbone(nn.Module):
     ) -> jax.Array:
         """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
-        rows = slice(0 if self.class_token else 1 + self.registers, self._special())
         kept = None if kept is None else kept[-1]
-        return self._block().apply(last, x, lengths, rows, self._turns(grid, x), kept)
+        return self._block().apply(last, x, lengths, self._rows_out(), self._turns(grid, x), kept)
 
     def _turns(self, grid: jax.Array, x: jax.Array) -> tuple | None:
         """By what the queries and keys of tokens [B, S, D] are turned."""
         special = self._special()
         width = self.width // self.heads
         return rope.angles(grid, x.shape[1] - special, special, width) if self.rope else None
+
+    def _rows_out(self) -> slice:
+        return slice(0 if self.class_token else 1 + self.registers, self._special())
 
     def _special(self) -> int:
         return 1 + self.registers + self.num_det_tokens

@@ -52,8 +52,7 @@ class TrainBatches:
         """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         indices, lengths = self.plan(epoch)
-        candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
-        return loader.Rows(candidates, self._fill(step), int(lengths[i]), required=True)
+        return loader.Rows(loader.in_turn(indices[i]), self._fill(step), int(lengths[i]), required=True)
 
     def _fill(self, step: int) -> Callable:
         r, where = self._recipe, {'seed': self._seed, 'step': step}

@@ -92,8 +92,7 @@ class TrainBatches:
         """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
-        candidates = [np.roll(indices[i], -row) for row in range(self._batch_size)]
-        return Rows(candidates, filler(self.records, drawn), int(lengths[i]), required=True)
+        return Rows(in_turn(indices[i]), filler(self.records, drawn), int(lengths[i]), required=True)
 
     def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         """The arrays of a batch before it is loaded."""
@@ -109,6 +108,12 @@ class TrainBatches:
         """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
         drawn, indices, lengths = self.plan(0)
         return np.unique(lengths).tolist(), plan.waste(drawn.counts, indices, lengths)
+
+
+def in_turn(indices: np.ndarray) -> list[np.ndarray]:
+    """The candidates of each row of a batch: its own record first, then those of the rows after it."""
+    around = np.concatenate([indices, indices])
+    return [around[row : row + len(indices)] for row in range(len(indices))]
 
 
 class EvalBatches:
