@@ -14,10 +14,10 @@ os.environ |= {
     'XLA_FLAGS': '--xla_cpu_collective_call_terminate_timeout_seconds=1000 '
     '--xla_cpu_collective_timeout_seconds=1000',
     'JAX_COMPILATION_CACHE_DIR': str(COMPILED),  # of the processes that tests start
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',  # many small ones take as long as a large one
 }
 jax.config.update('jax_compilation_cache_dir', str(COMPILED))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -48,6 +48,13 @@ def reference_tensors(hf):
     return hf_form.to_reference({k: Tensor(v.shape, lambda v=v: v) for k, v in values.items()})
 
 
+def forward(yolos, params, patches, grid):
+    """The outputs of a detector, compiled as one program: by itself each operation is one."""
+    import jax
+
+    return jax.jit(yolos.apply)({'params': params}, patches, grid)
+
+
 def to_torch(image):
     """An image uint8 [height, width, 3] as a torch model takes it: normalised [1, 3, height, width]."""
     import torch

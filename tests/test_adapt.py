@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, noise
+from helpers import TINY, forward, noise
 
 from yolos_jax import weights
 from yolos_jax.model import Yolos, init_params
@@ -20,7 +20,7 @@ def pretrained():
 
 
 def detect(pretrained, image):
-    return pretrained.model.apply({'params': pretrained.params}, *patchify([image]))
+    return forward(pretrained.model, pretrained.params, *patchify([image]))
 
 
 def test_classes_of_the_same_name_keep_their_logits(pretrained):

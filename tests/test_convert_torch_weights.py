@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, make_hf, make_vit, noise, read_detector, to_torch, torches
+from helpers import ROOT, TINY, forward, make_hf, make_vit, noise, read_detector, to_torch, torches
 from transformers import YolosForObjectDetection, YolosImageProcessor
 
 from yolos_jax import model, weights
@@ -66,7 +66,7 @@ def test_transformers_sees_what_we_see_in_the_exported_folder(tmp_path):
     image = noise(48, 80)
     with torch.no_grad():
         expected = theirs.eval()(to_torch(image))
-    ours = pretrained.model.apply({'params': pretrained.params}, *patchify([image]))
+    ours = forward(pretrained.model, pretrained.params, *patchify([image]))
     assert expected.logits.abs().max() > 0.4
     np.testing.assert_allclose(ours['pred_logits'], expected.logits, atol=1e-5)
     np.testing.assert_allclose(ours['pred_boxes'], expected.pred_boxes, atol=2e-6)

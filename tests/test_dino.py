@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import noise, read_detector, tiny_config, to_torch
+from helpers import forward, noise, read_detector, tiny_config, to_torch
 from safetensors.torch import save_file
 from transformers import (
     Dinov2WithRegistersConfig,
@@ -123,7 +123,7 @@ def test_the_detector_is_its_layers_whatever_the_padding(ours, vits):
     expected = model.Head(4).apply({'params': params['class_embed']}, detections)
     patches, grid = patchify([image])
     for padding in (0, 7, 60):
-        outputs = ours.apply({'params': params}, np.pad(patches, [(0, 0), (0, padding), (0, 0)]), grid)
+        outputs = forward(ours, params, np.pad(patches, [(0, 0), (0, padding), (0, 0)]), grid)
         np.testing.assert_allclose(outputs['pred_logits'], expected, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ from yolos_jax.weights import hf as hf_form
 from yolos_jax.weights import names
 
 C, Q, SLOTS = 5, 12, 9
+set_loss = jax.jit(losses.set_loss, static_argnames='images_per_group')
 
 
 def random_outputs(B, seed=0):
@@ -45,7 +46,7 @@ def test_loss_and_gradients_are_those_of_transformers(counts, hf):
     outputs = random_outputs(B)
     expected, parts, grads = transformers_loss(outputs, theirs, hf.config)
     # transformers takes one mean over the batch, which is one group of all its images
-    of = lambda o: losses.set_loss(o, ours, images_per_group=B)
+    of = lambda o: set_loss(o, ours, images_per_group=B)
     (loss, metrics), gradients = jax.jit(jax.value_and_grad(of, has_aux=True))(outputs)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     for name in ('loss_ce', 'loss_bbox', 'loss_giou', 'cardinality_error'):
@@ -64,7 +65,7 @@ def test_gradients_of_every_weight_are_those_of_transformers(hf):
     patches, grid = patchify(images)
 
     def loss(params):
-        return losses.set_loss(yolos.apply({'params': params}, patches, grid), ours, 2)[0]
+        return set_loss(yolos.apply({'params': params}, patches, grid), ours, 2)[0]
 
     gradients = hf_form.from_reference(names.from_params(jax.jit(jax.grad(loss))(params), yolos))
     expected = {k.replace('.interpolation.', '.'): v.grad for k, v in hf.named_parameters()}
@@ -87,10 +88,10 @@ def test_the_class_loss_is_a_mean_over_groups_of_images(hf):
     for i in range(0, 8, 2):
         part = {name: value[i : i + 2] for name, value in outputs.items()}
         each.append(transformers_loss(part, theirs[i : i + 2], hf.config)[1]['loss_ce'])
-    _, metrics = losses.set_loss(outputs, ours, images_per_group=2)
+    _, metrics = set_loss(outputs, ours, images_per_group=2)
     assert float(metrics['loss_ce']) == pytest.approx(np.mean(each), rel=1e-5)
     assert float(metrics['loss_ce']) != pytest.approx(
-        float(losses.set_loss(outputs, ours, 8)[1]['loss_ce']), rel=1e-3
+        float(set_loss(outputs, ours, 8)[1]['loss_ce']), rel=1e-3
     )
 
 
@@ -118,7 +119,7 @@ def test_box_losses_are_divided_by_the_objects_and_at_least_by_the_groups(
         parts = transformers_loss(part, labels, hf.config)[1]
         sums = {name: total + own * parts[name] for name, total in sums.items()}
     clamped = max(sum(counts) / gpus, 1)
-    _, metrics = losses.set_loss(outputs, ours, images_per_group)
+    _, metrics = set_loss(outputs, ours, images_per_group)
     for name, total in sums.items():
         assert float(metrics[name]) == pytest.approx(total / clamped / gpus, rel=1e-5, abs=1e-7)
         assert float(metrics[name]) == pytest.approx(total / divisor, rel=1e-5, abs=1e-7)
@@ -127,7 +128,7 @@ def test_box_losses_are_divided_by_the_objects_and_at_least_by_the_groups(
 def test_values_at_padded_targets_are_ignored():
     ours, _ = make_targets((3, 1), SLOTS, C)
     outputs = random_outputs(2)
-    grad = jax.grad(lambda o, t: losses.set_loss(o, t)[0])
+    grad = jax.grad(lambda o, t: set_loss(o, t)[0])
     clean = grad(outputs, ours)
     for bad in (np.nan, 0.0, -1.0):
         dirty = dict(ours, boxes=np.where(ours['valid'][..., None], ours['boxes'], np.float32(bad)))
@@ -140,12 +141,12 @@ def test_more_slots_never_change_the_loss():
     few, _ = make_targets((3, 1), 4, C)
     many = {k: np.pad(v, [(0, 0), (0, 36)] + [(0, 0)] * (v.ndim - 2)) for k, v in few.items()}
     outputs = random_outputs(2)
-    assert float(losses.set_loss(outputs, few)[0]) == float(losses.set_loss(outputs, many)[0])
+    assert float(set_loss(outputs, few)[0]) == float(losses.set_loss(outputs, many)[0])
 
 
 def test_more_objects_than_queries_are_counted():
     ours, _ = make_targets((15, 2), 15, C)
-    loss, metrics = losses.set_loss(random_outputs(2), ours)
+    loss, metrics = set_loss(random_outputs(2), ours)
     assert int(metrics['dropped_targets']) == 3
     assert np.isfinite(loss)
 
@@ -159,16 +160,16 @@ def test_class_error_is_the_share_of_matched_queries_with_a_wrong_class():
         logits[0, i, label if i else (label + 1) % C] = 5
     logits[0, 4:, C] = 5
     outputs['pred_logits'] = logits
-    _, metrics = losses.set_loss(outputs, ours)
+    _, metrics = set_loss(outputs, ours)
     assert float(metrics['class_error']) == 25
     none, _ = make_targets((0,), SLOTS, C)
-    assert float(losses.set_loss(outputs, none)[1]['class_error']) == 100
+    assert float(set_loss(outputs, none)[1]['class_error']) == 100
 
 
 def test_the_loss_of_a_sharded_batch_is_the_same():
     ours, _ = make_targets((3, 1, 0, 9, 0, 0, 2, 1), SLOTS, C)
     outputs = random_outputs(8)
-    alone, _ = losses.set_loss(outputs, ours, 1)
+    alone, _ = set_loss(outputs, ours, 1)
     mesh = meshes.make_mesh()
     with jax.set_mesh(mesh):
         spread = [meshes.shard(x, mesh) for x in (outputs, ours)]
@@ -179,4 +180,4 @@ def test_the_loss_of_a_sharded_batch_is_the_same():
 def test_groups_must_divide_the_batch():
     ours, _ = make_targets((3, 1, 1), SLOTS, C)
     with pytest.raises(ValueError, match='groups of 2'):
-        losses.set_loss(jax.tree.map(jnp.asarray, random_outputs(3)), ours, 2)
+        set_loss(jax.tree.map(jnp.asarray, random_outputs(3)), ours, 2)

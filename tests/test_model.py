@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, make_hf, noise, reference_tensors, to_torch
+from helpers import TINY, forward, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model
 from yolos_jax.model import Yolos, init_params
@@ -114,9 +114,9 @@ def test_garbage_in_the_padding_never_changes_a_detection():
     yolos = Yolos(**TINY, num_classes=5)
     params = init(yolos)
     patches, grid = patchify([noise(64, 96)], 40)
-    clean = yolos.apply({'params': params}, patches, grid)
+    clean = forward(yolos, params, patches, grid)
     patches[0, 24:] = 255
-    dirty = yolos.apply({'params': params}, patches, grid)
+    dirty = forward(yolos, params, patches, grid)
     np.testing.assert_array_equal(clean['pred_logits'], dirty['pred_logits'])
 
 
@@ -137,8 +137,8 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     params = init(yolos)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
     batch = patchify([noise(64, 96)], 30)
-    out = yolos.apply({'params': params}, *batch)
-    exact = yolos.clone(dtype=jnp.float32).apply({'params': params}, *batch)
+    out = forward(yolos, params, *batch)
+    exact = forward(yolos.clone(dtype=jnp.float32), params, *batch)
     assert out['pred_logits'].dtype == jnp.float32
     difference = np.abs(out['pred_logits'] - exact['pred_logits']).max()
     assert 0 < difference < 0.05 * np.abs(exact['pred_logits']).max()

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, make_hf, noise, read_detector, reference_tensors, to_torch
+from helpers import TINY, forward, make_hf, noise, read_detector, reference_tensors, to_torch
 
 import yolos_jax
 from yolos_jax import model
@@ -150,7 +150,7 @@ def test_pixels_of_another_mean_and_deviation_are_seen_as_trained(content, hf, t
         theirs = hf(pixel_values=torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
     yolos, params = yolos_jax.load(tmp_path)
     assert 'go into patch_embed' in capsys.readouterr().err
-    ours = yolos.apply({'params': params}, *patchify([image]))
+    ours = forward(yolos, params, *patchify([image]))
     np.testing.assert_allclose(ours['pred_logits'], theirs.logits, atol=2e-5)
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, make_hf, make_targets, noise, reference_tensors, to_torch
+from helpers import TINY, forward, make_hf, make_targets, noise, reference_tensors, to_torch
 
 from yolos_jax import boxes, optim, steps
 from yolos_jax.model import Yolos, init_params
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
 def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
     batch, _, _ = make_batch((1, 1))
     detections = steps.make_predict_step(yolos)(params, batch)
-    out = yolos.apply({'params': params}, batch['patches'], batch['grid'])
+    out = forward(yolos, params, batch['patches'], batch['grid'])
     probability = np.asarray(jax.nn.softmax(out['pred_logits']))[..., :C]
     np.testing.assert_array_equal(detections['labels'], probability.argmax(-1))
     np.testing.assert_allclose(detections['scores'], probability.max(-1), rtol=1e-6)
