@@ -22,8 +22,9 @@ quickstart: .venv/installed
 		runs/shapes/val2017/00000000001?.jpg
 	@echo "Curves: $(RUN)/curves.png  Detections: $(RUN)/pictures/  Report: $(RUN)/eval/report.html"
 
+# a file's tests in one process: what they share is made and compiled once
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 trials: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 -m 'trials or row' -k '$(ONLY)'
