@@ -49,6 +49,8 @@ clean:
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@
 
+# timm alone: all of it would need torchvision, the files of its augmentation, which ours must equal, do not
 .venv/installed-test: .venv/installed constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm
 	@touch $@
