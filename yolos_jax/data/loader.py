@@ -228,6 +228,7 @@ def load(
                 if not waiting:
                     return
                 job = waiting.popleft()
+                concurrent.futures.wait(job.groups)  # awake once a batch, not once an image
                 indices = np.concatenate([group.result() for group in job.groups]).astype(np.int64)
                 if job.required and -1 in indices:
                     raise InputError(f'no image of batch {job.step} can be read')
