@@ -1,10 +1,13 @@
 """Runs and weights in a bucket, at servers that speak the protocols of Google and of S3."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -144,6 +147,21 @@ def test_a_second_run_is_refused_at_once_and_a_dead_ones_lock_is_taken_over(plac
     with workdir.opened(url):
         owner = json.loads(Bucket(url).read(lease.LOCK))
         assert owner['name'].startswith(f'process {os.getpid()} ')
+
+
+def test_of_runs_that_start_at_the_same_moment_one_gets_the_lock(place):
+    url, together = f'{place[0]}/raced', threading.Barrier(8)
+
+    def take(_):
+        bucket = Bucket(url)
+        together.wait()
+        with contextlib.suppress(InputError):
+            return lease.Lease(bucket)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        leases = [held for held in pool.map(take, range(8)) if held]
+    assert len(leases) == 1
+    leases[0].release()
 
 
 def test_a_run_whose_lock_was_taken_over_writes_no_more(place):

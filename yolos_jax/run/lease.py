@@ -15,7 +15,7 @@ from yolos_jax.errors import InputError
 LOCK = '.lock'
 HEARTBEAT = 5  # seconds between renewals
 FORGOTTEN = 3 * HEARTBEAT  # seconds after which a lock that was not renewed may be taken over
-SETTLES = 1  # seconds in which two that took a lock in S3 at the same moment have both written it
+SETTLES = 1  # seconds after which two that took a lock at the same moment have both written it
 
 
 class Lease:
@@ -35,7 +35,7 @@ class Lease:
                 )
         self._generation = before.generation
         self._renew()
-        if bucket.url.startswith('s3://'):  # TensorStore looks and writes there in two requests
+        if bucket.url.startswith('s3://'):  # storages that imitate S3 may ignore a write's condition
             time.sleep(SETTLES)
             self._renew()
         self.check()
