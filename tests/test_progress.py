@@ -1,6 +1,9 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
+from helpers import ROOT
 
 from yolos_jax.run.progress import Goodput, Log, Means
 
@@ -124,3 +127,20 @@ def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):
     lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
     assert capsys.readouterr().out.count('cannot be written now') == 1
+
+
+def test_tensorboard_and_curves_load_neither_pytorch_nor_pyplot(tmp_path):
+    script = (
+        'import importlib.util, pathlib, sys\nfrom yolos_jax import visualize\n'
+        'from yolos_jax.run.board import Board\n'
+        'board = Board(pathlib.Path(sys.argv[1]), 0)\nboard.scalars(1, {"loss": 1.0})\n'
+        'board.close()\nvisualize.curves(sys.argv[1])\n'
+        'print([name for name in ("torch", "boto3", "matplotlib.pyplot") if name in sys.modules])\n'
+        'assert importlib.util.find_spec("torch") and importlib.util.find_spec("boto3")'
+    )
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
+    done = subprocess.run(
+        [sys.executable, '-c', script, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == '[]\n' and done.returncode == 0, done.stderr
+    assert {path.name[:6] for path in tmp_path.iterdir()} == {'events', 'curves', 'metric'}

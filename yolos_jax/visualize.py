@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from yolos_jax import files
 from yolos_jax.data import loader, pixels
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
@@ -164,15 +165,13 @@ def _colour(label: int) -> tuple[int, int, int]:
 
 def curves(workdir: str | Path) -> None:
     """Draw workdir/curves.png from metrics.jsonl: losses and AP or accuracy, each on a scale of its own."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend is a notebook's own
 
     lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-    figure, panels = plt.subplots(1, 3, figsize=(14, 4.5), layout='constrained')
+    figure = Figure(figsize=(14, 4.5), layout='constrained')
     losses = 'loss', 'val_loss', 'loss_ce', 'loss_bbox', 'loss_giou'
-    for axes, names in zip(panels, (losses, ('AP', 'top1'), ('AP50', 'AP75', 'top5')), strict=True):
+    shown = losses, ('AP', 'top1'), ('AP50', 'AP75', 'top5')
+    for axes, names in zip(figure.subplots(1, 3), shown, strict=True):
         for name in names:
             points = [(line['step'], line[name]) for line in lines if name in line]
             if points:
@@ -185,5 +184,5 @@ def curves(workdir: str | Path) -> None:
         axes.grid(which='minor', alpha=0.15)
         if axes.lines:
             axes.legend(title='last value')
-    figure.savefig(Path(workdir) / 'curves.png', dpi=120)
-    plt.close(figure)
+    with files.replacing(Path(workdir) / 'curves.png') as file:
+        figure.savefig(file, dpi=120, format='png')

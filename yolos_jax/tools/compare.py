@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
+
 from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
@@ -92,12 +94,8 @@ def table(runs: Sequence[Run]) -> str:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """The measure in every evaluation by epochs, a line for each run."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
+    figure = Figure(figsize=(9, 5.5), layout='constrained')
+    axes = figure.subplots()
     measure = runs[0].measure
     for run in sorted(runs, key=lambda run: -run.reached):
         label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
@@ -108,7 +106,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     axes.legend(title=f'best {measure}')
     with files.replacing(path) as file:
         figure.savefig(file, dpi=120, format='png')
-    plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from yolos_jax import attention, files, weights
@@ -92,9 +93,9 @@ def predictions(model: Yolos, params: dict, batches: loader.EvalBatches) -> dict
 
 def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
     """boxes [I, Q, 4] cxcywh in 0..1 of images of sizes [I, 2] (height, width), of the first tokens."""
-    plt = _pyplot()
     count = min(SHOWN, boxes.shape[1])
-    figure, axes = plt.subplots(2, -(-count // 2), figsize=(13, 5.6), layout='constrained', squeeze=False)
+    figure = Figure(figsize=(13, 5.6), layout='constrained')
+    axes = figure.subplots(2, -(-count // 2), squeeze=False)
     areas = boxes[..., 2] * boxes[..., 3] * sizes.prod(axis=1)[:, None]
     colours = np.where(areas < SMALL, 'tab:blue', np.where(areas < LARGE, 'tab:green', 'tab:red'))
     for token, ax in enumerate(axes.flat):
@@ -104,31 +105,22 @@ def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
             ax.scatter(boxes[:, token, 0], boxes[:, token, 1], s=4, c=colours[:, token])
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], title=f'token {token}', aspect='equal')
     figure.suptitle('centres of predicted boxes: blue small, green medium, red large')
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    with files.replacing(path) as file:
+        figure.savefig(file, dpi=100, format='png')
 
 
 def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: Sequence[str]) -> None:
     """How often each class is predicted by any token, and by objects; both [C], as shares."""
-    plt = _pyplot()
-    figure, ax = plt.subplots(figsize=(max(6, len(names) / 5), 4), layout='constrained')
+    figure = Figure(figsize=(max(6, len(names) / 5), 4), layout='constrained')
+    ax = figure.subplots()
     place = np.arange(len(names))
     ax.bar(place - 0.2, predicted / max(predicted.sum(), 1), 0.4, label='predicted')
     ax.bar(place + 0.2, actual / max(actual.sum(), 1), 0.4, label='objects')
     ax.set_xticks(place, names, rotation=90 if len(names) > 8 else 0, fontsize=8)
     ax.set_ylabel('share')
     ax.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def _pyplot() -> object:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    return plt
+    with files.replacing(path) as file:
+        figure.savefig(file, dpi=100, format='png')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
