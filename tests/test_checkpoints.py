@@ -243,6 +243,8 @@ def test_a_checksum_sees_every_bit_under_every_sharding():
     x = np.random.default_rng(0).normal(size=(8, 33)).astype(np.float32)
     whole = checkpoint.checksums({'x': x})
     assert checkpoint.checksums(meshes.shard({'x': x}, mesh)) == whole
+    for y in (np.tile(x, (9, 99))[:, ::2], x.astype(jnp.bfloat16), np.int32(7)):  # on the host and a device
+        assert checkpoint.checksums({'x': np.asarray(y)}) == checkpoint.checksums({'x': jnp.asarray(y)})
     bits = x.view(np.uint32)
     rng = random.Random(0)
     for _ in range(100):

@@ -203,13 +203,23 @@ def contents(state: dict, meta: dict) -> Any:
 
 def checksums(tree: dict) -> dict[str, int]:
     """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
+    of_array = lambda x: _host_checksum(x) if isinstance(x, np.ndarray) else int(_device_checksum(x))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # one at a time, for they may be copied to the device
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): int(_checksum(x)) for path, x in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): of_array(x) for path, x in leaves}
+
+
+def _host_checksum(x: np.ndarray) -> int:
+    """As `_device_checksum`; YOLOS-S takes 0.04 s, where compiling for its shapes alone takes 1.7."""
+    bits = np.ascontiguousarray(x).view(f'u{x.itemsize}').ravel()
+    total, size = 0, 1 << 16  # in parts that stay in the cache of a core
+    for i in range(0, bits.size, size):
+        part = bits[i : i + size].astype(np.uint32, copy=False)
+        total += int(np.dot(part, 2 * np.arange(i, i + part.size, dtype=np.uint32) + np.uint32(1)))
+    return total % (1 << 32)
 
 
 @jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
+def _device_checksum(x: jax.Array) -> jax.Array:
     size = x.dtype.itemsize
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
     place, stride = jnp.uint32(0), 1
