@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -26,8 +27,11 @@ failed, restore = [], ocp.PyTreeCheckpointHandler.restore
 def on_step(step):
     with open(folder / f'ids-{jax.process_count()}-{jax.process_index()}.jsonl', 'a') as file:
         file.write(json.dumps([step.number, step.image_ids.tolist()]) + '\n')
-    if when and step.number == int(when) and jax.process_index() == min(1, jax.process_count() - 1):
-        act()
+    if when and jax.process_index() == min(1, jax.process_count() - 1):
+        if step.number == int(when):
+            act()
+        elif what == 'term' and step.number > int(when) and jax.process_count() > 1:
+            time.sleep(1)  # JAX looks for the signal once a second, and a small step takes milliseconds
 
 
 def act():

@@ -93,10 +93,10 @@ def test_boxes_lie_on_the_pixels_whose_size_the_annotations_give(orientation, up
     size = (80, 60) if upright else (60, 80)
     if upright and orientation < 5:
         with pytest.raises(InputError, match='x: is 60x80, but 80x60 in the annotations'):
-            pixels.decode_sized(data, 'x', *size)
+            pixels.decode_sized(data, 'x', size)
     else:
         expected = ImageOps.exif_transpose(stored) if upright else stored
-        decoded = pixels.decode_sized(data, 'x', *size)[..., :3]
+        decoded = pixels.decode_sized(data, 'x', size)[..., :3]
         np.testing.assert_array_equal(decoded, np.asarray(expected))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import coco_content, tiny_config
-from PIL import Image
+from PIL import Image, ImageOps
 
 from yolos_jax import evaluation
 from yolos_jax.data import annotations, compare, loader, records, sources
@@ -304,3 +304,42 @@ def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path
     (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text(labels)
     with pytest.raises(InputError, match=says):
         records.read(tmp_path, 'val')
+
+
+def test_key_points_after_a_box_are_left_out(coco, tmp_path):
+    yolo(coco, tmp_path)
+    file, labels = tmp_path / 'data.yaml', tmp_path / 'labels' / 'val' / '000000000003.txt'
+    file.write_text(file.read_text() + 'kpt_shape: [2, 2]\n')
+    for path in (tmp_path / 'labels').rglob('*.txt'):
+        path.write_text('0 0.5 0.4 0.1 0.2 .1 .2 .3 .4\n1 0.5 0.5 0.5 0.5\n')
+    data = records.read(tmp_path, 'val')
+    size = np.array([data.widths[0], data.heights[0]])
+    np.testing.assert_allclose(
+        data.objects(0)[0][0].reshape(2, 2) / size, [[0.45, 0.3], [0.55, 0.5]], rtol=1e-5
+    )
+    labels.write_text('0 0.5 0.4 0.1 0.2 .1 .2\n')
+    with pytest.raises(InputError, match='line 1'):
+        records.read(tmp_path, 'val')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_yolos_boxes_lie_on_photographs_turned_upright(orientation, coco, tmp_path):
+    yolo(coco, tmp_path)
+    file, exif = tmp_path / 'images' / 'val' / '000000000003.jpg', Image.Exif()
+    upright = np.full((64, 64, 3), 255, np.uint8)
+    upright[8:24, 4:20] = 0
+    exif[0x0112] = orientation
+    back = {6: 8, 8: 6}.get(orientation, orientation)  # the others undo themselves
+    turned = ImageOps.exif_transpose(_with_orientation(upright, back))
+    turned.save(file, exif=exif, quality=95)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text('0 .1875 .25 .25 .25\n')
+    data = records.read(tmp_path, 'val')
+    i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
+    np.testing.assert_allclose(data.objects(i)[0], [[4, 8, 20, 24]])
+    assert loader.start_image(data, i)()[9:23, 5:19, :3].max() < 20
+
+
+def _with_orientation(image, orientation):
+    image = Image.fromarray(image)
+    image.getexif()[0x0112] = orientation
+    return image

@@ -15,7 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Split:
 
     folder: Folder | BucketFolder
     split: str
+    upright: ClassVar[bool] = False  # as `folders.Folder`
 
     def name(self, file: str) -> str:
         """How to name an image to a reader."""

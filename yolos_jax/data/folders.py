@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from yolos_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder on a file system. Names are of files below it, with / between the folders."""
+    """A folder on a file system. Names are of files below it, with / between the folders.
+
+    upright: whether boxes lie on its photographs as the camera was held (EXIF), and not as they are stored.
+    """
 
     path: Path
+    upright: bool = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -92,6 +97,7 @@ class BucketFolder:
     bucket: Bucket
     names: frozenset[str]
     base: str = ''
+    upright: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f'{self.bucket.url}/{self.base}'.rstrip('/')

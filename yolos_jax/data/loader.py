@@ -341,7 +341,7 @@ def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
     It raises InputError where the image cannot be read. From a bucket its file is asked for now.
     """
     size, read = (records.heights[index], records.widths[index]), records.start_read(index)
-    return lambda: pixels.decode_sized(read(), records.name(index), *size)
+    return lambda: pixels.decode_sized(read(), records.name(index), size, records.images.upright)
 
 
 def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:

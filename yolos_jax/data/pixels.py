@@ -101,17 +101,18 @@ def from_array(image: np.ndarray) -> np.ndarray:
     return to_rgbx(Image.fromarray(image).convert('RGB'))
 
 
-def decode_sized(data: bytes, name: str, height: int, width: int) -> np.ndarray:
-    """As `decode`, of an image that the annotations say is height x width.
+def decode_sized(data: bytes, name: str, size: tuple[int, int], upright: bool = False) -> np.ndarray:
+    """As `decode`, of an image whose (height, width) the annotations say.
 
     Boxes lie on the pixels as they are stored, as COCO's do, or, where only this fits the size, on the
-    photograph turned upright.
+    photograph turned upright. upright: they lie on that in any case.
 
     Raises:
         InputError: as `decode`, and where the image has another size.
     """
-    image = decode(data, name)
-    if image.shape[:2] != (height, width) and image.shape[1::-1] == (height, width):
+    height, width = size
+    image = decode(data, name, upright)
+    if not upright and image.shape[:2] != (height, width) and image.shape[1::-1] == (height, width):
         image = decode(data, name, upright=True)
     if image.shape[:2] != (height, width):
         actual = f'{image.shape[0]}x{image.shape[1]}'

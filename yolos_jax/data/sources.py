@@ -67,7 +67,9 @@ def find(root: str | Path, split: str) -> Source:
         yolo_set = yolo.read_description(description)
         name = choose(split, list(yolo_set.splits), folder)
         return Source(
-            description, lambda files: (Folder(yolo_set.root), files), lambda: yolo.read(yolo_set, name)
+            description,
+            lambda files: (Folder(yolo_set.root, upright=True), files),
+            lambda: yolo.read(yolo_set, name),
         )
     files = coco_files(folder)
     name = choose(split, list(files), folder)

@@ -1,10 +1,12 @@
 """Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image.
 
 As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
-and centre, width and height over the image's size; rows of a polygon are its bounding box.
+and centre, width and height over the image's size, on photographs turned upright; rows of a polygon are its
+bounding box, and key points after a box are left out.
 """
 
 import dataclasses
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,12 +24,16 @@ SPLITS = ('train', 'val', 'test')
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a data.yaml says: the folder that image names start at, {split: image files}, class names."""
+    """What a data.yaml says: the folder that image names start at, {split: image files}, class names.
+
+    key_points: how many numbers follow the box in a row.
+    """
 
     path: Path
     root: Path
     splits: dict[str, list[Path]]
     classes: dict[int, str]
+    key_points: int
 
 
 def description(root: Path) -> Path | None:
@@ -62,7 +68,11 @@ def read_description(file: Path) -> Description:
     if not folders:
         raise InputError(f'{file}: names no images under train, val or test', 'data')
     root = Path(os.path.commonpath(folders))
-    return Description(file, root, splits, {key: str(name) for key, name in names.items()})
+    shape = content.get('kpt_shape', [0])
+    if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+        raise InputError(f'{file}: its kpt_shape is {shape!r}, not a list of numbers', 'data')
+    classes = {key: str(name) for key, name in names.items()}
+    return Description(file, root, splits, classes, key_points=math.prod(shape))
 
 
 def _images(base: Path, entry: object, file: Path) -> list[Path]:
@@ -97,7 +107,7 @@ def read(data: Description, split: str) -> Annotations:
     images = data.splits[split]
     with ThreadPoolExecutor() as pool:
         sizes = np.array(list(pool.map(pixels.upright_size, images)), np.int64).reshape(-1, 2)
-        rows = list(pool.map(lambda image: _boxes(labels_of(image)), images))
+        rows = list(pool.map(lambda image: _boxes(labels_of(image), data.key_points), images))
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
     labels = rows[:, 0].astype(np.int64)
@@ -131,8 +141,11 @@ def labels_of(image: Path) -> Path:
     return Path(*parts).with_suffix('.txt')
 
 
-def _boxes(file: Path) -> np.ndarray:
-    """The rows of a file of labels as class, centre and extent [n, 5]; none where there is no file."""
+def _boxes(file: Path, key_points: int) -> np.ndarray:
+    """The rows of a file of labels as class, centre and extent [n, 5]; none where there is no file.
+
+    key_points: as in `Description`.
+    """
     rows = []
     try:
         lines = file.read_text().splitlines()
@@ -147,7 +160,9 @@ def _boxes(file: Path) -> np.ndarray:
             values = [np.nan]
         if not values:
             continue
-        if len(values) > 5 and len(values) % 2:  # a polygon
+        if key_points and len(values) == 5 + key_points:
+            values = values[:5]
+        elif not key_points and len(values) > 5 and len(values) % 2:  # a polygon
             low, high = np.reshape(values[1:], (-1, 2)).min(0), np.reshape(values[1:], (-1, 2)).max(0)
             values = [values[0], *(low + high) / 2, *(high - low)]
         if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):

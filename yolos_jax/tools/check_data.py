@@ -94,12 +94,13 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
         return 'missing', name
     try:
         data = images.start_read(a.files[i], i)()
-        height, width, _ = pixels.decode(data, name).shape
+        height, width, _ = pixels.decode(data, name, images.upright).shape
     except InputError as error:
         return 'unreadable', str(error)
     turned = pixels.orientation(data)
     if (height, width) == annotated:
-        return (f'{TURNED}, annotated and used as stored', name) if turned > 1 else (None, name)
+        used = 'upright' if images.upright else 'as stored'
+        return (f'{TURNED}, annotated and used {used}', name) if turned > 1 else (None, name)
     if turned > 4 and (width, height) == annotated:
         return f'{TURNED}, annotated and used upright', name
     sizes = f'{height}x{width}, annotated {annotated[0]}x{annotated[1]}'

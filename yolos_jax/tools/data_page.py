@@ -81,7 +81,7 @@ def _stored(findings: Findings, i: int) -> str:
     name = findings.images.name(a.files[i])
     try:
         data = findings.images.start_read(a.files[i], i)()
-        upright = pixels.size(data, name) != (a.heights[i], a.widths[i])
+        upright = findings.images.upright or pixels.size(data, name) != (a.heights[i], a.widths[i])
         image = pixels.to_rgb(pixels.decode(data, name, upright))
     except InputError as error:
         return page.text(str(error))
