@@ -175,6 +175,23 @@ def test_a_run_whose_lock_was_taken_over_writes_no_more(place):
     assert Bucket(url).names() == [lease.LOCK]
 
 
+def test_a_run_that_was_frozen_sees_that_its_lock_was_taken_over_and_leaves_it(place):
+    bucket = Bucket(f'{place[0]}/frozen')
+    frozen = lease.Lease(bucket)
+    other = json.dumps({'name': 'process 1 on elsewhere', 'time': time.time(), 'token': 'other'}).encode()
+    bucket.write(lease.LOCK, other)
+    frozen._renewed -= lease.FORGOTTEN
+    with pytest.raises(InputError, match='another run has taken it over .process 1 on elsewhere'):
+        frozen.check()
+    frozen.release()
+    assert bucket.read(lease.LOCK) == other
+    bucket.remove(lease.LOCK)
+    unaware = lease.Lease(bucket)
+    bucket.write(lease.LOCK, other)
+    unaware.release()
+    assert bucket.read(lease.LOCK) == other
+
+
 def test_between_checkpoints_what_changed_is_put_once_in_a_while(place):
     bucket = Bucket(f'{place[0]}/metrics')
     with workdir.opened(bucket.url) as work:

@@ -97,8 +97,11 @@ class Bucket:
         with self._errors(name):
             self._store.write(name, content).result(WAIT)
 
-    def write_if(self, name: str, content: bytes, generation: bytes) -> bytes | None:
-        """Write an object where `generation` is still its version; returns the new one, or None."""
+    def write_if(self, name: str, content: bytes | None, generation: bytes) -> bytes | None:
+        """Write an object where `generation` is still its version, or remove it where content is None.
+
+        Returns the new version, or None where nothing was done.
+        """
         with self._errors(name):
             return self._store.write(name, content, if_equal=generation).result(WAIT).generation or None
 

@@ -24,7 +24,8 @@ class Lease:
     def __init__(self, bucket: Bucket) -> None:
         """Take the lock; raises InputError where another run holds it."""
         self._bucket, self._token, self._lost = bucket, uuid.uuid4().hex, ''
-        self._ended = threading.Event()
+        self._ended, self._turn = threading.Event(), threading.Lock()
+        self._renewed = time.monotonic()
         before = bucket.version(LOCK)
         if owner := _owner(before):
             age = time.time() - owner['time']
@@ -43,7 +44,9 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises InputError where another run has taken the lock."""
+        """Raises InputError where another run has taken the lock, or where that cannot be seen."""
+        if time.monotonic() - self._renewed > FORGOTTEN - HEARTBEAT:  # frozen, or without a network
+            self._renew()
         if self._lost:
             raise InputError(f'{self._bucket.url}: another run has taken it over ({self._lost})')
 
@@ -51,12 +54,18 @@ class Lease:
         """Give the lock back."""
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(InputError):  # it will be forgotten
-            if not self._lost:
-                self._bucket.remove(LOCK)
+        with contextlib.suppress(InputError):  # where it stays it will be forgotten
+            now = self._bucket.version(LOCK)
+            if (owner := _owner(now)) and owner['token'] == self._token:
+                self._bucket.write_if(LOCK, None, now.generation)
 
     def _renew(self) -> None:
         """Write the lock where it is as it was left, or note that it is not."""
+        with self._turn:
+            self._write()
+
+    def _write(self) -> None:
+        start = time.monotonic()
         name = f'process {os.getpid()} on {socket.gethostname()}'
         content = json.dumps({'name': name, 'time': time.time(), 'token': self._token})
         generation = self._bucket.write_if(LOCK, content.encode(), self._generation)
@@ -67,7 +76,7 @@ class Lease:
                 self._lost = owner['name']
                 return
             generation = now.generation  # it was written, and the answer lost, or was removed by hand
-        self._generation = generation
+        self._generation, self._renewed = generation, start
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT) and not self._lost:
