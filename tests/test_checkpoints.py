@@ -83,6 +83,14 @@ def test_a_long_run_does_not_pile_up_what_it_replaced(state, tmp_path):
     saved.close()
 
 
+def test_an_ap_is_noted_of_saved_steps_alone(state, tmp_path):
+    save(tmp_path, state, {5: 0.1})
+    saved = Checkpoints(tmp_path)
+    saved.note_ap(10, 0.2)  # of a step that was not saved, for its loss was not finite
+    saved.close()
+    assert checkpoint.steps(tmp_path) == [5] and not (tmp_path / '10').exists()
+
+
 def test_a_sharded_reader_gets_the_same_values(state, tmp_path):
     save(tmp_path, state, {1: None})
     mesh = meshes.make_mesh()

@@ -1,4 +1,5 @@
 import json
+import resource
 import subprocess
 import sys
 
@@ -69,12 +70,12 @@ def test_a_loss_far_above_its_median_is_a_spike():
     means = Means(spike_factor=10)
     for step in range(60):
         means.add(metrics(1 + step % 3))
-        assert not means.spike
-    means.add(metrics(21))
-    means.add(metrics(2))  # reads the one before
-    assert means.spike == 'the loss is 21, 10.5 times its median of late'
+        assert not means.pop_spikes()
+    means.add(metrics(21), [7])
+    means.add(metrics(2), [8])  # reads the one before
     means.settle()
-    assert not means.spike
+    assert means.pop_spikes() == [('the loss is 21, 10.5 times its median of late', [7])]
+    assert not means.pop_spikes()
 
 
 def test_goodput_is_over_all_starts():
@@ -127,6 +128,21 @@ def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):
     lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
     assert capsys.readouterr().out.count('cannot be written now') == 1
+
+
+def test_a_disk_that_is_full_within_a_line_leaves_no_part_of_it(tmp_path, capsys):
+    log, path = Log(tmp_path, 0, 30), tmp_path / 'metrics.jsonl'
+    log.write(1, {'loss': 1})
+    whole, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))
+    try:
+        log.write(2, {'loss': 2})
+        assert path.read_bytes() == whole and 'cannot be written now' in capsys.readouterr().out
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write(3, {'loss': 3})
+    log.close()
+    assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_tensorboard_and_curves_load_neither_pytorch_nor_pyplot(tmp_path):

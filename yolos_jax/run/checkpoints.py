@@ -80,10 +80,10 @@ class Checkpoints:
             self._mirror.start_push(after=self._manager.wait_until_finished)
 
     def note_ap(self, step: int, ap: float) -> None:
-        """Note the validation AP of a step that was saved: the best step is never removed."""
+        """Note the validation AP of a step, where that was saved: the best step is never removed."""
         with self._failing_as('a save failed'):
             self._wait()
-            if cluster.is_first():
+            if cluster.is_first() and (self.folder / str(step)).is_dir():
                 checkpoint.write_ap(self.folder / str(step), ap)
                 if self._mirror:
                     self._mirror.start_push()

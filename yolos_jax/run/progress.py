@@ -96,11 +96,14 @@ class Log:
         """Record metrics of a step, with its epoch and the time (seconds since 1970)."""
         when = {'epoch': round(step / self._per_epoch, 4), 'time': round(time.time(), 3)}
         self._pending += json.dumps({'step': step, **when, **metrics}) + '\n'
+        size = self._path.stat().st_size if self._path.is_file() else 0
         try:
             with open(self._path, 'a') as file:
                 file.write(self._pending)
             self._pending, self._failed = '', False
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)  # a part of it may be written; all of it is, later
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
@@ -205,13 +208,13 @@ class Means:
     """
 
     def __init__(self, sums: dict | None = None, spike_factor: float = 0) -> None:
-        """sums: a `state()`; None starts from scratch. spike_factor: see `spike`; 0 for never."""
+        """sums: a `state()`; None starts from scratch. spike_factor: see `pop_spikes`; 0 for never."""
         self._sums = sums or {'window': {}, 'epoch': {}}
         self._pending = None
         self._spike_factor, self._losses = spike_factor, collections.deque(maxlen=SPIKE_WINDOW)
         self.nonfinite_streak = 0  # steps in a row, up to the last one read
         self.image_ids = None  # of the last one read
-        self.spike = ''  # what was odd about the loss of the last one read
+        self._spikes = []  # that nobody has asked for yet
 
     def add(self, metrics: dict, image_ids: Any = None) -> None:
         """Add the metrics of a step, arrays that may still be computed; reads those of the step before."""
@@ -234,11 +237,16 @@ class Means:
 
     def _look_for_spike(self, loss: float) -> None:
         median = statistics.median(self._losses) if len(self._losses) == SPIKE_WINDOW else math.inf
-        self.spike = ''
         if self._spike_factor and loss > self._spike_factor * median:
-            self.spike = f'the loss is {loss:.4g}, {loss / median:.1f} times its median of late'
+            text = f'the loss is {loss:.4g}, {loss / median:.1f} times its median of late'
+            self._spikes.append((text, self.image_ids))
         if math.isfinite(loss):
             self._losses.append(loss)
+
+    def pop_spikes(self) -> list[tuple[str, Any]]:
+        """What was odd about the losses of steps read since the last call, and their image ids."""
+        spikes, self._spikes = self._spikes, []
+        return spikes
 
     def mean(self, span: str) -> dict[str, float]:
         """The means over the 'window' or the 'epoch', of the steps that have settled."""

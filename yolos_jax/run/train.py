@@ -51,13 +51,14 @@ class Run(NamedTuple):
     progress: Callable[[], None]  # to be called where there was some (`cluster.watchdog`)
     stop: StopSignal | None
 
-    def save(self, state: dict) -> None:
-        """Save the state, but not within a streak of steps that are not finite."""
+    def save(self, state: dict) -> bool:
+        """Save the state, but not within a streak of steps that are not finite; returns whether it was."""
         self.means.settle()
         self.log.flush()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
             self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
+        return not self.means.nonfinite_streak
 
     def stops_after(self, step: int) -> bool:
         """Whether the run was asked to stop after this step."""
@@ -168,8 +169,8 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
             if evaluate_if_due(setup, run, state, rows, step + 1):
                 return False
     except StopRun:
-        run.save(state)
-        run.log.print(f'stopped after step {int(state["step"])}; the same command resumes here')
+        where = 'here' if run.save(state) else 'from the last checkpoint, for the loss is not finite'
+        run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
         return True
     except BaseException:
         if complete:
@@ -202,8 +203,8 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
     saves = stops or setup.evaluates_after(done) or config.save_every and done % config.save_every == 0
     if logs or saves or epoch_ends:
         means.settle()
-    if means.spike:
-        run.log.print(f'at about step {done}: {means.spike}; images {ids_text(means.image_ids)}')
+    for text, ids in means.pop_spikes():
+        run.log.print(f'at about step {done}: {text}; images {ids_text(ids)}')
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:

@@ -93,9 +93,12 @@ def own_copy(url: str) -> Path:
 
 
 def local_copy(url: str) -> Path:
-    """Where a host keeps copies of a folder in a bucket while a run uses it, one for each process."""
+    """Where a host keeps copies of a folder in a bucket while a run uses it, one for each process.
+
+    Hosts may have one folder for temporary files together, and processes of the same numbers.
+    """
     name = hashlib.sha256(bucket.Bucket(url).url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}' / name
+    return Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}' / f'{name}-{socket.gethostname()}'
 
 
 def programs_folder(location: str | Path) -> Path:
