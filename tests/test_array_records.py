@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -83,9 +84,26 @@ def test_an_index_spares_reading_the_data_set(data_set, tmp_path):
     shutil.copytree(data_set, copy)
     first = records.read(copy, 'val2017', tmp_path / 'index')
     for path in copy.glob('*.array_record*'):
-        path.unlink()
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     again = records.read(copy, 'val2017', tmp_path / 'index')
     np.testing.assert_array_equal(again.boxes, first.boxes)
+
+
+def test_corrected_labels_are_read_though_an_index_is_there(data_set, coco_folder, tmp_path):
+    copy, corrected = tmp_path / 'copy', tmp_path / 'corrected'
+    shutil.copytree(data_set, copy)
+    records.read(copy, 'val2017', tmp_path / 'index')
+    shutil.copytree(coco_folder, corrected)
+    file = corrected / 'annotations' / 'instances_val2017.json'
+    content = json.loads(file.read_text())
+    for annotation in content['annotations']:
+        annotation['category_id'] = content['categories'][0]['id']
+    file.write_text(json.dumps(content))
+    shutil.copytree(build_tfds.build(corrected, tmp_path / 'anew'), copy, dirs_exist_ok=True)
+    again = records.read(copy, 'val2017', tmp_path / 'index')
+    assert set(again.labels.tolist()) == {content['categories'][0]['id']}
 
 
 def test_without_our_categories_the_classes_must_be_those_of_coco(data_set, tmp_path):

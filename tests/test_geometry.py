@@ -74,6 +74,10 @@ def test_no_draw_has_more_patches_than_announced():
     most = geometry.most_patches(heights, widths, S)
     seen = max(draw(heights, widths, S, 0, e).shape.prod(axis=1).max() // 256 for e in range(200))
     assert 0.97 * most <= seen <= most
+    narrow = Recipe(sizes=(336,), max_size=560, crop_from=(168, 210), crop_min=176, crop_max=252)
+    heights, widths = np.full(200, 369), np.full(200, 742)  # cropped from 160 rows and not 168
+    most = geometry.most_patches(heights, widths, narrow)
+    assert max(draw(heights, widths, narrow, 0, e).counts.max() for e in range(50)) <= most
 
 
 def test_boxes_of_a_plain_resize_keep_their_place():

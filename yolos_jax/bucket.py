@@ -145,13 +145,17 @@ class Bucket:
         """A copy of an object in a cache folder, as `copy`."""
         return self.copy([name], cache) / name
 
+    def versions(self, names: Iterable[str]) -> dict[str, bytes]:
+        """What identifies the present contents of objects, which have a byte at least."""
+        starts = {name: self.start_read(name, slice(0, 1)) for name in names}
+        return {name: start.generation() for name, start in starts.items()}
+
     def copy(self, names: Iterable[str], cache: Path) -> Path:
         """A folder in a cache with copies of these objects, fetched where those there are other versions.
 
         A folder holds one version of each; the name of the folder changes with any of them.
         """
-        starts = {name: self.start_read(name, slice(0, 1)) for name in names}
-        versions = {name: start.generation() for name, start in starts.items()}
+        versions = self.versions(names)
         digest = hashlib.sha256(repr((self.url, sorted(versions.items()))).encode()).hexdigest()[:16]
         folder = cache / 'buckets' / digest
         if missing := {name: folder / name for name in versions if not (folder / name).exists()}:

@@ -26,7 +26,7 @@ from yolos_jax.errors import InputError
 
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
-INFO = 'dataset_info.json'  # is there in every data set, and changes with it
+INFO = 'dataset_info.json'  # is there in every data set
 AHEAD = 256  # examples that are asked for at once while all are read
 
 
@@ -58,6 +58,11 @@ class Split:
         example = self.examples.start_read(int(row))
         return lambda: example()['image']
 
+    def version(self) -> str:
+        """What changes with the examples: corrected labels may leave `INFO` as it is, and all sizes."""
+        names = [name for name in self.folder.glob('*') if '.array_record' in name or name == CATEGORIES]
+        return json.dumps(self.folder.versions(names), sort_keys=True)
+
     def read(self) -> Annotations:
         """The annotations, in the order of the data set.
 
@@ -85,7 +90,7 @@ class Split:
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds  # here, since it takes half a second
 
-        names = [name for name in self.folder.glob('*') if '.array_record' not in name]
+        names = [name for name in self.folder.glob('*') if name.endswith(('.json', '.txt'))]
         builder = tfds.builder_from_directory(self.folder.copies(names))
         stored = SPLITS.get(self.split, self.split)
         if stored not in builder.info.splits:

@@ -49,6 +49,11 @@ class Folder:
         """The path of a file on a file system."""
         return self.path / name
 
+    def versions(self, names: Iterable[str]) -> dict[str, str]:
+        """What changes with the contents of files: their sizes and times."""
+        stats = {name: (self.path / name).stat() for name in names}
+        return {name: f'{stat.st_size} {stat.st_mtime_ns}' for name, stat in stats.items()}
+
     def name(self, file: str) -> str:
         """How to name an image to a reader."""
         return str(self.path / file)
@@ -127,6 +132,11 @@ class BucketFolder:
         """The records of some array_record files; raises InputError where they are no such files."""
         return RecordRanges(self.bucket, [*map(self._object, names)])
 
+    def versions(self, names: Iterable[str]) -> dict[str, str]:
+        """What changes with the contents of objects."""
+        versions = self.bucket.versions(map(self._object, names))
+        return {name: version.hex() for name, version in versions.items()}
+
     def name(self, file: str) -> str:
         """How to name an image to a reader."""
         return f'{self.bucket.url}/{self._object(file)}'
@@ -159,7 +169,8 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
     """
     if bucket.is_url(root):
         store = Bucket(root)
-        if names := frozenset(store.names()):
+        # consoles mark folders by objects that end in /
+        if names := frozenset(name for name in store.names() if name and not name.endswith('/')):
             return BucketFolder(store, names)
     elif Path(root).exists():
         return Folder(Path(root))

@@ -122,7 +122,8 @@ def fixed(heights: np.ndarray, widths: np.ndarray, size: int, max_size: int) -> 
 def most_patches(heights: np.ndarray, widths: np.ndarray, recipe: Recipe) -> int:
     """The most patches that any draw of any of these records can have."""
     h, w = np.asarray(heights), np.asarray(widths)
-    crop = np.arange(min(recipe.crop_min, recipe.crop_max), recipe.crop_max + 1)
+    narrowest = max(min(recipe.crop_from) // PATCH * PATCH, PATCH)  # side of what is cropped from
+    crop = np.arange(min(recipe.crop_min, recipe.crop_max, narrowest), recipe.crop_max + 1)
     most = 0
     for size in recipe.sizes:
         for shapes in (h, w), np.meshgrid(crop, crop):

@@ -135,11 +135,11 @@ def from_source(
             is unknown, a box is not finite, or an image file named in the JSON is not there.
     """
     index = index if source.stamped else None
-    arrays = index and _read_index(index, source.stamped)
+    arrays = index and _read_index(index, source)
     if not arrays:
         arrays = flatten(source.load())
         if index:
-            _write_index(index, source.stamped, arrays)
+            _write_index(index, source, arrays)
     images, arrays['files'] = source.images(arrays['files'])
     if missing := images.missing(arrays['files']):
         raise InputError(
@@ -215,20 +215,23 @@ def flatten(a: annotations.Annotations) -> dict:
     }
 
 
-def _stamp(path: Path) -> dict:
-    with open(path, 'rb') as file:
+def _stamp(source: sources.Source) -> dict:
+    with open(source.stamped, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    stat = path.stat()
-    return {'version': INDEX_VERSION, 'size': stat.st_size, 'time': stat.st_mtime_ns, 'sha256': digest}
+    stat = source.stamped.stat()
+    of_file = {'size': stat.st_size, 'time': stat.st_mtime_ns, 'sha256': digest}
+    return {'version': INDEX_VERSION, 'data': source.version, **of_file}
 
 
-def _read_index(index: Path, source: Path) -> dict | None:
+def _read_index(index: Path, source: sources.Source) -> dict | None:
     """The arrays kept in an index file, or None where there is none or it is not of this source."""
     try:
         with np.load(index) as stored:
             about = json.loads(stored['about'].item())
-            stat, stamp = source.stat(), about.pop('stamp')
+            stat, stamp = source.stamped.stat(), about.pop('stamp')
             if stamp['version'] != INDEX_VERSION or stamp['size'] != stat.st_size:
+                return None
+            if stamp.get('data', '') != source.version:
                 return None
             if stamp['time'] != stat.st_mtime_ns and stamp['sha256'] != _stamp(source)['sha256']:
                 return None
@@ -239,7 +242,7 @@ def _read_index(index: Path, source: Path) -> dict | None:
         return None  # not there, or damaged: it is made again
 
 
-def _write_index(index: Path, source: Path, arrays: dict) -> None:
+def _write_index(index: Path, source: sources.Source, arrays: dict) -> None:
     plain = ('classes', 'category_ids', 'dropped', 'notes')
     about = {name: arrays[name] for name in plain} | {'stamp': _stamp(source)}
     columns = {name: values for name, values in arrays.items() if name not in about}

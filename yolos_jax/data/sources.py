@@ -28,14 +28,15 @@ class Source:
 
     path: the annotation file, or the data set, for messages; images: from the names of files to the
     `Folder`, `BucketFolder` or `array_records.Split` they are in, and their names there; load: reads the
-    annotations; stamped: the file that changes with them, None where there is no single one; truth: the
-    JSON that an evaluation is by, None where it is by `load`.
+    annotations; stamped: the file that changes with them, None where there is no single one; version: what
+    changes with them too; truth: the JSON that an evaluation is by, None where it is by `load`.
     """
 
     path: Path | str
     images: Callable[[np.ndarray], tuple[Any, np.ndarray]]
     load: Callable[[], Annotations]
     stamped: Path | None = None
+    version: str = ''
     truth: Path | None = None
 
     def read_truth(self) -> Annotations:
@@ -61,6 +62,7 @@ def find(root: str | Path, split: str) -> Source:
             lambda files: (data_set, files),
             data_set.read,
             stamped=folder.local(array_records.INFO),
+            version=data_set.version(),
             truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
         )
     if description := yolo_description(folder):

@@ -40,7 +40,7 @@ class Mirror:
         """Make the local folder equal to the bucket, but without the arrays of checkpoints (`fetch`)."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        names = self.bucket.names()
+        names = [name for name in self.bucket.names() if not name.endswith('/')]  # a console's folders
         steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
         whole = {step for step in steps if f'checkpoints/{step}/{COMMIT}' in names and step.isdigit()}
         self._steps = steps
