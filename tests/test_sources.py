@@ -343,3 +343,14 @@ def _with_orientation(image, orientation):
     image = Image.fromarray(image)
     image.getexif()[0x0112] = orientation
     return image
+
+
+def test_splits_may_be_in_distant_folders(coco, tmp_path):
+    yolo(coco, tmp_path / 'a')
+    yolo(coco, tmp_path / 'b')
+    file = tmp_path / 'a' / 'data.yaml'
+    content = yaml.safe_load(file.read_text()) | {'train': '../b/images/train'}
+    file.write_text(yaml.safe_dump(content))
+    (tmp_path / 'loop').symlink_to(tmp_path)  # not walked, for no image is in it
+    assert len(records.read(tmp_path / 'a', 'train')) == 30
+    assert len(records.read(tmp_path / 'a', 'val')) == 15

@@ -87,7 +87,7 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
         else:
             lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
-    return [Path(path).absolute() for path in images]
+    return [Path(os.path.abspath(path)) for path in images]  # without ..
 
 
 def _place(base: Path, name: str) -> Path | None:
