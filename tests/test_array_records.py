@@ -145,3 +145,23 @@ def test_the_command_builds_a_data_set(coco_folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert len(records.read(tmp_path / 'coco' / '2017' / '1.1.0', 'val2017')) == 10
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_photographs_annotated_upright_are_stored_upright(orientation, tmp_path):
+    """YOLO's are."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for split in ('train', 'val'):
+        image, labels = (tmp_path / 'yolo' / kind / split for kind in ('images', 'labels'))
+        for folder in (image, labels):
+            folder.mkdir(parents=True)
+        noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(noise).save(image / 'x.jpg', exif=exif)
+        (labels / 'x.txt').write_text('0 .25 .5 .25 .5\n')
+    (tmp_path / 'yolo' / 'data.yaml').write_text('names: [thing]\ntrain: images/train\nval: images/val\n')
+    folder, stored = tmp_path / 'yolo', build_tfds.build(tmp_path / 'yolo', tmp_path)
+    yolo, tfds = (records.read(root, 'train') for root in (folder, stored))
+    np.testing.assert_array_equal(tfds.boxes, yolo.boxes)
+    images = [loader.start_image(data, 0)()[..., :3] for data in (yolo, tfds)]
+    np.testing.assert_array_equal(*images)

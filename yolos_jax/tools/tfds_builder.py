@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from yolos_jax.data import array_records
+from yolos_jax.data import array_records, pixels
 from yolos_jax.data.annotations import Annotations
 
 
@@ -62,12 +63,24 @@ class Coco(tfds.core.GeneratorBasedBuilder):
             yield (
                 image_id,
                 {
-                    'image': io.BytesIO(images.start_read(a.files[i], i)()),
+                    'image': io.BytesIO(_stored(images, a.files[i], i, size)),
                     'image/filename': str(a.files[i]),
                     'image/id': image_id,
                     'objects': [_object(a, k, labels, *size) for k in order[first[i] : last[i]]],
                 },
             )
+
+
+def _stored(images: Any, file: str, row: int, size: tuple[int, int]) -> bytes:
+    """The bytes of an image: its own, or where boxes lie on it turned upright, those of a PNG of that."""
+    data, name = images.start_read(file, row)(), images.name(file)
+    if pixels.orientation(data) == 1 or not images.upright and pixels.size(data, name) == size:
+        return data
+    upright = io.BytesIO()
+    Image.fromarray(pixels.to_rgb(pixels.decode_sized(data, name, size, images.upright))).save(
+        upright, 'png'
+    )
+    return upright.getvalue()
 
 
 def _object(a: Annotations, k: int, labels: dict[int, int], height: int, width: int) -> dict:
