@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
@@ -180,15 +180,19 @@ def select(r: Records, rows: np.ndarray) -> Records:
     return dataclasses.replace(r, **columns, boxes=r.boxes[objects], labels=r.labels[objects], first=first)
 
 
+def labels(numbers: Iterable[int]) -> dict[int, int]:
+    """{category id: label}: themselves or, where one is above 9999, their places in order."""
+    ordered = sorted(numbers)
+    return {number: i if ordered[-1] > LARGEST_CLASS else number for i, number in enumerate(ordered)}
+
+
 def flatten(a: annotations.Annotations) -> dict:
     """The arrays of `Records` from `annotations.Annotations`; raises InputError as `annotations.check`."""
     annotations.check(a)
-    numbers = sorted(number for number, _ in a.categories)
-    by_order = numbers[-1] > LARGEST_CLASS
-    label = {number: i if by_order else number for i, number in enumerate(numbers)}
+    label = labels(number for number, _ in a.categories)
     notes = [*a.notes, *map(str, annotations.problems(a))]
-    if by_order:
-        notes.append(f'category ids up to {numbers[-1]}: the classes are numbered in their order, from 0')
+    if max(label) > LARGEST_CLASS:
+        notes.append(f'category ids up to {max(label)}: the classes are numbered in their order, from 0')
     order = np.argsort(a.ids)
     ids, heights, widths = a.ids[order], a.heights[order], a.widths[order]
     image = np.searchsorted(ids, a.owners)

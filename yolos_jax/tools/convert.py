@@ -11,12 +11,13 @@ a file is executed, and the output appears whole or not at all.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 
 from yolos_jax import bucket, weights
-from yolos_jax.data import annotations, class_names
+from yolos_jax.data import annotations, class_names, records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
@@ -62,10 +63,15 @@ def from_backbone(source: weights.Source, seed: int) -> Pretrained:
 def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
     """The detector with the changes asked for, each reported."""
     if args.new_classes:
-        classes = annotations.read_classes(args.new_classes)
+        names = annotations.read_classes(args.new_classes)
+        label = records.labels(names)
+        classes = {label[number]: name for number, name in names.items()}
         pretrained, report = adapt.with_classes(pretrained, classes, args.seed)
+        if classes != names:
+            ids = {str(label[number]): number for number in names}
+            pretrained = dataclasses.replace(pretrained, about=pretrained.about | {'category_ids': ids})
         print(f'  {report}')
-    if args.new_det_tokens:
+    if args.new_det_tokens is not None:
         pretrained, report = adapt.with_det_tokens(pretrained, args.new_det_tokens, args.seed)
         print(f'  {report}')
     if args.new_pos_grid:

@@ -1,6 +1,7 @@
 """A detector made ready for another task: other classes, [DET] tokens or position tables.
 
-Every function takes a `Pretrained` and returns the changed one with a line that says what was done.
+Every function takes a `Pretrained` and returns the changed one with a line that says what was done. It
+raises InputError where there is no such model.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import numpy as np
 from yolos_jax import posembed
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
+from yolos_jax.weights import checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 
@@ -23,6 +25,7 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
     last = pretrained.params['class_embed']['layers_2']
     old = {name.lower(): number for number, name in pretrained.classes.items()}
     count = max(classes) + 1
+    sizes.check(pretrained.model.clone(num_classes=count))
     bound = last['kernel'].shape[0] ** -0.5
     generator = np.random.default_rng(seed)
     fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
@@ -32,6 +35,7 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
     changed = _changed(pretrained, {'num_classes': count}, {'class_embed': head}, classes=dict(classes))
+    changed.about.pop('category_ids', None)  # of the classes it had
     kept = ', '.join(pretrained.classes[known] for _, known in pairs[:5]) + (
         ', ...' if len(pairs) > 5 else ''
     )
@@ -44,6 +48,7 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
 def with_det_tokens(pretrained: Pretrained, count: int, seed: int) -> tuple[Pretrained, str]:
     """The detector with `count` [DET] tokens: the first are kept, more start as normal noise of 0.02."""
     old = pretrained.model.num_det_tokens
+    sizes.check(pretrained.model.clone(num_det_tokens=count))
     generator = np.random.default_rng(seed)
 
     def resize(table: np.ndarray) -> np.ndarray:
@@ -63,6 +68,8 @@ def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretra
     """The detector with position tables of another size (rows, columns), resampled as torch's bicubic."""
     grid, Q = tuple(grid), pretrained.model.num_det_tokens
     tables = _tables(pretrained.model)
+    fields = {name.replace('embed', 'grid'): grid for name in tables}
+    sizes.check(pretrained.model.clone(**fields))
 
     def resample(table: np.ndarray, old: tuple[int, int]) -> np.ndarray:
         """[L, 1, 1 + rows * columns + Q, D], or without the L."""
@@ -75,7 +82,6 @@ def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretra
 
     backbone = pretrained.params['backbone']
     backbone = backbone | {name: resample(np.asarray(backbone[name]), old) for name, old in tables.items()}
-    fields = {name.replace('embed', 'grid'): grid for name in tables}
     report = [f'{name} {old[0]}x{old[1]} -> {grid[0]}x{grid[1]}' for name, old in tables.items()]
     return _changed(pretrained, fields, {'backbone': backbone}), ', '.join(report)
 
@@ -103,6 +109,7 @@ def _tables(model: Yolos) -> dict[str, tuple[int, int]]:
 
 
 def _changed(pretrained: Pretrained, fields: dict, params: dict, **rest: Any) -> Pretrained:
-    return dataclasses.replace(
-        pretrained, model=pretrained.model.clone(**fields), params=pretrained.params | params, **rest
-    )
+    """The detector with some fields of its model and parameters changed: no run has measured it."""
+    about = {key: value for key, value in pretrained.about.items() if key not in checkpoint.ABOUT_RUN}
+    model, params = pretrained.model.clone(**fields), pretrained.params | params
+    return dataclasses.replace(pretrained, **{'model': model, 'params': params, 'about': about} | rest)

@@ -64,7 +64,10 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
     params, meta = read_params(folder, step)
     try:
         classes = {int(number): name for number, name in meta['classes'].items()}
-        about = meta['about'] | {key: meta[key] for key in ABOUT_RUN if key in meta}
+        of_run = {key: meta[key] for key in ABOUT_RUN if key in meta}
+        if meta['step'] == 0:  # as `write` has it: its weights may be of a step of a run
+            of_run |= {key: meta['about'][key] for key in ('step',) if key in meta['about']}
+        about = meta['about'] | of_run
         return Pretrained(model_of(meta['model']), params, classes, *meta['eval_size'], about)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f'{folder}: the meta of step {meta["step"]} cannot be used ({error})') from None

@@ -32,11 +32,15 @@ def read(file: TensorFile) -> Pretrained:
         model = checkpoint.model_of(config['model'])
         classes = {int(number): str(name) for number, name in config['classes'].items()}
         size, max_size = map(int, config['eval_size'])
+        ids = config.get('about', {}).get('category_ids', {})
+        about = (
+            {'category_ids': {str(int(label)): int(number) for label, number in ids.items()}} if ids else {}
+        )
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f'{CONFIG} cannot be used ({error})') from None
-    return Pretrained(model, names.to_params(file.tensors, model), classes, size, max_size)
+    return Pretrained(model, names.to_params(file.tensors, model), classes, size, max_size, about)
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:

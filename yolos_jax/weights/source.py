@@ -129,7 +129,7 @@ class Source:
             log(f'{self.file.path}: SHA-256 {self.file.sha256}')
             log(f'  used {len(self.file.tensors)} tensors: {tensors.summary(self.file.tensors)}')
             log(f'  ignored, for they are no weights: {ignored}')
-        return dataclasses.replace(pretrained, about=self.about)
+        return dataclasses.replace(pretrained, about=pretrained.about | self.about)
 
     def backbone_fields(self) -> dict:
         """The fields of a `Yolos` with this ViT that its file says; raises InputError as `backbone`."""

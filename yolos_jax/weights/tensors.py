@@ -130,7 +130,7 @@ def _check_hash(path: Path, digest: str) -> bool:
     """Raises InputError where the file is not the one of its hashes; returns whether it has any."""
     in_name = _HASH_IN_NAME.search(path.name)
     expected = []  # (who says it, of which file, how the hash begins)
-    if in_name and not re.fullmatch(r'\d{8}', in_name[1]):  # 8 digits: a date
+    if in_name and not (in_name[1].isdigit() and len(in_name[1]) < 64):  # digits alone: a date, or a count
         expected.append((path.name, path, in_name[1]))
     blob = (
         path.resolve().name if path.is_symlink() else ''
