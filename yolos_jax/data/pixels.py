@@ -17,8 +17,8 @@ from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
 EXIF_ORIENTATION = 0x0112
-# what Pillow and simplejpeg raise, SyntaxError for a broken PNG
-UNREADABLE = ValueError, OSError, SyntaxError, Image.DecompressionBombError
+# what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
+UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
 
 def read_image(path: Path, upright: bool = False) -> np.ndarray:

@@ -26,6 +26,7 @@ from yolos_jax.tools import video
 from yolos_jax.tools.prediction_files import Predictions, as_coco
 
 WRITERS = 2  # threads that draw and write, beside those that read
+LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
 
 
 def find_images(paths: Sequence[str], output: Path) -> list[Path]:
@@ -111,10 +112,9 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     else:
         files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
     count, bad = predictions.counts()
-    for path in videos:
-        video.annotate(
-            detector, path, args.output, args.threshold, lambda d: _drawn(d, args), args.overwrite
-        )
+    drawn = lambda detections: _drawn(detections, args)
+    for path, target in video.targets(videos, args.output).items():
+        video.annotate(detector, path, target, args.threshold, drawn, args.overwrite)
     print(f'{count} objects in {len(paths) - len(videos) - bad} images')
     return bad
 
@@ -158,6 +158,7 @@ def _write(path: Path, detections: Detections, name: str | None, args: argparse.
     """Draw and write a picture; returns the entry of the image."""
     (height, width), (detections, picture) = detections.size, _drawn(detections, args)
     if picture:
+        picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with files.replacing(args.output / name) as file:
             picture.save(file, 'jpeg', quality=92)
     size = {'width': width, 'height': height}

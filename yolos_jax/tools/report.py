@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +151,16 @@ def write(
     """Write report.html and report.json; arguments as for `render`."""
     with files.replacing(folder / 'report.html') as file:
         file.write(render(analysis, records, numbers, about))
-    files.write_json(folder / 'report.json', analysis.numbers())
+    files.write_json(folder / 'report.json', _without_nan(analysis.numbers()))
+
+
+def _without_nan(value: Any) -> Any:
+    """Content for JSON, which has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {key: _without_nan(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def render(analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from yolos_jax import attention, files, weights
+from yolos_jax import attention, evaluation, files, weights
 from yolos_jax.data import loader, records
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
@@ -134,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = records.read(args.data, args.split)
     with weights.open(args.weights) as source:
         pretrained = source.detector(log=print)
+    labels, notes = evaluation.category_ids(pretrained, data)
+    print(*notes, sep='\n', end='\n' if notes else '')
+    data = evaluation.relabelled(data, labels)
     model, size = pretrained.model, {'size': pretrained.size, 'max_size': pretrained.max_size}
     outputs = predictions(model, pretrained.params, loader.EvalBatches(data, batch_size=1, **size))
     tokens, boxes = np.asarray(pretrained.params['backbone']['det_token'])[0], outputs['pred_boxes']

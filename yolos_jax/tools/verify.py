@@ -102,10 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.data:
         for name, ap in published.items():
             jobs[f'{name} AP'] = check_ap, name, ap, args.data, args.output / name.replace('/', '_')
-    different = verify(
-        {k: job for k, job in jobs.items() if not args.names or job[1] in args.names}, args.output
-    )
-    if different:
+    if unknown := set(args.names) - published.keys():
+        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(published)}', 'names')
+    jobs = {name: job for name, job in jobs.items() if not args.names or job[1] in args.names}
+    if not jobs:
+        raise InputError(f'{", ".join(args.names)}: only the AP is published, which needs COCO', 'data')
+    if verify(jobs, args.output):
         sys.exit(1)
 
 

@@ -6,7 +6,7 @@ its time, for videos without a constant rate, and brings no window system.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,28 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS or path.is_char_device()
 
 
+def targets(paths: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """The file in a folder that each video is written to: of its name, numbered where several have one."""
+    names, taken = {}, {'predictions'}  # those of photographs are in predictions.jsonl
+    for path in dict.fromkeys(paths):
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f'{path.stem}-{number}'
+        taken.add(name)
+        names[path] = folder / f'{name}.mp4'
+    return names
+
+
 def annotate(
     detector: Detector,
     path: Path,
-    folder: Path,
+    target: Path,
     threshold: float,
     drawn: Callable[[Detections], tuple[Detections, Image.Image | None]],
     overwrite: bool = False,
 ) -> None:
-    """Write folder/NAME.mp4 with the detections drawn on it, and NAME.jsonl with a line for each frame.
+    """Write an .mp4 with the detections drawn on it, and beside it a .jsonl with a line for each frame.
 
     What is there already is not made again. Ctrl-C ends a recording from a camera.
 
@@ -46,21 +59,25 @@ def annotate(
         InputError: PyAV is missing, or the video cannot be read.
     """
     av = _av()
-    lines_file, target = folder / f'{path.stem}.jsonl', folder / f'{path.stem}.mp4'
+    lines_file = target.with_suffix('.jsonl')
     if lines_file.exists() and not overwrite:
         return
     with _opened(av, path) as source, files.replacing(lines_file) as lines, contextlib.ExitStack() as stack:
         source.streams.video[0].thread_type = 'AUTO'
         writer = None
-        for time, frame, detections in _frames(av, source, path, detector, threshold):
-            detections, picture = drawn(detections)
-            line = {'frame': frame, 'seconds': round(time, 4), 'detections': detections.to_list()}
-            lines.write(json.dumps(line).encode() + b'\n')
-            if picture:
-                writer = writer or stack.enter_context(
-                    _writer(av, target, source.streams.video[0], picture)
-                )
-                writer(time, picture)
+        try:
+            for time, frame, detections in _frames(av, source, path, detector, threshold):
+                detections, picture = drawn(detections)
+                line = {'frame': frame, 'seconds': round(time, 4), 'detections': detections.to_list()}
+                lines.write(json.dumps(line).encode() + b'\n')
+                if picture:
+                    writer = writer or stack.enter_context(
+                        _writer(av, target, source.streams.video[0], picture)
+                    )
+                    writer(time, picture)
+        except KeyboardInterrupt:
+            if not path.is_char_device():
+                raise
         if not lines.tell():
             raise InputError(f'{path}: has no frames')
 
@@ -87,26 +104,23 @@ def _writer(
 def _frames(
     av: Any, source: Any, path: Path, detector: Detector, threshold: float
 ) -> Iterator[tuple[float, int, Detections]]:
-    """(seconds, number, detections) of every frame; Ctrl-C ends them."""
+    """(seconds, number, detections) of every frame, which is turned as the video says."""
     times = []
 
     def read() -> Iterator[np.ndarray]:
         try:
             for number, frame in enumerate(source.decode(video=0)):
                 times.append(frame.time if frame.time is not None else number / 30)
-                yield frame.to_ndarray(format='rgb24')
+                quarters = round(frame.rotation / 90)  # of a phone that was held upright
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), quarters))
         except av.error.FFmpegError as error:
             if not times:
                 raise InputError(f'{path}: cannot be read ({error})') from None
 
     with tqdm(total=source.streams.video[0].frames or None, unit='frame', desc=path.name) as bar:
-        try:
-            for number, detections in enumerate(detector.stream(read(), threshold)):
-                yield times[number] - times[0], number, detections
-                bar.update()
-        except KeyboardInterrupt:
-            if not path.is_char_device():
-                raise
+        for number, detections in enumerate(detector.stream(read(), threshold)):
+            yield times[number] - times[0], number, detections
+            bar.update()
 
 
 def _opened(av: Any, path: Path) -> Any:
