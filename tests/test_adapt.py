@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import torch
 from helpers import TINY, forward, noise
 
 from yolos_jax import weights
+from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import patchify
 from yolos_jax.weights import adapt
@@ -34,6 +37,26 @@ def test_classes_of_the_same_name_keep_their_logits(pretrained):
     np.testing.assert_array_equal(
         detect(changed, image)['pred_boxes'], detect(pretrained, image)['pred_boxes']
     )
+
+
+def test_a_changed_detector_is_not_the_one_that_was_measured(pretrained):
+    about = {'source': 'x', 'AP': 0.4, 'step': 5, 'config': {}, 'category_ids': {'1': 10_001}}
+    pretrained = dataclasses.replace(pretrained, about=about)
+    other_classes, _ = adapt.with_classes(pretrained, {1: 'cat'}, 0)
+    assert other_classes.about == {'source': 'x'}
+    for changed, _ in (adapt.with_det_tokens(pretrained, 9, 0), adapt.with_pos_grid(pretrained, (5, 5))):
+        assert changed.about == {'source': 'x', 'category_ids': {'1': 10_001}}
+    assert pretrained.about == about
+
+
+def test_a_change_that_gives_no_model_is_refused(pretrained):
+    for change in (
+        lambda: adapt.with_classes(pretrained, {100_000: 'cat'}, 0),
+        lambda: adapt.with_det_tokens(pretrained, -2, 0),
+        lambda: adapt.with_pos_grid(pretrained, (0, 0)),
+    ):
+        with pytest.raises(InputError, match='not a number from 1 to|not rows and columns'):
+            change()
 
 
 def test_more_tokens_keep_the_first_and_fewer_drop_the_last(pretrained):

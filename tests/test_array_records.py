@@ -165,3 +165,8 @@ def test_photographs_annotated_upright_are_stored_upright(orientation, tmp_path)
     np.testing.assert_array_equal(tfds.boxes, yolo.boxes)
     images = [loader.start_image(data, 0)()[..., :3] for data in (yolo, tfds)]
     np.testing.assert_array_equal(*images)
+
+
+def test_a_data_set_is_not_built_over_another(data_set, coco_folder):
+    with pytest.raises(InputError, match=f'{data_set}: there is a data set already'):
+        build_tfds.build(coco_folder, data_set.parent.parent.parent)

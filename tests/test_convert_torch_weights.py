@@ -171,6 +171,24 @@ def test_a_conversion_adapts_and_says_so(coco_folder, tmp_path, capsys):
         assert text in printed
 
 
+def test_large_category_ids_are_numbered_and_kept_by_every_form_of_ours(coco_folder, tmp_path):
+    make_hf(TINY, num_classes=5).save_pretrained(tmp_path / 'hf')
+    content = json.loads((coco_folder / 'annotations' / 'instances_val2017.json').read_text())
+    for entry, key in [(x, 'id') for x in content['categories']] + [
+        (x, 'category_id') for x in content['annotations']
+    ]:
+        entry[key] += 10_000
+    (tmp_path / 'classes.json').write_text(json.dumps(content))
+    convert(
+        f'--input={tmp_path / "hf"}', f'--output={tmp_path / "x"}', f'--new_classes={tmp_path}/classes.json'
+    )
+    convert(f'--input={tmp_path / "x"}', f'--output={tmp_path / "y"}', '--to=safetensors')
+    for form in ('x', 'y'):
+        pretrained = read_detector(tmp_path / form)
+        assert pretrained.classes == {0: 'circle', 1: 'square', 2: 'triangle'}
+        assert pretrained.about['category_ids'] == {'0': 10_001, '1': 10_002, '2': 10_003}
+
+
 @pytest.mark.trials
 def test_converting_the_largest_model_needs_less_than_twice_and_a_half_its_file(tmp_path):
     reference.write(make(model.YOLOS_B, 91), tmp_path / '0')

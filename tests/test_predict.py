@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -210,3 +211,37 @@ def test_a_file_that_is_no_video_is_named(saved, tmp_path):
     with pytest.raises(InputError, match='film.mp4: no video that can be read'):
         run(saved, tmp_path / 'out', tmp_path / 'film.mp4')
     assert not (tmp_path / 'out' / 'film.mp4').exists()
+
+
+def turn(path):
+    """Write into an .mp4 that its pictures are to be turned by 90 degrees, clockwise."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b'tkhd') + 4 + 40
+    data[matrix : matrix + 36] = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def test_a_video_of_a_phone_held_upright_is_seen_upright(saved, tmp_path):
+    frame = np.zeros((96, 128, 3), np.uint8)
+    frame[:, :64] = 255  # above, after the turn
+    make_video(tmp_path / 'film.mp4', [frame] * 3)
+    turn(tmp_path / 'film.mp4')
+    run(saved, tmp_path / 'out', tmp_path / 'film.mp4', '--threshold=1')
+    with av.open(str(tmp_path / 'out' / 'film.mp4')) as annotated:
+        picture = next(annotated.decode(video=0)).to_ndarray(format='rgb24')
+    height, width, _ = picture.shape
+    assert height * 96 == width * 128
+    assert picture[: height // 3].min() > 200 and picture[-height // 3 :].max() < 50
+
+
+def test_videos_of_one_name_are_numbered(saved, tmp_path):
+    paths = [tmp_path / name for name in ('a/film.mp4', 'b/film.mp4', 'predictions.mp4')]
+    for count, path in enumerate(paths, 1):
+        path.parent.mkdir(exist_ok=True)
+        make_video(path, [np.zeros((96, 128, 3), np.uint8)] * count)
+    out = tmp_path / 'out'
+    run(saved, out, *paths, '--no-pictures')
+    counts = [
+        len((out / f'{n}.jsonl').read_text().splitlines()) for n in ('film', 'film-2', 'predictions-2')
+    ]
+    assert counts == [1, 2, 3]

@@ -61,3 +61,11 @@ def test_without_coco_and_image_it_says_what_it_needs():
     with pytest.raises(InputError, match='000000039769.jpg') as error:
         verify.main([])
     assert error.value.argument == 'data'
+
+
+@pytest.mark.parametrize(
+    ('name', 'says'), [('hustvl/yolos-tinny', 'not one of hustvl/'), ('hustvl/yolos-tiny', 'needs COCO')]
+)
+def test_a_name_that_cannot_be_checked_is_an_error(name, says, tmp_path):
+    with pytest.raises(InputError, match=f'{name}: .*{says}'):
+        verify.main([f'--image={tmp_path}/x.jpg', name])
