@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, make_hf, noise, read_detector
+from helpers import ROOT, TINY, forward, make_hf, noise, read_detector
 from PIL import Image
 
 from yolos_jax import evaluation, steps, weights
-from yolos_jax.data import annotations, loader, records
+from yolos_jax.data import annotations, geometry, loader, records
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detector, sequence_lengths
 from yolos_jax.model import Yolos, init_params
+from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate
 from yolos_jax.weights import checkpoint
@@ -50,6 +51,20 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
         x, y, w, h = np.array([r['bbox'] for r in expected]).T
         np.testing.assert_allclose(one.boxes, np.stack([x, y, x + w, y + h], 1), atol=1e-3)
         assert one.labels.tolist() == [r['category_id'] for r in expected]
+
+
+def test_a_panoramas_side_fits_into_its_sequence(saved):
+    """Its positions are those of a long sequence, in a `Detector` and in an evaluation."""
+    pretrained = read_detector(saved)
+    image, long = noise(32, 16 * 150), 150 * 75
+    patches, grid = patchify([image], long)
+    expected = forward(pretrained.model, pretrained.params, patches, grid)['pred_boxes'][0]
+    detector = Detector(dataclasses.replace(pretrained, size=32, max_size=4000))
+    (one,) = detector([image], threshold=0)
+    centres = (one.boxes[:, :2] + one.boxes[:, 2:]) / 2 / (16 * 150, 32)
+    nearest = np.abs(centres[:, None] - np.asarray(expected)[None, :, :2]).max(-1).min(1)
+    assert len(centres) and nearest.max() < 1e-4
+    assert geometry.fixed([32], [16 * 150], 32, 4000).lengths == [75**2]
 
 
 def test_detections_do_not_depend_on_the_other_images(saved):

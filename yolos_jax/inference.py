@@ -18,7 +18,7 @@ from PIL import Image
 from yolos_jax import attention, cpus, steps, visualize, weights
 from yolos_jax.data import geometry, pixels
 from yolos_jax.errors import InputError
-from yolos_jax.patches import PATCH, PATCH_DIM, longest_side
+from yolos_jax.patches import PATCH, PATCH_DIM
 
 Picture = np.ndarray | Image.Image | str | Path
 SHAPES = 1, 4 / 3, 3 / 2  # the long side by the short of common photographs
@@ -224,10 +224,9 @@ class Detector:
         array = to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
-        count, side, most = int(resized.counts[0]), int(resized.grid[0].max()), self._lengths[-1]
-        longer = itertools.count(2 * most, most)  # for panoramas, where max_size allows them
-        lengths = itertools.chain(self._lengths, longer)
-        length = next(n for n in lengths if n >= count and longest_side(n) >= side)
+        count, most = int(resized.lengths[0]), self._lengths[-1]
+        longer = -(-count // most) * most  # of a panorama, where max_size allows one
+        length = next((length for length in self._lengths if length >= count), longer)
         patches = np.zeros((length, PATCH_DIM), np.uint8)
         pixels.place(array, resized[0], patches)
         image = pixels.to_rgb(array) if keep else image

@@ -10,13 +10,22 @@ import numpy as np
 
 PATCH = 16  # pixels along a side
 PATCH_DIM = 3 * PATCH**2  # values of an RGB patch
+ANY_SIDE = 128  # patches along a side that a sequence of as many or more may have
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, on pixels in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def longest_side(length: int) -> int:
     """The most patches that a side of an image may have in a sequence of `length` patches."""
-    return min(length, max(128, 2 * math.isqrt(length)))
+    return min(length, max(ANY_SIDE, 2 * math.isqrt(length)))
+
+
+def shortest_length(count: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """The least patches of a sequence for images of `count`, `side` of them along the longer side.
+
+    It is the count, but for panoramas: their sides must be within `longest_side`.
+    """
+    return np.maximum(count, np.where(side > ANY_SIDE, ((side + 1) // 2) ** 2, 0))
 
 
 def patchify(images: Sequence[np.ndarray], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:

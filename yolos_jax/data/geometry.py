@@ -10,7 +10,7 @@ import dataclasses
 import numba
 import numpy as np
 
-from yolos_jax.patches import PATCH
+from yolos_jax.patches import PATCH, shortest_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Geometry:
     def grid(self) -> np.ndarray:
         """The final (rows, columns) in patches, int32 [n, 2]."""
         return self.shape // PATCH
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The least patches of a sequence with each image, [n]: its count, but for panoramas."""
+        return shortest_length(self.counts, self.grid.max(axis=-1))
 
     @property
     def counts(self) -> np.ndarray:
@@ -127,8 +132,8 @@ def most_patches(heights: np.ndarray, widths: np.ndarray, recipe: Recipe) -> int
     most = 0
     for size in recipe.sizes:
         for shapes in (h, w), np.meshgrid(crop, crop):
-            rows, columns = resize_shape(*shapes, size, recipe.max_size)
-            most = max(most, int((rows // PATCH * (columns // PATCH)).max()))
+            rows, columns = (side // PATCH for side in resize_shape(*shapes, size, recipe.max_size))
+            most = max(most, int(shortest_length(rows * columns, np.maximum(rows, columns)).max()))
     return most
 
 

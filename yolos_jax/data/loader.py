@@ -74,7 +74,7 @@ class TrainBatches:
         of `__init__`.
         """
         sizes = records.heights, records.widths
-        drawn = [geometry.draw(*sizes, recipe, options['seed'], epoch).counts for epoch in range(3)]
+        drawn = [geometry.draw(*sizes, recipe, options['seed'], epoch).lengths for epoch in range(3)]
         most = geometry.most_patches(*sizes, recipe)
         lengths = plan.choose_lengths(np.concatenate(drawn), most, num_lengths, special)
         return cls(records, recipe, lengths=lengths, **options)
@@ -84,7 +84,7 @@ class TrainBatches:
         if epoch != self._epoch:
             r = self.records
             drawn = geometry.draw(r.heights, r.widths, self._recipe, self._seed, epoch)
-            batches = plan.plan(drawn.counts, self._lengths, self._batch_size, self._seed, epoch)
+            batches = plan.plan(drawn.lengths, self._lengths, self._batch_size, self._seed, epoch)
             self._epoch, self._plan = epoch, Plan(drawn, *batches)
         return self._plan
 
@@ -136,7 +136,7 @@ class EvalBatches:
             raise InputError(f'{truth}: not there; evaluation is by the official annotation file')
         self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
         self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
-        counts = self._geometry.counts
+        counts = self._geometry.lengths
         lengths = plan.choose_lengths(counts, int(counts.max()), 2)
         self._indices, self._lengths = plan.in_order(counts, lengths, batch_size)
 
