@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +51,19 @@ def prune(folder: Path, most: int) -> None:
         kept += sum(path.stat().st_size for path in inner.rglob('*') if path.is_file())
         if kept > most and ages[inner] > DAY:
             shutil.rmtree(inner, ignore_errors=True)
+
+
+def names_for(paths: Iterable[Path], taken: Iterable[str] = ()) -> dict[Path, str]:
+    """{file: name} for what is made of each: its own, numbered where several share it or it is taken."""
+    names, taken = {}, set(taken)
+    for path in dict.fromkeys(paths):
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f'{path.stem}-{number}'
+        taken.add(name)
+        names[path] = name
+    return names
 
 
 def write_json(path: str | Path, content: Any) -> None:

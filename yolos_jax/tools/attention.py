@@ -145,14 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pretrained = source.detector(log=print)
     detector = Detector(pretrained, batch_size=1)
     args.output.mkdir(parents=True, exist_ok=True)
-    for path in paths:
+    for path, name in files.names_for(paths).items():
         sheet = examine(detector, pretrained, path, args.threshold, args.block)
         if sheet is None:
             print(f'{path}: nothing above {args.threshold}')
             continue
-        with files.replacing(args.output / f'{path.stem}.png') as file:
+        with files.replacing(args.output / f'{name}.png') as file:
             sheet.save(file, 'png')
-        print(args.output / f'{path.stem}.png')
+        print(args.output / f'{name}.png')
 
 
 if __name__ == '__main__':

@@ -113,7 +113,8 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
         files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
     count, bad = predictions.counts()
     drawn = lambda detections: _drawn(detections, args)
-    for path, target in video.targets(videos, args.output).items():
+    for path, name in files.names_for(videos, taken=['predictions']).items():  # predictions.jsonl is ours
+        target = args.output / f'{name}.mp4'
         video.annotate(detector, path, target, args.threshold, drawn, args.overwrite)
     print(f'{count} objects in {len(paths) - len(videos) - bad} images')
     return bad

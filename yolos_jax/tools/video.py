@@ -6,7 +6,7 @@ its time, for videos without a constant rate, and brings no window system.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,6 @@ TIME_BASE = Fraction(1, 90_000)  # of the video that is written, in seconds
 def is_video(path: Path) -> bool:
     """Whether a path is a video or a camera."""
     return path.suffix.lower() in ENDINGS or path.is_char_device()
-
-
-def targets(paths: Iterable[Path], folder: Path) -> dict[Path, Path]:
-    """The file in a folder that each video is written to: of its name, numbered where several have one."""
-    names, taken = {}, {'predictions'}  # those of photographs are in predictions.jsonl
-    for path in dict.fromkeys(paths):
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f'{path.stem}-{number}'
-        taken.add(name)
-        names[path] = folder / f'{name}.mp4'
-    return names
 
 
 def annotate(
