@@ -57,7 +57,7 @@ def test_a_huge_image_is_read(tmp_path):
 
 
 @pytest.mark.row('damaged images', count=500)
-@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'AVIF'])
 def test_damaged_files_are_named_or_decode_and_never_crash(kind):
     """Bits flipped, cut short, and filled with noise, 500 of each kind of file."""
     rng, refused = np.random.default_rng(0), 0

@@ -116,6 +116,7 @@ def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tm
         {'size': {'height': 64, 'width': 64}},
         {'size': {'max_height': 64, 'max_width': 96}},
         {'size': [64, 96]},
+        {'size': {'shortest_edge': 64}, 'do_resize': False},
         {'size': {'shortest_edge': 'x'}},
         {'image_mean': [0.5, 0.5]},
         {'image_std': [0, 0, 0]},

@@ -155,6 +155,8 @@ def _size(preprocessor: dict) -> tuple[int, int]:
         InputError: images are resized in another way.
     """
     size, bound = preprocessor.get('size', {}), preprocessor.get('max_size')
+    if not preprocessor.get('do_resize', True):
+        raise InputError(f'{PREPROCESSOR} does not resize images, which is how a detector has its size')
     if size == {}:
         return SIZE
     size = {'shortest_edge': size} if isinstance(size, int) else size
