@@ -69,6 +69,9 @@ def test_a_run_says_how_it_was_trained_but_not_where_its_data_lie(pretrained):
 
 def test_what_was_measured_stands_in_tables_that_a_name_cannot_break(pretrained):
     text = model_card.text(known(pretrained, config=CONFIG), METRICS, REPORT)
+    assert 'yolos eval --weights=PATH --data=FOLDER --split=val2017 --output=DIR' in text
+    of_file = METRICS | {'about': METRICS['about'] | {'split': 'val.json'}}
+    assert '--json=val.json --images=FOLDER' in model_card.text(known(pretrained, config=CONFIG), of_file)
     assert '| cat | 0.500 |' in text and '| a/b # dog | 0.250 |' in text
     assert '| night | 3 | 9 | 0.123 | 0.100 to 0.200 |' in text
     assert 'Under fog, weak to strong: AP 0.300, 0.200, 0.100.' in text

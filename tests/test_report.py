@@ -252,6 +252,7 @@ def test_the_numbers_of_a_report_are_those_of_the_evaluation(evaluated):
     text = (evaluated / 'report.json').read_text()
     report = json.loads(text)
     assert 'NaN' not in text  # which is no JSON
+    assert numbers['about']['split'].endswith('.json')  # it was evaluated by a file
     assert {name: x['AP'] for name, x in report['classes'].items()} == pytest.approx(numbers['classes'])
     by_weather = {x['name']: x for x in report['groups']['images.weather']}
     assert by_weather['sun']['images'] == by_weather[HOSTILE]['images'] == 5

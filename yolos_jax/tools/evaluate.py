@@ -137,7 +137,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     about = {
         'weights': args.weights,
         'data': str(data.source.path),
-        'split': args.split,
+        'split': Path(args.json).name if args.json else args.split,
         'size': [size, max_size],
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}

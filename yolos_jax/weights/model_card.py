@@ -202,7 +202,9 @@ def _evaluation(
         split = about.get('config', {}).get('val_split', '')
         return [f'AP {about["AP"]:.3f} on {split}, by training.' if 'AP' in about else 'Not measured.']
     of = metrics['about']
-    command = f'yolos eval --weights=PATH --data=FOLDER --split={of["split"]} --output=DIR'
+    is_file = of['split'].endswith('.json')  # of a file and not of a data folder
+    data = f'--json={of["split"]} --images=FOLDER' if is_file else f'--data=FOLDER --split={of["split"]}'
+    command = f'yolos eval --weights=PATH {data} --output=DIR'
     numbers = [(name, f'{x:.3f}') for name, x in metrics.items() if isinstance(x, float) and x > -1]
     lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', of['split']))]
     classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
