@@ -94,6 +94,13 @@ def test_a_bad_image_is_an_entry_a_line_and_the_exit_status(saved, photographs, 
     assert capsys.readouterr().err.count('left out: ') == 1
 
 
+def test_a_call_counts_its_own_images(saved, photographs, tmp_path, capsys):
+    first, *others = sorted(photographs.iterdir())
+    run(saved, tmp_path / 'out', *others)
+    run(saved, tmp_path / 'out', first)
+    assert f'{TINY["num_det_tokens"]} objects in 1 images' in capsys.readouterr().out
+
+
 def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_path):
     """After a kill in the middle of a line; a picture that was done is not made again."""
     out = tmp_path / 'out'

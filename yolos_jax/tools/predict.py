@@ -111,7 +111,7 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
         predictions.write_list()
     else:
         files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
-    count, bad = predictions.counts()
+    count, bad = predictions.counts(paths)
     drawn = lambda detections: _drawn(detections, args)
     for path, name in files.names_for(videos, taken=['predictions']).items():  # predictions.jsonl is ours
         target = args.output / f'{name}.mp4'

@@ -76,10 +76,10 @@ class Predictions:
                 except ValueError:
                     return
 
-    def counts(self) -> tuple[int, int]:
-        """How many objects there are, and how many images could not be read."""
-        objects = errors = 0
-        for entry in self.read():
+    def counts(self, paths: Iterable[Path]) -> tuple[int, int]:
+        """How many objects there are in some images, and how many of them could not be read."""
+        objects, errors, images = 0, 0, {str(path) for path in paths}
+        for entry in (entry for entry in self.read() if entry['image'] in images):
             objects += len(entry.get('detections', ()))
             errors += 'error' in entry
         return objects, errors
