@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -187,6 +188,12 @@ def test_large_category_ids_are_numbered_and_kept_by_every_form_of_ours(coco_fol
         pretrained = read_detector(tmp_path / form)
         assert pretrained.classes == {0: 'circle', 1: 'square', 2: 'triangle'}
         assert pretrained.about['category_ids'] == {'0': 10_001, '1': 10_002, '2': 10_003}
+
+
+def test_an_exported_checkpoint_says_the_step_of_its_run(tmp_path):
+    pretrained = make(TINY)
+    checkpoint.write(dataclasses.replace(pretrained, about={'step': 5000}), tmp_path / 'x')
+    assert read_detector(tmp_path / 'x').about['step'] == 5000
 
 
 @pytest.mark.trials

@@ -2,13 +2,14 @@
 
 import contextlib
 import glob
+import itertools
 import json
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,16 +54,18 @@ def prune(folder: Path, most: int) -> None:
             shutil.rmtree(inner, ignore_errors=True)
 
 
+def free_name(stem: str, taken: Container[str]) -> str:
+    """A name without its ending, numbered where it is taken."""
+    numbered = (f'{stem}-{number}' for number in itertools.count(2))
+    return next(name for name in itertools.chain([stem], numbered) if name not in taken)
+
+
 def names_for(paths: Iterable[Path], taken: Iterable[str] = ()) -> dict[Path, str]:
     """{file: name} for what is made of each: its own, numbered where several share it or it is taken."""
     names, taken = {}, set(taken)
     for path in dict.fromkeys(paths):
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f'{path.stem}-{number}'
-        taken.add(name)
-        names[path] = name
+        names[path] = free_name(path.stem, taken)
+        taken.add(names[path])
     return names
 
 

@@ -42,7 +42,7 @@ class Predictions:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
         self.done = {entry['image'] for entry in kept}
-        self._names = {entry['picture'] for entry in kept if entry['picture']}
+        self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
     def __enter__(self) -> 'Predictions':
@@ -58,12 +58,9 @@ class Predictions:
 
     def free_name(self, stem: str) -> str:
         """The file name of a picture: that of its image, numbered where several images share it."""
-        name, number = f'{stem}.jpg', 1
-        while name in self._names:
-            number += 1
-            name = f'{stem}-{number}.jpg'
+        name = files.free_name(stem, self._names)
         self._names.add(name)
-        return name
+        return f'{name}.jpg'
 
     def read(self) -> Iterator[dict]:
         """The entries in the file; a line that a killed writer left unfinished ends them."""

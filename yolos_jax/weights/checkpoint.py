@@ -65,8 +65,8 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
     try:
         classes = {int(number): name for number, name in meta['classes'].items()}
         of_run = {key: meta[key] for key in ABOUT_RUN if key in meta}
-        if meta['step'] == 0:  # as `write` has it: its weights may be of a step of a run
-            of_run |= {key: meta['about'][key] for key in ('step',) if key in meta['about']}
+        if meta['step'] == 0 and 'step' in meta['about']:  # as `write` has it, of weights of a run
+            of_run['step'] = meta['about']['step']
         about = meta['about'] | of_run
         return Pretrained(model_of(meta['model']), params, classes, *meta['eval_size'], about)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
