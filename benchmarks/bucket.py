@@ -27,6 +27,7 @@ import storage
 from yolos_jax.configs import quickstart, yolos_s
 
 from yolos_jax.data import geometry, loader, records
+from yolos_jax.data.batches import TrainBatches
 from yolos_jax.run.train import Step, train
 from yolos_jax.tools import build_tfds, make_shapes
 
@@ -61,7 +62,7 @@ def serve(delay: float) -> None:
 def rate(data: records.Records, batches: int) -> float:
     """Images a second."""
     recipe = geometry.Recipe(**yolos_s.get_config().augment)
-    source = loader.TrainBatches.make(
+    source = TrainBatches.make(
         data, recipe, num_lengths=8, special=101, batch_size=BATCH, max_targets=100, seed=0
     )
     started = 0.0

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from yolos_jax.configs import yolos_s, yolos_ti
 
 from yolos_jax.data import folders, geometry, loader, records
+from yolos_jax.data.batches import TrainBatches, empty_batch, filler
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.patches import MEAN, STD
 
@@ -136,9 +137,9 @@ def reference(data, i, drawn):
 
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
-    batch = loader.empty_batch(1, int(drawn.counts[i]), 100)
+    batch = empty_batch(1, int(drawn.counts[i]), 100)
     row = {name: values[0] for name, values in batch.items()}
-    loader.filler(source.records, drawn)(0, i, source.start_image(i)(), row)
+    filler(source.records, drawn)(0, i, source.start_image(i)(), row)
 
 
 def main():
@@ -158,8 +159,8 @@ def main():
 
 def compare(name, data, recipe):
     drawn = geometry.draw(data.heights, data.widths, recipe, 0, 0)
-    source = loader.TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
-    decoded = loader.TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
+    source = TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
+    decoded = TrainBatches(data, recipe, lengths=(), batch_size=1, max_targets=100, seed=0)
     decoded.cache = DecodedImages(tempfile.gettempdir(), data.heights, data.widths)
     for i in range(len(data)):
         decoded.start_image(i)()
@@ -191,7 +192,7 @@ def feed(name, data, recipe, step=0.05, count=150):
     The device is a clock: as in JAX, a step is dispatched while the one before is still computed.
     """
     options = dict(num_lengths=8, special=101, batch_size=8, max_targets=100, seed=0)
-    source, ready, start = loader.TrainBatches.make(data, recipe, **options), 0.0, 0.0
+    source, ready, start = TrainBatches.make(data, recipe, **options), 0.0, 0.0
     for number, _, _ in loader.load(source, range(count + 10)):
         now = time.perf_counter()
         ready = max(now, ready) + step  # when the device will have computed this step

@@ -12,8 +12,8 @@ import time
 import numpy as np
 
 from yolos_jax.analysis import outcomes
+from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data.annotations import Annotations
-from yolos_jax.tools import report
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5_000, 36_000, 500_000, 80
 
@@ -58,7 +58,7 @@ def main():
     fields = {'images.four': (ids % 4).tolist(), 'annotations.five': (np.arange(OBJECTS) % 5).tolist()}
     for name, by in (('report', {}), ('with two fields, 9 groups', fields)):
         clock = time.perf_counter()
-        analysis = report.analyse(outcomes.columns(truth, results), by)
+        analysis = analyse(outcomes.columns(truth, results), by)
         print(f'{name}: {time.perf_counter() - clock:.1f} s, AP {analysis.curves.ap():.4f}')
     print(
         f'peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, results included'

@@ -18,6 +18,7 @@ from yolos_jax.configs import yolos_s
 
 from yolos_jax import cpus
 from yolos_jax.data import geometry, loader
+from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.records import Records
 
 BATCH, STEPS, WARM = 16, 40, 5
@@ -28,7 +29,7 @@ def load(data: Records, process: int, processes: int, barrier) -> None:
     threads = max(cpus.usable() // processes, 1)
     recipe = geometry.Recipe(**yolos_s.get_config().augment)
     options = dict(num_lengths=8, special=101, batch_size=BATCH, max_targets=100, seed=0)
-    source = loader.TrainBatches.make(data, recipe, **options)
+    source = TrainBatches.make(data, recipe, **options)
     rows = slice(process * BATCH // processes, (process + 1) * BATCH // processes)
     for _ in loader.load(source, range(WARM), rows, threads):
         pass

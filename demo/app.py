@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from yolos_jax import Detector, visualize, weights
 from yolos_jax.data import pixels
+from yolos_jax.detections import to_rgbx
 from yolos_jax.errors import InputError
-from yolos_jax.inference import to_rgbx
 from yolos_jax.tools import attention
 
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / 'examples').glob('*.jpg'))

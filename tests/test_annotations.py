@@ -4,6 +4,7 @@ import pytest
 from helpers import coco_content, write_coco
 
 from yolos_jax.data import annotations
+from yolos_jax.data.problems import check_annotations, find_problems
 from yolos_jax.errors import InputError
 
 
@@ -54,7 +55,7 @@ def text(value, **keys):
 def test_a_problem_that_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):
     path = write_coco(tmp_path, content, images=False) / 'annotations' / 'instances_val.json'
     with pytest.raises(InputError, match=says) as error:
-        annotations.check(annotations.read(path))
+        check_annotations(annotations.read(path))
     assert str(path) in str(error.value) and '\n' not in str(error.value)
 
 
@@ -63,7 +64,7 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     first = content['annotations'][0]
     content['annotations'].append(first | {'id': 5, 'bbox': [-5, 10, 20, 20]})
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
-    problems = annotations.problems(annotations.read(path))
+    problems = find_problems(annotations.read(path))
     assert [str(problem) for problem in problems] == [
         '2 boxes without an area (dropped): annotation id 1, annotation id 4',
         '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
@@ -75,5 +76,5 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
 def test_every_problem_is_found_not_only_the_first(tmp_path):
     content = change(images__1__id=7, annotations__1__id=1, annotations__2__category_id=4)
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
-    problems = annotations.problems(annotations.read(path))
+    problems = find_problems(annotations.read(path))
     assert len(problems) == 3 and all(problem.stops for problem in problems)

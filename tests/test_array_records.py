@@ -11,6 +11,7 @@ from helpers import ROOT
 from PIL import Image
 
 from yolos_jax.data import annotations, array_records, class_names, geometry, loader, records
+from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
 from yolos_jax.data.folders import Folder
 from yolos_jax.errors import InputError
 from yolos_jax.tools import build_tfds, tfds_builder
@@ -28,7 +29,7 @@ def test_both_sources_give_equal_records_and_batches(split, coco_folder, data_se
         np.testing.assert_equal(getattr(tfds, name), getattr(folder, name))
     recipe = geometry.Recipe((96, 112), 176, crop_from=(96, 112, 128), crop_min=80, crop_max=128)
     options = dict(lengths=(51, 83), batch_size=5, max_targets=6, seed=0)
-    batches = [loader.TrainBatches(r, recipe, **options) for r in (folder, tfds)]
+    batches = [TrainBatches(r, recipe, **options) for r in (folder, tfds)]
     for (_, a, _), (_, b, _) in zip(*(loader.load(x, range(4)) for x in batches), strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -124,7 +125,7 @@ def test_evaluation_asks_for_the_official_file(data_set):
     moved = truth.rename(truth.with_suffix('.away'))
     try:
         with pytest.raises(InputError, match='instances_val2017.json: not there'):
-            loader.EvalBatches(data, size=112, max_size=176, batch_size=4)
+            EvalBatches(data, size=112, max_size=176, batch_size=4)
     finally:
         moved.rename(truth)
 
@@ -163,7 +164,7 @@ def test_photographs_annotated_upright_are_stored_upright(orientation, tmp_path)
     folder, stored = tmp_path / 'yolo', build_tfds.build(tmp_path / 'yolo', tmp_path)
     yolo, tfds = (records.read(root, 'train') for root in (folder, stored))
     np.testing.assert_array_equal(tfds.boxes, yolo.boxes)
-    images = [loader.start_image(data, 0)()[..., :3] for data in (yolo, tfds)]
+    images = [start_image(data, 0)()[..., :3] for data in (yolo, tfds)]
     np.testing.assert_array_equal(*images)
 
 

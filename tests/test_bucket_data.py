@@ -11,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from yolos_jax.bucket import Bucket
 from yolos_jax.data import geometry, labelled, loader, record_ranges, records, sources
+from yolos_jax.data.batches import EvalBatches, TrainBatches
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.tools import build_tfds, check_data, make_classes
 
@@ -28,7 +29,7 @@ def same(root, url, split='train2017'):
     local, remote = records.read(root, split), records.read(url, split)
     assert remote.digests() == local.digests() and remote.rows.tolist() == local.rows.tolist()
     options = dict(lengths=(51, 83), batch_size=5, max_targets=6, seed=0)
-    batches = [loader.load(loader.TrainBatches(r, RECIPE, **options), range(7)) for r in (local, remote)]
+    batches = [loader.load(TrainBatches(r, RECIPE, **options), range(7)) for r in (local, remote)]
     for (_, a, _), (_, b, _) in zip(*batches, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -98,7 +99,7 @@ def test_a_storage_that_fails_is_no_bad_image(coco_folder):
             raise StorageError('gs://bucket: no answer')
 
     data = dataclasses.replace(records.read(coco_folder, 'val2017'), images=Failing())
-    batches = loader.EvalBatches(data, size=112, max_size=176, batch_size=4)
+    batches = EvalBatches(data, size=112, max_size=176, batch_size=4)
     with pytest.raises(StorageError, match='no answer'):
         list(loader.load(batches, range(2)))
 

@@ -11,6 +11,7 @@ from yolos_jax.data import cache, loader, records
 from yolos_jax.errors import InputError
 from yolos_jax.run import detection
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run.starting_point import make_start
 
 SHAPES = [(3, 5), (4, 2), (1, 7)]
 
@@ -48,7 +49,7 @@ def test_an_image_that_cannot_be_decoded_is_not_kept(tmp_path):
 def test_batches_are_the_same_bits_with_decoded_images(coco_folder, tmp_path):
     config = tiny_config(data=coco_folder)
     data = records.read(coco_folder, 'train2017')
-    start = detection.make_start(config, data, meshes.platform(meshes.make_mesh()))
+    start = make_start(config, data, meshes.platform(meshes.make_mesh()))
     plain, cached = (detection.make_batches(config, data, start) for _ in range(2))
     cached.cache = cache.DecodedImages(tmp_path, data.heights, data.widths)
     steps = range(2 * plain.steps_per_epoch)  # the second epoch reads what the first kept

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import evaluation, losses, steps
 from yolos_jax.data import annotations, loader, records
+from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
@@ -86,7 +87,7 @@ def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
     runs = []
     for devices, batch_size in ((1, 3), (8, 8)):
         mesh = meshes.make_mesh(jax.devices()[:devices])
-        batches = loader.EvalBatches(data, size=64, max_size=128, batch_size=batch_size)
+        batches = EvalBatches(data, size=64, max_size=128, batch_size=batch_size)
         step = meshes.make_predictor(predict, mesh)
         detect = functools.partial(step, meshes.replicate(params, mesh))
         outputs = evaluation.detect(detect, batches)
@@ -106,7 +107,7 @@ def test_validation_losses_are_those_of_training_over_the_whole_split(coco_folde
     options = dict(size=64, max_size=128, max_targets=6)
     values = []
     for batch_size in (4, 10):
-        batches = loader.EvalBatches(data, batch_size=batch_size, **options)
+        batches = EvalBatches(data, batch_size=batch_size, **options)
         step = meshes.make_predictor(steps.make_evaluation_step(yolos), mesh)
         values.append(evaluation.mean_losses(evaluation.detect(functools.partial(step, params), batches)))
     ((_, batch, _),) = loader.load(batches, [0])

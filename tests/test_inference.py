@@ -13,7 +13,8 @@ from helpers import ROOT, TINY, forward, make_hf, noise, read_detector
 from PIL import Image
 
 from yolos_jax import evaluation, steps, weights
-from yolos_jax.data import annotations, geometry, loader, records
+from yolos_jax.data import annotations, geometry, records
+from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detector, sequence_lengths
 from yolos_jax.model import Yolos, init_params
@@ -40,7 +41,7 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
     data = records.read(coco_folder, 'val2017')
     pretrained = read_detector(saved)
     mesh = meshes.make_mesh(jax.devices()[:1])
-    batches = loader.EvalBatches(data, size=pretrained.size, max_size=pretrained.max_size, batch_size=4)
+    batches = EvalBatches(data, size=pretrained.size, max_size=pretrained.max_size, batch_size=4)
     predict = meshes.make_predictor(steps.make_predict_step(pretrained.model), mesh)
     outputs = evaluation.detect(functools.partial(predict, pretrained.params), batches)
     results = evaluation.to_results(outputs, data, {i: i for i in range(4)})

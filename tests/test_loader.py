@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from yolos_jax.data import geometry, loader, plan, records
+from yolos_jax.data.batches import EvalBatches, TrainBatches
 from yolos_jax.errors import InputError
 from yolos_jax.patches import unpatchify
 from yolos_jax.tools import make_shapes
@@ -18,7 +19,7 @@ def train_set(coco_folder):
 
 
 def make(train_set, seed=0, max_targets=6):
-    return loader.TrainBatches(
+    return TrainBatches(
         train_set, RECIPE, lengths=(51, 83), batch_size=4, max_targets=max_targets, seed=seed
     )
 
@@ -158,7 +159,7 @@ def test_too_many_bad_images_stop_the_run(tolerated, says, large_folder):
 
 def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys):
     with damage(large_folder, 'val2017', [5]) as damaged:
-        source = loader.EvalBatches(damaged, size=112, max_size=176, batch_size=100)
+        source = EvalBatches(damaged, size=112, max_size=176, batch_size=100)
         for _ in range(2):
             seen = []
             for step, batch, indices in loader.load(source, range(10)):
@@ -182,7 +183,7 @@ def test_the_loader_stops_when_nobody_asks_on(train_set):
 
 def test_evaluation_rows_without_an_image_are_empty(coco_folder):
     val_set = records.read(coco_folder, 'val2017')
-    source = loader.EvalBatches(val_set, size=112, max_size=176, batch_size=4)
+    source = EvalBatches(val_set, size=112, max_size=176, batch_size=4)
     assert len(source) == 3
     batches = batches_of(loader.load(source, range(3)))
     assert planned_of(source, 2)[2:].tolist() == [-1, -1]

@@ -10,8 +10,7 @@ from yolos_jax import losses
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
-from yolos_jax.weights import hf as hf_form
-from yolos_jax.weights import names
+from yolos_jax.weights import hf_names, names
 
 C, Q, SLOTS = 5, 12, 9
 set_loss = jax.jit(losses.set_loss, static_argnames='images_per_group')
@@ -67,7 +66,7 @@ def test_gradients_of_every_weight_are_those_of_transformers(hf):
     def loss(params):
         return set_loss(yolos.apply({'params': params}, patches, grid), ours, 2)[0]
 
-    gradients = hf_form.from_reference(names.from_params(jax.jit(jax.grad(loss))(params), yolos))
+    gradients = hf_names.from_reference(names.from_params(jax.jit(jax.grad(loss))(params), yolos))
     expected = {k.replace('.interpolation.', '.'): v.grad for k, v in hf.named_parameters()}
     assert gradients.keys() == expected.keys()
     largest = max(float(grad.abs().max()) for grad in expected.values())

@@ -116,14 +116,15 @@ def test_a_large_annotation_file_is_read_once_in_less_than_a_gigabyte(tmp_path):
         (tmp_path / 'val' / f'{i}.jpg').touch()
     script = (
         'import re, sys, time\n'
-        'from yolos_jax.data import geometry, loader, records\n'
+        'from yolos_jax.data import geometry, records\n'
+        'from yolos_jax.data.batches import TrainBatches\n'
         'clock = time.monotonic()\n'
         'data = records.read(sys.argv[1], "val", sys.argv[2])\n'
         'clock = time.monotonic() - clock\n'
         'assert len(data.boxes) == 700_000\n'
         'memory = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]\n'
         'recipe = geometry.Recipe((480, 800), 1333, (400, 500, 600), 384, 600)\n'
-        'batches = loader.TrainBatches(\n'
+        'batches = TrainBatches(\n'
         '    data, recipe, lengths=[4200], batch_size=8, max_targets=100, seed=0)\n'
         'assert len(batches.plan(0).indices) == 12_500\n'
         'print(clock, memory)\n'

@@ -13,10 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import evaluation
 from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
-from yolos_jax.data import corruptions, loader, pixels, records
+from yolos_jax.data import corruptions, pixels, records
 from yolos_jax.data.annotations import Annotations, of_images
+from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
-from yolos_jax.tools import evaluate, report
+from yolos_jax.tools import evaluate
 
 COLUMNS = 'files heights widths annotation_ids labels crowd areas boxes'.split()
 CLASSES = [(1, 'circle'), (2, 'square'), (5, 'triangle'), (7, 'never there')]
@@ -290,13 +291,13 @@ def test_the_page_works_in_a_browser(evaluated, width, dark, tmp_path):
 def test_a_field_that_is_not_there_is_refused_before_any_work(coco_folder, field, message):
     data = records.read(coco_folder, 'val2017')
     with pytest.raises(InputError, match=message):
-        report.read_fields(data, data.truth(), [field])
+        groups.read_fields(data, data.truth(), [field])
 
 
 @pytest.mark.parametrize('name', corruptions.CORRUPTIONS)
 def test_a_corruption_grows_with_its_strength_and_is_the_same_again(coco_folder, name):
     data = records.read(coco_folder, 'val2017')
-    image = pixels.to_rgb(loader.start_image(data, 0)())
+    image = pixels.to_rgb(start_image(data, 0)())
     made = [corruptions.corrupt(image, name, strength, 7) for strength in corruptions.STRENGTHS]
     away = [np.abs(np.float32(x) - image).mean() for x in made]
     assert all(x.shape == image.shape and x.dtype == np.uint8 for x in made)

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from yolos_jax import evaluation
 from yolos_jax.data import annotations, compare, loader, records, sources
+from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
 from yolos_jax.run import detection
 from yolos_jax.tools import make_shapes
@@ -280,8 +281,7 @@ def test_a_json_file_and_a_folder_of_images_are_enough(coco):
     data = records.from_source(sources.of_files(file, coco / 'val2017'))
     assert (
         len(data) == 15
-        and len(list(loader.load(loader.EvalBatches(data, size=64, max_size=96, batch_size=5), range(3))))
-        == 3
+        and len(list(loader.load(EvalBatches(data, size=64, max_size=96, batch_size=5), range(3)))) == 3
     )
     with pytest.raises(InputError, match='train9: no such data folder'):
         sources.of_files(file, coco / 'train9')
@@ -336,7 +336,7 @@ def test_yolos_boxes_lie_on_photographs_turned_upright(orientation, coco, tmp_pa
     data = records.read(tmp_path, 'val')
     i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
     np.testing.assert_allclose(data.objects(i)[0], [[4, 8, 20, 24]])
-    assert loader.start_image(data, i)()[9:23, 5:19, :3].max() < 20
+    assert start_image(data, i)()[9:23, 5:19, :3].max() < 20
 
 
 def _with_orientation(image, orientation):

@@ -17,8 +17,9 @@ from yolos_jax.configs import finetune
 
 from yolos_jax.data import records
 from yolos_jax.errors import DivergedError, InputError
-from yolos_jax.run import detection, workdir
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run import workdir
+from yolos_jax.run.starting_point import make_start
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import adapt, checkpoint
@@ -139,14 +140,14 @@ def test_a_model_that_is_not_the_weights_is_named(init_from, width, says, unbrok
     with config.unlocked():
         config.model.width = width
     with pytest.raises(InputError, match=says):
-        detection.make_start(config, records.read(coco_folder, 'train2017'), 'cpu')
+        make_start(config, records.read(coco_folder, 'train2017'), 'cpu')
 
 
 def test_training_starts_from_a_backbone(coco_folder, tmp_path):
     vit = make_vit()
     torch.save({'model': torches(vit)}, tmp_path / 'deit.pth')
     config = tiny_config(init_from=str(tmp_path / 'deit.pth'))
-    start = detection.make_start(config, records.read(coco_folder, 'train2017'), 'cpu')
+    start = make_start(config, records.read(coco_folder, 'train2017'), 'cpu')
     bias = start.params['backbone']['norm']['bias']
     np.testing.assert_array_equal(bias, vit['norm.bias'])
     assert start.about['source'] == 'deit.pth' and start.classes[3] == 'triangle'

@@ -9,8 +9,9 @@ __version__ = '0.2.0'
 
 with _epy.lazy_api_imports(globals()):
     from yolos_jax import data, losses, matcher, optim, steps, tools, weights
+    from yolos_jax.detections import Detections
     from yolos_jax.errors import InputError
-    from yolos_jax.inference import Detections, Detector
+    from yolos_jax.inference import Detector
     from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_S_DWR, YOLOS_TI, Yolos
     from yolos_jax.patches import patchify
     from yolos_jax.run.pretraining import pretrain

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from yolos_jax import losses
 from yolos_jax.data import loader
 from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.batches import EvalBatches
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.weights.pretrained import Pretrained
@@ -21,7 +22,7 @@ METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_m
 
 def detect(
     predict: Callable[[dict], dict],
-    batches: loader.EvalBatches,
+    batches: EvalBatches,
     *,
     rows: slice = slice(None),
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from yolos_jax import files
-from yolos_jax.data import loader, pixels
+from yolos_jax.data import pixels
+from yolos_jax.data.batches import start_image
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 
@@ -74,7 +75,7 @@ def first_images(
     """
     pictures = []
     for row, index in enumerate(outputs['index'][:count].tolist()):
-        image = pixels.to_rgb(loader.start_image(records, index)())
+        image = pixels.to_rgb(start_image(records, index)())
         scores, labels = outputs['scores'][row], outputs['labels'][row]
         shown = scores >= threshold
         boxes = outputs['boxes'][row][shown] * np.tile(image.shape[1::-1], 2)

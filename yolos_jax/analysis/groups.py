@@ -10,6 +10,10 @@ import numpy as np
 
 from yolos_jax.analysis.outcomes import Outcomes, Split, match
 from yolos_jax.analysis.precision import bootstrap, curves
+from yolos_jax.data import annotations
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.records import Records
+from yolos_jax.errors import InputError
 
 FEW_IMAGES, FEW_OBJECTS = 20, 50  # below these a group's AP says little
 MOST_GROUPS = 30  # values of a field
@@ -145,3 +149,29 @@ def _parts(values: Sequence) -> list[tuple[str, np.ndarray]]:
     if len(names) > MOST_GROUPS:
         parts.append((f'{len(names) - MOST_GROUPS} other values', ~np.isin(texts, names[:MOST_GROUPS])))
     return parts
+
+
+def read_fields(records: Records, truth: Annotations, names: Sequence[str]) -> dict[str, list]:
+    """The values of fields for `analyse`, from the annotation file that an evaluation is by.
+
+    names: 'images.NAME' or 'annotations.NAME'. Returns {name: values}, in the order of the images by id, or
+    of the annotations `truth`.
+
+    Raises:
+        InputError: there is no such file, or no image or annotation in it has the field.
+    """
+    result = {}
+    for name in names:
+        kind, _, field = name.partition('.')
+        if kind not in ('images', 'annotations') or not field:
+            raise InputError(f'{name}: a field is images.NAME or annotations.NAME', 'by')
+        file = records.source.truth
+        if file is None:
+            raise InputError(f'{records.source.path}: is no COCO file, and has no field {name}', 'by')
+        owners, values = annotations.read_field(file, kind, field)
+        if kind == 'images':
+            of_image = dict(zip(owners, values, strict=True))
+            result[name] = [of_image[number] for number in np.sort(truth.ids).tolist()]
+        else:
+            result[name] = [values[i] for i in np.flatnonzero(np.isin(owners, truth.ids))]
+    return result

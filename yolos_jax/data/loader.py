@@ -6,34 +6,21 @@ records exist once.
 
 import collections
 import concurrent.futures
-import functools
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from yolos_jax import cpus
-from yolos_jax.data import geometry, pixels, plan
-from yolos_jax.data.cache import DecodedImages
-from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.labelled import LabelledImages
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError, StorageError
-from yolos_jax.patches import PATCH_DIM
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
 READS = 256  # images asked of a bucket before these: 3,200 a second where an answer takes 80 ms, and 40 MB
-
-
-class Plan(NamedTuple):
-    """What every batch of an epoch holds."""
-
-    geometry: Geometry  # of all n records
-    indices: np.ndarray  # of records, [steps, B]
-    lengths: np.ndarray  # of the sequences of each step, [steps]
 
 
 class Rows(NamedTuple):
@@ -45,125 +32,14 @@ class Rows(NamedTuple):
     required: bool  # whether every row must have an image
 
 
-class TrainBatches:
-    """The batches of a run: batch `step` is a function of (seed, step) and the records alone."""
-
-    def __init__(
-        self,
-        records: Records,
-        recipe: geometry.Recipe,
-        *,
-        lengths: Sequence[int],
-        batch_size: int,
-        max_targets: int,
-        seed: int,
-    ) -> None:
-        self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
-        self.steps_per_epoch = len(records) // batch_size
-        self.cache: DecodedImages | None = None  # where images that were decoded before are
-        self._recipe, self._lengths, self._batch_size, self._seed = recipe, lengths, batch_size, seed
-        self._epoch, self._plan = None, None
-
-    @classmethod
-    def make(
-        cls, records: Records, recipe: geometry.Recipe, *, num_lengths: int, special: int, **options: int
-    ) -> 'TrainBatches':
-        """The batches of a recipe with bucket lengths chosen from the sizes of the data.
-
-        special: how many tokens a sequence has besides its patches (`plan.choose_lengths`); options: those
-        of `__init__`.
-        """
-        sizes = records.heights, records.widths
-        drawn = [geometry.draw(*sizes, recipe, options['seed'], epoch).lengths for epoch in range(3)]
-        most = geometry.most_patches(*sizes, recipe)
-        lengths = plan.choose_lengths(np.concatenate(drawn), most, num_lengths, special)
-        return cls(records, recipe, lengths=lengths, **options)
-
-    def plan(self, epoch: int) -> Plan:
-        """What every batch of an epoch holds."""
-        if epoch != self._epoch:
-            r = self.records
-            drawn = geometry.draw(r.heights, r.widths, self._recipe, self._seed, epoch)
-            batches = plan.plan(drawn.lengths, self._lengths, self._batch_size, self._seed, epoch)
-            self._epoch, self._plan = epoch, Plan(drawn, *batches)
-        return self._plan
-
-    def rows(self, step: int) -> Rows:
-        """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
-        epoch, i = divmod(step, self.steps_per_epoch)
-        drawn, indices, lengths = self.plan(epoch)
-        return Rows(in_turn(indices[i]), filler(self.records, drawn), int(lengths[i]), required=True)
-
-    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch before it is loaded."""
-        return empty_batch(rows, length, self.max_targets)
-
-    def start_image(self, index: int) -> Callable[[], np.ndarray]:
-        """What gives the pixels of a record, which is not read where it was decoded before."""
-        if self.cache is None:
-            return start_image(self.records, index)
-        return self.cache.start(index, functools.partial(start_image, self.records, index))
-
-    def waste(self) -> tuple[list[int], float]:
-        """The lengths in use, and the share of the first epoch's patch tokens that is padding."""
-        drawn, indices, lengths = self.plan(0)
-        return np.unique(lengths).tolist(), plan.waste(drawn.counts, indices, lengths)
-
-
 def in_turn(indices: np.ndarray) -> list[np.ndarray]:
     """The candidates of each row of a batch: its own record first, then those of the rows after it."""
     around = np.concatenate([indices, indices])
     return [around[row : row + len(indices)] for row in range(len(indices))]
 
 
-class EvalBatches:
-    """Every record once, at evaluation size; rows without an image fill up the last batch."""
-
-    def __init__(
-        self,
-        records: Records,
-        *,
-        size: int,
-        max_size: int,
-        batch_size: int,
-        max_targets: int = 0,
-        alter: Callable[[np.ndarray, int], np.ndarray] | None = None,
-    ) -> None:
-        """max_targets: of an image, for its losses. alter: an RGB image and its id to another image."""
-        self.max_targets, self._alter = max_targets, alter
-        truth = records.source.truth
-        if truth and not truth.is_file():
-            raise InputError(f'{truth}: not there; evaluation is by the official annotation file')
-        self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
-        self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
-        counts = self._geometry.lengths
-        lengths = plan.choose_lengths(counts, int(counts.max()), 2)
-        self._indices, self._lengths = plan.in_order(counts, lengths, batch_size)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def start_image(self, index: int) -> Callable[[], np.ndarray]:
-        """What gives the pixels of a record, altered."""
-        image = start_image(self.records, index)
-        if not self._alter:
-            return image
-        number = int(self.records.ids[index])
-        return lambda: pixels.to_rgbx(self._alter(pixels.to_rgb(image()), number))
-
-    def rows(self, step: int) -> Rows:
-        """What is loaded for a step. The row of a bad image stays empty."""
-        candidates = [np.array([index]) for index in self._indices[step]]
-        fill = filler(self.records, self._geometry)
-        return Rows(candidates, fill, int(self._lengths[step]), required=False)
-
-    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch before it is loaded."""
-        return empty_batch(rows, length, self.max_targets)
-
-
 class Batches(Protocol):
-    """What `load` loads: of detection, or of `class_batches`."""
+    """What `load` loads: of `batches` or `class_batches`."""
 
     bad: 'BadImages'
 
@@ -235,17 +111,6 @@ def load(
                 yield job.step, job.batch, indices
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarray]:
-    """A batch of black images of one patch without targets, as `load` describes it."""
-    return {
-        'patches': np.zeros((rows, length, PATCH_DIM), np.uint8),
-        'grid': np.ones((rows, 2), np.int32),
-        'labels': np.zeros((rows, max_targets), np.int32),
-        'boxes': np.zeros((rows, max_targets, 4), np.float32),
-        'valid': np.zeros((rows, max_targets), bool),
-    }
 
 
 class _Group(NamedTuple):
@@ -322,35 +187,3 @@ def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]
             fill(row, index, image, of_row)
         return [index] * len(arrays)
     return [-1] * len(arrays)
-
-
-def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
-    """What fills a row with an image and its objects under the geometry drawn."""
-
-    def fill(_: int, index: int, image: np.ndarray, row: dict) -> None:
-        row['grid'][:] = drawn[index].grid
-        pixels.place(image, drawn[index], row['patches'])
-        _fill_targets(records, index, drawn[index], row)
-
-    return fill
-
-
-def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
-    """What gives the pixels of a record, RGBX, as its boxes lie on them.
-
-    It raises InputError where the image cannot be read. From a bucket its file is asked for now.
-    """
-    size, read = (records.heights[index], records.widths[index]), records.start_read(index)
-    return lambda: pixels.decode_sized(read(), records.name(index), size, records.images.upright)
-
-
-def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:
-    """An image's objects under its geometry; of more than T the largest are kept."""
-    boxes, labels = records.objects(index)
-    boxes, kept = geometry.move_boxes(boxes, records.heights[index], records.widths[index], drawn)
-    labels, T = labels[kept], len(row['valid'])
-    if len(boxes) > T:
-        largest = np.sort(np.argsort(-boxes[:, 2] * boxes[:, 3], kind='stable')[:T])
-        boxes, labels = boxes[largest], labels[largest]
-    k = len(boxes)
-    row['labels'][:k], row['boxes'][:k], row['valid'][:k] = labels, boxes, True

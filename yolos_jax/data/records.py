@@ -14,6 +14,7 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.data import annotations, sources
+from yolos_jax.data.problems import check_annotations, find_problems
 from yolos_jax.errors import InputError
 
 INDEX_VERSION = 2
@@ -187,10 +188,10 @@ def labels(numbers: Iterable[int]) -> dict[int, int]:
 
 
 def flatten(a: annotations.Annotations) -> dict:
-    """The arrays of `Records` from `annotations.Annotations`; raises InputError as `annotations.check`."""
-    annotations.check(a)
+    """The arrays of `Records` from `annotations.Annotations`; raises InputError as `check_annotations`."""
+    check_annotations(a)
     label = labels(number for number, _ in a.categories)
-    notes = [*a.notes, *map(str, annotations.problems(a))]
+    notes = [*a.notes, *map(str, find_problems(a))]
     if max(label) > LARGEST_CLASS:
         notes.append(f'category ids up to {max(label)}: the classes are numbered in their order, from 0')
     order = np.argsort(a.ids)

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from yolos_jax import Detector, attention, files, visualize, weights
 from yolos_jax.data import pixels
+from yolos_jax.detections import to_rgbx
 from yolos_jax.errors import InputError
-from yolos_jax.inference import to_rgbx
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 from yolos_jax.tools.predict import find_images

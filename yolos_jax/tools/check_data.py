@@ -21,8 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from yolos_jax import cpus
-from yolos_jax.data import annotations, compare, geometry, loader, pixels, records, sources
-from yolos_jax.data.annotations import Annotations, Problem
+from yolos_jax.data import compare, geometry, pixels, records, sources
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.batches import TrainBatches
+from yolos_jax.data.problems import Problem, find_problems
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files
 from yolos_jax.tools import data_page
@@ -39,7 +41,7 @@ def examine(
     """Everything there is to say about a split."""
     source = sources.find(root, split)
     a = source.load()
-    problems = annotations.problems(a)
+    problems = find_problems(a)
     if any(problem.stops for problem in problems):
         return Findings(split, problems, [], None, None, a, None, {})
     problems += [Problem(note, 0, [], False) for note in a.notes]
@@ -55,7 +57,7 @@ def examine(
     )
     described, batches = tables(data), None
     if len(data) >= batch_size:
-        batches = loader.TrainBatches.make(
+        batches = TrainBatches.make(
             data,
             recipe,
             num_lengths=num_lengths,

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from yolos_jax import files, visualize
-from yolos_jax.data import annotations, loader, pixels, records
-from yolos_jax.data.annotations import Annotations, Problem
+from yolos_jax.data import loader, pixels, records
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.batches import TrainBatches
+from yolos_jax.data.problems import Problem, odd_boxes
 from yolos_jax.errors import InputError
 from yolos_jax.patches import unpatchify
 from yolos_jax.tools import page
@@ -28,7 +30,7 @@ class Findings:
     problems: list[Problem]
     tables: list
     records: records.Records | None
-    batches: loader.TrainBatches | None
+    batches: TrainBatches | None
     annotations: Annotations
     images: object
     bad_images: dict
@@ -58,7 +60,7 @@ def _section(findings: Findings) -> str:
 def worst(findings: Findings) -> dict[str, list[int]]:
     """{title: indices into `Annotations`} of the images to look at."""
     a, r = findings.annotations, findings.records
-    image, flat, outside = annotations.odd_boxes(a)
+    image, flat, outside = odd_boxes(a)
     counts = np.diff(r.first)
     smallest = np.argsort((r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1), kind='stable')
     groups = {
@@ -94,7 +96,7 @@ def _stored(findings: Findings, i: int) -> str:
     return page.figure(visualize.draw(image, boxes, a.labels[rows], captions), caption, SIDE)
 
 
-def _batch(batches: loader.TrainBatches) -> str:
+def _batch(batches: TrainBatches) -> str:
     records = batches.records
     try:
         ((_, batch, indices),) = loader.load(batches, [0])

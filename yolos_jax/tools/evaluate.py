@@ -17,8 +17,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, steps, weights
-from yolos_jax.analysis import outcomes, precision
-from yolos_jax.data import annotations, corruptions, loader, records, sources
+from yolos_jax.analysis import groups, outcomes, precision
+from yolos_jax.analysis.analysis import Corrupted, analyse
+from yolos_jax.data import annotations, corruptions, records, sources
+from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
@@ -104,7 +106,7 @@ def make_detect(
     rows, threads = meshes.rows_of_process(batches['batch_size'], mesh), cluster.threads()
 
     def detect(name: str = '', alter: Callable | None = None) -> dict:
-        source = loader.EvalBatches(**batches, alter=alter)
+        source = EvalBatches(**batches, alter=alter)
         options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
         with tqdm(total=len(source), **options) as bar:
             options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update, threads=threads)
@@ -123,7 +125,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
     batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
     truth = data.truth()
-    fields = report.read_fields(data, truth, args.by)  # what cannot be read is said before any work
+    fields = groups.read_fields(data, truth, args.by)  # what cannot be read is said before any work
     detect = make_detect(args, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
     corrupted = corruptions_of(detect, data, labels) if args.corruptions else []
@@ -145,7 +147,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     files.write_json(output / 'predictions.json', results)
     if args.report or args.by or args.corruptions:
         split = outcomes.columns(truth, results)
-        analysis = report.analyse(split, fields, corrupted)
+        analysis = analyse(split, fields, corrupted)
         shown = {name: str(value) for name, value in about.items()}
         report.write(output, analysis, data, numbers, shown)
         print(f'report: {args.output}/report.html')
@@ -153,7 +155,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
 
 def corruptions_of(
     detect: Callable[..., dict], data: records.Records, labels: dict[int, int]
-) -> list[report.Corrupted]:
+) -> list[Corrupted]:
     """The AP under each corruption at each strength."""
     truth, result = data.truth(), []
     for name in corruptions.CORRUPTIONS:
@@ -163,7 +165,7 @@ def corruptions_of(
             results = evaluation.to_results(detect(f'{name} {strength}', alter), data, labels)
             split = outcomes.columns(truth, results)
             values.append(precision.curves(outcomes.match(split)).ap())
-        result.append(report.Corrupted(name, values))
+        result.append(Corrupted(name, values))
     return result
 
 

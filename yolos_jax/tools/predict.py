@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from yolos_jax import Detector, bucket, files, visualize
 from yolos_jax.data.yolo import ENDINGS
+from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
-from yolos_jax.inference import Detections
 from yolos_jax.run import cli, workdir
 from yolos_jax.tools import video
 from yolos_jax.tools.prediction_files import Predictions, as_coco

@@ -3,20 +3,19 @@
 `yolos eval --report` writes it, as one HTML file and, for programs, as report.json.
 """
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from yolos_jax import evaluation, files, visualize
 from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
+from yolos_jax.analysis.analysis import Analysis
 from yolos_jax.analysis.groups import Group
-from yolos_jax.analysis.outcomes import Outcomes, Split
-from yolos_jax.data import annotations, loader, pixels
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.analysis.outcomes import Split
+from yolos_jax.data import pixels
+from yolos_jax.data.batches import start_image
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.tools import page
@@ -32,117 +31,6 @@ ERRORS = {
     tide.Kind.BACKGROUND: 'nothing there: IoU below 0.1 with every object',
     tide.Kind.MISSED: 'objects that no detection points to',
 }
-
-
-class Corrupted(NamedTuple):
-    """The AP under a corruption at its strengths."""
-
-    name: str
-    ap: list[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Analysis:
-    """What is to say about the detections in a split, as numbers.
-
-    errors are at IoU 0.5; thresholds: of each class; least_scores [K]: the same, 1 for classes without one;
-    confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions, empty where not
-    asked for.
-    """
-
-    outcomes: Outcomes
-    curves: precision.Curves
-    errors: tide.Errors
-    thresholds: list[confidence.Threshold]
-    least_scores: np.ndarray
-    confusion: np.ndarray
-    calibration: confidence.Calibration
-    groups: dict[str, list[Group]]
-    corrupted: list[Corrupted]
-
-    def relative_ap(self) -> float:
-        """The mean AP under corruptions, relative to the AP without."""
-        values = [ap for corruption in self.corrupted for ap in corruption.ap]
-        return float(np.mean(values)) / max(self.curves.ap(), 1e-9)
-
-    def numbers(self) -> dict[str, Any]:
-        """All of it but for the single detections, for JSON."""
-        split = self.outcomes.split
-        by_class = zip(split.class_names, self.curves.by_class().tolist(), self.thresholds, strict=True)
-        return {
-            'classes': {name: {'AP': ap} | best._asdict() for name, ap, best in by_class},
-            'errors': {
-                kind.name.lower(): {'count': self.errors.counts[kind], 'AP50_cost': self.errors.costs[kind]}
-                for kind in tide.Kind
-            },
-            'confusion': self.confusion.tolist(),
-            'calibration': {name: np.asarray(x).tolist() for name, x in self.calibration._asdict().items()},
-            'groups': {title: [dataclasses.asdict(x) for x in of] for title, of in self.groups.items()},
-            'corrupted': {x.name: x.ap for x in self.corrupted},
-        }
-
-
-def analyse(
-    split: Split, fields: dict[str, list] | None = None, corrupted: Sequence[Corrupted] = ()
-) -> Analysis:
-    """Match a split's detections and ask everything.
-
-    fields: as `read_fields` gives them.
-    """
-    matched = outcomes.match(split)
-    thresholds = confidence.best_thresholds(matched)
-    least_scores = np.nan_to_num(np.array([x.score for x in thresholds]), nan=1.0)
-    parts = {
-        'Size of objects': groups.by_size(split),
-        'Shape of objects': groups.by_shape(split),
-        'Objects in the image': groups.by_crowding(matched),
-        'Frequency of classes': groups.by_frequency(matched),
-    }
-    for name, values in (fields or {}).items():
-        of_images = name.startswith('images.')
-        of_objects = [] if of_images else [values[row] for row in split.rows.tolist()]
-        parts[name] = (
-            groups.by_image_field(matched, values)
-            if of_images
-            else groups.by_object_field(split, of_objects)
-        )
-    return Analysis(
-        matched,
-        curves=precision.curves(matched),
-        errors=tide.errors(matched),
-        thresholds=thresholds,
-        least_scores=least_scores,
-        confusion=confidence.confusion(split, least_scores),
-        calibration=confidence.calibration(matched),
-        groups=parts,
-        corrupted=list(corrupted),
-    )
-
-
-def read_fields(records: Records, truth: Annotations, names: Sequence[str]) -> dict[str, list]:
-    """The values of fields for `analyse`, from the annotation file that an evaluation is by.
-
-    names: 'images.NAME' or 'annotations.NAME'. Returns {name: values}, in the order of the images by id, or
-    of the annotations `truth`.
-
-    Raises:
-        InputError: there is no such file, or no image or annotation in it has the field.
-    """
-    result = {}
-    for name in names:
-        kind, _, field = name.partition('.')
-        if kind not in ('images', 'annotations') or not field:
-            raise InputError(f'{name}: a field is images.NAME or annotations.NAME', 'by')
-        file = records.source.truth
-        if file is None:
-            raise InputError(f'{records.source.path}: is no COCO file, and has no field {name}', 'by')
-        owners, values = annotations.read_field(file, kind, field)
-        if kind == 'images':
-            of_image = dict(zip(owners, values, strict=True))
-            result[name] = [of_image[number] for number in np.sort(truth.ids).tolist()]
-        else:
-            result[name] = [values[i] for i in np.flatnonzero(np.isin(owners, truth.ids))]
-    return result
 
 
 def write(
@@ -356,7 +244,7 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     """An image twice: its objects, and the detections to show bool [d]."""
     index = int(np.searchsorted(records.ids, split.image_ids[image]))
     try:
-        array = pixels.to_rgb(loader.start_image(records, index)())
+        array = pixels.to_rgb(start_image(records, index)())
     except InputError as error:
         return page.text(str(error))
     objects, rows = split.objects_of(image), np.flatnonzero(shown)

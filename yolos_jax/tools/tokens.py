@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, weights
 from yolos_jax.data import loader, records
+from yolos_jax.data.batches import EvalBatches
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 
@@ -75,7 +76,7 @@ def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) ->
     return float(products / n / np.sqrt(variance * (centred @ centred) / len(similarity)))
 
 
-def predictions(model: Yolos, params: dict, batches: loader.EvalBatches) -> dict[str, np.ndarray]:
+def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, np.ndarray]:
     """What all tokens predict in I images.
 
     'pred_logits' [I, Q, C + 1], 'pred_boxes' [I, Q, 4] cxcywh in 0..1, and 'index' [I], the records.
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(*notes, sep='\n', end='\n' if notes else '')
     data = evaluation.relabelled(data, labels)
     model, size = pretrained.model, {'size': pretrained.size, 'max_size': pretrained.max_size}
-    outputs = predictions(model, pretrained.params, loader.EvalBatches(data, batch_size=1, **size))
+    outputs = predictions(model, pretrained.params, EvalBatches(data, batch_size=1, **size))
     tokens, boxes = np.asarray(pretrained.params['backbone']['det_token'])[0], outputs['pred_boxes']
     numbers = {'images': len(boxes), 'tokens': len(tokens), 'method': METHOD}
     for key, average in (('', False), (', images averaged first', True)):

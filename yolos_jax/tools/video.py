@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from yolos_jax import Detector, files
+from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
-from yolos_jax.inference import Detections
 
 ENDINGS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg'}
 TIME_BASE = Fraction(1, 90_000)  # of the video that is written, in seconds

@@ -17,7 +17,7 @@ from yolos_jax import posembed
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import dino, google, hf, names, statistics
+from yolos_jax.weights import dino, google, hf_names, names, statistics
 from yolos_jax.weights.tensors import Tensor, TensorFile, summary
 
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
@@ -127,7 +127,7 @@ def _read(file: TensorFile) -> _Vit:
         tensors, mean, std = google.to_timm(tensors), google.MEAN, google.STD
         report += google.fill(tensors)
     elif any(name.startswith('embeddings.') for name in tensors):
-        tensors = hf.to_timm(tensors)
+        tensors = hf_names.to_timm(tensors)
     tensors, unused, changes = dino.to_timm(tensors)
     ignored, report = [*ignored, *unused], [*report, *changes]
     if tensors.pop('dist_token', None):

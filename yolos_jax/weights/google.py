@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from yolos_jax.weights import hf
+from yolos_jax.weights import hf_names
 from yolos_jax.weights.tensors import Tensor
 
 MEAN = STD = np.full(3, 0.5, np.float32)  # pixels went in as -1..1
@@ -43,13 +43,13 @@ def to_timm(tensors: dict) -> dict:
             stacked = path[0] == 'encoderblock'
             for i in range(tensor.shape[0]) if stacked else [int(path[0].rsplit('_', 1)[1])]:
                 value = _of_block(tensor, i if stacked else ..., leaf, path[-1])
-                if path[-1] in hf.QKV:
+                if path[-1] in hf_names.QKV:
                     parts.setdefault(f'blocks.{i}.attn.qkv.{kind}', {})[path[-1][0]] = value
                 else:
                     result[f'blocks.{i}.{NAMES.get(path[-1], name)}.{kind}'] = value
         else:
             result[name] = tensor
-    return result | hf.join_qkv(parts)
+    return result | hf_names.join_qkv(parts)
 
 
 def _of_block(tensor: Tensor, index: object, leaf: str, layer: str) -> Tensor:

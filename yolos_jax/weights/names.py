@@ -143,3 +143,11 @@ def _compare(tensors: dict, shapes: dict) -> None:
     )
     if text:
         raise InputError(f'these are not the tensors of the model: {text}')
+
+
+def num_classes(tensors: dict) -> int:
+    """C of the reference's tensors: the class head has a row more, for "no object"."""
+    name = 'class_embed.layers.2.bias'
+    if name not in tensors:
+        raise InputError(f'no YOLOS detector: {name} is missing')
+    return tensors[name].shape[0] - 1

@@ -7,7 +7,7 @@ from yolos_jax.data import class_names
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import hf, names, sizes, tensors, torchfile
+from yolos_jax.weights import hf, hf_names, names, sizes, tensors, torchfile
 from yolos_jax.weights.pretrained import Pretrained
 
 PUBLISHED = (model.YOLOS_TI, model.YOLOS_S, model.YOLOS_S_DWR, model.YOLOS_B)
@@ -27,7 +27,7 @@ def read(
             published model of its size say the heads and grids.
     """
     state = {name.removeprefix('module.'): tensor for name, tensor in file.tensors.items()}
-    state = hf.to_reference(state) if hf.has_names(file.tensors) else state
+    state = hf_names.to_reference(state) if hf_names.has_names(file.tensors) else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
         if name not in state or len(state[name].shape) != 3:
             raise InputError(f'no YOLOS detector: {name} is missing or of another shape')
@@ -63,9 +63,9 @@ def read(
         heads=heads,
         pos_grid=grid_of('pos', pos_grid, 'init_pe_size'),
         mid_pos_grid=grid_of('mid_pos', mid_pos_grid, 'mid_pe_size'),
-        num_classes=hf.num_classes(state),
+        num_classes=names.num_classes(state),
         num_det_tokens=tokens,
-        eps=file.about.get('eps', hf.EPS if hf.has_names(file.tensors) else EPS),
+        eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
     )
     sizes.check(built)
     size = args.get('eval_size') or (512 if width == model.YOLOS_TI['width'] else 800)

@@ -1,0 +1,96 @@
+"""All that is to be said of the detections in a split, as numbers."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
+from yolos_jax.analysis.groups import Group
+from yolos_jax.analysis.outcomes import Outcomes, Split
+
+
+class Corrupted(NamedTuple):
+    """The AP under a corruption at its strengths."""
+
+    name: str
+    ap: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What is to say about the detections in a split, as numbers.
+
+    errors are at IoU 0.5; thresholds: of each class; least_scores [K]: the same, 1 for classes without one;
+    confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions, empty where not
+    asked for.
+    """
+
+    outcomes: Outcomes
+    curves: precision.Curves
+    errors: tide.Errors
+    thresholds: list[confidence.Threshold]
+    least_scores: np.ndarray
+    confusion: np.ndarray
+    calibration: confidence.Calibration
+    groups: dict[str, list[Group]]
+    corrupted: list[Corrupted]
+
+    def relative_ap(self) -> float:
+        """The mean AP under corruptions, relative to the AP without."""
+        values = [ap for corruption in self.corrupted for ap in corruption.ap]
+        return float(np.mean(values)) / max(self.curves.ap(), 1e-9)
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it but for the single detections, for JSON."""
+        split = self.outcomes.split
+        by_class = zip(split.class_names, self.curves.by_class().tolist(), self.thresholds, strict=True)
+        return {
+            'classes': {name: {'AP': ap} | best._asdict() for name, ap, best in by_class},
+            'errors': {
+                kind.name.lower(): {'count': self.errors.counts[kind], 'AP50_cost': self.errors.costs[kind]}
+                for kind in tide.Kind
+            },
+            'confusion': self.confusion.tolist(),
+            'calibration': {name: np.asarray(x).tolist() for name, x in self.calibration._asdict().items()},
+            'groups': {title: [dataclasses.asdict(x) for x in of] for title, of in self.groups.items()},
+            'corrupted': {x.name: x.ap for x in self.corrupted},
+        }
+
+
+def analyse(
+    split: Split, fields: dict[str, list] | None = None, corrupted: Sequence[Corrupted] = ()
+) -> Analysis:
+    """Match a split's detections and ask everything.
+
+    fields: as `read_fields` gives them.
+    """
+    matched = outcomes.match(split)
+    thresholds = confidence.best_thresholds(matched)
+    least_scores = np.nan_to_num(np.array([x.score for x in thresholds]), nan=1.0)
+    parts = {
+        'Size of objects': groups.by_size(split),
+        'Shape of objects': groups.by_shape(split),
+        'Objects in the image': groups.by_crowding(matched),
+        'Frequency of classes': groups.by_frequency(matched),
+    }
+    for name, values in (fields or {}).items():
+        of_images = name.startswith('images.')
+        of_objects = [] if of_images else [values[row] for row in split.rows.tolist()]
+        parts[name] = (
+            groups.by_image_field(matched, values)
+            if of_images
+            else groups.by_object_field(split, of_objects)
+        )
+    return Analysis(
+        matched,
+        curves=precision.curves(matched),
+        errors=tide.errors(matched),
+        thresholds=thresholds,
+        least_scores=least_scores,
+        confusion=confidence.confusion(split, least_scores),
+        calibration=confidence.calibration(matched),
+        groups=parts,
+        corrupted=list(corrupted),
+    )

@@ -1,0 +1,150 @@
+"""What is wrong with annotations: what stops a run, and what is left out, cut or looks odd."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yolos_jax.data.annotations import Annotations
+from yolos_jax.errors import InputError
+
+SUSPICIOUS = 0.2  # the share of boxes that may leave their image
+LARGEST_BOX = 1e38  # training computes in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that is wrong: what, how often, a few examples, and whether it stops a run."""
+
+    what: str
+    count: int
+    examples: list
+    stops: bool
+
+    def __str__(self) -> str:
+        if not self.examples:
+            return self.what
+        shown = ', '.join(str(example) for example in self.examples)
+        return f'{self.count} {self.what}: {shown}' + (', ...' if self.count > len(self.examples) else '')
+
+
+class _Check(NamedTuple):
+    """A row of the table of what can be wrong."""
+
+    what: str
+    where: np.ndarray  # bool or indices: of images, categories or annotations
+    example: Callable[[int], Any]  # what to call one of them
+    stops: bool = True
+
+
+def find_problems(a: Annotations) -> list[Problem]:
+    """What is wrong with annotations: those that stop a run first; the others only where none does."""
+    empty = [('images', a.ids), ('categories', a.categories)]
+    stopping = [Problem(what, 0, ['the list is empty'], True) for what, x in empty if not len(x)]
+    stopping += _failed(_checks(a))
+    return stopping or _failed(_box_checks(a))
+
+
+def check_annotations(a: Annotations) -> None:
+    """Raises InputError for the first problem that stops a run."""
+    for problem in find_problems(a):
+        if problem.stops:
+            raise InputError(f'{a.path}: {problem}')
+
+
+def _failed(checks: list[_Check]) -> list[Problem]:
+    """The problems of those checks that apply to anything."""
+    result = []
+    for what, where, example, stops in checks:
+        where = np.flatnonzero(where) if where.dtype == bool else where
+        if len(where):
+            result.append(Problem(what, len(where), [example(i) for i in where[:5]], stops))
+    return result
+
+
+def _checks(a: Annotations) -> list[_Check]:
+    """What stops a run."""
+    category_ids = np.array([number for number, _ in a.categories], np.int64)
+    annotation_ids = a.annotation_ids[a.annotation_ids != -1]
+    outside = [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()]
+    unprintable = [not name.isprintable() or not name for name in a.files.tolist()]
+    image = lambda i: f'image id {a.ids[i]}'
+    annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    return [
+        _Check('image ids that stand twice', _repeated(a.ids), int),
+        _Check('category ids that stand twice', _repeated(category_ids), int),
+        _Check('annotation ids that stand twice', _repeated(annotation_ids), int),
+        _Check('category ids below 0', category_ids < 0, lambda i: category_ids[i]),
+        _Check(
+            'images without a size',
+            (a.heights < 1) | (a.widths < 1),
+            lambda i: f'{image(i)} is {a.heights[i]}x{a.widths[i]}',
+        ),
+        _Check(
+            'image files that point outside their folder',
+            np.array(outside, bool),
+            lambda i: f'{image(i)} {a.files[i]}',
+        ),
+        _Check(
+            'image files without a name, or with control characters in it',
+            np.array(unprintable, bool),
+            image,
+        ),
+        _Check(
+            'annotations of an unknown image',
+            ~np.isin(a.owners, a.ids),
+            lambda i: f'{annotation(i)} (image_id {a.owners[i]})',
+        ),
+        _Check(
+            'annotations of an unknown category',
+            ~np.isin(a.labels, category_ids),
+            lambda i: f'{annotation(i)} (category_id {a.labels[i]})',
+        ),
+        _Check('boxes that are not finite', ~(np.abs(a.boxes) < LARGEST_BOX).all(axis=1), annotation),
+    ]
+
+
+def _repeated(values: np.ndarray) -> np.ndarray:
+    """The values that occur more than once."""
+    values, counts = np.unique(values, return_counts=True)
+    return values[counts > 1]
+
+
+def _box_checks(a: Annotations) -> list[_Check]:
+    """What is dropped, cut or suspicious, of annotations that do not stop a run."""
+    image, flat, outside = odd_boxes(a)
+    annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    names = np.array([name.lower() for _, name in a.categories])
+    many = outside.sum() > max(SUSPICIOUS * len(outside), 5)
+    hint = '; are they x, y, x, y? COCO has x, y, width, height' if many else ''
+    return [
+        _Check(
+            'boxes, all within 0..1 (are they normalised? COCO has pixels)',
+            np.full(len(a.boxes), (a.boxes <= 1).all()),
+            annotation,
+            stops=False,
+        ),
+        _Check('categories of one name', _repeated(names), str, stops=False),
+        _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
+        _Check('boxes without an area (dropped)', flat, annotation, stops=False),
+        _Check(
+            f'boxes that leave the image by more than a pixel (cut{hint})',
+            outside,
+            lambda i: f'{annotation(i)} in {a.files[image[i]]}',
+            stops=False,
+        ),
+    ]
+
+
+def odd_boxes(a: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image (its row in the file) of every annotation [m], and which boxes have no area, or leave it.
+
+    By more than a pixel, that is; crowds do not count. For annotations that do not stop a run.
+    """
+    order = np.argsort(a.ids)
+    image = order[np.searchsorted(a.ids[order], a.owners)]
+    size = np.stack([a.widths[image], a.heights[image]], axis=1)
+    flat = ~(a.boxes[:, 2:] > 0).all(axis=1)
+    outside = (a.boxes[:, :2] < -1) | (a.boxes[:, :2] + a.boxes[:, 2:] > size + 1)
+    return image, flat & ~a.crowd, outside.any(axis=1) & ~a.crowd

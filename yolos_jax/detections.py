@@ -1,0 +1,125 @@
+"""What a detector gives: the objects in an image, to go through, to draw, to pass on."""
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from yolos_jax import visualize
+from yolos_jax.data import pixels
+from yolos_jax.errors import InputError
+
+Picture = np.ndarray | Image.Image | str | Path
+
+
+class Detection(NamedTuple):
+    """One object: box [4] xyxy in pixels, score, label and class name."""
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Detections:
+    """The n objects detected in an image, best first.
+
+    boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int64 [n], category
+    ids of the data it was trained on; names: n class names; image: the image as it was given, for
+    drawing; size: its (height, width), upright.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    image: Picture | None = None
+    size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        columns = self.boxes, self.scores.tolist(), self.labels.tolist(), self.names
+        return itertools.starmap(Detection, zip(*columns, strict=True))
+
+    def __repr__(self) -> str:
+        best = ', '.join(f'{x.name} {x.score:.2f}' for x in itertools.islice(self, 5))
+        return f'<{len(self)} detections{": " if best else ""}{best}{", ..." if len(self) > 5 else ""}>'
+
+    def select(self, rows: Sequence[int]) -> 'Detections':
+        """Some of the objects, by their position."""
+        rows = np.asarray(rows, np.int64)
+        arrays = self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Detections(*arrays, [self.names[i] for i in rows], self.image, self.size)
+
+    def to_list(self) -> list[dict]:
+        """The objects as plain dicts: 'box' (xyxy), 'score', 'label', 'name'."""
+        return [
+            {
+                'box': [round(float(x), 2) for x in one.box],
+                'score': round(one.score, 4),
+                'label': one.label,
+                'name': one.name,
+            }
+            for one in self
+        ]
+
+    def to_supervision(self) -> Any:
+        """As `supervision.Detections`; that package must be installed."""
+        import supervision
+
+        data = {'class_name': np.array(self.names, str)}
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data=data
+        )
+
+    def draw(
+        self,
+        image: Picture | None = None,
+        font: str | Path | None = None,
+        duplicates: float = visualize.DUPLICATE,
+    ) -> Image.Image:
+        """The image with the objects drawn on it, as `visualize.draw`.
+
+        image: the one to draw on; that which was given to the detector when None.
+        duplicates: IoU with a better one of its class from which on an object is left out; 1: none is.
+
+        Raises:
+            InputError: there is no image, or it or the font cannot be read.
+        """
+        image = self.image if image is None else image
+        if image is None:
+            raise InputError('these detections have no image to draw on; give one')
+        kept = visualize.without_duplicates(self.boxes, self.labels, duplicates)
+        captions = [f'{self.names[i]} {self.scores[i]:.2f}' for i in kept]
+        array = pixels.to_rgb(to_rgbx(image))
+        return Image.fromarray(visualize.draw(array, self.boxes[kept], self.labels[kept], captions, font))
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows."""
+        if self.image is None:
+            return None
+        file = io.BytesIO()
+        self.draw().save(file, 'png')
+        return file.getvalue()
+
+
+def to_rgbx(image: Picture) -> np.ndarray:
+    """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
+    if isinstance(image, str | Path):
+        return pixels.read_image(Path(image), upright=True)
+    if isinstance(image, Image.Image):
+        try:
+            return pixels.from_pillow(image, upright=True)
+        except pixels.UNREADABLE as error:
+            raise InputError(f'an image cannot be read ({error})') from None
+    if isinstance(image, np.ndarray):
+        return pixels.from_array(image)
+    raise InputError(f'an image is {type(image).__name__}; give an array, a PIL image or a path')

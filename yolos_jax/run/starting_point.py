@@ -1,0 +1,99 @@
+"""The detector that a run starts from: a new one, or one with weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from yolos_jax import attention, weights
+from yolos_jax.data import records
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params, param_shapes
+from yolos_jax.weights import adapt, checkpoint
+from yolos_jax.weights.pretrained import Pretrained
+
+
+def make_start(
+    config: ConfigDict, train_set: records.Records, platform: str, saved: dict | None = None
+) -> Pretrained:
+    """The detector a run starts from: a new one, or with the weights of `init_from`.
+
+    saved: the meta of a checkpoint that will be restored; its model then, without parameters, and
+        `init_from` is not read again.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+    compute = {
+        'dtype': dtype,
+        'remat': config.model.remat,
+        'attention_kernel': attention.for_platform(platform, dtype),
+    }
+    model = Yolos(**model_fields(config) | compute, num_classes=train_set.num_classes)
+    classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
+    size, max_size = config.eval_size, config.eval_max_size
+    if saved:
+        model, about = checkpoint.model_of(saved['model']).clone(**compute), saved['about']
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
+        size, max_size = saved['eval_size']
+    elif not config.init_from:
+        check_model_is_given(config)
+        params = init_params(model, rng)
+    else:
+        with weights.open(config.init_from) as source:
+            about = source.about
+            if source.is_detector:
+                pretrained = start_from_detector(config, source.detector(log=print), train_set)
+                size, max_size = size or pretrained.size, max_size or pretrained.max_size
+                model, params = pretrained.model.clone(**compute), pretrained.params
+            else:
+                check_model_is_given(config)
+                params = source.backbone(model, rng)
+    if not size or not max_size or not (config.augment.sizes or config.init_from):
+        raise InputError(
+            'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
+        )
+    if any(label != number for label, number in train_set.category_ids.items()):
+        about = about | {'category_ids': {str(k): number for k, number in train_set.category_ids.items()}}
+    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
+    return Pretrained(model, params, classes, size, max_size, about)
+
+
+def start_from_detector(
+    config: ConfigDict, pretrained: Pretrained, train_set: records.Records
+) -> Pretrained:
+    """A detector with the classes of the training set; raises InputError where it is another model."""
+    if config.reset_classes:
+        pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
+        print(f'  {report}')
+    adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
+    for name in (
+        'width',
+        'depth',
+        'heads',
+        'pos_grid',
+        'mid_pos_grid',
+        'num_det_tokens',
+        'registers',
+        'rope',
+    ):
+        asked, actual = config.model[name], getattr(pretrained.model, name)
+        if config.model.width and asked != actual:
+            raise InputError(
+                f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
+                'the model from there',
+                f'model.{name}',
+            )
+    return pretrained
+
+
+def check_model_is_given(config: ConfigDict) -> None:
+    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
+    if not config.model.width:
+        raise InputError(
+            f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
+            'init_from',
+        )
+
+
+def model_fields(config: ConfigDict) -> dict:
+    """The fields of a `Yolos` that a config gives."""
+    return {name: value for name, value in config.model.items() if name != 'eps' or value}

@@ -1,0 +1,132 @@
+"""Hugging Face's names of the tensors of a YOLOS or a ViT, to and from the names of the original and timm.
+
+In the original (hustvl/YOLOS) and timm, q, k and v are one tensor.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.weights.tensors import Tensor
+
+NAMES = (  # (Hugging Face, reference): prefixes
+    ('vit.embeddings.cls_token', 'backbone.cls_token'),
+    ('vit.embeddings.detection_tokens', 'backbone.det_token'),
+    ('vit.embeddings.position_embeddings', 'backbone.pos_embed'),
+    ('vit.encoder.mid_position_embeddings', 'backbone.mid_pos_embed'),
+    ('vit.embeddings.patch_embeddings.projection.', 'backbone.patch_embed.proj.'),
+    ('vit.layernorm.', 'backbone.norm.'),
+    ('class_labels_classifier.', 'class_embed.'),
+    ('bbox_predictor.', 'bbox_embed.'),
+)
+VIT_NAMES = (  # (Hugging Face's ViT, DeiT, ViTMAE, DINOv2 and DINOv3, timm): prefixes
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.distillation_token', 'dist_token'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
+    ('embeddings.patch_embeddings.', 'patch_embed.proj.'),  # DINOv3
+    ('embeddings.register_tokens', 'reg_token'),
+    ('layernorm.', 'norm.'),
+)
+BLOCK_NAMES = (  # (Hugging Face, reference and timm): prefixes within a block
+    ('layernorm_before.', 'norm1.'),
+    ('attention.output.dense.', 'attn.proj.'),
+    ('attention.o_proj.', 'attn.proj.'),  # ViTs of transformers 5
+    ('layernorm_after.', 'norm2.'),
+    ('intermediate.dense.', 'mlp.fc1.'),
+    ('output.dense.', 'mlp.fc2.'),
+    ('mlp.up_proj.', 'mlp.fc1.'),  # DINOv3, as below
+    ('mlp.down_proj.', 'mlp.fc2.'),
+    ('layer_scale1.lambda1', 'ls1.gamma'),
+    ('layer_scale2.lambda1', 'ls2.gamma'),
+)
+QKV = ('query', 'key', 'value')
+_LAYER = re.compile(r'(?:vit\.)?(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.')
+_QKV = re.compile(r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)')
+_BLOCK = re.compile(r'backbone\.blocks\.(\d+)\.')
+
+
+def has_names(tensors: dict) -> bool:
+    """Whether tensors carry Hugging Face's names of a YOLOS."""
+    return any(name.startswith('vit.') for name in tensors)
+
+
+def to_reference(tensors: dict) -> dict:
+    """Tensors {name: tensor} of a Hugging Face YOLOS under the reference's names."""
+    # transformers 5 keeps the mid tables in a module of their own
+    plain = {name.replace('encoder.interpolation.', 'encoder.'): t for name, t in tensors.items()}
+    return _joined(plain, NAMES, 'backbone.blocks.')
+
+
+def to_timm(tensors: dict) -> dict:
+    """Tensors {name: tensor} of a Hugging Face ViT, DeiT or ViTMAE under timm's names."""
+    return _joined(tensors, VIT_NAMES, 'blocks.')
+
+
+def _joined(tensors: dict, table: tuple, blocks: str) -> dict:
+    """Tensors renamed by `table`, those of layers under `blocks`, with q, k and v joined."""
+    result, parts = {}, {}
+    for name, tensor in tensors.items():
+        layer = _LAYER.match(name)
+        if layer is None:
+            result[rename(name, table)] = tensor
+            continue
+        inside, prefix = name[layer.end() :], f'{blocks}{layer[1]}.'
+        if part := _QKV.fullmatch(inside):
+            parts.setdefault(f'{prefix}attn.qkv.{part[2]}', {})[part[1]] = tensor
+        else:
+            result[prefix + rename(inside, BLOCK_NAMES)] = tensor
+    return result | join_qkv(parts)
+
+
+def join_qkv(parts: dict[str, dict]) -> dict:
+    """{name: one tensor} from {name: {'q', 'k', 'v': tensor}}, along the first axis.
+
+    A bias of q and v alone has zeros for k: DINOv3's keys have none.
+    """
+    for name, three in parts.items():
+        if set(three) == set('qv') and name.endswith('.bias'):
+            shape = three['q'].shape
+            three['k'] = Tensor(shape, lambda shape=shape: np.zeros(shape, np.float32))
+        if set(three) != set('qkv'):
+            raise InputError(f'{name}: has {", ".join(three)} and not all of q, k and v')
+    return {name: _concatenated([three[part] for part in 'qkv']) for name, three in parts.items()}
+
+
+def _concatenated(parts: list) -> Tensor:
+    rows, *rest = parts[0].shape
+    return Tensor((len(parts) * rows, *rest), lambda: np.concatenate([part.numpy() for part in parts]))
+
+
+def from_reference(tensors: dict) -> dict:
+    """The reference's tensors under the names of Hugging Face's files."""
+    result = {}
+    for name, tensor in tensors.items():
+        block = _BLOCK.match(name)
+        if block is None:
+            result[rename(name, [pair[::-1] for pair in NAMES])] = tensor
+            continue
+        inside, prefix = name[block.end() :], f'vit.encoder.layer.{block[1]}.'
+        if inside.startswith('attn.qkv.'):
+            kind = inside.rsplit('.', 1)[1]
+            for part, third in zip(QKV, _thirds(tensor), strict=True):
+                result[f'{prefix}attention.attention.{part}.{kind}'] = third
+        else:
+            result[prefix + rename(inside, [pair[::-1] for pair in BLOCK_NAMES])] = tensor
+    return result
+
+
+def _thirds(tensor: Any) -> list[Tensor]:
+    rows = tensor.shape[0] // 3
+    part = lambda i: lambda: tensor.numpy()[i * rows : (i + 1) * rows]
+    return [Tensor((rows, *tensor.shape[1:]), part(i)) for i in range(3)]
+
+
+def rename(name: str, table: Any) -> str:
+    """A name with the first prefix of `table` [(old, new)] that it has replaced."""
+    for old, new in table:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
