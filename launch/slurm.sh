@@ -20,7 +20,7 @@ set -euo pipefail
 TRAIN=(--config=configs/yolos_ti.py --workdir="$HOME/runs/ti" --config.data=/data/coco --config.batch_size=16)
 
 status=0
-srun --kill-on-bad-exit=1 .venv/bin/python train.py "${TRAIN[@]}" || status=$?
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 .venv/bin/python train.py "${TRAIN[@]}" || status=$?
 # a run that diverged would end the same again: the jobs that wait for this one are not needed
 [ "$status" != 3 ] || scancel --name="$SLURM_JOB_NAME" --user="$USER" --state=PENDING
 exit "$status"

@@ -50,6 +50,7 @@ def text(value, **keys):
         (change(images__1__file_name='/etc/passwd'), 'outside their folder: image id 3'),
         (change(images__1__file_name='x/../../a.jpg'), 'outside their folder: image id 3'),
         (change(categories__1__id=-3), 'category ids below 0: -3'),
+        (change(images__0__file_name='a\tb.jpg'), 'control characters in it: image id 7 .a.*tb.jpg'),
     ],
 )
 def test_a_problem_that_stops_a_run_is_named_with_the_file_and_the_id(content, says, tmp_path):
@@ -78,3 +79,12 @@ def test_every_problem_is_found_not_only_the_first(tmp_path):
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert len(problems) == 3 and all(problem.stops for problem in problems)
+
+
+NAMES = '写真\u30001.png', 'Screenshot 1.00\u202fPM.png', 'a\u00a0b.png', '👨\u200d👩.jpg'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_spaces_of_other_scripts_are_no_control_characters(name, tmp_path):
+    path = write_coco(tmp_path, change(images__0__file_name=name), images=False)
+    check_annotations(annotations.read(path / 'annotations' / 'instances_val.json'))

@@ -117,3 +117,8 @@ def test_the_batch_shown_is_the_one_trained_on(coco_folder):
     findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
     assert findings.batches.records.source.path.name == 'instances_train2017.json'
     assert np.unique(findings.batches.plan(0).indices[0]).size == 4
+
+
+def test_the_command_takes_the_url_of_a_bucket(data_url, capsys):
+    check_data.main([data_url, '--split', 'val2017'])
+    assert '== val2017 ==' in capsys.readouterr().out

@@ -123,6 +123,18 @@ def test_jpeg_is_decoded_as_pillow_does(options):
     )
 
 
+@pytest.mark.parametrize('kind', ['bytes that a camera adds', 'rare subsampling'])
+def test_what_libjpeg_only_warns_of_is_read_as_pillow_does(kind):
+    data = bytearray(encode(smooth(), 'JPEG', subsampling=0))
+    if kind == 'rare subsampling':
+        data[data.index(b'\xff\xc0') + 11] = 0x31  # of the brightness
+    else:
+        data[-2:-2] = b'\x11\x22' * 99
+    expected = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(pixels.decode(bytes(data), 'x')[..., :3], expected)
+    assert pixels.size(bytes(data), 'x') == expected.shape[:2]
+
+
 @pytest.mark.parametrize('data', [b'', b'<html>not decoded</html>', encode(smooth(), 'JPEG')[:300]])
 def test_a_file_that_is_no_image_is_named(data, tmp_path):
     path = tmp_path / 'bad.jpg'

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -213,11 +214,13 @@ def test_a_video_is_annotated_frame_by_frame(saved, photographs, tmp_path):
     assert np.abs(pictures[0] - plain).max() > 100  # boxes
 
 
-def test_a_file_that_is_no_video_is_named(saved, tmp_path):
+def test_a_file_that_is_no_video_is_named_and_the_others_are_done(saved, tmp_path, capsys):
     (tmp_path / 'film.mp4').write_bytes(b'<html>')
-    with pytest.raises(InputError, match='film.mp4: no video that can be read'):
-        run(saved, tmp_path / 'out', tmp_path / 'film.mp4')
-    assert not (tmp_path / 'out' / 'film.mp4').exists()
+    make_video(tmp_path / 'good.mp4', [np.zeros((96, 128, 3), np.uint8)])
+    with pytest.raises(SystemExit):
+        run(saved, tmp_path / 'out', tmp_path / 'film.mp4', tmp_path / 'good.mp4')
+    assert 'film.mp4: no video that can be read' in capsys.readouterr().err
+    assert not (tmp_path / 'out' / 'film.mp4').exists() and (tmp_path / 'out' / 'good.mp4').exists()
 
 
 def turn(path):
@@ -252,3 +255,49 @@ def test_videos_of_one_name_are_numbered(saved, tmp_path):
         len((out / f'{n}.jsonl').read_text().splitlines()) for n in ('film', 'film-2', 'predictions-2')
     ]
     assert counts == [1, 2, 3]
+    (tmp_path / 'c').mkdir()
+    make_video(tmp_path / 'c' / 'film.mp4', [np.zeros((96, 128, 3), np.uint8)] * 4)
+    before = (out / 'film-2.jsonl').stat().st_mtime_ns
+    run(saved, out, *paths, tmp_path / 'c' / 'film.mp4', '--no-pictures')  # of another call
+    assert len((out / 'film-3.jsonl').read_text().splitlines()) == 4
+    assert (out / 'film-2.jsonl').stat().st_mtime_ns == before
+
+
+def test_frames_of_one_time_follow_each_other(saved, tmp_path):
+    with av.open(str(tmp_path / 'film.mkv'), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuvj420p'
+        for time_of in (0, 33, 33, 33, 34, 66):  # ms
+            (packet,) = stream.encode(av.VideoFrame.from_ndarray(np.zeros((96, 128, 3), np.uint8)))
+            packet.pts = packet.dts = time_of
+            packet.time_base = Fraction(1, 1000)
+            container.mux(packet)
+    run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1')
+    with av.open(str(tmp_path / 'out' / 'film.mp4')) as annotated:
+        times = [frame.time for frame in annotated.decode(video=0)]
+    assert len(times) == 6 and times == sorted(set(times))
+
+
+def test_images_of_one_name_are_told_apart_by_where_they_are(saved, photographs, tmp_path, monkeypatch):
+    for folder, path in zip('ab', sorted(photographs.iterdir()), strict=False):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(shutil.copy(path, tmp_path / folder / 'x.jpg').parent)
+        content = run(saved, tmp_path / 'out', 'x.jpg')
+    assert [Path(entry['file']).parent.name for entry in content] == ['a', 'b']
+    assert content[0]['picture'] != content[1]['picture']
+
+
+def test_names_may_be_long_and_hidden_files_are_no_images(saved, photographs, tmp_path):
+    path = tmp_path / 'in' / f'{"写" * 80}.jpg'
+    path.parent.mkdir()
+    shutil.copy(next(photographs.iterdir()), path)
+    (path.parent / '._x.jpg').write_bytes(b'of macOS')
+    (entry,) = run(saved, tmp_path / 'out', path.parent)
+    assert (tmp_path / 'out' / entry['picture']).exists()
+    assert len(run(saved, tmp_path, path.parent)) == 1  # the output is above the input
+
+
+@pytest.mark.parametrize('option', ['--max_detections=-1', '--batch_size=0'])
+def test_counts_below_the_least_are_named(option, saved, photographs, tmp_path):
+    with pytest.raises(InputError, match='less than'):
+        run(saved, tmp_path / 'out', photographs, option)

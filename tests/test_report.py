@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import evaluation
 from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
+from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import corruptions, pixels, records
 from yolos_jax.data.annotations import Annotations, of_images
 from yolos_jax.data.batches import start_image
@@ -187,7 +189,77 @@ def test_which_class_is_taken_for_which_is_that_of_supervision():
     reference = supervision.ConfusionMatrix.from_detections(
         predictions, targets, [name for _, name in CLASSES], conf_threshold=0.4, iou_threshold=0.5
     )
-    np.testing.assert_array_equal(confidence.confusion(split, np.full(4, 0.4)), reference.matrix)
+    ours = confidence.confusion(outcomes.match(split), np.full(4, 0.4))
+    np.testing.assert_array_equal(ours, reference.matrix)
+
+
+def few(crowd, boxes, detections, categories=((1, 'dog'),)):
+    """Annotations of one image, and detections (category, box, score) in it."""
+    m = len(boxes)
+    truth = Annotations(
+        path=None,
+        ids=np.array([1]),
+        files=np.array(['1.jpg']),
+        heights=np.array([480]),
+        widths=np.array([640]),
+        annotation_ids=np.arange(m),
+        owners=np.ones(m, int),
+        labels=np.resize([number for number, _ in categories], m).astype(int),
+        crowd=np.array(crowd, bool),
+        areas=np.full(m, np.nan),
+        boxes=np.array(boxes, float).reshape(-1, 4),
+        categories=list(categories),
+    )
+    results = [dict(image_id=1, category_id=k, bbox=box, score=score) for k, box, score in detections]
+    return truth, results
+
+
+def test_detections_on_crowds_are_not_taken_for_nothing():
+    boxes = [[0, 0, 50, 50], [200, 200, 200, 200]]
+    inside = [(1, [200 + 30 * i, 200, 30, 30], 0.9) for i in range(2)]
+    truth, results = few([False, True], boxes, [(1, boxes[0], 0.9), *inside, (1, [100, 0, 9, 9], 0.9)])
+    matched = outcomes.match(outcomes.columns(truth, results))
+    np.testing.assert_array_equal(confidence.confusion(matched, np.array([0.5])), [[1, 0], [1, 0]])
+
+
+def test_detections_of_one_score_stand_or_fall_together():
+    box = [0, 0, 50, 50]
+    detections = [(1, box, 1.0), (1, [300, 300, 9, 9], 1.0), (1, [0, 300, 9, 9], 0.1)]
+    truth, results = few([False], [box], detections)
+    (best,) = confidence.best_thresholds(outcomes.match(outcomes.columns(truth, results)))
+    assert (best.score, best.precision, best.recall) == (1, 0.5, 1)
+
+
+def test_a_split_without_objects_is_analysed():
+    truth, results = few([], [], [(1, [0, 0, 9, 9], 0.9)])
+    numbers = analyse(outcomes.columns(truth, results)).numbers()
+    assert numbers['errors']['background']['count'] == 1 and numbers['confusion'] == [[0, 0], [0, 0]]
+
+
+def test_draws_without_an_object_are_not_in_an_interval():
+    truth, results = make(images=30)
+    alone = truth.ids[np.isin(truth.ids, truth.owners)][:1]
+    without = truth.ids[~np.isin(truth.ids, truth.owners)]
+    part = of_images(truth, np.concatenate([alone, without]))
+    low, high = precision.bootstrap(outcomes.match(outcomes.columns(part, results)), np.ones(4))
+    assert 0 <= low <= high <= 1
+
+
+def test_classes_of_one_name_are_told_apart():
+    boxes = [[0, 0, 50, 50], [200, 200, 50, 50]]
+    truth, results = few([False] * 2, boxes, [(1, boxes[0], 0.9)], [(1, 'dog'), (2, 'dog')])
+    _, by_name = evaluation.score(truth, results)
+    assert by_name == pytest.approx({'dog (id 1)': 1, 'dog (id 2)': 0})
+    assert outcomes.columns(truth, results).class_names == list(by_name)
+
+
+def test_an_evaluation_leaves_no_report_of_another(evaluated, coco_folder, tmp_path):
+    out = shutil.copytree(evaluated, tmp_path / 'out')
+    evaluate.main([
+        f'--weights={evaluated.parent}/hf', f'--data={coco_folder}', f'--output={out}', '--batch_size=8',
+        '--num_processes=1', f'--classes={evaluated.parent}/truth.json',
+    ])  # fmt: skip
+    assert not (out / 'report.html').exists() and not (out / 'report.json').exists()
 
 
 def test_a_threshold_has_the_largest_f1_of_all():

@@ -354,3 +354,22 @@ def test_splits_may_be_in_distant_folders(coco, tmp_path):
     (tmp_path / 'loop').symlink_to(tmp_path)  # not walked, for no image is in it
     assert len(records.read(tmp_path / 'a', 'train')) == 30
     assert len(records.read(tmp_path / 'a', 'val')) == 15
+
+
+def test_images_that_would_be_one_file_are_refused(tmp_path):
+    data = coco_content()
+    _write(tmp_path, data)
+    for image, folder in zip(data['images'], ('cam1', 'cam2'), strict=True):
+        image['file_name'] = f'{folder}/a.jpg'
+    (tmp_path / 'annotations' / 'instances_val.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match='several images that would be .*val/a.jpg'):
+        records.read(tmp_path, 'val')
+
+
+def test_linked_folders_of_images_are_read(coco, tmp_path):
+    yolo(coco, tmp_path / 'a')
+    images, labels = (tmp_path / 'a' / kind / 'train' for kind in ('images', 'labels'))
+    for folder in (images, labels):
+        shutil.copytree(folder, tmp_path / folder.parent.name)
+        (folder / 'more').symlink_to(tmp_path / folder.parent.name)
+    assert len(records.read(tmp_path / 'a', 'train')) == 60

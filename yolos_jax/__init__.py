@@ -5,8 +5,11 @@ Names are imported when they are first used, so that reading data needs no JAX.
 
 from etils import epy as _epy
 
+from yolos_jax import numba_cache as _numba_cache
+
 __version__ = '0.2.0'
 
+_numba_cache.set_up()
 with _epy.lazy_api_imports(globals()):
     from yolos_jax import data, losses, matcher, optim, steps, tools, weights
     from yolos_jax.detections import Detections

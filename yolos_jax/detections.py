@@ -54,8 +54,8 @@ class Detections:
         return f'<{len(self)} detections{": " if best else ""}{best}{", ..." if len(self) > 5 else ""}>'
 
     def select(self, rows: Sequence[int]) -> 'Detections':
-        """Some of the objects, by their position."""
-        rows = np.asarray(rows, np.int64)
+        """Some of the objects, by their position, or by a mask, bool [n]."""
+        rows = np.arange(len(self))[np.asarray(rows, None if len(rows) else np.int64)]
         arrays = self.boxes[rows], self.scores[rows], self.labels[rows]
         return Detections(*arrays, [self.names[i] for i in rows], self.image, self.size)
 

@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import losses
 from yolos_jax.data import loader
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.annotations import Annotations, class_names
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
@@ -131,13 +131,19 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     if all(classes.get(number, '').lower() == name for number, name in theirs.items()):
         return {label: label for label in range(pretrained.model.num_classes)}, []
     by_name = {name: number for number, name in theirs.items()}
-    labels = {label: by_name[name.lower()] for label, name in classes.items() if name.lower() in by_name}
+    labels = {
+        label: label if theirs.get(label) == name.lower() else by_name[name.lower()]
+        for label, name in classes.items()
+        if name.lower() in by_name
+    }
     if not labels:
         raise InputError(
             f'{records.source.path}: none of its classes ({_shown(theirs.values())}) is one of those that '
             f'are detected ({_shown(classes.values())})'
         )
     notes = []
+    if len(by_name) < len(theirs):
+        notes.append(f'{records.source.path}: several of its classes have one name, and count as one class')
     if any(label != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
     absent = [name for number, name in theirs.items() if number not in labels.values()]
@@ -173,7 +179,7 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
         {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        truth = ground_truth(truth)
+        names, truth = class_names(truth.categories), ground_truth(truth)
         known = set(truth.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
         evaluation = COCOeval(truth, truth.loadRes(results or _nothing(truth)), 'bbox')
@@ -184,7 +190,7 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
     classes = {}
     for k, category in enumerate(evaluation.params.catIds):
         valid = precision[:, :, k][precision[:, :, k] > -1]
-        classes[truth.cats[category]['name']] = float(valid.mean()) if len(valid) else -1.0
+        classes[names[category]] = float(valid.mean()) if len(valid) else -1.0
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True)), classes
 
 

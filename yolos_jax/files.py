@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{socket.gethostname()}-{os.getpid()}.part')
+    of_name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
+    part = path.with_name(f'.{of_name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
     try:
         with open(part, 'wb') as file:
             yield file

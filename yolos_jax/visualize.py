@@ -164,6 +164,11 @@ def _colour(label: int) -> tuple[int, int, int]:
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 1.0))
 
 
+def plain(text: str) -> str:
+    """Text for matplotlib, which takes $ for a formula and leaves labels with _ at their start out."""
+    return ' ' * text.startswith('_') + text.replace('$', r'\$')
+
+
 def curves(workdir: str | Path) -> None:
     """Draw workdir/curves.png from metrics.jsonl: losses and AP or accuracy, each on a scale of its own."""
     from matplotlib.figure import Figure  # not pyplot, whose backend is a notebook's own

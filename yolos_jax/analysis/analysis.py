@@ -89,7 +89,7 @@ def analyse(
         errors=tide.errors(matched),
         thresholds=thresholds,
         least_scores=least_scores,
-        confusion=confidence.confusion(split, least_scores),
+        confusion=confidence.confusion(matched, least_scores),
         calibration=confidence.calibration(matched),
         groups=parts,
         corrupted=list(corrupted),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yolos_jax.analysis.outcomes import Outcomes, Split, iou
+from yolos_jax.analysis.outcomes import Outcomes, iou
 
 LEAST_SCORE = 0.1  # of detections whose calibration is measured: the crowd near 0 would hide all others
 BINS = 10
@@ -37,7 +37,8 @@ def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
         if not count or not len(rows) or not hits[-1]:
             result.append(Threshold(*[float('nan')] * 4))
             continue
-        best = int(f1.argmax())
+        is_last = np.diff(split.scores[rows], append=-1) != 0  # of equal scores none can be left out alone
+        best = int(np.where(is_last, f1, -1).argmax())
         at = hits[best]
         result.append(
             Threshold(float(split.scores[rows[best]]), float(f1[best]), at / (best + 1), at / count)
@@ -69,13 +70,14 @@ def calibration(outcomes: Outcomes) -> Calibration:
     return Calibration(score, share, count, error)
 
 
-def confusion(split: Split, thresholds: np.ndarray) -> np.ndarray:
+def confusion(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
     """How often an object of a class (rows) is detected as a class (columns); the last is background.
 
     Of the detections with at least the score of their class's threshold [K]. Pairs with an IoU above 0.5
-    are taken within a class first, then by IoU, each object and detection once; crowds do not count.
+    are taken within a class first, then by IoU, each object and detection once; crowds do not count,
+    nor do detections on them.
     """
-    K = len(split.class_ids)
+    split, K = outcomes.split, len(outcomes.split.class_ids)
     matrix = np.zeros((K + 1, K + 1), np.int64)
     kept = np.flatnonzero(split.scores >= thresholds[split.detected_classes])
     objects = np.flatnonzero(~split.crowd)
@@ -95,5 +97,6 @@ def confusion(split: Split, thresholds: np.ndarray) -> np.ndarray:
                 matched.add(k)
                 taken.add(i)
         np.add.at(matrix, (split.classes[[k for k in truth if k not in matched]], K), 1)
-        np.add.at(matrix, (K, split.detected_classes[[i for i in rows if i not in taken]]), 1)
+        wrong = [i for i in rows.tolist() if i not in taken and not outcomes.ignored[i, 0]]
+        np.add.at(matrix, (K, split.detected_classes[wrong]), 1)
     return matrix

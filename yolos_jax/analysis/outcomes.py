@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.annotations import Annotations, class_names
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
 MOST = 100  # detections of a class that count in an image
@@ -73,7 +73,7 @@ def columns(truth: Annotations, results: Sequence[dict]) -> Split:
     100 of a class in an image, as in COCO's evaluation.
     """
     image_ids, class_ids = np.sort(truth.ids), np.sort([number for number, _ in truth.categories])
-    names = dict(truth.categories)
+    names = class_names(truth.categories)
     images, classes = np.searchsorted(image_ids, truth.owners), np.searchsorted(class_ids, truth.labels)
     rows = np.lexsort((classes, images))
     areas = np.where(np.isnan(truth.areas), truth.boxes[:, 2] * truth.boxes[:, 3], truth.areas)

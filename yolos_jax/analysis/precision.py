@@ -52,13 +52,16 @@ def curves(outcomes: Outcomes, weights: np.ndarray | None = None) -> Curves:
 
 
 def bootstrap(outcomes: Outcomes, weights: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """A 95 % interval of the AP: the images with a weight are drawn again, with repetition, 200 times."""
+    """A 95 % interval of the AP: the images with a weight are drawn again, with repetition, 200 times.
+
+    Draws without an object have no AP and do not count; where none has one, the interval is that of -1.
+    """
     members, random = np.flatnonzero(weights), np.random.default_rng(seed)
     ranked, values = _rank(outcomes, members), []
     for _ in range(RESAMPLES):
         drawn = np.bincount(random.choice(members, len(members)), minlength=len(weights))
         values.append(_curves(ranked, drawn).ap())
-    low, high = np.percentile(values, (2.5, 97.5))
+    low, high = np.percentile([ap for ap in values if ap > -1] or [-1], (2.5, 97.5))
     return float(low), float(high)
 
 

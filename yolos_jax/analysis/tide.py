@@ -43,6 +43,10 @@ class Errors(NamedTuple):
 def errors(outcomes: Outcomes) -> Errors:
     """The errors of a split's detections at IoU 0.5."""
     split, right = outcomes.split, outcomes.matched[:, 0] >= 0
+    if not len(split.images):
+        kinds = np.where(outcomes.ignored[:, 0], -1, Kind.BACKGROUND)
+        counts = dict.fromkeys(Kind, 0) | {Kind.BACKGROUND: len(kinds)}
+        return Errors(kinds, np.zeros(0, bool), dict.fromkeys(Kind, 0.0), counts)
     ignored, counted = outcomes.ignored[:, 0], outcomes.counted
     right = right & ~ignored
     used = np.zeros(len(split.images), bool)

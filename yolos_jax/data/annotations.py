@@ -1,6 +1,7 @@
 """A COCO annotation file as columns."""
 
 import codecs
+import collections
 import contextlib
 import dataclasses
 import mmap
@@ -157,6 +158,8 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
     """
     owner = 'id' if kind == 'images' else 'image_id'
     columns = [('owner', Whole), ('value', Any, None)]
+    if field == owner:
+        columns.pop()
     row = msgspec.defstruct('Row', columns, rename={'owner': owner, 'value': field})
     file = msgspec.defstruct('File', [(kind, list[row])])
     try:
@@ -164,9 +167,17 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
         rows = getattr(msgspec.json.decode(data, type=file, strict=False), kind)
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: {kind}.{field} cannot be read ({error})') from None
+    if field == owner:
+        return [x.owner for x in rows], [x.owner for x in rows]
     if all(x.value is None for x in rows):
         raise InputError(f'{path}: none of its {kind} has a field {field}', 'by')
     return [x.owner for x in rows], [x.value for x in rows]
+
+
+def class_names(categories: list) -> dict[int, str]:
+    """The names of (id, name) pairs by id; those that several have are told apart by it."""
+    counts = collections.Counter(name for _, name in categories)
+    return {number: f'{name} (id {number})' if counts[name] > 1 else name for number, name in categories}
 
 
 def read_classes(path: str | Path) -> dict[int, str]:

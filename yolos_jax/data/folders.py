@@ -91,12 +91,16 @@ class Folder:
 
     def walk(self, inside: str = '') -> Iterator[str]:
         """The names of all files below."""
-        with os.scandir(self.path / inside) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    yield from self.walk(f'{inside}{entry.name}/')
-                else:
-                    yield inside + entry.name
+        try:
+            with os.scandir(self.path / inside) as entries:
+                folders = {entry.name: entry.is_dir() for entry in entries}
+        except OSError as error:  # a link to itself, or no right to read
+            raise InputError(f'{self.path / inside}: cannot be listed ({error.strerror})', 'data') from None
+        for name, is_folder in folders.items():
+            if is_folder:
+                yield from self.walk(f'{inside}{name}/')
+            else:
+                yield inside + name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Pixels are RGBX, uint8 [height, width, 4]; the fourth byte is ignored: `resize` 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,8 +18,14 @@ from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
 EXIF_ORIENTATION = 0x0112
+ENDINGS = '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm'  # of image files
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
 UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
+
+
+def is_image(name: str) -> bool:
+    """Whether a file in a folder is an image, by its name in there; hidden files and folders hold none."""
+    return name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))
 
 
 def read_image(path: Path, upright: bool = False) -> np.ndarray:
@@ -40,7 +47,8 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
     """The (height, width) of encoded bytes as they are stored, from their header alone."""
     with _naming(name):
         if _is_jpeg(data):
-            return simplejpeg.decode_jpeg_header(data)[:2]
+            with _left_to_pillow():
+                return simplejpeg.decode_jpeg_header(data)[:2]
         with Image.open(BytesIO(data)) as image:
             return image.height, image.width
 
@@ -56,10 +64,11 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
     """As `read_image`, of encoded bytes; `name` is for the message."""
     with _naming(name):
         if _is_jpeg(data) and not (upright and orientation(data) != 1):
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(height, width)
-            if colours not in ('CMYK', 'YCCK'):
-                return simplejpeg.decode_jpeg(data, 'RGBX')
+            with _left_to_pillow():
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+                _check_size(height, width)
+                if colours not in ('CMYK', 'YCCK'):
+                    return simplejpeg.decode_jpeg(data, 'RGBX')
         with Image.open(BytesIO(data)) as image:
             return from_pillow(image, upright)
 
@@ -128,6 +137,16 @@ def _naming(name: str | Path) -> Iterator[None]:
         raise InputError(f'{name}: {error}') from None
     except UNREADABLE as error:
         raise InputError(f'{name}: not a readable image ({error})') from None
+
+
+@contextlib.contextmanager
+def _left_to_pillow() -> Iterator[None]:
+    """Ignores what simplejpeg raises for whole images: rare subsampling, and bytes that cameras add."""
+    try:
+        yield
+    except ValueError as error:
+        if not re.search('subsampling|extraneous bytes', str(error)):
+            raise
 
 
 def _is_jpeg(data: bytes) -> bool:

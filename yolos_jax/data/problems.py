@@ -1,6 +1,7 @@
 """What is wrong with annotations: what stops a run, and what is left out, cut or looks odd."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from yolos_jax.data.annotations import Annotations
 from yolos_jax.errors import InputError
 
 SUSPICIOUS = 0.2  # the share of boxes that may leave their image
+CONTROLS = 'Cc', 'Cs', 'Zl', 'Zp'  # kinds of characters: control, halves of a pair, line separators
 LARGEST_BOX = 1e38  # training computes in float32
 
 
@@ -68,7 +70,8 @@ def _checks(a: Annotations) -> list[_Check]:
     category_ids = np.array([number for number, _ in a.categories], np.int64)
     annotation_ids = a.annotation_ids[a.annotation_ids != -1]
     outside = [name.startswith('/') or '..' in name.split('/') for name in a.files.tolist()]
-    unprintable = [not name.isprintable() or not name for name in a.files.tolist()]
+    controls = lambda name: any(unicodedata.category(c) in CONTROLS for c in name)
+    unprintable = [not name or controls(name) for name in a.files.tolist()]
     image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
     return [
@@ -89,7 +92,7 @@ def _checks(a: Annotations) -> list[_Check]:
         _Check(
             'image files without a name, or with control characters in it',
             np.array(unprintable, bool),
-            image,
+            lambda i: f'{image(i)} {str(a.files[i])!r}',
         ),
         _Check(
             'annotations of an unknown image',

@@ -4,6 +4,7 @@ Which layout a folder has is seen by looking: COCO's, Roboflow's, CVAT's and Lab
 COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
 """
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ def locate(
     common, and without any. Taken is what has the most of the first hundred.
 
     Raises:
-        InputError: none fits.
+        InputError: none fits, or several images would be one file.
     """
     common = os.path.commonpath({os.path.dirname(name) for name in files.tolist()})
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
@@ -180,7 +181,12 @@ def locate(
             'where else exports put them',
             'images',
         )
-    return place, np.array([form(name) for name in files.tolist()], str)
+    names = files.tolist()
+    located = [form(name) for name in names]
+    if len(set(located)) < len(set(names)):  # cam1/1.jpg and cam2/1.jpg
+        twice, _ = collections.Counter(dict(zip(names, located, strict=True)).values()).most_common(1)[0]
+        raise InputError(f'{annotation_file}: names several images that would be {place}/{twice}', 'images')
+    return place, np.array(located, str)
 
 
 def splits(root: str | Path) -> list[str]:

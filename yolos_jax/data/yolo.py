@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from yolos_jax.data import pixels
+from yolos_jax.data import folders, pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.errors import InputError
 
-ENDINGS = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif'}  # of image files
 SPLITS = ('train', 'val', 'test')
 
 
@@ -83,7 +82,8 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
         if place is None:
             raise InputError(f'{file}: {name} is not there', 'data')
         if place.is_dir():
-            images += sorted(path for path in place.rglob('*') if path.suffix.lower() in ENDINGS)
+            inside = filter(pixels.is_image, folders.Folder(place).walk())
+            images += sorted(place / name for name in inside)
         else:
             lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]

@@ -7,6 +7,7 @@ For each image a page: a row for each detection, with the attention of its token
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from yolos_jax.detections import to_rgbx
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
+from yolos_jax.tools import video
 from yolos_jax.tools.predict import find_images
 
 SIDE, GAP, MARGIN = 220, 6, 24  # pixels of a page's pictures, between them, and above them
@@ -140,13 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
-    paths = find_images(args.images, args.output)
+    paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
     with weights.open(args.weights) as source:
         pretrained = source.detector(log=print)
     detector = Detector(pretrained, batch_size=1)
     args.output.mkdir(parents=True, exist_ok=True)
     for path, name in files.names_for(paths).items():
-        sheet = examine(detector, pretrained, path, args.threshold, args.block)
+        try:
+            sheet = examine(detector, pretrained, path, args.threshold, args.block)
+        except InputError as error:
+            print(f'left out: {error}', file=sys.stderr)
+            continue
         if sheet is None:
             print(f'{path}: nothing above {args.threshold}')
             continue

@@ -172,7 +172,7 @@ def text(findings: Findings) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('data', type=Path, help='a COCO folder, or a data set of tensorflow-datasets')
+    parser.add_argument('data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--split', nargs='*', help='those to check (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
     parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')

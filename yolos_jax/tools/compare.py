@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from yolos_jax import files
+from yolos_jax import files, visualize
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.weights import checkpoint
@@ -100,7 +100,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for run in sorted(runs, key=lambda run: -run.reached):
         label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
         epochs = [line['epoch'] for line in run.evaluations]
-        axes.plot(epochs, [100 * line[measure] for line in run.evaluations], '.-', label=label)
+        values = [100 * line[measure] for line in run.evaluations]
+        axes.plot(epochs, values, '.-', label=visualize.plain(label))
     axes.set(xlabel='epochs', ylabel=measure, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.4)
     axes.legend(title=f'best {measure}')

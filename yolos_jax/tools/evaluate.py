@@ -133,9 +133,6 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         return
     numbers, classes = evaluation.score(truth, results)
 
-    print(evaluation.table(numbers))
-    for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
-        print(f'{ap:8.3f} {name}')
     about = {
         'weights': args.weights,
         'data': str(data.source.path),
@@ -143,8 +140,13 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         'size': [size, max_size],
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
+    for name in report.FILES:  # of an evaluation before this one
+        (output / name).unlink(missing_ok=True)
     files.write_json(output / 'metrics.json', numbers | {'classes': classes, 'about': about})
     files.write_json(output / 'predictions.json', results)
+    print(evaluation.table(numbers))
+    for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
+        print(f'{ap:8.3f} {name}')
     if args.report or args.by or args.corruptions:
         split = outcomes.columns(truth, results)
         analysis = analyse(split, fields, corrupted)

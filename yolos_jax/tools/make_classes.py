@@ -48,7 +48,7 @@ def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> N
 
     Each form is a class twice: filled, and as an outline. splits: {name: images of each class}.
     """
-    if Path(root).is_dir():
+    if all((Path(root) / split).is_dir() for split in splits):
         return
     with files.new_folder(root) as part:
         for number, (split, count) in enumerate(splits.items()):

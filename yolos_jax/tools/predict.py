@@ -10,6 +10,7 @@ same command continues where the last one stopped. /dev/video0 is a camera; Ctrl
 import argparse
 import collections
 import concurrent.futures
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from yolos_jax import Detector, bucket, files, visualize
-from yolos_jax.data.yolo import ENDINGS
+from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, workdir
 from yolos_jax.tools import video
-from yolos_jax.tools.prediction_files import Predictions, as_coco
+from yolos_jax.tools.prediction_files import Predictions, as_coco, named
 
 WRITERS = 2  # threads that draw and write, beside those that read
 LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
@@ -46,8 +47,12 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         if not path.is_dir():
             images.append(path)
             continue
-        inside = [p for p in sorted(path.rglob('*')) if p.suffix.lower() in ENDINGS | video.ENDINGS]
-        inside = [p for p in inside if not p.resolve().is_relative_to(output)]
+        inside = [
+            p
+            for p in sorted(path.rglob('*'))
+            if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
+            if not p.resolve().is_relative_to(output) or path.resolve().is_relative_to(output)
+        ]
         if not inside:
             raise InputError(f'{path}: no images in this folder')
         images += inside
@@ -81,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = find_images(args.images, Path(args.output))
     if not 0 <= args.threshold <= 1:
         raise InputError(f'threshold is {args.threshold}, not between 0 and 1', 'threshold')
+    for name, least in (('max_detections', 0), ('batch_size', 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
     with workdir.opened(args.output) as work:
         args.output = work.folder
         detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
@@ -102,7 +110,8 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     }  # fmt: skip
     predictions = Predictions(args.output, settings, overwrite=args.overwrite)
     videos = [path for path in paths if video.is_video(path)]
-    left = [path for path in paths if path not in set(videos) and str(path) not in predictions.done]
+    is_done = lambda path: os.path.abspath(path) in predictions.done
+    left = [path for path in paths if not video.is_video(path) and not is_done(path)]
     with predictions, concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
         for entry in tqdm(_entries(detector, left, args, predictions, pool), total=len(left), unit='image'):
             predictions.add(entry)
@@ -112,11 +121,24 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     else:
         files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
     count, bad = predictions.counts(paths)
-    drawn = lambda detections: _drawn(detections, args)
-    for path, name in files.names_for(videos, taken=['predictions']).items():  # predictions.jsonl is ours
-        target = args.output / f'{name}.mp4'
-        video.annotate(detector, path, target, args.threshold, drawn, args.overwrite)
+    bad_videos = _annotate(detector, videos, args, predictions)
     print(f'{count} objects in {len(paths) - len(videos) - bad} images')
+    return bad + bad_videos
+
+
+def _annotate(
+    detector: Detector, videos: list[Path], args: argparse.Namespace, predictions: Predictions
+) -> int:
+    """Write what is made of videos; returns how many could not be read."""
+    drawn, bad = lambda detections: _drawn(detections, args), 0
+    for path, target in predictions.new_videos(videos):
+        try:
+            video.annotate(detector, path, target, args.threshold, drawn)
+        except InputError as error:
+            print(f'left out: {error}', file=sys.stderr)
+            bad += 1
+        else:
+            predictions.add_video(path, target)
     return bad
 
 
@@ -133,7 +155,7 @@ def _entries(
     for path, detections in zip(paths, results, strict=True):
         if isinstance(detections, InputError):
             print(f'left out: {detections}', file=sys.stderr)
-            writing.append({'image': str(path), 'error': str(detections)})
+            writing.append(named(path) | {'error': str(detections)})
         else:
             name = None if args.no_pictures else predictions.free_name(path.stem)
             writing.append(pool.submit(_write, path, detections, name, args))
@@ -163,7 +185,7 @@ def _write(path: Path, detections: Detections, name: str | None, args: argparse.
         with files.replacing(args.output / name) as file:
             picture.save(file, 'jpeg', quality=92)
     size = {'width': width, 'height': height}
-    return {'image': str(path), 'picture': name, **size, 'detections': detections.to_list()}
+    return {**named(path), 'picture': name, **size, 'detections': detections.to_list()}
 
 
 if __name__ == '__main__':

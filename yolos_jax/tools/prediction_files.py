@@ -9,6 +9,7 @@ from yolos_jax import files
 from yolos_jax.errors import InputError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
+VIDEOS = 'videos.json'
 
 
 class Predictions:
@@ -41,7 +42,10 @@ class Predictions:
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
-        self.done = {entry['image'] for entry in kept}
+        self.done = {_source(entry) for entry in kept}
+        self._videos = {}  # {name: the video it is of}
+        if not overwrite and (folder / VIDEOS).exists():
+            self._videos = json.loads((folder / VIDEOS).read_text())
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
@@ -55,6 +59,18 @@ class Predictions:
         """Append the entry of an image."""
         self._file.write(_line(entry))
         self._file.flush()
+
+    def new_videos(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+        """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
+        for path in paths:
+            if path.is_char_device() or os.path.abspath(path) not in self._videos.values():
+                name = files.free_name(path.stem, {*self._videos, Path(LINES).stem})
+                yield path, self._folder / f'{name}.mp4'
+
+    def add_video(self, path: Path, target: Path) -> None:
+        """Note that a video is done."""
+        self._videos[target.stem] = os.path.abspath(path)
+        files.write_json(self._folder / VIDEOS, self._videos)
 
     def free_name(self, stem: str) -> str:
         """The file name of a picture: that of its image, numbered where several images share it."""
@@ -75,8 +91,8 @@ class Predictions:
 
     def counts(self, paths: Iterable[Path]) -> tuple[int, int]:
         """How many objects there are in some images, and how many of them could not be read."""
-        objects, errors, images = 0, 0, {str(path) for path in paths}
-        for entry in (entry for entry in self.read() if entry['image'] in images):
+        objects, errors, images = 0, 0, set(map(os.path.abspath, paths))
+        for entry in (entry for entry in self.read() if _source(entry) in images):
             objects += len(entry.get('detections', ()))
             errors += 'error' in entry
         return objects, errors
@@ -94,6 +110,15 @@ class Predictions:
             return json.loads((self._folder / SETTINGS).read_text())
         except (OSError, ValueError):
             return {}
+
+
+def named(path: Path) -> dict:
+    """What an entry says of its image: its path as it was given, and from anywhere."""
+    return {'image': str(path), 'file': os.path.abspath(path)}
+
+
+def _source(entry: dict) -> str:
+    return entry.get('file') or os.path.abspath(entry['image'])  # version 0.2.0 wrote no 'file'
 
 
 def _line(entry: dict) -> bytes:

@@ -20,6 +20,7 @@ from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.tools import page
 
+FILES = 'report.html', 'report.json'
 SHOWN = 8  # pictures of a kind
 LARGEST_MATRIX = 30  # classes that a confusion matrix is shown for
 COLOURS = ('#1f6feb', '#d9822b', '#3aa35b')
@@ -37,9 +38,10 @@ def write(
     folder: Path, analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]
 ) -> None:
     """Write report.html and report.json; arguments as for `render`."""
-    with files.replacing(folder / 'report.html') as file:
+    page_file, numbers_file = (folder / name for name in FILES)
+    with files.replacing(page_file) as file:
         file.write(render(analysis, records, numbers, about))
-    files.write_json(folder / 'report.json', _without_nan(analysis.numbers()))
+    files.write_json(numbers_file, _without_nan(analysis.numbers()))
 
 
 def _without_nan(value: Any) -> Any:

@@ -7,6 +7,7 @@ and memory. Prints a table, and writes speed.json.
 """
 
 import argparse
+import functools
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,9 @@ import jax
 import numpy as np
 
 from yolos_jax import Detector, cpus, files, weights
-from yolos_jax.data import records
+from yolos_jax.data import pixels, records
+from yolos_jax.data.batches import start_image
+from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
 from yolos_jax.run import cli
@@ -67,12 +70,14 @@ def _heads(model: Yolos) -> int:
     return model.num_det_tokens * (4 * D * D + D * (model.num_classes + 1 + 4))
 
 
-def measure(detector: Detector, pretrained: weights.Pretrained, paths: Sequence[str]) -> dict:
-    """What there is to say about a detector on some image files, as plain numbers."""
+def measure(
+    detector: Detector, pretrained: weights.Pretrained, images: Sequence[Callable[[], np.ndarray]]
+) -> dict:
+    """What there is to say about a detector on some images, as plain numbers; each call reads one, RGB."""
     model, sizes = pretrained.model, []
     inputs = []
-    for path in paths:
-        prepared = detector.prepare(path)
+    for read in images:
+        prepared = detector.prepare(read())
         inputs.append({'patches': prepared.patches[None], 'grid': prepared.grid[None]})
         sizes.append(prepared.grid)
     lengths = [x['patches'].shape[1] for x in inputs]
@@ -81,13 +86,13 @@ def measure(detector: Detector, pretrained: weights.Pretrained, paths: Sequence[
     stats = jax.local_devices()[0].memory_stats() or {}
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        'images': len(paths),
+        'images': len(images),
         'parameters': sum(x.size for x in jax.tree.leaves(pretrained.params)),
         'bytes': sum(x.nbytes for x in jax.tree.leaves(pretrained.params)),
         'gflops': float(np.mean([macs(model, grid) for grid in sizes])) / 1e9,
         'gflops_computed': float(np.mean([computed_macs(model, length) for length in lengths])) / 1e9,
         'fps': _rates(detector.outputs, inputs),
-        'fps_from_file': _rates(detector, paths),
+        'fps_from_file': _rates(lambda read: detector(read()), images),
         'peak_memory_gb': stats.get('peak_bytes_in_use', resident) / 1e9,
         'peak_memory_of': 'the device' if stats else 'the process',
         'device': jax.devices()[0].device_kind,
@@ -128,6 +133,10 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
     return '\n'.join(f'{name:<20} {value}' for name, value in rows)
 
 
+def _image(data: records.Records, i: int) -> np.ndarray:
+    return pixels.to_rgb(start_image(data, i)())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -141,7 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with weights.open(args.weights) as source:
         pretrained = source.detector(log=print)
     detector = Detector(pretrained, batch_size=1)
-    numbers = measure(detector, pretrained, [data.name(i) for i in range(min(args.images, len(data)))])
+    if args.images < 1:
+        raise InputError(f'images is {args.images}, less than 1', 'images')
+    images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]
+    numbers = measure(detector, pretrained, images)
     args.output.mkdir(parents=True, exist_ok=True)
     files.write_json(args.output / 'speed.json', numbers | {'size': pretrained.size, 'method': METHOD})
     print(table(numbers, pretrained.model, pretrained.size))

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from yolos_jax import attention, evaluation, files, weights
+from yolos_jax import attention, evaluation, files, visualize, weights
 from yolos_jax.data import loader, records
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.model import Yolos
@@ -117,7 +117,7 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
     place = np.arange(len(names))
     ax.bar(place - 0.2, predicted / max(predicted.sum(), 1), 0.4, label='predicted')
     ax.bar(place + 0.2, actual / max(actual.sum(), 1), 0.4, label='objects')
-    ax.set_xticks(place, names, rotation=90 if len(names) > 8 else 0, fontsize=8)
+    ax.set_xticks(place, [*map(visualize.plain, names)], rotation=90 if len(names) > 8 else 0, fontsize=8)
     ax.set_ylabel('share')
     ax.legend()
     with files.replacing(path) as file:

@@ -34,11 +34,10 @@ def annotate(
     target: Path,
     threshold: float,
     drawn: Callable[[Detections], tuple[Detections, Image.Image | None]],
-    overwrite: bool = False,
 ) -> None:
     """Write an .mp4 with the detections drawn on it, and beside it a .jsonl with a line for each frame.
 
-    What is there already is not made again. Ctrl-C ends a recording from a camera.
+    Ctrl-C ends a recording from a camera.
 
     drawn: of a frame's detections those to keep, and their picture; where that is None no video is written.
 
@@ -46,10 +45,8 @@ def annotate(
         InputError: PyAV is missing, or the video cannot be read.
     """
     av = _av()
-    lines_file = target.with_suffix('.jsonl')
-    if lines_file.exists() and not overwrite:
-        return
-    with _opened(av, path) as source, files.replacing(lines_file) as lines, contextlib.ExitStack() as stack:
+    lines_file, stack = target.with_suffix('.jsonl'), contextlib.ExitStack()
+    with _opened(av, path) as source, files.replacing(lines_file) as lines, stack:
         source.streams.video[0].thread_type = 'AUTO'
         writer = None
         try:
@@ -79,9 +76,12 @@ def _writer(
         stream.width, stream.height = (side // 2 * 2 for side in first.size)  # as the codec needs
         stream.pix_fmt, stream.codec_context.time_base = 'yuv420p', TIME_BASE
 
+        times = [-1]  # the format has each once, in order
+
         def write(time: float, picture: Image.Image) -> None:
             frame = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
-            frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
+            times.append(max(round(time / TIME_BASE), times[-1] + 1))
+            frame.pts, frame.time_base = times[-1], TIME_BASE
             container.mux(stream.encode(frame))
 
         yield write

@@ -83,7 +83,8 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # here, since it takes half a second
 
     results, dataset = None, _dataset(pretrained.about)
-    if ap := (metrics or pretrained.about).get('AP'):
+    ap = (metrics or pretrained.about).get('AP')
+    if ap is not None and ap >= 0:  # -1: of a split without objects
         split = (metrics or {}).get('about', {}).get('split') or _config(pretrained).get('val_split')
         results = [
             EvalResult(
