@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     c.train_split = 'train'
     c.val_split = 'val'  # or 'validation'
     c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
+    c.init_from = ''  # go on from a classifier, a workdir or .pth; positions are resampled to model.size
     c.teacher = ''  # distil from it: a workdir or .pth of a classifier, or logits [images, classes] (.npy)
 
     c.model = ConfigDict()
@@ -37,13 +38,12 @@ def get_config() -> ConfigDict:
     c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
     c.shard_params = False  # True: parameters and optimiser state in parts over the devices
     c.epochs = 300
-    c.warmup_epochs = 5  # of these, from a rate of 1e-6; the cosine ends at 1e-5
+    c.warmup_epochs = 5  # of these, from a rate of 1e-6
     c.learning_rate = 1e-3  # the reference's: 5e-4 for each 512 images of a batch
+    c.final_learning_rate = config_dict.placeholder(float)  # where the cosine ends; None: 1e-5
     c.weight_decay = 0.05
     c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.99996 in DeiT's code
-    c.xavier_init = (
-        False  # True: Xavier's kernels and sine positions, from which a narrow ViT learns sooner
-    )
+    c.xavier_init = False  # True: Xavier's kernels and sine positions, as a narrow ViT needs
     c.seed = 0  # the reference's
 
     c.log_every = 100  # steps

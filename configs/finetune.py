@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c = common.get_config()  # model.width stays 0: the model is that of init_from
     c.reset_classes = True  # rows of classes that the weights know by name are kept
 
-    c.augment.sizes = ()  # as the published model of this size was trained: 480 to 800 for 800
+    c.augment.sizes = ()  # as the published S and B were trained, scaled: 480 to 800 for 800
     c.eval_size = 0  # what the weights say, and so for the other sides
     c.eval_max_size = 0
 

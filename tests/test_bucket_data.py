@@ -60,7 +60,7 @@ def test_folders_of_classes_give_the_same_images(place, tmp_path):
     make_classes.write(tmp_path / 'forms', {'train': 1, 'val': 1})
     url = storage.upload(tmp_path / 'forms', f'{place[0]}/forms')
     local, remote = (labelled.read(root, 'train') for root in (tmp_path / 'forms', url))
-    assert remote.classes == local.classes and remote.digest == local.digest
+    assert remote.classes == local.classes and remote.digests == local.digests
     assert [remote.start_read(i)() for i in range(20)] == [local.start_read(i)() for i in range(20)]
 
 

@@ -1,5 +1,6 @@
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from yolos_jax.run import config_files
+from yolos_jax.run import config_files, workdir
 from yolos_jax.tools import command
 
 YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
@@ -33,15 +34,12 @@ def test_every_command_tells_its_arguments(name, capsys):
     assert end.value.code == 0 and 'usage:' in capsys.readouterr().out
 
 
-def test_help_of_training_lists_every_key_of_a_config_with_its_comment(tmp_path):
-    done = yolos('train', '--help', cwd=tmp_path)
+@pytest.mark.parametrize(('name', 'config', 'seed'), [('train', 'common', 42), ('pretrain', 'deit_ti', 0)])
+def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, config, seed, tmp_path):
+    done = yolos(name, '--help', cwd=tmp_path)
     assert done.returncode == 0 and '--workdir' in done.stdout and 'finetune, quickstart' in done.stdout
-    assert '--config.seed=42' in done.stdout and "the reference's" in done.stdout
-    from yolos_jax.configs import common
-
-    from yolos_jax.run import workdir
-
-    for key in workdir.flat(common.get_config()):
+    assert re.search(rf"--config.seed={seed} +.*the reference's", done.stdout)
+    for key in workdir.flat(importlib.import_module(f'yolos_jax.configs.{config}').get_config()):
         assert f'--config.{key}=' in done.stdout, key
 
 

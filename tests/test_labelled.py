@@ -1,9 +1,13 @@
 """Images with one class each: folders of classes, and a data set of tensorflow-datasets."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from helpers import ROOT
+from PIL import Image
 
 from yolos_jax.data import class_batches, labelled, loader
 from yolos_jax.errors import InputError
@@ -29,6 +33,27 @@ def test_labels_are_numbers_of_the_sorted_names(class_folder):
     assert len(images) == 40 and images.labels.tolist() == np.repeat(np.arange(20), 2).tolist()
     data, label = images.start_read(39)()
     assert data[:2] == b'\xff\xd8' and label == 19
+
+
+def test_images_come_in_the_order_of_torchvisions_image_folder(tmp_path):
+    names = ['cat/b.png', 'cat/a.png', 'cat/x/a.png', 'cat/A/z.tif', 'cat-big/0.JPG', 'cat big/1.bmp']
+    for name in names:
+        (tmp_path / 'train' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (4, 4)).save(tmp_path / 'train' / name)
+    hidden = tmp_path / 'train' / '.cache'
+    hidden.mkdir()
+    for path in (hidden / '0.png', tmp_path / 'train' / 'cat' / '._a.png'):
+        path.touch()
+    data = labelled.read(tmp_path, 'train')
+    assert data.classes == ['cat', 'cat big', 'cat-big']
+    cats = ['cat/a.png', 'cat/b.png', 'cat/A/z.tif', 'cat/x/a.png']
+    assert data.files.tolist() == [*cats, 'cat big/1.bmp', 'cat-big/0.JPG']
+    (tmp_path / 'train' / 'dog').mkdir()
+    with pytest.raises(InputError, match='dog: has no images'):
+        labelled.read(tmp_path, 'train')
+    (tmp_path / 'train' / 'dog' / 'round').symlink_to('round')
+    with pytest.raises(InputError, match='dog: cannot be listed'):
+        labelled.read(tmp_path, 'train')
 
 
 class Imagenet(tfds.core.GeneratorBasedBuilder):
@@ -69,6 +94,13 @@ def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
         assert data_set.classes == folder.classes and len(data_set) == len(folder)
         read = lambda images: sorted(images.start_read(i)() for i in range(len(images)))
         assert read(data_set) == read(folder)  # the data set is in another order
+    again = Imagenet(class_folder, data_dir=tmp_path / 'again')
+    again.download_and_prepare()
+    shutil.copytree(again.data_dir, tmp_path / 'copy')
+    copy = labelled.read(tmp_path / 'copy', 'val')
+    assert copy.digests == data_set.digests
+    swapped = dataclasses.replace(copy, images=labelled.read(tmp_path / 'copy', 'train').images)
+    assert swapped.digests['examples'] != copy.digests['examples']
     batches = (class_batches.EvalBatches(images, 64, 40) for images in (folder, data_set))
     (_, ours, _), (_, theirs, _) = (next(loader.load(b, [0])) for b in batches)
     assert sorted(ours['labels']) == sorted(theirs['labels'])

@@ -20,7 +20,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
-from yolos_jax.run.pretraining import pretrain
+from yolos_jax.run.pretraining import pretrain, read_logits, start_params
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.weights import checkpoint, deit, names, tensors
 
@@ -240,6 +240,8 @@ def test_a_detector_starts_from_the_workdir(unbroken, capsys):
     table = pretrained['backbone']['pos_embed']
     np.testing.assert_allclose(params['backbone']['pos_embed'][:, :17], table, atol=1e-6)
     assert 'ignored 2: head' in capsys.readouterr().out
+    with pytest.raises(InputError, match='a ViT of 2 heads; the model asks for 4'):
+        weights.init_from_backbone(unbroken, yolos.clone(heads=4), jax.random.key(0))
 
 
 def test_a_distilled_classifier_comes_back_from_its_file_and_is_called_as_in_timm(tmp_path):
@@ -254,6 +256,78 @@ def test_a_distilled_classifier_comes_back_from_its_file_and_is_called_as_in_tim
     back, same = read_deit(tmp_path / 'deit.pth')
     assert back == distilled
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_run_goes_on_from_a_classifier_at_another_size(tmp_path):
+    student = MODEL.clone(distilled=True)
+    params = jax.device_get(classifier.init_params(student, jax.random.key(0)))
+    deit.write(params, student, tmp_path / 'deit.pth')
+    larger = student.clone(size=96)
+    started, _ = start_params(
+        tmp_path, larger, jax.device_get(classifier.init_params(larger, jax.random.key(1)))
+    )
+    old, new = (torch.from_numpy(p['backbone']['pos_embed'].copy()) for p in (params, started))
+    square = old[0, 1:17].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    expected = functional.interpolate(square, (6, 6), mode='bicubic').permute(0, 2, 3, 1).reshape(36, -1)
+    np.testing.assert_allclose(new[0, 1:37], expected, atol=1e-6)
+    np.testing.assert_array_equal(new[0, [0, -1]], old[0, [0, -1]])
+    jax.tree.map(np.testing.assert_array_equal, started['head_dist'], params['head_dist'])
+    fresh = jax.device_get(classifier.init_params(student.clone(num_classes=7), jax.random.key(1)))
+    of_seven, notes = start_params(tmp_path, student.clone(num_classes=7), fresh)
+    jax.tree.map(np.testing.assert_array_equal, of_seven['head'], fresh['head'])
+    jax.tree.map(np.testing.assert_array_equal, of_seven['backbone'], params['backbone'])
+    assert 'of 20 classes and not 7: heads are fresh' in notes
+    with pytest.raises(InputError, match='a classifier of heads 2, and not 4'):
+        start_params(tmp_path, student.clone(heads=4), params)
+
+
+def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
+    config = config_of(class_folder, epochs=2, eval_every=1)
+    launch(config, tmp_path)
+    top1 = {line['step']: line['top1'] for line in metric_lines(tmp_path) if 'top1' in line}
+    best = max(top1, key=lambda step: (top1[step], step))
+    assert deit.about(tmp_path / 'deit.pth') == {'heads': 2, 'step': best, 'top1': top1[best]}
+    model, params = read_deit(tmp_path / 'deit.pth')
+    deit.write(params, model, tmp_path / 'deit.pth', {'step': best, 'top1': 1.0})
+    config.epochs = 3
+    launch(config, tmp_path)
+    assert deit.about(tmp_path / 'deit.pth')['step'] == best
+
+
+def test_classes_of_one_likelihood_and_nan_are_not_all_right():
+    params = jax.tree.map(jnp.zeros_like, classifier.init_params(MODEL, jax.random.key(0)))
+    batch = {'patches': np.zeros((20, 16, 768), np.uint8), 'labels': np.arange(20)}
+    step = classification.make_evaluation_step(MODEL)
+    counts = step(params, batch)
+    assert counts['top1'].sum() == 1 and counts['top5'].sum() == 5
+    broken = params | {'head': jax.tree.map(lambda x: x + jnp.nan, params['head'])}
+    assert not step(broken, batch)['top5'].any()
+
+
+@pytest.mark.parametrize('content', ['empty', 'npz', 'nan'])
+def test_logits_that_are_none_are_named(content, tmp_path):
+    path = tmp_path / 'logits.npy'
+    with open(path, 'wb') as file:
+        if content == 'npz':
+            np.savez(file, a=np.zeros(2), b=np.zeros(3))
+        elif content == 'nan':
+            np.save(file, np.full((6, 3), np.nan))
+    with pytest.raises(InputError, match='logits.npy'):
+        read_logits(path, 6, 3)
+
+
+def test_a_run_is_not_resumed_with_another_teacher(class_folder, tmp_path):
+    teacher = tmp_path / 'logits.npy'
+    np.save(teacher, np.eye(20)[np.repeat(np.arange(20), 3)])
+    config = config_of(class_folder, teacher=str(teacher), epochs=2)
+    launch(config, tmp_path / 'run', stop_after=2)
+    moved = config.copy_and_resolve_references()
+    moved.teacher = str(tmp_path / 'moved.npy')
+    np.save(moved.teacher, np.eye(20)[np.repeat(np.arange(20)[::-1], 3)])
+    with pytest.raises(InputError, match='teacher of train differ'):
+        launch(moved, tmp_path / 'run')
+    np.save(moved.teacher, np.load(teacher))
+    launch(moved, tmp_path / 'run')
 
 
 @pytest.mark.parametrize('kind', ['model', 'logits'])

@@ -145,6 +145,23 @@ def test_a_disk_that_is_full_within_a_line_leaves_no_part_of_it(tmp_path, capsys
     assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_disk_that_is_full_for_a_while_does_not_stop_tensorboards_files(tmp_path):
+    script = (
+        'import pathlib, resource, sys\n'
+        'from yolos_jax.run.board import Board\n'
+        'board, folder = Board(pathlib.Path(sys.argv[1]), 0), pathlib.Path(sys.argv[1])\n'
+        'size = resource.RLIMIT_FSIZE\n'
+        'resource.setrlimit(size, (20_000, -1))\n'
+        'for step in range(1000): board.scalars(step, {"loss": 1.0})\n'
+        'resource.setrlimit(size, (-1, -1))\n'
+        'board.scalars(1000, {"loss_at_the_end": 1.0})\n'
+        'board.close()\n'
+    )
+    command = [sys.executable, '-c', script, tmp_path]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=60)
+    assert any(b'loss_at_the_end' in path.read_bytes() for path in tmp_path.glob('events.*'))
+
+
 def test_tensorboard_and_curves_load_neither_pytorch_nor_pyplot(tmp_path):
     script = (
         'import importlib.util, pathlib, sys\nfrom yolos_jax import visualize\n'

@@ -163,6 +163,12 @@ def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
         assert 'no better evaluation than that of step 6 for 2 epochs' in capsys.readouterr().out
 
 
+def test_patience_is_judged_where_a_run_is_evaluated(coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, epochs=4, eval_every=2, learning_rate=0.0, patience=1)
+    launch(config, tmp_path)
+    assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [12, 24]
+
+
 def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys):
     launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
     launch(tiny_config(data=coco_folder, epochs=2), tmp_path)
@@ -216,3 +222,57 @@ def test_fine_tuning_takes_the_sizes_of_the_weights(averaged, coco_folder, tmp_p
     assert eight_hundred.sizes == tuple(range(480, 801, 16)) and eight_hundred.max_size == 1333
     crops = eight_hundred.crop_from, eight_hundred.crop_min, eight_hundred.crop_max
     assert crops == ((400, 500, 600), 384, 600)
+
+
+def of_weights(folder, data, **changes):
+    config = finetune.get_config()
+    with config.unlocked():
+        config.update(data=str(data), init_from=str(folder), epochs=0, batch_size=8)
+        for name, value in changes.items():
+            group, _, key = name.rpartition('__')
+            (config[group] if group else config)[key] = value
+    return config
+
+
+def test_a_bound_that_is_not_given_is_that_of_the_weights(averaged, coco_folder):
+    config = of_weights(averaged, coco_folder, augment__sizes=(96, 112))
+    recipe = detection.make_recipe(config, read_detector(averaged))
+    assert recipe.sizes == (96, 112) and recipe.max_size == 176
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'augment__crop_min': 100}, 'augment.crop_min is 100, which is read only with augment.sizes'),
+        ({'train_images': 'x'}, 'train_images is x, which is read only with train_json'),
+        ({'val_json': 'x', 'val_fraction': 0.5}, 'val_json is x, which is read only with no val_fraction'),
+        ({'model__num_det_tokens': 50}, 'model.num_det_tokens is 50, and 6 in'),
+        ({'model__eps': 0.01}, 'model.eps is 0.01, and 1e-06 in'),
+        ({'lerning_rate': 0.1}, 'no such key: lerning_rate; did you mean learning_rate'),
+        ({'eval_max_size': 8}, 'eval_max_size is 8, less than a patch'),
+        ({'augment__crop_from': ()}, 'crops are of 384 to 600 pixels, from sides of '),
+        ({'bad_images': -5}, 'bad_images is -5'),
+    ],
+)
+def test_a_value_that_nothing_reads_is_named(changes, says, averaged, coco_folder, tmp_path):
+    with pytest.raises(InputError, match=says):
+        launch(of_weights(averaged, coco_folder, **changes), tmp_path / 'run')
+
+
+def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, averaged, tmp_path):
+    for write in (
+        lambda folder: launch(tiny_config(data=coco_folder), folder),
+        lambda folder: checkpoint.write(read_detector(averaged), folder),
+    ):
+        with pytest.raises(InputError, match='checkpoints cannot be in a folder with'):
+            write(tmp_path / 'lr[1e-4]' / 'x')
+        assert not (tmp_path / 'lr[1e-4]').exists()
+
+
+def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
+    frozen = tiny_config(data=coco_folder, epochs=1, log_every=1, freeze='backbone', clip_norm=1e9)
+    launch(frozen, tmp_path / 'frozen')
+    frozen.freeze = ''
+    launch(frozen, tmp_path / 'whole')
+    first = [metric_lines(tmp_path / name)[0]['grad_norm'] for name in ('frozen', 'whole')]
+    assert 0 < first[0] < 0.95 * first[1]

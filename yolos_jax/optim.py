@@ -23,14 +23,16 @@ def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[i
     return _per_epoch(rates, steps_per_epoch)
 
 
-def warmup_cosine(base: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+def warmup_cosine(
+    base: float, epochs: int, warmup_epochs: int, steps_per_epoch: int, final: float = COSINE_END
+) -> Callable:
     """The rate of each step of a pre-training, as a function of the step (timm's CosineLRScheduler).
 
-    The rate grows evenly from 1e-6 to `base`; then follows a cosine to 1e-5, which counts the epochs of the
-    warm-up too. As in the reference's, an epoch has the rate of the number before its own.
+    The rate grows evenly from 1e-6 to `base`; then follows a cosine to `final`, which counts the epochs of
+    the warm-up too. As in the reference's, an epoch has the rate of the number before its own.
     """
     epoch = np.maximum(np.arange(epochs) - 1, 0)
-    cosine = COSINE_END + 0.5 * (base - COSINE_END) * (1 + np.cos(np.pi * epoch / epochs))
+    cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * epoch / epochs))
     warm = WARMUP_START + (base - WARMUP_START) * epoch / max(warmup_epochs, 1)
     return _per_epoch(np.where(epoch < warmup_epochs, warm, cosine), steps_per_epoch)
 
@@ -86,6 +88,12 @@ def trained(params: dict, frozen_blocks: int) -> dict:
         return np.float32(not whole and (name in ('norm', 'det_token') or not frozen_blocks))
 
     return jax.tree_util.tree_map_with_path(is_trained, params)
+
+
+def of_trained(loss: Callable, trained: dict) -> Callable:
+    """A loss of parameters whose gradient is zero where they are not trained; trained: of `trained`."""
+    kept = lambda x, share: share * x + (1 - share) * jax.lax.stop_gradient(x)
+    return lambda params, *rest: loss(jax.tree.map(kept, params, trained), *rest)
 
 
 def make_optimizer(

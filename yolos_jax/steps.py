@@ -38,12 +38,17 @@ def make_train_step(
         ema: decay of a moving average of the parameters, whose first steps count less: at step t it is
             (1 + t) / (10 + t) where that is smaller.
     """
+    return make_update(make_loss(model, images_per_group, loss), optimizer, accumulate_steps, ema)
+
+
+def make_loss(model: Yolos, images_per_group: int, loss: Callable = losses.set_loss) -> Callable:
+    """The loss `loss_of(params, part, whole)` that `make_train_step` gives to `make_update`."""
 
     def loss_of(params: dict, part: dict, whole: dict) -> tuple:
         outputs = model.apply({'params': params}, part['patches'], part['grid'])
         return loss(outputs, part, images_per_group, whole)
 
-    return make_update(loss_of, optimizer, accumulate_steps, ema)
+    return loss_of
 
 
 def make_update(
@@ -84,7 +89,7 @@ def make_update(
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
         if ema:
             decay = jnp.minimum(ema, (1 + state['step']) / (10 + state['step']))
-            average = lambda old, x: jnp.where(finite, decay * old + (1 - decay) * x, old)
+            average = lambda old, x: jnp.where(finite, old + (1 - decay) * (x - old), old)
             kept['ema'] = jax.tree.map(average, state['ema'], new['params'])
         norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
         metrics = {'loss': total, **parts, **norms, 'finite': finite}

@@ -63,6 +63,11 @@ class Split:
         names = [name for name in self.folder.glob('*') if '.array_record' in name or name == CATEGORIES]
         return json.dumps(self.folder.versions(names), sort_keys=True)
 
+    def sizes(self) -> list[int]:
+        """The bytes of all examples, and how many each file holds: the same wherever the data set lies."""
+        split = self._builder.info.splits[SPLITS.get(self.split, self.split)]
+        return [split.num_bytes, *split.shard_lengths]
+
     def read(self) -> Annotations:
         """The annotations, in the order of the data set.
 

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from yolos_jax.data import array_records, folders, sources
+from yolos_jax.data import array_records, folders, pixels, sources
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.data.records import tolerated
 from yolos_jax.errors import InputError
 
-SUFFIXES = '.jpg', '.jpeg', '.png', '.webp', '.bmp'
+FEW = 32  # examples of a data set that its digest is of, beside how many and how large they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,23 @@ class LabelledImages:
         return lambda: (read(), int(self.labels[i]))
 
     @functools.cached_property
-    def digest(self) -> str:
-        """A text that is the same for the same names and labels."""
+    def digests(self) -> dict[str, str]:
+        """Texts that are the same for the same data wherever they lie, by what they are of."""
         about = json.dumps([self.classes, self.count]).encode()
-        return hashlib.sha256(about + self.files.tobytes() + self.labels.tobytes()).hexdigest()
+        of_names = hashlib.sha256(about + self.files.tobytes() + self.labels.tobytes()).hexdigest()
+        result = {'images and classes': of_names}
+        if not len(self.files):
+            result['examples'] = self._digest_of_examples()
+        return result
+
+    def _digest_of_examples(self) -> str:
+        """Of the sizes of all and a few whole ones, since a start does not read all."""
+        hashed = hashlib.sha256(json.dumps(self.images.sizes()).encode())
+        rows = np.linspace(0, len(self) - 1, min(FEW, len(self))).astype(int).tolist()
+        for read_example in [self.start_read(row) for row in rows]:
+            image, label = read_example()
+            hashed.update(image + str(label).encode())
+        return hashed.hexdigest()
 
 
 def read(root: str | Path, split: str, classes: list[str] | None = None) -> LabelledImages:
@@ -73,13 +86,15 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     sorted by name as torchvision's ImageFolder.
 
     Raises:
-        InputError: there is no such folder or split, or it has no images in folders of classes.
+        InputError: there is no such folder or split, it has no images in folders of classes, or a folder
+            of a class has none that can be read.
     """
     folder = folders.open_folder(root)
     if folder.has(array_records.INFO):
         return _of_tfds(folder, sources.choose(split, array_records.splits(folder), folder))
     name = sources.choose(split, folder.folders(), folder)
-    files = sorted(file for file in folder.inside(name).walk() if file.lower().endswith(SUFFIXES))
+    where = folder.inside(name)
+    files = sorted(filter(pixels.is_image, where.walk()), key=_place)
     of_class = [file.partition('/')[0] for file in files if '/' in file]
     if not files or len(of_class) < len(files):
         raise InputError(
@@ -87,13 +102,21 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
             f'class has one: {name}/CLASS/IMAGE.jpg',
             'data',
         )
+    if empty := sorted({x for x in where.folders() if not x.startswith('.')} - set(of_class)):
+        raise InputError(f'{where}/{empty[0]}: has no images ({" ".join(pixels.ENDINGS)})', 'data')
     known = classes or sorted(set(of_class))
     if unknown := sorted(set(of_class) - set(known)):
         raise InputError(f'{folder}/{name}: no training image has the class {unknown[0]}', 'data')
     label = {name: i for i, name in enumerate(known)}
     labels = np.array([label[name] for name in of_class], np.int32)
-    where, count = folder.inside(name), len(files)
+    count = len(files)
     return LabelledImages(str(where), known, np.array(files, str), labels, where, count, tolerated(count))
+
+
+def _place(file: str) -> tuple[str, str, str]:
+    """What images are sorted by, as torchvision's ImageFolder: class, folder in it, name."""
+    inside, _, name = file.rpartition('/')
+    return file.partition('/')[0], inside, name
 
 
 def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:

@@ -1,8 +1,9 @@
 """TensorBoard's files in a run's folder."""
 
 import contextlib
-import functools
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,52 +14,67 @@ import numpy as np
 class Board:
     """Writes TensorBoard's files, from the first thing there is to write.
 
-    What cannot be written is left out.
+    What cannot be written is left out; what comes after it is in a new file. tensorboardX's own writer has
+    a thread that dies of a full disk, and whoever writes waits for it for ever.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
         """first: the step the run starts from."""
-        self._folder, self._first = folder, first
+        self._folder, self._first, self._files = folder, first, 0
+        self._events: Any = None  # the open file
         self.config: dict[str, Any] = {}  # shown as hyper-parameters
 
-    @functools.cached_property
-    def _writer(self) -> Any:
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step."""
         with _left_out('torch', 'boto3'):
-            from tensorboardX import SummaryWriter
-            from tensorboardX.summary import hparams
+            from tensorboardX.summary import scalar
+        self._write(step, (scalar(name, value) for name, value in values.items()))
 
-        writer = SummaryWriter(str(self._folder), purge_step=self._first + 1)
+    def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
+        """Pictures, uint8 [height, width, 3]."""
+        with _left_out('torch', 'boto3'):
+            from tensorboardX.summary import image
+        named = ((f'validation/{i}', x) for i, x in enumerate(images))
+        self._write(step, (image(name, x, dataformats='HWC') for name, x in named))
+
+    def _write(self, step: int, summaries: Iterable[Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            if self._events is None:
+                self._events = self._open()
+            for summary in summaries:
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.flush()
+        except OSError:
+            self._events = None
+
+    def _open(self) -> Any:
+        """A new file, whose first lines are the step that the run starts from, and its config."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import hparams
+
+        self._files += 1
+        suffix = f'.{os.getpid()}.{self._files}'  # several may be of one second
+        events = EventsWriter(str(self._folder / 'events'), suffix)
+        if self._files == 1:  # later steps of the run before this one are not shown
+            log = SessionLog(status=SessionLog.START)
+            events.write_event(Event(wall_time=time.time(), step=self._first + 1, session_log=log))
         plain = {
             k: x if isinstance(x, bool | int | float | str) else str(x) for k, x in self.config.items()
         }
         experiment, session, _ = hparams(plain, {'AP': None})
         for summary in (experiment, session):
-            writer.file_writer.add_summary(summary)
-        return writer
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step."""
-        with contextlib.suppress(OSError):
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-
-    def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
-        """Pictures, uint8 [height, width, 3]."""
-        with contextlib.suppress(OSError):
-            for i, image in enumerate(images):
-                self._writer.add_image(f'validation/{i}', image, step, dataformats='HWC')
-
-    def flush(self) -> None:
-        """Write what is kept back."""
-        if '_writer' in vars(self):
-            with contextlib.suppress(OSError):
-                self._writer.flush()
+            events.write_event(Event(wall_time=time.time(), summary=summary))
+        return events
 
     def close(self) -> None:
-        """Write what is kept back, and close the files."""
-        if '_writer' in vars(self):
+        """Close the file."""
+        if self._events is not None:
             with contextlib.suppress(OSError):
-                self._writer.close()
+                self._events.close()
+            self._events = None
 
 
 @contextlib.contextmanager

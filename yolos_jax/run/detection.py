@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, optim, steps, visualize
+from yolos_jax.configs import common
 from yolos_jax.data import cache, compare, geometry, records, sources
 from yolos_jax.data.batches import EvalBatches, TrainBatches
 from yolos_jax.errors import InputError
@@ -23,6 +24,7 @@ from yolos_jax.run.setup import (
     check_agreement,
     check_batch_size,
     check_enough,
+    check_keys,
     check_numbers,
     make_state,
 )
@@ -125,22 +127,20 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
     digests = {'the training data': train_set.digest(), 'the validation data': val_set.digest()}
     check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
+    frozen = frozen_blocks(config, start.model)
     optimizer = optim.make_optimizer(
         start.params,
         rate,
         config.weight_decay,
         config.clip_norm,
-        frozen_blocks=frozen_blocks(config, start.model),
+        frozen_blocks=frozen,
         fresh_factor=fresh_factor(config),
     )
     state, layout = make_state(config, start.params, optimizer, mesh)
-    step = steps.make_train_step(
-        start.model,
-        optimizer,
-        config.images_per_group,
-        accumulate_steps=config.accumulate_steps,
-        ema=config.ema,
-    )
+    loss = steps.make_loss(start.model, config.images_per_group)
+    if frozen:
+        loss = optim.of_trained(loss, optim.trained(start.params, frozen))
+    step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
     predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
     return Detection(
@@ -196,13 +196,38 @@ def check_values(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     if 'smoothing' in config:
         raise InputError('this config is one for pre-training, not for training a detector')
+    check_keys(config, common.get_config())
     check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
         if not all(16 <= size <= 10_000 for size in values[name]):
             raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
+    for name in ('augment.max_size', 'eval_size', 'eval_max_size'):
+        if 0 < values[name] < 16:
+            raise InputError(f'{name} is {values[name]}, less than a patch of 16 pixels', name)
+    if not config.augment.crop_from or config.augment.crop_min > config.augment.crop_max:
+        raise InputError(
+            f'crops are of {config.augment.crop_min} to {config.augment.crop_max} pixels, from sides of '
+            f'{config.augment.crop_from}',
+            'augment.crop_min',
+        )
+    check_used(config)
     if config.model.width:
         sizes.check(Yolos(**model_fields(config)))
+
+
+def check_used(config: ConfigDict) -> None:
+    """Raises InputError where a key is given that nothing reads beside the others."""
+    splits, augment = ('train', 'val'), config.augment
+    unused = {f'{split}_images': f'{split}_json' for split in splits if not config[f'{split}_json']}
+    if config.val_fraction:
+        unused |= dict.fromkeys(('val_json', 'val_images'), 'no val_fraction')
+    if not augment.sizes:
+        unused |= {f'augment.{name}': 'augment.sizes' for name in augment if name != 'sizes'}
+    values, defaults = workdir.flat(config), workdir.flat(common.get_config())
+    for name, needs in unused.items():
+        if values[name] != defaults[name]:
+            raise InputError(f'{name} is {values[name]}, which is read only with {needs}', name)
 
 
 def fresh_factor(config: ConfigDict) -> float:
@@ -218,15 +243,16 @@ def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
     """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
     if config.freeze in ('', 'backbone'):
         return model.depth if config.freeze else 0
-    if config.freeze.isdigit() and int(config.freeze) <= model.depth:
+    if config.freeze.isdecimal() and int(config.freeze) <= model.depth:
         return int(config.freeze)
     raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
 
 
 def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
-    """The augmentation of a run; without sizes in the config, that of the published models of this size."""
+    """The augmentation of a run; without sizes in the config, that of the published S and B, scaled."""
     if config.augment.sizes:
-        return geometry.Recipe(**config.augment)
+        max_size = config.augment.max_size or start.max_size
+        return geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
     scaled = lambda side: max(round(side * start.size / 800), 16)
     return geometry.Recipe(
         sizes=tuple(range(scaled(480) // 16 * 16, start.size + 1, 16)),
@@ -240,6 +266,8 @@ def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
     check_enough(len(train_set), train_set.source.path, config)
+    if not len(train_set.boxes):
+        raise InputError(f'{train_set.source.path}: not one object is annotated in {config.train_split}')
     return TrainBatches.make(
         train_set,
         make_recipe(config, start),

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import attention, classification, evaluation, optim, steps
+from yolos_jax import attention, classification, evaluation, optim, posembed, steps
 from yolos_jax.classifier import Classifier, init_params
+from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
@@ -26,6 +28,7 @@ from yolos_jax.run.setup import (
     check_agreement,
     check_batch_size,
     check_enough,
+    check_keys,
     check_numbers,
     make_state,
 )
@@ -39,11 +42,12 @@ class Pretraining(Setup):
     """What a run that pre-trains a ViT works with."""
 
     model: Classifier
+    teacher: str  # a digest of what it teaches, '' without one
 
     def digests(self) -> dict[str, Any]:
         """What is the same for the same data, of both splits."""
-        sets = {'train': self.batches.records, 'val': self.val_batches.records}
-        return {split: {'images and classes': images.digest} for split, images in sets.items()}
+        train, val = self.batches.records.digests, self.val_batches.records.digests
+        return {'train': train | {'teacher': self.teacher}, 'val': val}
 
     def describe(self) -> dict:
         """What a checkpoint says of the classifier and its training."""
@@ -72,7 +76,7 @@ class Pretraining(Setup):
     def evaluate(
         self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
     ) -> float:
-        """Measure the top-1 accuracy on the validation split, and write the weights to deit.pth."""
+        """Measure the top-1 accuracy on the validation split; the best weights so far go to deit.pth."""
         params = steps.evaluated(state)
         outputs = evaluation.outputs_of(
             functools.partial(self.predict, params),
@@ -86,14 +90,16 @@ class Pretraining(Setup):
         if not cluster.is_first():
             return np.nan
         numbers = {name: float(outputs[name].mean()) for name in ('top1', 'top5', 'val_loss')}
-        deit.write(params, self.model, log.folder / deit.FILE)
         log.write(done, numbers)
+        about = {'step': done, 'top1': numbers['top1']}
+        if about['top1'] >= deit.about(log.folder / deit.FILE).get('top1', 0):
+            deit.write(params, self.model, log.folder / deit.FILE, about)
         return numbers['top1']
 
-    def finish(self, _: Path, aps: dict[int, float | None], __: dict, log: Log) -> None:
-        """Say what the run ended with."""
-        if aps and aps[max(aps)] is not None:
-            log.print(f'{deit.FILE}: the weights of step {max(aps)}, top-1 {aps[max(aps)]:.4f}')
+    def finish(self, folder: Path, _: dict, __: dict, log: Log) -> None:
+        """Say what deit.pth holds."""
+        if best := deit.about(folder / deit.FILE):
+            log.print(f'{deit.FILE}: the weights of step {best["step"]}, top-1 {best["top1"]:.4f}')
 
 
 def pretrain(
@@ -120,18 +126,21 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     train_set, val_set = read_data(config)
     check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
-    fixed, teach, labels = make_teacher(config, model, len(train_set), group)
-    batches = make_batches(config, train_set, group, labels)
-    digests = {'the training data': train_set.digest, 'the validation data': val_set.digest}
-    check_agreement(config, work, batches, digests)
+    teacher = make_teacher(config, model, train_set, group)
+    notes += teacher.notes
+    batches = make_batches(config, train_set, group, teacher.labels)
+    digests = {'the training data': train_set.digests, 'the validation data': val_set.digests}
+    check_agreement(config, work, batches, digests | {'the teacher': teacher.digest})
     fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
     params = jax.device_get(fresh)
-    schedule = config.learning_rate, config.epochs, config.warmup_epochs, batches.steps_per_epoch
-    rate = optim.warmup_cosine(*schedule)
+    if config.init_from and not saved:
+        params, report = start_params(config.init_from, model, params)
+        notes += report
+    rate = make_rate(config, batches.steps_per_epoch)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
-    state, layout = make_state(config, params, optimizer, mesh, fixed)
+    state, layout = make_state(config, params, optimizer, mesh, teacher.params)
     loss = classification.make_loss(
-        model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teach
+        model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
     )
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
     return Pretraining(
@@ -146,6 +155,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         threads=cluster.threads(),
         notes=notes,
         model=model,
+        teacher=teacher.digest,
     )
 
 
@@ -153,6 +163,7 @@ def check_values(config: ConfigDict) -> None:
     """Raises InputError where the config cannot be used."""
     if 'smoothing' not in config:
         raise InputError('this config is one for training a detector, not for pre-training')
+    check_keys(config, deit_ti.get_config())
     check_numbers(config)
     if not config.data:
         raise InputError('no data: name a folder', 'data')
@@ -198,46 +209,104 @@ def make_batches(
     return class_batches.TrainBatches(train_set, recipe, **options)
 
 
-def make_teacher(
-    config: ConfigDict, model: Classifier, count: int, group: int
-) -> tuple[dict | None, Callable | None, np.ndarray | None]:
-    """A teacher's parameters, what it teaches by (`classification.make_loss`), or its labels of the images.
+def make_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """The learning rate of each step."""
+    final = config.final_learning_rate
+    final = optim.COSINE_END if final is None else final
+    return optim.warmup_cosine(
+        config.learning_rate, config.epochs, config.warmup_epochs, steps_per_epoch, final=final
+    )
+
+
+def start_params(location: str, model: Classifier, fresh: dict) -> tuple[dict, list[str]]:
+    """The parameters of a classifier to go on from, and lines for the reader.
+
+    As DeiT's main.py --finetune: its positions are resampled to the model's size, and heads for another
+    number of classes are fresh.
 
     Raises:
-        InputError: it is neither a classifier of these classes and this size nor logits of the `count`
-        images.
+        InputError: it is no classifier, or one of another shape.
+    """
+    classifier, params, _ = read_classifier(location, 'init_from')
+    for name in ('width', 'depth', 'heads', 'distilled'):
+        if (value := getattr(classifier, name)) != (asked := getattr(model, name)):
+            raise InputError(f'{location}: a classifier of {name} {value}, and not {asked}', 'init_from')
+    notes = [f'starts from {location}']
+    if classifier.num_classes != model.num_classes:
+        params = fresh | {'backbone': params['backbone']}
+        notes.append(f'of {classifier.num_classes} classes and not {model.num_classes}: heads are fresh')
+    table, old, new = params['backbone']['pos_embed'], classifier.side, model.side
+    square = table[0, 1 : 1 + old**2].reshape(old, old, -1)
+    patches = posembed.resample(square, (new, new)).reshape(new**2, -1)
+    table = np.concatenate([table[0, :1], patches, table[0, 1 + old**2 :]])[None]
+    return params | {'backbone': params['backbone'] | {'pos_embed': table}}, notes
+
+
+class Teacher(NamedTuple):
+    """What a student learns from beside true labels."""
+
+    params: dict | None = None  # of one that sees the images
+    labels: np.ndarray | None = None  # of one that has seen them, int32 [images]
+    teach: Callable | None = None  # as `classification.make_loss` takes it
+    digest: str = ''
+    notes: tuple[str, ...] = ()
+
+
+def make_teacher(
+    config: ConfigDict, model: Classifier, train_set: labelled.LabelledImages, group: int
+) -> Teacher:
+    """The teacher of a config.
+
+    Raises:
+        InputError: it is neither a classifier of these classes and this size nor logits of the images.
     """
     if not config.teacher:
-        return None, None, None
+        return Teacher()
     if str(config.teacher).endswith('.npy'):
-        logits = read_logits(config.teacher, count, model.num_classes)
-        labels = logits.argmax(axis=1).astype(np.int32)
-        return None, classification.of_labels(model.num_classes, group), labels
-    path = zoo.local(config.teacher)
-    path = path / deit.FILE if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f'{path}: no such file', 'teacher')
-    with contextlib.closing(tensors.read(path)) as file:
-        teacher, params = deit.read(file)
+        logits = read_logits(config.teacher, len(train_set), model.num_classes)
+        labels, notes = logits.argmax(axis=1).astype(np.int32), ()
+        if len(train_set.labels):  # logits in another order show here
+            agree = np.mean(labels == train_set.labels)
+            notes = (f'{config.teacher}: says the class of {agree:.1%} of the images',)
+        teach = classification.of_labels(model.num_classes, group)
+        return Teacher(
+            labels=labels, teach=teach, digest=hashlib.sha256(labels.tobytes()).hexdigest(), notes=notes
+        )
+    teacher, params, sha256 = read_classifier(config.teacher, 'teacher')
     if (teacher.num_classes, teacher.size) != (model.num_classes, model.size):
         raise InputError(
-            f'{path}: a classifier of {teacher.num_classes} classes at {teacher.size} pixels; these data '
-            f'have {model.num_classes}, and model.size is {model.size}',
+            f'{config.teacher}: a classifier of {teacher.num_classes} classes at {teacher.size} pixels; '
+            f'these data have {model.num_classes}, and model.size is {model.size}',
             'teacher',
         )
     teacher = teacher.clone(dtype=model.dtype, attention_kernel=model.attention_kernel)
-    return params, classification.of_model(teacher), None
+    return Teacher(params=params, teach=classification.of_model(teacher), digest=sha256)
+
+
+def read_classifier(location: str, argument: str) -> tuple[Classifier, dict, str]:
+    """A classifier of a workdir or a .pth, its parameters, and the SHA-256 of its file.
+
+    argument: which names it, for errors. Raises InputError where there is none.
+    """
+    path = zoo.local(location)
+    path = path / deit.FILE if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f'{path}: no such file', argument)
+    with contextlib.closing(tensors.read(path)) as file:
+        return *deit.read(file), file.sha256
 
 
 def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
-    """A teacher's logits of all images, in the order of their names: [count, num_classes]."""
+    """A teacher's logits of all images, in the order of `labelled.read`: [count, num_classes]."""
     try:
         logits = np.load(path, mmap_mode='r')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f'{path}: not a file of numpy.save ({error})', 'teacher') from None
-    if logits.shape != (count, num_classes):
+    if not isinstance(logits, np.ndarray) or logits.shape != (count, num_classes):
+        shape = list(getattr(logits, 'shape', ['several arrays']))
         raise InputError(
-            f'{path}: is {list(logits.shape)}, not the logits of {count} images and {num_classes} classes',
-            'teacher',
+            f'{path}: is {shape}, not the logits of {count} images and {num_classes} classes', 'teacher'
         )
+    if not np.isfinite(logits).all():
+        raise InputError(f'{path}: has logits that are not finite', 'teacher')
     return logits

@@ -140,10 +140,6 @@ class Log:
         with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
             file.write(f'{text}\n')
 
-    def flush(self) -> None:
-        """Write what TensorBoard's file keeps back."""
-        self._board.flush()
-
     def close(self) -> None:
         """Flush and close everything."""
         self._bar.close()

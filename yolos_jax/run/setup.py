@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import difflib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -108,6 +109,8 @@ class Setup(abc.ABC):
 RANGES = {  # of the numbers of a config: the least and the greatest
     'learning_rate': (0, 1),
     'fresh_learning_rate': (0, 1),
+    'final_learning_rate': (0, 1),
+    'bad_images': (0, 10**9),
     'weight_decay': (0, 1),
     'clip_norm': (1e-9, 1e9),
     'epochs': (0, 1_000_000),
@@ -141,11 +144,21 @@ RANGES = {  # of the numbers of a config: the least and the greatest
 }
 
 
+def check_keys(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises InputError where a config has other keys than those that are read."""
+    names, expected = workdir.flat(config).keys(), workdir.flat(known).keys()
+    for name in sorted(names - expected):
+        like = difflib.get_close_matches(name, expected, 1)
+        raise InputError(f'no such key: {name}' + (f'; did you mean {like[0]}?' if like else ''), name)
+    for name in sorted(expected - names):
+        raise InputError(f'the config does not say {name}; make it from an installed one', name)
+
+
 def check_numbers(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
-        if name in values and not least <= values[name] <= greatest:  # NaN is in no range
+        if values.get(name) is not None and not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')

@@ -6,11 +6,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from yolos_jax import attention, weights
+from yolos_jax.configs import common
 from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params, param_shapes
 from yolos_jax.weights import adapt, checkpoint
 from yolos_jax.weights.pretrained import Pretrained
+
+COMPUTED = 'dtype', 'remat'  # how a model is computed, whatever its weights are
 
 
 def make_start(
@@ -47,7 +50,7 @@ def make_start(
             else:
                 check_model_is_given(config)
                 params = source.backbone(model, rng)
-    if not size or not max_size or not (config.augment.sizes or config.init_from):
+    if not size or not max_size or not (config.augment.sizes or config.init_from or saved):
         raise InputError(
             'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
         )
@@ -65,18 +68,11 @@ def start_from_detector(
         pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
         print(f'  {report}')
     adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
-    for name in (
-        'width',
-        'depth',
-        'heads',
-        'pos_grid',
-        'mid_pos_grid',
-        'num_det_tokens',
-        'registers',
-        'rope',
-    ):
-        asked, actual = config.model[name], getattr(pretrained.model, name)
-        if config.model.width and asked != actual:
+    untouched = common.get_config().model
+    for name, asked in model_fields(config).items():
+        actual = getattr(pretrained.model, name)
+        from_weights = name in COMPUTED or not config.model.width and asked == untouched[name]
+        if not from_weights and asked != actual:
             raise InputError(
                 f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
                 'the model from there',

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import files, visualize
+from yolos_jax import bucket, files, visualize
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError
 from yolos_jax.run import cluster, detection, workdir
@@ -54,7 +54,6 @@ class Run(NamedTuple):
     def save(self, state: dict) -> bool:
         """Save the state, but not within a streak of steps that are not finite; returns whether it was."""
         self.means.settle()
-        self.log.flush()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
             self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
@@ -117,6 +116,8 @@ def run_to_end(
     stop: StopSignal | None,
 ) -> int | None:
     """As `train`, of what `prepare` makes."""
+    if not bucket.is_url(location):
+        checkpoint.check_path(location)
     with workdir.opened(location) as work, cluster.watchdog(stuck) as progress:
         setup = prepare(work)
         state, run = resume(setup, work, progress, stop)
@@ -183,12 +184,15 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
 
 def evaluate_if_due(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> bool:
     """Evaluate after so many steps where that is due; returns whether the run ends for want of progress."""
-    if setup.evaluates_after(done) and cluster.anywhere(run.checkpoints.ap(done) is None):
+    if not setup.evaluates_after(done):
+        return False
+    if cluster.anywhere(run.checkpoints.ap(done) is None):
         ap = setup.evaluate(state, done, rows, run.log, run.is_alive)
         run.checkpoints.note_ap(done, cluster.from_first(ap))
         run.throughput.restart()
-    patience, best = setup.config.patience, run.checkpoints.best()
-    if not patience or best is None or done - best < patience * setup.batches.steps_per_epoch:
+    patience = setup.config.patience
+    best = run.checkpoints.best() if patience else None
+    if best is None or done - best < patience * setup.batches.steps_per_epoch:
         return False
     run.log.print(f'no better evaluation than that of step {best} for {patience} epochs; the run ends')
     return True
@@ -202,7 +206,9 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
     logs = done % config.log_every == 0 or epoch_ends and per_epoch < config.log_every
     saves = stops or setup.evaluates_after(done) or config.save_every and done % config.save_every == 0
     if logs or saves or epoch_ends:
+        clock = time.monotonic()
         means.settle()
+        run.goodput.add(time.monotonic() - clock)
     for text, ids in means.pop_spikes():
         run.log.print(f'at about step {done}: {text}; images {ids_text(ids)}')
     if means.nonfinite_streak >= GIVE_UP:

@@ -25,6 +25,7 @@ FREE = {
     'data',
     'data_cache',
     'init_from',
+    'teacher',
     'train_json',
     'train_images',
     'val_json',

@@ -18,11 +18,13 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, google, hf_names, names, statistics
-from yolos_jax.weights.tensors import Tensor, TensorFile, summary
+from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
 
+MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
 # wrappers around the ViT, the outermost first
-PREFIXES = ('params/', 'module.', 'base_encoder.', 'backbone.', 'vit.', 'deit.')
+OF_HUGGING_FACE = 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'
+PREFIXES = 'params/', 'module.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
 # what pre-training needed and a detector does not
 IGNORED = re.compile(
     r'head[./]|head_dist\.|pre_logits[./]|pooler\.|classifier\.|cls_classifier\.|predictor\.'
@@ -52,6 +54,9 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
     for name, value in _fields(vit.tensors).items():
         if getattr(model, name) != value:
             raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
+    heads = _heads(file, model.width)
+    if heads not in (None, model.heads):
+        raise InputError(f'a ViT of {heads} heads; the model asks for {model.heads}', 'model.heads')
     if ('pos_embed' in vit.tensors) != (model.pos_grid is not None):
         raise InputError(
             f'a ViT with{"out" * model.rope} a position table; the model asks for the other', 'pos_grid'
@@ -91,6 +96,13 @@ def _fields(tensors: dict) -> dict:
         'registers': 0 if registers is None else registers.shape[1],
         'rope': 'pos_embed' not in tensors,
     }
+
+
+def _heads(file: TensorFile, width: int) -> int | None:
+    """How many heads the ViT of a file has, where it or what is known of it says so."""
+    if any('base_encoder.' in name for name in file.tensors):
+        return MOCO_HEADS.get(width)
+    return file.about.get('heads') or statistics.json_beside(file, BESIDE[0]).get('num_attention_heads')
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:

@@ -7,6 +7,7 @@ bit flipped on disk would load silently, so we keep our own.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -91,7 +92,10 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
         raise InputError(f'{folder}: no checkpoint in this folder')
     aps = {step: saved_ap(folder / str(step)) for step in available}
     if 'classifier' in newest_meta(folder):
-        raise InputError(f'{folder}: of a pre-training; what a detector starts from is its {DEIT}')
+        raise InputError(
+            f'{folder}: of a pre-training; what a detector starts from is its {DEIT}, which its first '
+            'evaluation writes'
+        )
     order = sorted(available, key=lambda step: (rank(aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:
@@ -174,14 +178,21 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     return {kind: jax.tree_util.tree_map_with_path(read_array, stored)}
 
 
+def check_path(folder: str | Path) -> None:
+    """Raises InputError for a path that Orbax takes for a pattern: it would save, but not to be read."""
+    if glob.has_magic(str(Path(folder).absolute())):
+        raise InputError(f'{folder}: checkpoints cannot be in a folder with *, ? or [ in its path')
+
+
 def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder with one checkpoint of the detector.
 
     Raises:
-        InputError: `folder` is not empty, or cannot be written.
+        InputError: `folder` is not empty, cannot be written, or has *, ? or [ in its path.
     """
     import orbax.checkpoint as ocp
 
+    check_path(folder)
     # not copied where the device is the CPU and the arrays are aligned, as `names.to_params` makes them
     params = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), pretrained.params)
     with files.new_folder(folder) as part, ocp.CheckpointManager(part, item_handlers=handlers()) as manager:

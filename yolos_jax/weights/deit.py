@@ -3,6 +3,7 @@
 The original's `finetune_det` and timm read it; it says how many heads there are beside ('heads').
 """
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -12,22 +13,33 @@ import numpy as np
 from yolos_jax.classifier import Classifier, param_shapes
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import checkpoint, names, torchfile
+from yolos_jax.weights import checkpoint, names, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILE = checkpoint.DEIT
 HEAD_WIDTH = 64  # of the published models
 
 
-def write(params: dict, model: Classifier, path: Path) -> None:
-    """Write a file, in place of the one that was there."""
-    tensors = names.from_tree(params, param_shapes(model), model.depth)
-    tensors = {_timm(name): tensor for name, tensor in tensors.items()}
+def write(params: dict, model: Classifier, path: Path, about: dict | None = None) -> None:
+    """Write a file, in place of the one that was there.
+
+    about: {name: number} to be found beside the weights.
+    """
+    by_name = names.from_tree(params, param_shapes(model), model.depth)
+    by_name = {_timm(name): tensor for name, tensor in by_name.items()}
     if model.distilled:
-        tensors['pos_embed'] = _moved(tensors['pos_embed'], start=-1, to=1)
+        by_name['pos_embed'] = _moved(by_name['pos_embed'], start=-1, to=1)
     part = path.with_name(f'.{path.name}.part')
-    torchfile.write(part, {'model': tensors, 'heads': model.heads})
+    torchfile.write(part, {'model': by_name, 'heads': model.heads} | (about or {}))
     os.replace(part, path)
+
+
+def about(path: Path) -> dict:
+    """What stands beside the weights in a file, empty where there is none."""
+    if not path.is_file():
+        return {}
+    with contextlib.closing(tensors.read(path)) as file:
+        return file.about
 
 
 def read(file: TensorFile) -> tuple[Classifier, dict]:
@@ -36,28 +48,28 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     Raises:
         InputError: it is none, or one of another form.
     """
-    tensors = dict(file.tensors)
+    by_name = dict(file.tensors)
     missing = [
-        name for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight') if name not in tensors
+        name for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight') if name not in by_name
     ]
     if missing:
         raise InputError(f'{file.path}: no classifier: {missing[0]} is missing')
-    distilled = 'dist_token' in tensors
+    distilled = 'dist_token' in by_name
     if distilled:
-        tensors['pos_embed'] = _moved(tensors['pos_embed'], start=1, to=-1)
-    (width,), (num_classes, _) = tensors['patch_embed.proj.bias'].shape, tensors['head.weight'].shape
+        by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)
+    (width,), (num_classes, _) = by_name['patch_embed.proj.bias'].shape, by_name['head.weight'].shape
     heads = file.about.get('heads', width / HEAD_WIDTH)
     if heads != int(heads) or not heads:
         raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
     model = Classifier(
         width=width,
-        depth=len({name.split('.')[1] for name in tensors if name.startswith('blocks.')}),
+        depth=len({name.split('.')[1] for name in by_name if name.startswith('blocks.')}),
         heads=int(heads),
         num_classes=num_classes,
-        size=PATCH * math.isqrt(tensors['pos_embed'].shape[1] - 1 - distilled),
+        size=PATCH * math.isqrt(by_name['pos_embed'].shape[1] - 1 - distilled),
         distilled=distilled,
     )
-    ours = {_ours(name): tensor for name, tensor in tensors.items()}
+    ours = {_ours(name): tensor for name, tensor in by_name.items()}
     return model, names.to_tree(ours, param_shapes(model), model.depth)
 
 

@@ -15,16 +15,22 @@ from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG, Tensor, TensorFile
 
 def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
     """The statistics that a JSON beside a file of weights gives, or ImageNet's."""
-    if file.path.name in WITH_CONFIG:
-        for name in reversed(BESIDE):
-            try:
-                config = json.loads((file.path.parent / name).read_text())
-                config = config.get('pretrained_cfg', config)  # timm's
-            except (OSError, ValueError, AttributeError, RecursionError):
-                continue
-            if 'image_mean' in config or 'mean' in config:
-                return read(config)
+    for name in reversed(BESIDE):
+        config = json_beside(file, name)
+        if 'image_mean' in config or 'mean' in config:
+            return read(config)
     return MEAN, STD
+
+
+def json_beside(file: TensorFile, name: str) -> dict:
+    """The object in a JSON beside a file of weights, or timm's in it; empty where there is none."""
+    if file.path.name not in WITH_CONFIG:
+        return {}
+    try:
+        config = json.loads((file.path.parent / name).read_text())
+        return dict(config.get('pretrained_cfg', config))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
