@@ -20,8 +20,9 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
-from yolos_jax.run.pretraining import pretrain, read_logits, start_params
+from yolos_jax.run.pretraining import pretrain, start_params
 from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.teacher import read_logits
 from yolos_jax.weights import checkpoint, deit, names, tensors
 
 B, GROUP, SIZE = 16, 8, 64
