@@ -16,14 +16,20 @@ from yolos_jax.run.train import Step
 from yolos_jax.tools import train
 
 KEYS = deit_ti.get_config
-# configs by width
-DETECTORS = {128: 'quickstart', 192: 'yolos_ti', 384: 'yolos_s', 330: 'yolos_s_dwr', 768: 'yolos_b'}
+DETECTORS = {  # configs by width, depth and heads
+    (128, 4, 4): 'quickstart',
+    (192, 12, 3): 'yolos_ti',
+    (384, 12, 6): 'yolos_s',
+    (330, 14, 6): 'yolos_s_dwr',
+    (768, 12, 12): 'yolos_b',
+}
 
 
 def main(on_step: Callable[[Step], None] | None = None) -> None:
     """Parse the flags and pre-train; on_step: as of `yolos_jax.train`."""
     train.main(on_step, pretraining.pretrain)
-    config = DETECTORS.get(train.CONFIG.value.model.width, 'CONFIG')
+    model = train.CONFIG.value.model
+    config = DETECTORS.get((model.width, model.depth, model.heads), 'CONFIG')
     if cluster.is_first():
         print(
             f'start a detector from it with: yolos train --config={config} --workdir=DIR '
