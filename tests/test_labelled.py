@@ -51,6 +51,7 @@ def test_images_come_in_the_order_of_torchvisions_image_folder(tmp_path):
     (tmp_path / 'train' / 'dog').mkdir()
     with pytest.raises(InputError, match='dog: has no images'):
         labelled.read(tmp_path, 'train')
+    assert len(labelled.read(tmp_path, 'train', [*data.classes, 'dog'])) == 6
     (tmp_path / 'train' / 'dog' / 'round').symlink_to('round')
     with pytest.raises(InputError, match='dog: cannot be listed'):
         labelled.read(tmp_path, 'train')

@@ -123,16 +123,24 @@ def test_jpeg_is_decoded_as_pillow_does(options):
     )
 
 
-@pytest.mark.parametrize('kind', ['bytes that a camera adds', 'rare subsampling'])
-def test_what_libjpeg_only_warns_of_is_read_as_pillow_does(kind):
+@pytest.mark.parametrize('kind', ['padding before the end', 'rare subsampling'])
+def test_unusual_jpegs_are_read_as_pillow_does(kind):
     data = bytearray(encode(smooth(), 'JPEG', subsampling=0))
     if kind == 'rare subsampling':
         data[data.index(b'\xff\xc0') + 11] = 0x31  # of the brightness
     else:
-        data[-2:-2] = b'\x11\x22' * 99
+        data[-2:-2] = b'\0' * 99
     expected = np.asarray(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(pixels.decode(bytes(data), 'x')[..., :3], expected)
     assert pixels.size(bytes(data), 'x') == expected.shape[:2]
+
+
+def test_a_jpeg_with_foreign_bytes_in_it_is_refused():
+    data = bytearray(encode(Image.fromarray(noise(60, 80)), 'JPEG'))
+    data[1000:1100] = data[2000:2100]
+    Image.open(io.BytesIO(data)).load()  # no error
+    with pytest.raises(InputError, match='not a readable image'):
+        pixels.decode(bytes(data), 'x')
 
 
 @pytest.mark.parametrize('data', [b'', b'<html>not decoded</html>', encode(smooth(), 'JPEG')[:300]])

@@ -261,6 +261,10 @@ def test_videos_of_one_name_are_numbered(saved, tmp_path):
     run(saved, out, *paths, tmp_path / 'c' / 'film.mp4', '--no-pictures')  # of another call
     assert len((out / 'film-3.jsonl').read_text().splitlines()) == 4
     assert (out / 'film-2.jsonl').stat().st_mtime_ns == before
+    (out / 'film-2.jsonl').unlink()
+    (out / 'videos.json').unlink()  # as of an earlier version
+    run(saved, out, tmp_path / 'b' / 'film.mp4', '--no-pictures')
+    assert len((out / 'film-2.jsonl').read_text().splitlines()) == 2
 
 
 def test_frames_of_one_time_follow_each_other(saved, tmp_path):

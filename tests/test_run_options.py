@@ -259,6 +259,21 @@ def test_a_value_that_nothing_reads_is_named(changes, says, averaged, coco_folde
         launch(of_weights(averaged, coco_folder, **changes), tmp_path / 'run')
 
 
+def test_what_earlier_versions_took_is_resumed(coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, epochs=1)
+    launch(config, tmp_path)
+    state = next((tmp_path / 'checkpoints' / '6' / 'meta').glob('metadata'))
+    meta = json.loads(state.read_text())
+    meta['config'] |= {'train_images': 'unread', 'note': 'unread'}
+    del meta['sha256'], meta['format']  # as version 0.1
+    state.write_text(json.dumps(meta))
+    with config.unlocked():
+        config.update(epochs=2, train_images='unread', note='unread')
+        del config.spike_factor
+    launch(config, tmp_path)
+    assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
+
+
 def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, averaged, tmp_path):
     for write in (
         lambda folder: launch(tiny_config(data=coco_folder), folder),

@@ -372,4 +372,5 @@ def test_linked_folders_of_images_are_read(coco, tmp_path):
     for folder in (images, labels):
         shutil.copytree(folder, tmp_path / folder.parent.name)
         (folder / 'more').symlink_to(tmp_path / folder.parent.name)
+        (folder / 'loop').symlink_to(folder)
     assert len(records.read(tmp_path / 'a', 'train')) == 60

@@ -1,17 +1,23 @@
 """Where Numba keeps what it has compiled: where neither this package nor the home can be written to."""
 
+import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 
 def set_up() -> None:
     """Name a folder for temporary files of this user's own, where Numba would find none and raise."""
-    writable = (os.access(folder, os.W_OK) for folder in (Path(__file__).parent, os.path.expanduser('~')))
-    if 'NUMBA_CACHE_DIR' in os.environ or any(writable):
+    home = os.path.expanduser('~')
+    places = Path(__file__).parent, home, os.environ.get('XDG_CACHE_HOME') or home
+    if 'NUMBA_CACHE_DIR' in os.environ or any(os.access(place, os.W_OK) for place in places):
         return
-    folder = Path(tempfile.gettempdir(), f'yolos_jax-numba-{os.getuid()}')
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid():  # compiled code of somebody else is not to be run
-        folder = tempfile.mkdtemp(prefix='yolos_jax-numba-')
-    os.environ['NUMBA_CACHE_DIR'] = str(folder)
+    with contextlib.suppress(OSError):  # where nothing at all can be written, Numba says so when it is used
+        folder = Path(tempfile.gettempdir(), f'yolos_jax-numba-{os.getuid()}')
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():  # compiled code of somebody else is not to be run
+            folder = tempfile.mkdtemp(prefix='yolos_jax-numba-')
+        os.environ['NUMBA_CACHE_DIR'] = str(folder)
+        if 'numba' in sys.modules:
+            sys.modules['numba'].config.reload_config()

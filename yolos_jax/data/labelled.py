@@ -102,7 +102,8 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
             f'class has one: {name}/CLASS/IMAGE.jpg',
             'data',
         )
-    if empty := sorted({x for x in where.folders() if not x.startswith('.')} - set(of_class)):
+    empty = sorted({x for x in where.folders() if not x.startswith('.')} - set(of_class))
+    if empty and classes is None:  # of the training split
         raise InputError(f'{where}/{empty[0]}: has no images ({" ".join(pixels.ENDINGS)})', 'data')
     known = classes or sorted(set(of_class))
     if unknown := sorted(set(of_class) - set(known)):

@@ -4,7 +4,6 @@ Pixels are RGBX, uint8 [height, width, 4]; the fourth byte is ignored: `resize` 
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
-EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
 ENDINGS = '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm'  # of image files
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
 UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
@@ -68,7 +67,7 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 _check_size(height, width)
                 if colours not in ('CMYK', 'YCCK'):
-                    return simplejpeg.decode_jpeg(data, 'RGBX')
+                    return _decode_jpeg(data)
         with Image.open(BytesIO(data)) as image:
             return from_pillow(image, upright)
 
@@ -141,12 +140,23 @@ def _naming(name: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_to_pillow() -> Iterator[None]:
-    """Ignores what simplejpeg raises for whole images: rare subsampling, and bytes that cameras add."""
+    """Ignores that simplejpeg does not know a rare subsampling of colours."""
     try:
         yield
     except ValueError as error:
-        if not re.search('subsampling|extraneous bytes', str(error)):
+        if 'subsampling' not in str(error):
             raise
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    """RGBX pixels; libjpeg warns of damage, and of the padding that some cameras write, alike."""
+    try:
+        return simplejpeg.decode_jpeg(data, 'RGBX')
+    except ValueError as error:
+        if 'extraneous bytes' not in str(error) or not data.endswith(END_OF_JPEG):
+            raise
+        whole = data.removesuffix(END_OF_JPEG).rstrip(b'\x00\xff') + END_OF_JPEG
+        return simplejpeg.decode_jpeg(whole, 'RGBX')
 
 
 def _is_jpeg(data: bytes) -> bool:

@@ -8,13 +8,14 @@ bounding box, and key points after a box are left out.
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from yolos_jax.data import folders, pixels
+from yolos_jax.data import pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.errors import InputError
 
@@ -82,12 +83,22 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
         if place is None:
             raise InputError(f'{file}: {name} is not there', 'data')
         if place.is_dir():
-            inside = filter(pixels.is_image, folders.Folder(place).walk())
-            images += sorted(place / name for name in inside)
+            images += sorted(place / name for name in _files(place) if pixels.is_image(name))
         else:
             lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
+
+
+def _files(root: Path) -> Iterator[str]:
+    """The names of all files below a folder; a link to a folder that is in it already is not followed."""
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
 def _place(base: Path, name: str) -> Path | None:

@@ -20,7 +20,7 @@ class Board:
 
     def __init__(self, folder: Path, first: int) -> None:
         """first: the step the run starts from."""
-        self._folder, self._first, self._files = folder, first, 0
+        self._folder, self._first, self._is_purged = folder, first, False
         self._events: Any = None  # the open file
         self.config: dict[str, Any] = {}  # shown as hyper-parameters
 
@@ -55,18 +55,25 @@ class Board:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import hparams
 
-        self._files += 1
-        suffix = f'.{os.getpid()}.{self._files}'  # several may be of one second
-        events = EventsWriter(str(self._folder / 'events'), suffix)
-        if self._files == 1:  # later steps of the run before this one are not shown
-            log = SessionLog(status=SessionLog.START)
-            events.write_event(Event(wall_time=time.time(), step=self._first + 1, session_log=log))
+        suffix = f'.{os.getpid()}.{time.monotonic_ns()}'  # several may be of one second
         plain = {
             k: x if isinstance(x, bool | int | float | str) else str(x) for k, x in self.config.items()
         }
         experiment, session, _ = hparams(plain, {'AP': None})
-        for summary in (experiment, session):
-            events.write_event(Event(wall_time=time.time(), summary=summary))
+        first = [Event(wall_time=time.time(), summary=summary) for summary in (experiment, session)]
+        if not self._is_purged:  # later steps of the run before this one are not shown
+            log = SessionLog(status=SessionLog.START)
+            first.insert(0, Event(wall_time=time.time(), step=self._first + 1, session_log=log))
+        try:
+            events = EventsWriter(str(self._folder / 'events'), suffix)
+            for event in first:
+                events.write_event(event)
+            events.flush()
+        except OSError:
+            for path in self._folder.glob(f'events.*{suffix}'):
+                path.unlink()
+            raise
+        self._is_purged = True
         return events
 
     def close(self) -> None:

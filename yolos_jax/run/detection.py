@@ -26,6 +26,7 @@ from yolos_jax.run.setup import (
     check_enough,
     check_keys,
     check_numbers,
+    completed,
     make_state,
 )
 from yolos_jax.run.starting_point import make_start, model_fields
@@ -70,12 +71,10 @@ class Detection(Setup):
         """The ids of images in the annotations."""
         return self.batches.records.ids[indices]
 
-    def evaluate(
-        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
-    ) -> float:
+    def evaluate(self, state: dict, done: int, log: Log, is_alive: Callable[[], None], _: float) -> float:
         """Measure the AP on the validation split; all twelve numbers are logged."""
         predict, val_set = functools.partial(self.predict, steps.evaluated(state)), self.val_batches.records
-        options = dict(rows=rows, gather=cluster.gather, on_batch=is_alive, threads=self.threads)
+        options = dict(rows=self.rows, gather=cluster.gather, on_batch=is_alive, threads=self.threads)
         outputs = evaluation.detect(predict, self.val_batches, **options)
         if not cluster.is_first():
             return np.nan
@@ -100,10 +99,13 @@ class Detection(Setup):
 
 def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
+    config, folder = completed(config, common.get_config()), work.folder
     check_values(config)
     check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
-    folder = work.folder
     saved = checkpoint.newest_meta(folder / 'checkpoints')
+    if not saved:  # earlier versions started runs with such configs, which are to be resumed
+        check_keys(config, common.get_config())
+        check_used(config)
     notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
     train_set, val_set = read_data(config, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
@@ -196,7 +198,6 @@ def check_values(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     if 'smoothing' in config:
         raise InputError('this config is one for pre-training, not for training a detector')
-    check_keys(config, common.get_config())
     check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
@@ -211,7 +212,6 @@ def check_values(config: ConfigDict) -> None:
             f'{config.augment.crop_from}',
             'augment.crop_min',
         )
-    check_used(config)
     if config.model.width:
         sizes.check(Yolos(**model_fields(config)))
 

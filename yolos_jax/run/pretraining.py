@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import attention, classification, evaluation, optim, posembed, steps
+from yolos_jax import attention, classification, evaluation, optim, steps
 from yolos_jax.classifier import Classifier, init_params
 from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
@@ -28,10 +28,11 @@ from yolos_jax.run.setup import (
     check_enough,
     check_keys,
     check_numbers,
+    completed,
     make_state,
 )
 from yolos_jax.run.stop import StopSignal
-from yolos_jax.run.teacher import make_teacher, read_classifier
+from yolos_jax.run.teacher import make_teacher, read_classifier, resized
 from yolos_jax.run.train import Step, run_to_end
 from yolos_jax.weights import checkpoint, deit
 
@@ -73,14 +74,14 @@ class Pretraining(Setup):
         return indices
 
     def evaluate(
-        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
+        self, state: dict, done: int, log: Log, is_alive: Callable[[], None], best: float
     ) -> float:
         """Measure the top-1 accuracy on the validation split; the best weights so far go to deit.pth."""
         params = steps.evaluated(state)
         outputs = evaluation.outputs_of(
             functools.partial(self.predict, params),
             self.val_batches,
-            rows=rows,
+            rows=self.rows,
             gather=cluster.gather,
             on_batch=is_alive,
             threads=self.threads,
@@ -90,14 +91,15 @@ class Pretraining(Setup):
             return np.nan
         numbers = {name: float(outputs[name].mean()) for name in ('top1', 'top5', 'val_loss')}
         log.write(done, numbers)
-        about = {'step': done, 'top1': numbers['top1']}
-        if about['top1'] >= deit.about(log.folder / deit.FILE).get('top1', 0):
-            deit.write(params, self.model, log.folder / deit.FILE, about)
+        file = log.folder / deit.FILE
+        if numbers['top1'] >= best or not file.exists():
+            deit.write(params, self.model, file, {'step': done, 'top1': numbers['top1']})
         return numbers['top1']
 
     def finish(self, folder: Path, _: dict, __: dict, log: Log) -> None:
         """Say what deit.pth holds."""
-        if best := deit.about(folder / deit.FILE):
+        best = deit.about(folder / deit.FILE)
+        if 'top1' in best:
             log.print(f'{deit.FILE}: the weights of step {best["step"]}, top-1 {best["top1"]:.4f}')
 
 
@@ -117,11 +119,16 @@ def pretrain(
 
 def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretraining:
     """The data, the classifier, the batches, the optimiser and the steps of a run."""
+    if 'smoothing' not in config:
+        raise InputError('this config is one for training a detector, not for pre-training')
+    config = completed(config, deit_ti.get_config())
     check_values(config)
     group = config.augment.mix_group or config.batch_size
     check_batch_size(config, mesh, group, 'augment.mix_group')
     saved = checkpoint.newest_meta(work.folder / 'checkpoints')
     notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder) if saved else []
+    if not saved:
+        check_keys(config, deit_ti.get_config())
     train_set, val_set = read_data(config)
     check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
@@ -160,9 +167,6 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where the config cannot be used."""
-    if 'smoothing' not in config:
-        raise InputError('this config is one for training a detector, not for pre-training')
-    check_keys(config, deit_ti.get_config())
     check_numbers(config)
     if not config.data:
         raise InputError('no data: name a folder', 'data')
@@ -234,8 +238,4 @@ def start_params(location: str, model: Classifier, fresh: dict) -> tuple[dict, l
     if classifier.num_classes != model.num_classes:
         params = fresh | {'backbone': params['backbone']}
         notes.append(f'of {classifier.num_classes} classes and not {model.num_classes}: heads are fresh')
-    table, old, new = params['backbone']['pos_embed'], classifier.side, model.side
-    square = table[0, 1 : 1 + old**2].reshape(old, old, -1)
-    patches = posembed.resample(square, (new, new)).reshape(new**2, -1)
-    table = np.concatenate([table[0, :1], patches, table[0, 1 + old**2 :]])[None]
-    return params | {'backbone': params['backbone'] | {'pos_embed': table}}, notes
+    return resized(params, classifier.side, model.side), notes

@@ -43,6 +43,11 @@ class Setup(abc.ABC):
         """How many steps the run has."""
         return self.config.epochs * self.batches.steps_per_epoch
 
+    @property
+    def rows(self) -> slice:
+        """The rows of a batch that this process loads."""
+        return meshes.rows_of_process(self.config.batch_size, self.mesh)
+
     def lengths_from(self, step: int) -> np.ndarray:
         """The sequence lengths of the steps left of the epoch that a step is in."""
         epoch, done = divmod(step, self.batches.steps_per_epoch)
@@ -93,12 +98,12 @@ class Setup(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(
-        self, state: dict, done: int, rows: slice, log: Log, is_alive: Callable[[], None]
+        self, state: dict, done: int, log: Log, is_alive: Callable[[], None], best: float
     ) -> float:
         """Measure the state after so many steps on the validation split, and log that.
 
-        rows: of this process. is_alive: called after each batch. Returns the AP, or what is in its place;
-        of use in the first process only.
+        is_alive: called after each batch. best: the best AP of the run so far, -inf before the first.
+        Returns the AP, or what is in its place; that and `best` are of use in the first process only.
         """
 
     @abc.abstractmethod
@@ -145,13 +150,23 @@ RANGES = {  # of the numbers of a config: the least and the greatest
 
 
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:
-    """Raises InputError where a config has other keys than those that are read."""
+    """Raises InputError where a config has a key that nothing reads."""
     names, expected = workdir.flat(config).keys(), workdir.flat(known).keys()
     for name in sorted(names - expected):
         like = difflib.get_close_matches(name, expected, 1)
         raise InputError(f'no such key: {name}' + (f'; did you mean {like[0]}?' if like else ''), name)
-    for name in sorted(expected - names):
-        raise InputError(f'the config does not say {name}; make it from an installed one', name)
+
+
+def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
+    """A config with the keys that it lacks, since it was written before they were; as all configs say."""
+    result = ConfigDict(config)
+    with result.unlocked():
+        for name, value in known.items():
+            if isinstance(value, ConfigDict):
+                result[name] = completed(result.get(name, ConfigDict()), value)
+            elif name not in result:
+                result[name] = value
+    return result
 
 
 def check_numbers(config: ConfigDict) -> None:

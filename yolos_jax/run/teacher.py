@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from yolos_jax import classification
+from yolos_jax import classification, posembed
 from yolos_jax.classifier import Classifier
 from yolos_jax.data import labelled
 from yolos_jax.errors import InputError
@@ -31,7 +31,7 @@ def make_teacher(
     """The teacher of a config.
 
     Raises:
-        InputError: it is neither a classifier of these classes and this size nor logits of the images.
+        InputError: it is neither a classifier of these classes nor logits of the images.
     """
     if not config.teacher:
         return Teacher()
@@ -46,13 +46,15 @@ def make_teacher(
             labels=labels, teach=teach, digest=hashlib.sha256(labels.tobytes()).hexdigest(), notes=notes
         )
     teacher, params, sha256 = read_classifier(config.teacher, 'teacher')
-    if (teacher.num_classes, teacher.size) != (model.num_classes, model.size):
+    if teacher.num_classes != model.num_classes:
         raise InputError(
-            f'{config.teacher}: a classifier of {teacher.num_classes} classes at {teacher.size} pixels; '
-            f'these data have {model.num_classes}, and model.size is {model.size}',
+            f'{config.teacher}: a classifier of {teacher.num_classes} classes; these data have '
+            f'{model.num_classes}',
             'teacher',
         )
-    teacher = teacher.clone(dtype=model.dtype, attention_kernel=model.attention_kernel)
+    params = resized(params, teacher.side, model.side)
+    options = dict(size=model.size, dtype=model.dtype, attention_kernel=model.attention_kernel)
+    teacher = teacher.clone(**options)
     return Teacher(params=params, teach=classification.of_model(teacher), digest=sha256)
 
 
@@ -83,3 +85,12 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise InputError(f'{path}: has logits that are not finite', 'teacher')
     return logits
+
+
+def resized(params: dict, old: int, new: int) -> dict:
+    """A classifier's parameters with its positions resampled from old x old to new x new patches."""
+    table = params['backbone']['pos_embed']
+    square = table[0, 1 : 1 + old**2].reshape(old, old, -1)
+    patches = posembed.resample(square, (new, new)).reshape(new**2, -1)
+    table = np.concatenate([table[0, :1], patches, table[0, 1 + old**2 :]])[None]
+    return params | {'backbone': params['backbone'] | {'pos_embed': table}}

@@ -142,15 +142,13 @@ def run_to_end(
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], None] | None) -> bool:
     """The loop; returns whether the run was asked to stop."""
     config, mesh, complete = setup.config, setup.mesh, True
-    first, rows = int(state['step']), meshes.rows_of_process(config.batch_size, mesh)
+    first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
     programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
     try:
-        if evaluate_if_due(
-            setup, run, state, rows, first
-        ):  # the run before ended, perhaps, before it could
+        if evaluate_if_due(setup, run, state, first):  # the run before ended, perhaps, before it could
             return False
-        for step, batch, indices in loader.load(setup.batches, todo, rows, setup.threads):
+        for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
             program = programs.of(state, batch, run.is_waiting)
             complete, clock, ids = False, time.monotonic(), setup.image_ids(indices)
@@ -167,7 +165,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
             complete = True  # a checkpoint of this step continues as the run would have
             if stops:
                 raise StopRun
-            if evaluate_if_due(setup, run, state, rows, step + 1):
+            if evaluate_if_due(setup, run, state, step + 1):
                 return False
     except StopRun:
         where = 'here' if run.save(state) else 'from the last checkpoint, for the loss is not finite'
@@ -182,12 +180,14 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
     return False
 
 
-def evaluate_if_due(setup: Setup, run: Run, state: dict, rows: slice, done: int) -> bool:
+def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
     """Evaluate after so many steps where that is due; returns whether the run ends for want of progress."""
     if not setup.evaluates_after(done):
         return False
     if cluster.anywhere(run.checkpoints.ap(done) is None):
-        ap = setup.evaluate(state, done, rows, run.log, run.is_alive)
+        best = run.checkpoints.best()
+        best_ap = -np.inf if best is None else checkpoint.rank(run.checkpoints.ap(best))
+        ap = setup.evaluate(state, done, run.log, run.is_alive, best_ap)
         run.checkpoints.note_ap(done, cluster.from_first(ap))
         run.throughput.restart()
     patience = setup.config.patience

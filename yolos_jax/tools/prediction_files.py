@@ -43,6 +43,7 @@ class Predictions:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
         self.done = {_source(entry) for entry in kept}
+        self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
         self._videos = {}  # {name: the video it is of}
         if not overwrite and (folder / VIDEOS).exists():
             self._videos = json.loads((folder / VIDEOS).read_text())
@@ -62,10 +63,13 @@ class Predictions:
 
     def new_videos(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
+        there = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
         for path in paths:
-            if path.is_char_device() or os.path.abspath(path) not in self._videos.values():
-                name = files.free_name(path.stem, {*self._videos, Path(LINES).stem})
-                yield path, self._folder / f'{name}.mp4'
+            names = {source: name for name, source in self._videos.items() if not path.is_char_device()}
+            name = names.get(os.path.abspath(path))
+            if name is None or name not in there:
+                taken = {*self._videos, *there, Path(LINES).stem}
+                yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
     def add_video(self, path: Path, target: Path) -> None:
         """Note that a video is done."""

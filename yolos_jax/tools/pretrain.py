@@ -3,9 +3,9 @@
     yolos pretrain --config=deit_ti --workdir=DIR --config.data=IMAGENET
 
 The data are a folder train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg, or tensorflow-datasets' imagenet2012.
-The workdir receives metrics.jsonl, TensorBoard files, curves.png, checkpoints/, and after each evaluation
-deit.pth, what a detector starts from. The same command in the same workdir resumes where the last one
-stopped.
+The workdir receives metrics.jsonl, TensorBoard files, curves.png, checkpoints/, and deit.pth, the weights
+of the best evaluation, which a detector starts from. The same command in the same workdir resumes where
+the last one stopped.
 """
 
 from collections.abc import Callable

@@ -102,7 +102,8 @@ def _heads(file: TensorFile, width: int) -> int | None:
     """How many heads the ViT of a file has, where it or what is known of it says so."""
     if any('base_encoder.' in name for name in file.tensors):
         return MOCO_HEADS.get(width)
-    return file.about.get('heads') or statistics.json_beside(file, BESIDE[0]).get('num_attention_heads')
+    heads = file.about.get('heads') or statistics.json_beside(file, BESIDE[0]).get('num_attention_heads')
+    return heads if isinstance(heads, int) else None
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:

@@ -7,7 +7,6 @@ bit flipped on disk would load silently, so we keep our own.
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import math
@@ -180,15 +179,15 @@ def _read_arrays(path: Path, meta: dict) -> dict:
 
 def check_path(folder: str | Path) -> None:
     """Raises InputError for a path that Orbax takes for a pattern: it would save, but not to be read."""
-    if glob.has_magic(str(Path(folder).absolute())):
-        raise InputError(f'{folder}: checkpoints cannot be in a folder with *, ? or [ in its path')
+    if '[' in str(Path(folder).absolute()):
+        raise InputError(f'{folder}: checkpoints cannot be in a folder with [ in its path')
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder with one checkpoint of the detector.
 
     Raises:
-        InputError: `folder` is not empty, cannot be written, or has *, ? or [ in its path.
+        InputError: `folder` is not empty, cannot be written, or has [ in its path.
     """
     import orbax.checkpoint as ocp
 

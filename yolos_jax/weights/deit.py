@@ -35,11 +35,12 @@ def write(params: dict, model: Classifier, path: Path, about: dict | None = None
 
 
 def about(path: Path) -> dict:
-    """What stands beside the weights in a file, empty where there is none."""
-    if not path.is_file():
+    """What stands beside the weights in a file, empty where there is none that can be read."""
+    try:
+        with contextlib.closing(tensors.read(path)) as file:
+            return file.about
+    except (OSError, InputError):
         return {}
-    with contextlib.closing(tensors.read(path)) as file:
-        return file.about
 
 
 def read(file: TensorFile) -> tuple[Classifier, dict]:
