@@ -3,9 +3,10 @@ r"""A detector for your own classes, from one that is already trained.
     python train.py --config=configs/finetune.py --workdir=DIR \
         --config.data=YOUR_FOLDER --config.init_from=WEIGHTS
 
-YOUR_FOLDER is a COCO folder: annotations/instances_train2017.json, annotations/instances_val2017.json and
-the images in train2017/ and val2017/ (other names: --config.train_split=NAME --config.val_split=NAME). Its
-JSON says the classes. WEIGHTS is anything `yolos_jax.load` takes; the model is taken from there.
+YOUR_FOLDER is what docs/data.md lists: COCO's layout (annotations/instances_train2017.json and so on), or
+what Roboflow, CVAT, Label Studio and YOLO's tools write. It says the classes. Without a validation split in
+it, --config.val_fraction=0.1 takes every tenth image. WEIGHTS is anything `yolos_jax.load` takes; the model
+is taken from there.
 
 Hardware and time are those of the weights' own config for as many images; the AP depends on your data.
 """

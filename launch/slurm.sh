@@ -17,7 +17,8 @@
 set -euo pipefail
 
 # Edit 2: what to train; all nodes must see the workdir
-TRAIN=(--config=configs/yolos_ti.py --workdir="$HOME/runs/ti" --config.data=/data/coco --config.batch_size=16)
+TRAIN=(--config=configs/yolos_ti.py --workdir="$HOME/runs/ti" --config.data=/data/coco --config.batch_size=16
+  --config.init_from=/data/deit_tiny_patch16_224-a1311bcf.pth)
 
 status=0
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 .venv/bin/python train.py "${TRAIN[@]}" || status=$?

@@ -6,7 +6,8 @@ set -euo pipefail
 # Edit 1: the machines; the first one coordinates
 HOSTS=(host0 host1)
 # Edit 2: what to train
-TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/data/coco --config.batch_size=16)
+TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/data/coco --config.batch_size=16
+  --config.init_from=/data/deit_tiny_patch16_224-a1311bcf.pth)
 
 PORT=9731
 RUN="/tmp/yolos-$(hostname)-$$" # on every machine: the process that this script started there

@@ -9,7 +9,7 @@ ZONE=us-west4-a
 TYPE=v5litepod-16
 RUNTIME=v2-alpha-tpuv5-lite
 # Edit 2: what to train
-TRAIN='--config=configs/yolos_ti.py --workdir=gs://BUCKET/runs/ti --config.data=gs://BUCKET/coco --config.batch_size=16'
+TRAIN='--config=configs/yolos_ti.py --workdir=gs://BUCKET/runs/ti --config.data=gs://BUCKET/coco --config.batch_size=16 --config.init_from=gs://BUCKET/deit_tiny_patch16_224-a1311bcf.pth'
 
 everywhere() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="$1"

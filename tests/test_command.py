@@ -50,6 +50,7 @@ def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, con
         (['--config=nowhere', '--workdir=w'], 'no installed one: deit_b'),
         (['--config=yolos_ti', '--workdir=w'], 'no data: name a folder (--config.data)'),
         (['--config=quickstart', '--workdir=w', '--config.nochs=1'], 'no key nochs'),
+        (['--config=yolos_ti', '--workdir=w', '--coordinator=a:1', '--num_processes=2'], '(--process_id)'),
         (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'no key epoch. Did you mean "epochs"'),
         (['--config=quickstart', '--workdir=w', '--config.epochs=x'], 'invalid literal for int()'),
         (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),

@@ -54,6 +54,7 @@ def test_a_chain_of_conversions_returns_the_same_bits(chain, mid, tmp_path):
         WRITERS[form](pretrained, folder)
         pretrained = read_detector(path_of(form, folder))
         same(pretrained, first)
+        same(read_detector(folder), first)
         files += [hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob('yolos.pth')]
     assert len(set(files)) <= 1  # the .pth at both ends is the same file
 

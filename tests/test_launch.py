@@ -38,6 +38,7 @@ def test_a_launch_file_calls_train_with_flags_it_has(path):
             assert flag.removeprefix('config.') in config
     asked = set(re.findall(r'--(coordinator|num_processes|process_id|workdir|config)\b', text))
     assert {'workdir', 'config'} <= asked and asked <= set(flags.FLAGS)
+    assert '--config.init_from=' in text  # the recipe starts from DeiT
     assert len(asked & {'coordinator', 'num_processes', 'process_id'}) in (0, 3)
 
 

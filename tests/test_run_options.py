@@ -240,6 +240,16 @@ def test_a_bound_that_is_not_given_is_that_of_the_weights(averaged, coco_folder)
     assert recipe.sizes == (96, 112) and recipe.max_size == 176
 
 
+def test_a_run_says_which_weights_it_starts_from(averaged, coco_folder, tmp_path, capsys):
+    config = of_weights(averaged, coco_folder, epochs=1, save_every=1000)
+    launch(config, tmp_path / 'tuned')
+    assert f'weights      {averaged}' in capsys.readouterr().out
+    card = (tmp_path / 'tuned' / 'README.md').read_text()
+    assert f'| from | {averaged.name} |' in card and 'longest side in training' not in card
+    launch(tiny_config(data=coco_folder, epochs=0), tmp_path / 'new')
+    assert 'weights      from scratch' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [

@@ -135,6 +135,17 @@ def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_pat
     assert classes == pytest.approx(expected_classes, abs=1e-12)
 
 
+@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, yolo], ids=lambda f: f.__name__)
+def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp_path):
+    export(coco, tmp_path / 'data')
+    config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
+    _, val = detection.read_data(config, tmp_path / 'run')
+    again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path / 'data'))
+    assert again.ids.tolist() == val.ids.tolist()
+    for i in range(len(val)):
+        np.testing.assert_array_equal(start_image(again, i)(), start_image(val, i)())
+
+
 def test_what_is_written_differently_from_coco_is_said(coco, tmp_path):
     cvat(coco, tmp_path / 'cvat')
     notes = ' '.join(records.read(tmp_path / 'cvat', 'val').notes)
@@ -343,6 +354,13 @@ def _with_orientation(image, orientation):
     image = Image.fromarray(image)
     image.getexif()[0x0112] = orientation
     return image
+
+
+def test_a_test_split_that_an_export_left_out_is_none(coco, tmp_path):
+    yolo(coco, tmp_path)
+    file = tmp_path / 'data.yaml'
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {'test': '../test/images'}))
+    assert sources.splits(tmp_path) == ['train', 'val']
 
 
 def test_splits_may_be_in_distant_folders(coco, tmp_path):

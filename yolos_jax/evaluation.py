@@ -195,16 +195,23 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
 
 
 def ground_truth(a: Annotations) -> COCO:
-    """The annotations as pycocotools takes them; its `dataset` is the content of a COCO file.
+    """The annotations as pycocotools takes them."""
+    truth = COCO()
+    truth.dataset = coco_content(a)
+    truth.createIndex()
+    return truth
+
+
+def coco_content(a: Annotations) -> dict:
+    """The annotations as the content of a COCO file.
 
     Missing areas are width x height. Annotations are numbered from 1, for pycocotools takes a match with
     number 0 for none.
     """
-    truth = COCO()
     areas = np.where(np.isnan(a.areas), a.boxes[:, 2] * a.boxes[:, 3], a.areas)
     images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)
     objects = zip(*(x.tolist() for x in (a.owners, a.labels, a.boxes, areas, a.crowd)), strict=True)
-    truth.dataset = {
+    return {
         'images': [dict(zip(('id', 'file_name', 'height', 'width'), x, strict=True)) for x in images],
         'annotations': [
             dict(id=i, image_id=image, category_id=label, bbox=box, area=area, iscrowd=int(crowd))
@@ -212,8 +219,6 @@ def ground_truth(a: Annotations) -> COCO:
         ],
         'categories': [{'id': number, 'name': name} for number, name in a.categories],
     }
-    truth.createIndex()
-    return truth
 
 
 def table(numbers: dict[str, float]) -> str:

@@ -53,6 +53,10 @@ class Split:
         """None: the images are in the data set."""
         return []
 
+    def prefix(self, root: object) -> None:  # noqa: ARG002  as `folders.Folder`
+        """None: the images are no files."""
+        return
+
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as above
         """What gives the encoded bytes of an image; from a bucket they are asked for now."""
         example = self.examples.start_read(int(row))

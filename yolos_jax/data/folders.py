@@ -85,6 +85,11 @@ class Folder:
         except OSError:
             return []
 
+    def prefix(self, root: str | Path) -> str | None:
+        """What names of files in this folder begin with in `root`; None where it is not in there."""
+        inside = os.path.relpath(self.path, root)
+        return None if inside.startswith('..') else '' if inside == '.' else f'{inside}/'
+
     def folders(self) -> list[str]:
         """The names of the folders in this one."""
         return sorted(path.name for path in self.path.iterdir() if path.is_dir())
@@ -156,6 +161,10 @@ class BucketFolder:
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
         """Ask for the bytes of an object: what waits for them, or raises InputError."""
         return self.bucket.start_read(self._object(file)).result
+
+    def prefix(self, root: str | Path) -> str:  # noqa: ARG002  as `Folder`
+        """What names of objects in this folder begin with in that which was opened."""
+        return self.base
 
     def folders(self) -> list[str]:
         """The names of the folders in this one."""

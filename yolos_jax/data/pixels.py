@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
@@ -68,7 +68,11 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
                 _check_size(height, width)
                 if colours not in ('CMYK', 'YCCK'):
                     return _decode_jpeg(data)
-        with Image.open(BytesIO(data)) as image:
+        try:
+            opened = Image.open(BytesIO(data))
+        except UnidentifiedImageError:
+            raise InputError('not a readable image (of no format that is known)') from None
+        with opened as image:
             return from_pillow(image, upright)
 
 

@@ -77,6 +77,13 @@ class Records:
         """What an evaluation of these images is by, as it is in the annotation file: crowds too."""
         return annotations.of_images(self.source.read_truth(), self.ids)
 
+    def truth_in(self, root: str | Path) -> annotations.Annotations:
+        """As `truth`, with the names that the images have in a data folder, where they are files in it."""
+        a = self.truth()
+        images, names = self.source.images(a.files)
+        prefix = images.prefix(root)
+        return a if prefix is None else dataclasses.replace(a, files=np.array([prefix + x for x in names]))
+
     def digest(self) -> str:
         """A text that is the same for the same data, in whichever form it is stored."""
         return hashlib.sha256(json.dumps(self.digests()).encode()).hexdigest()

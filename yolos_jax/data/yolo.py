@@ -63,7 +63,10 @@ def read_description(file: Path) -> Description:
     base = file.parent / str(content.get('path') or '')
     if not base.is_dir():  # where the export was made; the folder may have moved
         base = file.parent
-    splits = {split: _images(base, content[split], file) for split in SPLITS if content.get(split)}
+    splits = {}
+    for split in filter(content.get, SPLITS):
+        if split != 'test' or _is_there(base, content[split]):  # exports name one that they have not
+            splits[split] = _images(base, content[split], file)
     folders = {str(image.parent) for images in splits.values() for image in images}
     if not folders:
         raise InputError(f'{file}: names no images under train, val or test', 'data')
@@ -88,6 +91,10 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
             lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
+
+
+def _is_there(base: Path, entry: object) -> bool:
+    return all(_place(base, str(name)) for name in (entry if isinstance(entry, list) else [entry]))
 
 
 def _files(root: Path) -> Iterator[str]:

@@ -40,7 +40,7 @@ def start(name: str) -> None:
         run(module.main)
 
 
-def run(main: Callable[[], None], flag: str = '--{}') -> None:
+def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) -> None:
     """Call `main()`; an error becomes one line on stderr, the last one, and an exit status.
 
     The status is 1, or 3 where a run diverged (`errors.DivergedError`), or 130 after Ctrl-C. --traceback
@@ -61,10 +61,10 @@ def run(main: Callable[[], None], flag: str = '--{}') -> None:
         leave(status, _line(error, flag), error, traceback.format_exc() if shows else '')
 
 
-def _line(error: Exception, flag: str) -> str:
+def _line(error: Exception, flag: Callable[[str], str]) -> str:
     """An error in one line."""
     if isinstance(error, InputError):
-        return f'{error} ({flag.format(error.argument)})' if error.argument else str(error)
+        return f'{error} ({flag(error.argument)})' if error.argument else str(error)
     text = ' '.join(str(error).split())[:500]
     return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
 
@@ -96,9 +96,14 @@ def run_with_flags(main: Callable[[], None], keys: Callable) -> None:
     try:
         # absl knows no --traceback; `run` does
         arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
-        app.run(lambda _: run(main, flag='--config.{}'), argv=arguments, flags_parser=_parse)
+        app.run(lambda _: run(main, flag=_flag_of), argv=arguments, flags_parser=_parse)
     except InputError as error:
         sys.exit(f'error: {error} (--config)')
+
+
+def _flag_of(argument: str) -> str:
+    """How the flag of an argument is spelt: of the script itself, or else a key of the config."""
+    return f'--{argument}' if argument in flags.FLAGS else f'--config.{argument}'
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -64,6 +64,7 @@ class Detection(Setup):
             f'{len(self.start.classes)} classes, {train_set.source.path}',
             f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
             f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
+            f'weights      {self.config.init_from or "from scratch (no init_from)"}',
         ]
         return self.summary_of(first, self.start.params, lines)
 
@@ -122,6 +123,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
         max_targets=config.max_targets,
     )
     notes += of_classes
+    seen = set(train_set.labels.tolist())
+    if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
+        notes.append(f'{config.train_split}: classes without an object: {", ".join(unseen[:5])}')
     notes += [f'{config.train_split}: {note}' for note in train_set.notes]
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
     if cluster.is_first():
@@ -174,7 +178,8 @@ def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, record
             source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
         )
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        files.write_json(folder / 'val.json', evaluation.ground_truth(val_set.truth()).dataset)
+        truth = val_set.truth_in(config.data) if config.data else val_set.truth()
+        files.write_json(folder / 'val.json', evaluation.coco_content(truth))
     return train_set, val_set
 
 
@@ -190,7 +195,8 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
         if error.argument != 'split':
             raise
         if name == 'val':
-            raise InputError(f'{error}; a part of the other images can be it', 'val_fraction') from None
+            advice = 'a part of the other images, 0.1 say, can be it'
+            raise InputError(f'{error}; {advice}', 'val_fraction') from None
         raise InputError(str(error), f'{name}_split') from None
 
 

@@ -49,7 +49,7 @@ def build(root: str | Path, out: str | Path) -> Path:
         if source.truth:
             shutil.copy(source.truth, truth)
         else:
-            files.write_json(truth, evaluation.ground_truth(source.load()).dataset)
+            files.write_json(truth, evaluation.coco_content(source.load()))
     files.write_json(folder / array_records.CATEGORIES, categories[0])
     return folder
 

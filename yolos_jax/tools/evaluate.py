@@ -72,7 +72,16 @@ def read_data(args: argparse.Namespace) -> records.Records:
         return records.from_source(sources.of_files(args.json, args.images))
     if not args.data:
         raise InputError('no data: name a folder', 'data')
-    return records.read(args.data, args.split)
+    try:
+        return records.read(args.data, args.split)
+    except InputError as error:
+        own = Path(args.weights) / 'val.json'
+        if error.argument != 'split' or not own.is_file():
+            raise
+        raise InputError(
+            f'{error}; the run was evaluated on a part of its images: --json={own} --images={args.data}',
+            'split',
+        ) from None
 
 
 def read_detector(

@@ -16,10 +16,11 @@ RECIPE = (  # (what a reader calls it, key of the config)
     ('gradient clipping, norm', 'clip_norm'),
     ('moving average of the weights', 'ema'),
     ('frozen', 'freeze'),
-    ('type of numbers', 'dtype'),
+    ('type of numbers', 'model.dtype'),
     ('shorter sides in training', 'augment.sizes'),
     ('longest side in training', 'augment.max_size'),
     ('training split', 'train_split'),
+    ('part of it that validates', 'val_fraction'),
     ('seed', 'seed'),
 )
 USE = """
@@ -85,7 +86,7 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
     results, dataset = None, _dataset(pretrained.about)
     ap = (metrics or pretrained.about).get('AP')
     if ap is not None and ap >= 0:  # -1: of a split without objects
-        split = (metrics or {}).get('about', {}).get('split') or _config(pretrained).get('val_split')
+        split = (metrics or {}).get('about', {}).get('split') or _val_split(_config(pretrained))
         results = [
             EvalResult(
                 task_type='object-detection',
@@ -111,6 +112,11 @@ def _config(pretrained: Pretrained) -> dict[str, Any]:
     return pretrained.about.get('config', {})
 
 
+def _val_split(config: dict[str, Any]) -> str:
+    part = f'a part of {config.get("train_split")}' if config.get('val_fraction') else ''
+    return part or config.get('val_split', '')
+
+
 def _dataset(about: dict[str, Any]) -> str:
     """The name of the folder of the data: its path is nobody else's business."""
     return PurePath(str(about.get('config', {}).get('data') or '')).name
@@ -126,7 +132,10 @@ def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
 
 def _model(pretrained: Pretrained) -> list[str]:
     model, about = pretrained.model, pretrained.about
-    source = f'{about["source"]}, SHA-256 {about["sha256"]}' if 'source' in about else 'no other weights'
+    start = _config(pretrained).get('init_from')
+    source = 'not known' if start is None else PurePath(start).name or 'no other weights'
+    if 'source' in about:
+        source = f'{about["source"]}, SHA-256 {about["sha256"]}'
     tables = 'rotary' if model.rope else ''
     if model.pos_grid:
         tables += f'{model.pos_grid[0]}x{model.pos_grid[1]} patches of {PATCH} pixels'
@@ -181,7 +190,9 @@ def _training(about: dict[str, Any]) -> list[str]:
     config, training, goodput = about.get('config'), about.get('training', {}), about.get('goodput')
     if not config:
         return ['Not known: the weights were converted, and their file does not say.']
-    rows = [(name, config[key]) for name, key in RECIPE if key in config]
+    # what is 0 or empty is off, or that of the weights, but for the seed
+    recipe = [(name, key, config[key]) for name, key in RECIPE if key in config]
+    rows = [(name, value) for name, key, value in recipe if value or key == 'seed']
     rows.append(('optimiser', 'AdamW, betas 0.9 and 0.999; cosine decay by epoch'))
     rows += [(name.replace('_', ' '), value) for name, value in training.items()]
     rows.append(('data', _dataset(about) or 'not known'))
@@ -200,7 +211,7 @@ def _evaluation(
     about: dict[str, Any], metrics: dict[str, Any] | None, report: dict[str, Any] | None
 ) -> list[str]:
     if not metrics:
-        split = about.get('config', {}).get('val_split', '')
+        split = _val_split(about.get('config', {}))
         return [f'AP {about["AP"]:.3f} on {split}, by training.' if 'AP' in about else 'Not measured.']
     of = metrics['about']
     is_file = of['split'].endswith('.json')  # of a file and not of a data folder

@@ -90,7 +90,11 @@ class Source:
     @property
     def about(self) -> dict:
         """The name of the file and its SHA-256; empty for a folder of our checkpoints."""
-        return {'source': self.file.path.name, 'sha256': self.file.sha256} if self.file else {}
+        if not self.file:
+            return {}
+        path = self.file.path  # the name of a folder says more than model.safetensors
+        name = f'{path.parent.name}/{path.name}' if path.name in tensors.WITH_CONFIG else path.name
+        return {'source': name, 'sha256': self.file.sha256}
 
     def detector(
         self,
@@ -186,6 +190,8 @@ def _find_file(path: Path) -> Path:
             return path / name
     if (path / f'{hf.FILES[0]}.index.json').exists():
         raise InputError(f'{path}: its weights are in several files; save them again as one')
+    if len(torch_files := list(path.glob('*.pth'))) == 1:  # what `yolos convert` wrote, with a model card
+        return torch_files[0]
     raise InputError(
         f'{path}: neither a checkpoint folder of yolos_jax nor a Hugging Face folder (config.json with '
         f'{" or ".join(hf.FILES)})'
