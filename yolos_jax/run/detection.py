@@ -123,13 +123,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
         max_targets=config.max_targets,
     )
     notes += of_classes
-    seen = set(train_set.labels.tolist())
-    if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
-        notes.append(f'{config.train_split}: classes without an object: {", ".join(unseen[:5])}')
-    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
-    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
-    if cluster.is_first():
-        notes += compare.notes(train_set, val_set)
+    notes += notes_on(config, train_set, val_set)
     digests = {'the training data': train_set.digest(), 'the validation data': val_set.digest()}
     check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
@@ -163,6 +157,16 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
         labels=labels,
         notes=notes,
     )
+
+
+def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Records) -> list[str]:
+    """What a reader should know of the data, a line each; of the two together the first process says it."""
+    notes, seen = [], set(train_set.labels.tolist())
+    if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
+        notes.append(f'{config.train_split}: classes without an object: {", ".join(unseen[:5])}')
+    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
+    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
+    return notes + (compare.notes(train_set, val_set) if cluster.is_first() else [])
 
 
 def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
