@@ -1,5 +1,6 @@
 """Shared by tests: small models, random images and targets, COCO folders, and transformers' models."""
 
+import contextlib
 import json
 import os
 import socket
@@ -174,6 +175,14 @@ def tiny_config(**changes):
         c.update(log_every=4, save_every=5, eval_every=2)
         c.update({name: str(v) if name == 'data' else v for name, v in changes.items()})
     return c
+
+
+def read_deit(path):
+    """The classifier in a file of DeiT's form, and its parameters."""
+    from yolos_jax.weights import deit, tensors
+
+    with contextlib.closing(tensors.read(path)) as file:
+        return deit.read(file)
 
 
 def metric_lines(folder):

@@ -1,15 +1,13 @@
 """Pre-training: its parity with a torch loop of timm's formulae, its runs, and what starts from it."""
 
-import contextlib
 import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, finish, metric_lines, spawn
+from helpers import ROOT, finish, metric_lines, read_deit, spawn
 from torch.nn import functional
 from yolos_jax.configs import deit_ti, quickstart
 
@@ -20,10 +18,9 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
-from yolos_jax.run.pretraining import pretrain, start_params
+from yolos_jax.run.pretraining import pretrain
 from yolos_jax.run.stop import StopSignal
-from yolos_jax.run.teacher import read_logits
-from yolos_jax.weights import checkpoint, deit, names, tensors
+from yolos_jax.weights import checkpoint, deit, names
 
 B, GROUP, SIZE = 16, 8, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,11 +55,6 @@ def loss_lines(folder):
     kept = ('loss', 'top1', 'top5', 'val_loss', 'epoch_loss', 'grad_norm')
     lines = [{k: line[k] for k in ('step', *kept) if k in line} for line in metric_lines(folder)]
     return [line for line in lines if len(line) > 1]
-
-
-def read_deit(path):
-    with contextlib.closing(tensors.read(path)) as file:
-        return deit.read(file)
 
 
 def images_of(patches):
@@ -245,43 +237,6 @@ def test_a_detector_starts_from_the_workdir(unbroken, capsys):
         weights.init_from_backbone(unbroken, yolos.clone(heads=4), jax.random.key(0))
 
 
-def test_a_distilled_classifier_comes_back_from_its_file_and_is_called_as_in_timm(tmp_path):
-    distilled = MODEL.clone(distilled=True)
-    params = classifier.init_params(distilled, jax.random.key(0))
-    deit.write(params, distilled, tmp_path / 'deit.pth')
-    content = torch.load(tmp_path / 'deit.pth', weights_only=True)['model']
-    token = params['backbone']['det_token']
-    np.testing.assert_array_equal(content['dist_token'], token)
-    np.testing.assert_array_equal(content['pos_embed'][:, 1], params['backbone']['pos_embed'][:, -1])
-    assert content['head_dist.weight'].shape == (20, 64)
-    back, same = read_deit(tmp_path / 'deit.pth')
-    assert back == distilled
-    jax.tree.map(np.testing.assert_array_equal, same, params)
-
-
-def test_a_run_goes_on_from_a_classifier_at_another_size(tmp_path):
-    student = MODEL.clone(distilled=True)
-    params = jax.device_get(classifier.init_params(student, jax.random.key(0)))
-    deit.write(params, student, tmp_path / 'deit.pth')
-    larger = student.clone(size=96)
-    started, _ = start_params(
-        tmp_path, larger, jax.device_get(classifier.init_params(larger, jax.random.key(1)))
-    )
-    old, new = (torch.from_numpy(p['backbone']['pos_embed'].copy()) for p in (params, started))
-    square = old[0, 1:17].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
-    expected = functional.interpolate(square, (6, 6), mode='bicubic').permute(0, 2, 3, 1).reshape(36, -1)
-    np.testing.assert_allclose(new[0, 1:37], expected, atol=1e-6)
-    np.testing.assert_array_equal(new[0, [0, -1]], old[0, [0, -1]])
-    jax.tree.map(np.testing.assert_array_equal, started['head_dist'], params['head_dist'])
-    fresh = jax.device_get(classifier.init_params(student.clone(num_classes=7), jax.random.key(1)))
-    of_seven, notes = start_params(tmp_path, student.clone(num_classes=7), fresh)
-    jax.tree.map(np.testing.assert_array_equal, of_seven['head'], fresh['head'])
-    jax.tree.map(np.testing.assert_array_equal, of_seven['backbone'], params['backbone'])
-    assert 'of 20 classes and not 7: heads are fresh' in notes
-    with pytest.raises(InputError, match='a classifier of heads 2, and not 4'):
-        start_params(tmp_path, student.clone(heads=4), params)
-
-
 def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
     config = config_of(class_folder, epochs=2, eval_every=1)
     launch(config, tmp_path)
@@ -297,28 +252,6 @@ def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
     shutil.rmtree(tmp_path / 'checkpoints')
     launch(config, tmp_path)
     assert deit.about(tmp_path / 'deit.pth')['top1'] <= 1
-
-
-def test_classes_of_one_likelihood_and_nan_are_not_all_right():
-    params = jax.tree.map(jnp.zeros_like, classifier.init_params(MODEL, jax.random.key(0)))
-    batch = {'patches': np.zeros((20, 16, 768), np.uint8), 'labels': np.arange(20)}
-    step = classification.make_evaluation_step(MODEL)
-    counts = step(params, batch)
-    assert counts['top1'].sum() == 1 and counts['top5'].sum() == 5
-    broken = params | {'head': jax.tree.map(lambda x: x + jnp.nan, params['head'])}
-    assert not step(broken, batch)['top5'].any()
-
-
-@pytest.mark.parametrize('content', ['empty', 'npz', 'nan'])
-def test_logits_that_are_none_are_named(content, tmp_path):
-    path = tmp_path / 'logits.npy'
-    with open(path, 'wb') as file:
-        if content == 'npz':
-            np.savez(file, a=np.zeros(2), b=np.zeros(3))
-        elif content == 'nan':
-            np.save(file, np.full((6, 3), np.nan))
-    with pytest.raises(InputError, match='logits.npy'):
-        read_logits(path, 6, 3)
 
 
 def test_a_run_is_not_resumed_with_another_teacher(class_folder, tmp_path):
@@ -349,12 +282,6 @@ def test_a_student_learns_from_its_teacher(kind, unbroken, class_folder, tmp_pat
         np.testing.assert_allclose(line['loss'], expected, rtol=1e-5)
     assert len(lines) == 6
     assert 'dist_token' in torch.load(run / 'deit.pth', weights_only=True)['model']
-
-
-def test_a_teacher_with_labels_says_what_mixed_images_are():
-    batch = {'teacher': jnp.arange(4), 'share': jnp.full(4, 0.3)}
-    taught = classification.of_labels(5, 4)(None, batch, {})
-    assert taught.argmax(axis=1).tolist() == [3, 2, 1, 0]  # the partner's, of which there is more
 
 
 def test_erasing_and_mixing_are_what_loops_over_pixels_do():
