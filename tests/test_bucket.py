@@ -84,7 +84,7 @@ def test_a_run_stopped_in_a_bad_network_ends_as_a_local_one(
 
     with pytest.raises(KeyboardInterrupt):
         train(config, url, one_device(), crash)
-    assert 'checkpoints/5/meta/metadata' in Bucket(url).names()
+    assert 'checkpoints/9/meta/metadata' in Bucket(url).names()
     train(config, url, one_device())
     assert downloaded(url, tmp_path)[1:] == result(unbroken)[1:]
     assert not [*workdir.local_copy(url).glob('process-*')]

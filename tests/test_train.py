@@ -88,7 +88,31 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         launch(tiny_config(data=coco_folder), tmp_path, on_step=crash)
+    shutil.rmtree(tmp_path / 'checkpoints' / '9')  # which a kill would not have let it save
     launch(tiny_config(data=coco_folder), tmp_path)
+    assert result(tmp_path)[1:] == result(unbroken)[1:]
+
+
+def test_a_notebook_is_interrupted_or_stops_a_run_and_it_ends_as_an_unbroken_one(
+    unbroken, coco_folder, tmp_path
+):
+    """Python's own Ctrl-C, an error of `on_step` and its True: each saves the step that was complete."""
+
+    def act(step):
+        if step.number == 3:
+            signal.raise_signal(signal.SIGINT)
+        if step.number == 6:
+            raise RuntimeError('a fault of the test')
+        return step.number == 8
+
+    options, ends = dict(mesh=meshes.make_mesh(jax.devices()[:1]), on_step=act), []
+    for _ in range(4):
+        try:
+            ends.append(train(tiny_config(data=coco_folder), tmp_path, **options))
+        except (KeyboardInterrupt, RuntimeError) as error:
+            ends.append(type(error))
+        ends.append(checkpoint.steps(tmp_path / 'checkpoints')[-1])
+    assert ends[:6] == [KeyboardInterrupt, 4, RuntimeError, 7, 0, 9] and ends[6] is None
     assert result(tmp_path)[1:] == result(unbroken)[1:]
 
 

@@ -140,12 +140,16 @@ def is_alone() -> bool:
 
 
 @contextlib.contextmanager
-def watchdog(seconds: int) -> Iterator[Callable[[], None]]:
+def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
     """Ends this process, with the stacks of its threads on stderr, where it makes no progress for so long.
 
-    Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
+    seconds: None for ever. Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
     where a process is stuck, in a read that never ends, say.
     """
+
+    if seconds is None:
+        yield lambda: None
+        return
 
     def progress() -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)

@@ -107,9 +107,9 @@ def pretrain(
     config: ConfigDict,
     location: str | Path,
     mesh: Mesh | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step], bool | None] | None = None,
     *,
-    stuck: int = 1800,
+    stuck: int | None = None,
     stop: StopSignal | None = None,
 ) -> int | None:
     """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as of `train`."""

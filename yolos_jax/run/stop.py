@@ -1,7 +1,10 @@
 """Whether a run was asked to stop."""
 
+import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 from jax.experimental import multihost_utils
@@ -53,3 +56,26 @@ class StopSignal:
         if cluster.is_alone():
             return self.number is not None
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Where Ctrl-C would raise KeyboardInterrupt within, it is raised at the end; a second one at once."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    held = []
+
+    def hold(*_: object) -> None:
+        if held:
+            raise KeyboardInterrupt
+        held.append(True)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt

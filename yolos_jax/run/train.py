@@ -23,7 +23,7 @@ from yolos_jax.run.energy import Energy
 from yolos_jax.run.programs import Programs
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 from yolos_jax.run.setup import Setup
-from yolos_jax.run.stop import StopRun, StopSignal
+from yolos_jax.run.stop import StopRun, StopSignal, interrupts_held
 from yolos_jax.weights import checkpoint
 
 GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
@@ -79,9 +79,9 @@ def train(
     config: ConfigDict,
     location: str | Path,
     mesh: Mesh | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step], bool | None] | None = None,
     *,
-    stuck: int = 1800,
+    stuck: int | None = None,
     stop: StopSignal | None = None,
 ) -> int | None:
     """Train as a config of `configs` says; resumes what an earlier call left in the folder.
@@ -91,12 +91,15 @@ def train(
         location: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
             TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
         mesh: of `run.mesh`; all devices when None.
-        on_step: called after each step was dispatched.
-        stuck: seconds without a step after which the process ends (`cluster.watchdog`).
-        stop: asked at every step; None leaves signals alone.
+        on_step: called after each step was dispatched; the run is saved and stops where it returns True,
+            in every process.
+        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: never.
+        stop: asked at every step; None leaves signals alone, but for Ctrl-C, which is raised when the step
+            is complete, and a second time at once.
 
     Returns:
-        The number of the signal that stopped the run, None where it was trained to its end.
+        None where the run was trained to its end; the number of the signal that stopped it, or 0 where
+        `on_step` did. The same call resumes.
 
     Raises:
         InputError: the config, the data, the weights or the folder cannot be used.
@@ -110,9 +113,9 @@ def train(
 def run_to_end(
     prepare: Callable[[workdir.Workdir], Setup],
     location: str | Path,
-    on_step: Callable[[Step], None] | None,
+    on_step: Callable[[Step], bool | None] | None,
     *,
-    stuck: int,
+    stuck: int | None,
     stop: StopSignal | None,
 ) -> int | None:
     """As `train`, of what `prepare` makes."""
@@ -133,13 +136,13 @@ def run_to_end(
             visualize.curves(work.folder)
             finish(setup, run, work.folder)
         if stopped:
-            return stop.number or signal.SIGTERM
+            return (stop.number or signal.SIGTERM) if stop else 0
         if run.means.nonfinite_streak:
             raise diverged(run.means, setup.total)
         return None
 
 
-def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], None] | None) -> bool:
+def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -> bool:
     """The loop; returns whether the run was asked to stop."""
     config, mesh, complete = setup.config, setup.mesh, True
     first = int(state['step'])
@@ -152,17 +155,20 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable[[Step], N
             batch = meshes.shard(batch, mesh)
             program = programs.of(state, batch, run.is_waiting)
             complete, clock, ids = False, time.monotonic(), setup.image_ids(indices)
-            state, metrics = program(state, batch)
-            run.means.add(metrics | {'clipped': metrics['grad_norm'] > clip_norm}, ids)
-            run.goodput.add(time.monotonic() - clock)
-            run.throughput.add(config.batch_size)
-            run.log.advance()
-            run.progress()
-            if on_step:
-                on_step(Step(step, ids, batch['patches'].shape[1], metrics))
-            stops = run.stops_after(step)
-            finish_step(setup, run, state, step, stops=stops)
-            complete = True  # a checkpoint of this step continues as the run would have
+            with interrupts_held():
+                state, metrics = program(state, batch)
+                run.means.add(metrics | {'clipped': metrics['grad_norm'] > clip_norm}, ids)
+                run.goodput.add(time.monotonic() - clock)
+                run.throughput.add(config.batch_size)
+                run.log.advance()
+                run.progress()
+                stops = False
+                try:
+                    stops = on_step and on_step(Step(step, ids, batch['patches'].shape[1], metrics))
+                finally:
+                    stops = run.stops_after(step) or bool(stops)
+                    finish_step(setup, run, state, step, stops=stops)
+                    complete = True  # a checkpoint of this step continues as the run would have
             if stops:
                 raise StopRun
             if evaluate_if_due(setup, run, state, step + 1):
