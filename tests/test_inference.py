@@ -195,6 +195,54 @@ def test_detections_can_be_counted_looked_at_and_passed_on(saved):
         nothing.draw()
 
 
+def test_detections_are_drawn_on_the_image_at_another_size(saved):
+    image = Image.fromarray(np.full((480, 640, 3), 128, np.uint8))
+    detections = Detector.from_pretrained(saved)(image, 0)[:1]
+    for scale in (1, 2):
+        picture = np.array(detections.draw(image.resize((640 * scale, 480 * scale))))
+        rows, columns = np.nonzero(picture.std(axis=2) > 0)
+        x0, _, _, y1 = np.clip(detections.boxes[0], 0, [640, 480, 640, 480]) * scale
+        assert abs(columns.min() - x0) < 8 * scale and abs(rows.max() - y1) < 8 * scale
+
+
+def test_detections_are_indexed_and_are_results_of_coco(saved):
+    detections = Detector.from_pretrained(saved)(noise(60, 80), 0)
+    assert detections[0].score == detections.scores[0] and detections[-1].label == detections.labels[-1]
+    assert len(detections[:2]) == 2 and len(detections[detections.scores > 2]) == 0
+    first = json.loads(json.dumps(detections.to_coco(7)))[0]
+    x0, y0, x1, y1 = detections.boxes[0]
+    np.testing.assert_allclose(first.pop('bbox'), [x0, y0, x1 - x0, y1 - y0], rtol=1e-5)
+    score, label = detections.scores[0], detections.labels[0]
+    assert first == {'image_id': 7, 'category_id': label, 'score': pytest.approx(score)}
+
+
+def test_arrays_of_other_libraries_are_images(saved):
+    detector, image = Detector.from_pretrained(saved), noise(60, 80)
+    numpy, jax_, torch_ = detector([image, jax.numpy.asarray(image), torch.tensor(image)], 0)
+    np.testing.assert_array_equal(numpy.boxes, jax_.boxes)
+    np.testing.assert_array_equal(numpy.boxes, torch_.boxes)
+
+
+def test_a_detector_computes_in_the_type_asked_for(saved):
+    half = Detector.from_pretrained(saved, dtype='bfloat16')
+    assert half.model.dtype == 'bfloat16' and half.params['class_embed']
+    exact = Detector.from_pretrained(saved)
+    a, b = (d.outputs({k: v[None] for k, v in d.prepare(noise(60, 80))._asdict().items()
+                       if k in ('patches', 'grid')})['scores'] for d in (half, exact))  # fmt: skip
+    assert 0 < np.abs(a - b).max() < 0.05
+
+
+def test_arguments_of_another_kind_are_named(saved):
+    detector = Detector.from_pretrained(saved)
+    for threshold in (50, np.nan, 'x.jpg'):
+        with pytest.raises(InputError, match='no score'):
+            detector(noise(60, 80), threshold)
+    with pytest.raises(InputError, match='from_pretrained'):
+        Detector(str(saved))
+    with pytest.raises(InputError, match='batch_size is -1'):
+        Detector.from_pretrained(saved, batch_size=-1)
+
+
 def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
     detector = Detector.from_pretrained(saved)
     detector._process += 1  # as in a child process; a real fork may hang in JAX

@@ -61,6 +61,15 @@ def test_processes_load_the_parts_of_one_batch(processes, train_set):
         same({name: np.concatenate([part[step][name] for part in parts]) for name in whole}, whole)
 
 
+def test_objects_beyond_the_slots_are_counted(train_set):
+    few = make(train_set, max_targets=1)
+    for (_, batch, _), (_, whole, _) in zip(
+        loader.load(few, range(3)), loader.load(make(train_set), range(3)), strict=True
+    ):
+        np.testing.assert_array_equal(batch['dropped'], np.maximum(whole['valid'].sum(1) - 1, 0))
+        assert not whole['dropped'].any()
+
+
 def test_boxes_lie_on_their_objects(train_set):
     """The shapes are vivid on a grey ground: inside a box colours are strong, and stay so when moved."""
     inside, outside = [], []

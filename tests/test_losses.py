@@ -150,6 +150,25 @@ def test_more_objects_than_queries_are_counted():
     assert np.isfinite(loss)
 
 
+def test_a_label_that_the_head_has_not_makes_the_loss_nan():
+    ours, _ = make_targets((2, 1), SLOTS, C)
+    for label in (C, C + 1, -1):
+        labels = ours['labels'].copy()
+        labels[0, 1] = label
+        assert np.isnan(set_loss(random_outputs(2), ours | {'labels': labels})[0])
+        labels = ours['labels'].copy()
+        labels[0, 2] = label  # padding
+        assert np.isfinite(set_loss(random_outputs(2), ours | {'labels': labels})[0])
+
+
+def test_images_without_a_slot_for_an_object_have_a_loss():
+    none = {'labels': np.zeros((2, 0), np.int32), 'boxes': np.zeros((2, 0, 4), np.float32)}
+    none |= {'valid': np.zeros((2, 0), bool)}
+    ours, _ = make_targets((0, 0), SLOTS, C)
+    expected = float(set_loss(random_outputs(2), ours)[0])
+    assert float(set_loss(random_outputs(2), none)[0]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_class_error_is_the_share_of_matched_queries_with_a_wrong_class():
     ours, _ = make_targets((4,), SLOTS, C)
     outputs = random_outputs(1)

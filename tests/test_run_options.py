@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import torch
 from helpers import make_vit, metric_lines, read_detector, result, tiny_config, torches
 from yolos_jax.configs import finetune
 
@@ -14,9 +15,10 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import detection
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run.starting_point import model_fields
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import Pretrained, checkpoint
 
 
 def launch(config, folder, stop_after=None, devices=1):
@@ -109,11 +111,9 @@ def test_the_average_of_a_step_counts_the_first_steps_less():
 @pytest.mark.parametrize('freeze', ['backbone', '1'])
 def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(freeze, coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, epochs=1, freeze=freeze, weight_decay=0.1)
-    launch(config, tmp_path)
-    trained, start = (
-        read_detector(tmp_path).params,
-        init_params(_model(config), jax.random.key(config.seed)),
-    )
+    start = _fresh_detector(config, tmp_path / 'start')
+    launch(config, tmp_path / 'run')
+    trained = read_detector(tmp_path / 'run').params
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), trained, start)
     assert not any(jax.tree.leaves([same['class_embed'], same['bbox_embed']]))
     assert same['backbone']['pos_embed'] and same['backbone']['cls_token']
@@ -128,8 +128,28 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(freeze, coco_folde
         assert all(jax.tree.leaves(first)) and not all(jax.tree.leaves(second))
 
 
+def test_weights_that_are_new_are_not_frozen(coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, freeze='backbone')
+    with pytest.raises(InputError, match='no weights to keep'):
+        launch(config, tmp_path / 'scratch')
+    torch.save({'model': torches(make_vit(5, 32, 2))}, tmp_path / 'vit.pth')
+    config.init_from = str(tmp_path / 'vit.pth')
+    with pytest.raises(InputError, match=r'no \[DET\] tokens'):
+        launch(config, tmp_path / 'vit-run')
+
+
+def _fresh_detector(config, folder):
+    """A detector of random weights, from which the config then starts; gives its parameters."""
+    model = _model(config)
+    params = jax.device_get(init_params(model, jax.random.key(config.seed)))
+    classes = {1: 'circle', 2: 'square', 3: 'triangle'}
+    checkpoint.write(Pretrained(model, params, classes, config.eval_size, config.eval_max_size), folder)
+    config.init_from = str(folder)
+    return params
+
+
 def _model(config):
-    return Yolos(**config.model.to_dict() | {'dtype': np.float32}, num_classes=4)
+    return Yolos(**model_fields(config) | {'dtype': np.float32}, num_classes=4)
 
 
 @pytest.mark.parametrize('freeze', ['3', 'heads', '-1'])
@@ -296,6 +316,7 @@ def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, average
 
 def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
     frozen = tiny_config(data=coco_folder, epochs=1, log_every=1, freeze='backbone', clip_norm=1e9)
+    _fresh_detector(frozen, tmp_path / 'start')
     launch(frozen, tmp_path / 'frozen')
     frozen.freeze = ''
     launch(frozen, tmp_path / 'whole')

@@ -96,6 +96,34 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
     assert metrics['finite']
 
 
+def test_a_schedule_counts_the_steps_that_were_not_finite(yolos, params):
+    """Else every later epoch would begin late, and the log would show another rate than the one used."""
+    rates = optim.learning_rate(1e-3, epochs=4, steps_per_epoch=1)
+    optimizer = optim.make_optimizer(params, rates)
+    step, (batch, _, _) = steps.make_train_step(yolos, optimizer), make_batch((3, 1))
+    bad = dict(batch, boxes=batch['boxes'] * np.float32(np.inf))
+    state = steps.init_state(params, optimizer)
+    for each in (bad, bad, bad):
+        state, _ = step(state, each)
+    last, _ = step(state, batch)
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), last['params'], params)
+    largest = max(jax.tree.leaves(change))  # AdamW's first update is as large as the rate
+    assert 0 < largest <= 1.01 * float(rates(3)) < 0.6 * float(rates(0))
+
+
+def test_an_average_is_neither_lost_nor_missing(yolos, params):
+    optimizer = optim.make_optimizer(params, 1e-3)
+    batch, _, _ = make_batch((3, 1))
+    for ema in (0.0, 0.9):
+        state = steps.init_state(params, optimizer, ema=not ema)
+        with pytest.raises(ValueError, match='average'):
+            steps.make_train_step(yolos, optimizer, ema=ema)(state, batch)
+    with pytest.raises(ValueError, match='do not divide into 3 parts'):
+        steps.make_train_step(yolos, optimizer, accumulate_steps=3)(
+            steps.init_state(params, optimizer), batch
+        )
+
+
 def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
     batch, _, _ = make_batch((1, 1))
     detections = steps.make_predict_step(yolos)(params, batch)

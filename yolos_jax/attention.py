@@ -24,17 +24,17 @@ BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip 
 
 
 def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
-    """The kernel for a platform ('cpu', 'gpu' or 'tpu') and the type of the activations.
+    """The kernel for a platform ('cpu', 'gpu', 'cuda', 'rocm' or 'tpu') and the type of the activations.
 
     float32 is for exact work: it never goes to a fused kernel, whose products are rounded to bfloat16
-    or TF32.
+    or TF32. Raises ValueError for another platform.
     """
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == 'cpu':
-        return cached
-    if platform == 'gpu' and half:
-        return fused
-    return splash if platform == 'tpu' and half else dense
+    exact_and_half = {'cpu': (cached, cached), 'tpu': (dense, splash)}
+    exact_and_half |= dict.fromkeys(('gpu', 'cuda', 'rocm'), (dense, fused))
+    if platform not in exact_and_half:
+        raise ValueError(f'platform is {platform!r}, not one of {", ".join(exact_and_half)}')
+    return exact_and_half[platform][half]
 
 
 def kept_by(kernel: Callable) -> str | None:

@@ -59,6 +59,21 @@ class Detections:
         arrays = self.boxes[rows], self.scores[rows], self.labels[rows]
         return Detections(*arrays, [self.names[i] for i in rows], self.image, self.size)
 
+    def __getitem__(self, rows: Any) -> 'Detection | Detections':
+        """One object by its position, or some by a slice or as `select` takes them."""
+        if isinstance(rows, int | np.integer):
+            return next(itertools.islice(self, range(len(self))[rows], None))
+        return self.select(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        """The objects as COCO's results, for pycocotools: 'bbox' is [x, y, width, height] in pixels."""
+        sizes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).tolist()
+        rows = zip(sizes, self.scores.tolist(), self.labels.tolist(), strict=True)
+        return [
+            {'image_id': image_id, 'category_id': label, 'bbox': bbox, 'score': score}
+            for bbox, score, label in rows
+        ]
+
     def to_list(self) -> list[dict]:
         """The objects as plain dicts: 'box' (xyxy), 'score', 'label', 'name'."""
         return [
@@ -88,7 +103,7 @@ class Detections:
     ) -> Image.Image:
         """The image with the objects drawn on it, as `visualize.draw`.
 
-        image: the one to draw on; that which was given to the detector when None.
+        image: the one to draw on, of another size perhaps; that given to the detector when None.
         duplicates: IoU with a better one of its class from which on an object is left out; 1: none is.
 
         Raises:
@@ -100,7 +115,10 @@ class Detections:
         kept = visualize.without_duplicates(self.boxes, self.labels, duplicates)
         captions = [f'{self.names[i]} {self.scores[i]:.2f}' for i in kept]
         array = pixels.to_rgb(to_rgbx(image))
-        return Image.fromarray(visualize.draw(array, self.boxes[kept], self.labels[kept], captions, font))
+        height, width = self.size or array.shape[:2]
+        scale = np.float32([array.shape[1] / width, array.shape[0] / height] * 2)
+        boxes = self.boxes[kept] * scale
+        return Image.fromarray(visualize.draw(array, boxes, self.labels[kept], captions, font))
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows."""
@@ -120,6 +138,6 @@ def to_rgbx(image: Picture) -> np.ndarray:
             return pixels.from_pillow(image, upright=True)
         except pixels.UNREADABLE as error:
             raise InputError(f'an image cannot be read ({error})') from None
-    if isinstance(image, np.ndarray):
-        return pixels.from_array(image)
+    if hasattr(image, '__array__'):  # of JAX or torch too
+        return pixels.from_array(np.asarray(image))
     raise InputError(f'an image is {type(image).__name__}; give an array, a PIL image or a path')

@@ -13,6 +13,8 @@ class InputError(ValueError):
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))
         self.argument = argument
+        if argument:
+            self.add_note(f'to be changed: {argument}')  # a script says it with its flag
 
 
 class StorageError(InputError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import attention, cpus, steps, weights
@@ -30,15 +31,27 @@ class Detector:
         pretrained: weights.Pretrained,
         device: jax.Device | None = None,
         batch_size: int | None = None,
+        dtype: str = 'float32',
     ) -> None:
         """A detector on one device.
 
         device: the one to compute on; JAX's first when None. batch_size: images of a length that are
-            computed together; 8 when None, and 1 on a CPU, which is no faster with more.
+            computed together; 8 when None, and 1 on a CPU, which is no faster with more. dtype: of the
+            activations; 'bfloat16' is faster on a GPU or TPU and less exact.
+
+        Raises:
+            InputError: an argument is of another kind.
         """
+        if not isinstance(pretrained, weights.Pretrained):
+            raise InputError(
+                f'a Detector is made of a Pretrained, not of {type(pretrained).__name__}; of a path '
+                'Detector.from_pretrained makes one'
+            )
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f'batch_size is {batch_size}', 'batch_size')
         device = jax.devices()[0] if device is None else device
-        model = pretrained.model
-        kernel = attention.for_platform(device.platform, model.dtype)
+        kernel = attention.for_platform(device.platform, jnp.dtype(dtype))
+        self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=jnp.dtype(dtype))
         self._names, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
         ids = pretrained.about.get('category_ids', {})
         self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
@@ -48,8 +61,8 @@ class Detector:
         head = jax.tree.leaves(pretrained.params['class_embed'])  # which every training changes
         self.fingerprint = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in head)).hexdigest()
         self._process = os.getpid()
-        self._params = jax.device_put(pretrained.params, device)
-        self._step = steps.make_predict_step(model.clone(attention_kernel=kernel))
+        self.params = jax.device_put(pretrained.params, device)
+        self._step = steps.make_predict_step(model)
 
     @classmethod
     def from_pretrained(
@@ -57,10 +70,12 @@ class Detector:
     ) -> 'Detector':
         """From anything `weights.open` takes that is a detector.
 
-        step, log: as for `weights.open` and `Source.detector`; options: as for the constructor.
+        step: as for `weights.open`. log, and heads, pos_grid and mid_pos_grid: as for `Source.detector`.
+        The other options are those of the constructor.
         """
+        unsaid = {name: options.pop(name) for name in weights.UNSAID if name in options}
         with weights.open(path, step) as source:
-            return cls(source.detector(log=log), **options)
+            return cls(source.detector(log=log, **unsaid), **options)
 
     def __call__(
         self, images: Picture | Sequence[Picture], threshold: float = 0.5
@@ -73,7 +88,7 @@ class Detector:
             do not depend on what else is in the list.
 
         Raises:
-            InputError: an image cannot be read or is of another kind.
+            InputError: an image cannot be read or is of another kind, or the threshold is no score.
             RuntimeError: the process was forked after the detector was made, which JAX does not survive.
         """
         if isinstance(images, list | tuple):
@@ -97,6 +112,8 @@ class Detector:
         """
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
+        if not isinstance(threshold, int | float | np.number) or not threshold <= 1:
+            raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
         images, size = iter(images), WINDOW * self.batch_size
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
             read = lambda: [pool.submit(self._read, x, pixels) for x in itertools.islice(images, size)]
@@ -137,7 +154,7 @@ class Detector:
 
     def outputs(self, batch: dict) -> dict:
         """What `steps.make_predict_step` gives for a batch of 'patches' and 'grid', as numpy arrays."""
-        return jax.device_get(self._step(self._params, batch))
+        return jax.device_get(self._step(self.params, batch))
 
     def _compute(self, prepared: list) -> list:
         """Start to compute; gives (positions, images, outputs) for each batch, and for each error."""
@@ -154,7 +171,7 @@ class Detector:
                 grid = np.ones((self.batch_size, 2), np.int32)  # a row without an image is one black patch
                 for row, one in enumerate(images):
                     patches[row], grid[row] = one.patches, one.grid
-                outputs = self._step(self._params, {'patches': patches, 'grid': grid})
+                outputs = self._step(self.params, {'patches': patches, 'grid': grid})
                 batches.append((positions, [one._replace(patches=None) for one in images], outputs))
         return batches
 

@@ -25,7 +25,8 @@ def set_loss(
     Args:
         outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
         targets: 'labels' int32 [B, T] in 0..C-1, 'boxes' [B, T, 4] cxcywh in 0..1 with an area,
-            'valid' bool [B, T]; values at padded targets are ignored.
+            'valid' bool [B, T]; values at padded targets are ignored. 'dropped' int32 [B], where it is
+            there: how many objects of each image are not among the T.
         images_per_group: consecutive images whose class losses share one mean; divides B.
         whole: the targets of the whole batch, of which these B are one of equal parts; the mean of the
             parts' losses is then the loss of the whole batch.
@@ -34,7 +35,9 @@ def set_loss(
         The weighted total and a dict of its unweighted parts 'loss_ce', 'loss_bbox' and 'loss_giou',
         with 'class_error' (% of matched queries whose best class is wrong, 100 when there is none),
         'cardinality_error' (mean difference of predicted and real object counts) and
-        'dropped_targets' (how many valid targets are beyond the Q largest of their image, int32).
+        'dropped_targets' (how many objects are beyond the T, or the Q, largest of their image, int32).
+        With COCO's category ids as labels C is the greatest plus 1; the total is NaN where a label is
+        not in 0..C-1.
 
     Raises:
         ValueError: images_per_group does not divide B.
@@ -64,10 +67,12 @@ def set_loss(
         'loss_giou': loss_giou,
         'class_error': jnp.where(matched.any(), 100 * wrong.sum() / jnp.maximum(matched.sum(), 1), 100.0),
         'cardinality_error': jnp.abs(predicted - valid.sum(axis=1)).astype(jnp.float32).mean(),
-        'dropped_targets': valid.sum() - matched.sum(),
+        'dropped_targets': valid.sum() - matched.sum() + targets.get('dropped', jnp.int32(0)).sum(),
     }
     total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
-    return total, parts
+    # a class index that the head has not would train another class, or "no object", in silence
+    outside = valid & ((targets['labels'] < 0) | (targets['labels'] >= classes - 1))
+    return jnp.where(outside.any(), jnp.nan, total), parts
 
 
 def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:

@@ -29,6 +29,8 @@ def match(outputs: dict, targets: dict) -> jax.Array:
         targets: 'labels' [B, T], 'boxes' [B, T, 4] and 'valid' [B, T]. Of an image with more than Q
             valid targets the Q largest are kept.
     """
+    if not targets['valid'].shape[1]:
+        return jnp.zeros(targets['valid'].shape, jnp.int32)
     cost = jax.lax.stop_gradient(cost_matrix(outputs, targets))
     kept = keep_largest(targets, outputs['pred_logits'].shape[1])
     return spmd.over_batch(assign)(cost, kept)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+UNDECAYED = {'bias', 'scale', 'pos_embed', 'cls_token', 'reg_token', 'det_token'}
 LAST_RATE = 1e-7  # the reference's --min-lr
 WARMUP_START, COSINE_END = 1e-6, 1e-5  # DeiT's --warmup-lr and --min-lr
 
@@ -18,9 +19,7 @@ def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[i
     schedule at the end of an epoch with that epoch's number, so epochs 0 and 1 both run at `base` and
     the last one ends just above 1e-7.
     """
-    epoch = np.maximum(np.arange(epochs) - 1, 0)
-    rates = LAST_RATE + 0.5 * (base - LAST_RATE) * (1 + np.cos(np.pi * epoch / epochs))
-    return _per_epoch(rates, steps_per_epoch)
+    return warmup_cosine(base, epochs, 0, steps_per_epoch, final=LAST_RATE)
 
 
 def warmup_cosine(
@@ -45,14 +44,13 @@ def _per_epoch(rates: np.ndarray, steps_per_epoch: int) -> Callable[[int], jax.A
 def decay_mask(params: dict) -> dict:
     """Which parameters weight decay acts on: a tree of bool shaped like `params`.
 
-    The heads decay whole. In the backbone, biases, norms, pos_embed, cls_token and det_token do not;
-    mid_pos_embed does, since the reference's no_weight_decay() leaves it out.
+    The heads decay whole. In the backbone, biases, norms, pos_embed and tokens do not; mid_pos_embed does,
+    since the reference's no_weight_decay() leaves it out.
     """
-    exempt = {'bias', 'scale', 'pos_embed', 'cls_token', 'det_token'}
 
     def decays(path: tuple, _: jax.Array) -> bool:
         names = [key.key for key in path]
-        return names[0] != 'backbone' or names[-1] not in exempt
+        return names[0] != 'backbone' or names[-1] not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -64,8 +62,7 @@ def make_deit_optimizer(
 
     Biases, norms, positions and tokens do not decay (timm's add_weight_decay and no_weight_decay()).
     """
-    exempt = {'bias', 'scale', 'pos_embed', 'cls_token', 'det_token'}
-    mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in exempt, params)
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 
 
@@ -74,9 +71,12 @@ def trained(params: dict, frozen_blocks: int) -> dict:
 
     frozen_blocks: the first so many blocks of the backbone stay as they are, with the patch projection, the
         [CLS] token and the positions; with all of them, the last norm and the [DET] tokens do too.
+        Raises ValueError where there are not so many.
     """
     depth = len(jax.tree.leaves(params['backbone']['blocks'])[0])
-    whole = frozen_blocks >= depth
+    if not 0 <= frozen_blocks <= depth:
+        raise ValueError(f'frozen_blocks is {frozen_blocks}; the backbone has {depth} blocks')
+    whole = frozen_blocks == depth
 
     def is_trained(path: tuple, x: jax.Array) -> np.ndarray:
         top, name, *_ = [key.key for key in path] + ['']

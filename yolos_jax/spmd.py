@@ -59,6 +59,8 @@ def split_rows(batch: dict, count: int) -> dict:
     devices = num_devices()
 
     def split(x: jax.Array) -> jax.Array:
+        if x.shape[0] % (devices * count):
+            raise ValueError(f'{x.shape[0]} rows on {devices} devices do not divide into {count} parts')
         parts = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)  # [count, devices, rows, ...]
         return parts.reshape(count, -1, *x.shape[1:])
 

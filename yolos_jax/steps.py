@@ -26,7 +26,8 @@ def make_train_step(
     (not clipped), 'weight_norm' and 'finite'.
 
     An update whose loss, gradient or new parameters are not finite is not applied: params and opt_state
-    stay as they were, `step` still counts, and 'finite' is False so that the caller can stop.
+    stay as they were, `step` and the schedule of the rate still count, and 'finite' is False so that the
+    caller can stop.
 
     Args:
         images_per_group: for the loss.
@@ -37,6 +38,10 @@ def make_train_step(
             `outputs`, and the mean of the parts' totals is the loss of the `whole` batch.
         ema: decay of a moving average of the parameters, whose first steps count less: at step t it is
             (1 + t) / (10 + t) where that is smaller.
+
+    The step raises ValueError where a batch does not divide into `accumulate_steps`, or the state has no
+    'ema' to be averaged, or one that would be lost. Give the state and batches of several devices as
+    `run.mesh` places them (`make_mesh`, `replicate`, `shard`), and call the step within `jax.set_mesh`.
     """
     return make_update(make_loss(model, images_per_group, loss), optimizer, accumulate_steps, ema)
 
@@ -76,6 +81,8 @@ def make_update(
 
     @jax.jit
     def step(state: dict, batch: dict) -> tuple[dict, dict]:
+        if bool(ema) != ('ema' in state):
+            raise ValueError(f'ema is {ema}, and the state has {"an" if "ema" in state else "no"} average')
         whole = batch | rest(state)
         if accumulate_steps > 1:
             (total, parts), grads = accumulated(state['params'], batch, whole)
@@ -86,7 +93,9 @@ def make_update(
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
         weight_norm = optax.tree.norm(new['params'])
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.isfinite(weight_norm)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
+        counts_on = lambda x: isinstance(x, optax.ScaleByScheduleState)  # the rate is one of the step
+        keep = lambda a, b: a if counts_on(a) else jnp.where(finite, a, b)
+        kept = jax.tree.map(keep, new, {k: state[k] for k in new}, is_leaf=counts_on)
         if ema:
             decay = jnp.minimum(ema, (1 + state['step']) / (10 + state['step']))
             average = lambda old, x: jnp.where(finite, old + (1 - decay) * (x - old), old)

@@ -262,8 +262,8 @@ class Backbone(nn.Module):
 
         if self.remat:
             step = jax.checkpoint(step)
-        elif kept := attention.kept_by(self.attention_kernel):
-            policy = jax.checkpoint_policies.save_only_these_names(kept)
+        elif saved := attention.kept_by(self.attention_kernel):
+            policy = jax.checkpoint_policies.save_only_these_names(saved)
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # a scan needs no barrier
         x, _ = jax.lax.scan(step, x, layers, unroll=attention.unrolls(self.attention_kernel))
         return x
@@ -316,5 +316,5 @@ class Backbone(nn.Module):
         patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
         registers = jnp.zeros((1, self.registers, D), table.dtype)
         special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1).astype(self.dtype)
-        special = jnp.broadcast_to(special, (len(patches), *special.shape[1:]))
+        special = jnp.broadcast_to(special, (patches.shape[0], *special.shape[1:]))
         return jnp.concatenate([special, patches], axis=1)

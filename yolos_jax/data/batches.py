@@ -142,6 +142,7 @@ def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarra
         'labels': np.zeros((rows, max_targets), np.int32),
         'boxes': np.zeros((rows, max_targets, 4), np.float32),
         'valid': np.zeros((rows, max_targets), bool),
+        'dropped': np.zeros(rows, np.int32),
     }
 
 
@@ -170,6 +171,7 @@ def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> N
     boxes, labels = records.objects(index)
     boxes, kept = geometry.move_boxes(boxes, records.heights[index], records.widths[index], drawn)
     labels, T = labels[kept], len(row['valid'])
+    row['dropped'][...] = max(len(boxes) - T, 0)
     if len(boxes) > T:
         largest = np.sort(np.argsort(-boxes[:, 2] * boxes[:, 3], kind='stable')[:T])
         boxes, labels = boxes[largest], labels[largest]

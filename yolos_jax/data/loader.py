@@ -89,8 +89,9 @@ def load(
 
     Returns:
         batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32
-        [B, T, 4] cxcywh in 0..1, 'valid' bool [B, T]; a row without a record is black, 1x1, and has no
-        targets. indices int64 [B]: the records in the batch, -1 for none.
+        [B, T, 4] cxcywh in 0..1, 'valid' bool [B, T] and 'dropped' int32 [B], objects beyond T; a row
+        without a record is black, 1x1, and has no targets. indices int64 [B]: the records in the batch, -1
+        for none.
 
     Raises:
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.

@@ -105,7 +105,8 @@ def from_array(image: np.ndarray) -> np.ndarray:
     if image.dtype not in (np.uint8, np.uint16) or channels not in ((), (1,), (3,), (4,)) or not image.size:
         raise InputError(
             f'an image is {image.dtype} {list(image.shape)}; give uint8 or uint16 [height, width] or '
-            '[height, width, 1, 3 or 4], a PIL image or a path'
+            '[height, width, 1, 3 or 4] (of values in 0..1: (255 * x).round().astype(np.uint8)), a PIL '
+            'image or a path; several as a list'
         )
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)

@@ -20,8 +20,9 @@ from yolos_jax.errors import InputError
 INDEX_VERSION = 2
 LARGEST_CLASS = 9999  # of ids that index the class head as they are
 VERSION = re.compile(  # what the names of an image's copies end with
-    r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$|[ _-]*(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
+    r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$|[ _-]+(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
 )
+MOST_VERSIONS = 20  # of a photograph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +165,7 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     Images whose names say that they show nearly the same stay together: copies, augmented versions
     ("x_jpg.rf.HASH.jpg" is Roboflow's), and, where there is more than one series, numbered frames of it.
     """
-    names = [PurePath(file).stem for file in records.files.tolist()]
-    names = [VERSION.sub('', name) for name in names]
+    names = _photographs([str(PurePath(file).with_suffix('')) for file in records.files.tolist()], fraction)
     series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
     largest = max(collections.Counter(series).values())
     groups = series if largest <= len(names) * fraction / 2 else names
@@ -177,6 +177,21 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     if count >= len(names):
         raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
+
+
+def _photographs(names: list[str], fraction: float) -> list[str]:
+    """The name of the photograph of which each image is a version, or its own.
+
+    More than a few images that are alike by name are no versions, but "photo (1)" to "photo (200)".
+    """
+
+    def original(name: str) -> str:
+        shorter = VERSION.sub('', name)
+        return name if shorter == name else original(shorter)
+
+    originals = [original(name) for name in names]
+    count, most = collections.Counter(originals), min(max(len(names) * fraction, 4), MOST_VERSIONS)
+    return [a if count[a] <= most else name for a, name in zip(originals, names, strict=True)]
 
 
 def select(r: Records, rows: np.ndarray) -> Records:

@@ -143,10 +143,9 @@ def is_alone() -> bool:
 def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
     """Ends this process, with the stacks of its threads on stderr, where it makes no progress for so long.
 
-    seconds: None for ever. Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
-    where a process is stuck, in a read that never ends, say.
+    Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
+    where a process is stuck, in a read that never ends, say. seconds: None to wait for ever.
     """
-
     if seconds is None:
         yield lambda: None
         return

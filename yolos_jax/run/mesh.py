@@ -28,6 +28,12 @@ def place_of(device: jax.Device) -> tuple[int, int, int]:
     return getattr(device, 'slice_index', None) or 0, device.process_index, device.id
 
 
+def check(mesh: Mesh) -> None:
+    """Raises InputError where a mesh is not one of `make_mesh`'s kind."""
+    if not isinstance(mesh, Mesh) or mesh.axis_names != (BATCH,) or mesh.axis_types != (AxisType.Auto,):
+        raise InputError(f'the mesh is {mesh}; give one of yolos_jax.run.mesh.make_mesh(devices)')
+
+
 def platform(mesh: Mesh) -> str:
     """'cpu', 'gpu' or 'tpu'."""
     return mesh.devices.flat[0].platform

@@ -33,7 +33,7 @@ from yolos_jax.run.setup import (
 )
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.teacher import make_teacher, read_classifier, resized
-from yolos_jax.run.train import Step, run_to_end
+from yolos_jax.run.train import Step, check_arguments, run_to_end
 from yolos_jax.weights import checkpoint, deit
 
 
@@ -113,7 +113,7 @@ def pretrain(
     stop: StopSignal | None = None,
 ) -> int | None:
     """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as of `train`."""
-    mesh = meshes.make_mesh() if mesh is None else mesh
+    mesh = check_arguments(config, location, mesh)
     return run_to_end(functools.partial(prepare, config, mesh), location, on_step, stuck=stuck, stop=stop)
 
 

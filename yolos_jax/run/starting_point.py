@@ -39,6 +39,8 @@ def make_start(
         size, max_size = saved['eval_size']
     elif not config.init_from:
         check_model_is_given(config)
+        if config.freeze:
+            raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
         params = init_params(model, rng)
     else:
         with weights.open(config.init_from) as source:
@@ -49,6 +51,12 @@ def make_start(
                 model, params = pretrained.model.clone(**compute), pretrained.params
             else:
                 check_model_is_given(config)
+                if config.freeze in ('backbone', str(model.depth)):
+                    raise InputError(
+                        f'freeze is {config.freeze}, and {config.init_from} has no [DET] tokens, which '
+                        f'have to be trained: {model.depth - 1} trains them and the last block',
+                        'freeze',
+                    )
                 params = source.backbone(model, rng)
     if not size or not max_size or not (config.augment.sizes or config.init_from or saved):
         raise InputError(

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import bucket, files, visualize
 from yolos_jax.data import loader
-from yolos_jax.errors import DivergedError
+from yolos_jax.errors import DivergedError, InputError
 from yolos_jax.run import cluster, detection, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
@@ -105,9 +105,24 @@ def train(
         InputError: the config, the data, the weights or the folder cannot be used.
         DivergedError: the loss was not finite for ten steps in a row, or at the end.
     """
-    mesh = meshes.make_mesh() if mesh is None else mesh
+    mesh = check_arguments(config, location, mesh)
     prepare = functools.partial(detection.prepare, config, mesh)
     return run_to_end(prepare, location, on_step, stuck=stuck, stop=stop)
+
+
+def check_arguments(config: ConfigDict, location: str | Path, mesh: Mesh | None) -> Mesh:
+    """The mesh to train on; raises InputError where an argument of `train` is of another kind."""
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f'the config is {config!r}; give that of a recipe: `from yolos_jax.configs import yolos_ti` '
+            'and `yolos_ti.get_config()`',
+            'config',
+        )
+    if not location:
+        raise InputError('the run has no folder', 'workdir')
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    meshes.check(mesh)
+    return mesh
 
 
 def run_to_end(

@@ -4,7 +4,7 @@ open one (`open`), look at what it holds (`Source`), and take a detector (`Pretr
 """
 
 from yolos_jax.weights.pretrained import Pretrained
-from yolos_jax.weights.source import Source, init_from_backbone, load
-from yolos_jax.weights.source import open_source as open
+from yolos_jax.weights.source import UNSAID, Source, init_from_backbone, load
+from yolos_jax.weights.source import open_source as open  # noqa: F401  `import *` would hide Python's
 
-__all__ = ['Pretrained', 'Source', 'init_from_backbone', 'load', 'open']
+__all__ = ['UNSAID', 'Pretrained', 'Source', 'init_from_backbone', 'load']

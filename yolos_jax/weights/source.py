@@ -15,12 +15,13 @@ from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
+UNSAID = 'heads', 'pos_grid', 'mid_pos_grid'  # what `Source.detector` may be told of a .pth
 DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detector has is called
 
 
-def load(path: str | Path, **unsaid: Any) -> tuple[Yolos, dict]:
-    """A detector as (model, params), from whatever `open_source` takes; unsaid: for `Source.detector`."""
-    with open_source(path) as source:
+def load(path: str | Path, step: int | None = None, **unsaid: Any) -> tuple[Yolos, dict]:
+    """A detector as (model, params), as `open_source` takes it; unsaid: for `Source.detector`."""
+    with open_source(path, step) as source:
         pretrained = source.detector(**unsaid)
     return pretrained.model, pretrained.params
 
