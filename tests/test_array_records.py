@@ -168,6 +168,14 @@ def test_photographs_annotated_upright_are_stored_upright(orientation, tmp_path)
     np.testing.assert_array_equal(*images)
 
 
+def test_a_data_set_with_a_bad_image_is_built_whole_and_read(coco_folder, tmp_path):
+    source = shutil.copytree(coco_folder, tmp_path / 'data')
+    (source / 'val2017' / '000000000003.jpg').write_bytes(b'<html>')
+    folder = build_tfds.build(source, tmp_path / 'out')
+    assert len(records.read(folder, 'val2017')) == len(records.read(source, 'val2017'))
+    assert [path.name for path in folder.parent.iterdir()] == ['1.1.0']
+
+
 def test_a_data_set_is_not_built_over_another(data_set, coco_folder):
     with pytest.raises(InputError, match=f'{data_set}: there is a data set already'):
         build_tfds.build(coco_folder, data_set.parent.parent.parent)

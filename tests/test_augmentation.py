@@ -134,6 +134,11 @@ def test_an_image_no_crop_fits_is_cut_in_the_middle():
     never = np.ones(10), np.zeros(10), np.zeros(2)  # the whole area at 3:4
     assert augmentation.crop_box(100, 400, *never) == (0, (400 - 133) // 2, 100, 133)
     assert augmentation.crop_box(400, 100, *never) == ((400 - 133) // 2, 0, 133, 100)
+    for height, width in (1, 1), (1, 2), (2, 1):
+        for area in np.linspace(0, 1, 9):
+            draws = np.full(10, area), np.full(10, area), np.zeros(2)
+            _, _, h, w = augmentation.crop_box(height, width, *draws)
+            assert 1 <= h <= height and 1 <= w <= width
 
 
 @pytest.mark.parametrize(('height', 'width'), [(160, 208), (208, 160), (100, 100)])

@@ -8,6 +8,7 @@ import sys
 import pytest
 from helpers import ROOT
 
+from yolos_jax.errors import InputError
 from yolos_jax.run import config_files, workdir
 from yolos_jax.tools import command
 
@@ -66,7 +67,10 @@ def test_a_config_is_found_by_name_and_a_file_of_that_name_wins(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     installed = config_files.find('quickstart')
     assert installed.endswith('quickstart.py') and os.path.isabs(installed)
-    assert config_files.find('configs/quickstart.py') == installed
+    assert config_files.find('configs/quickstart.py') == config_files.find('quickstart.py') == installed
+    for other in ('my/quickstart.py', 'quickstart.txt', '/nowhere/configs/quickstart.py'):
+        with pytest.raises(InputError, match='no such config file'):
+            config_files.find(other)
     (tmp_path / 'quickstart').touch()
     assert config_files.find('quickstart') == 'quickstart'
     assert config_files.resolved(['x', '--config', 'yolos_b', '--a=1'])[2].endswith('yolos_b.py')

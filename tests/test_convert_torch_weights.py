@@ -17,7 +17,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, STD, patchify
 from yolos_jax.tools import convert as command
-from yolos_jax.weights import adapt, checkpoint, hf, names, reference
+from yolos_jax.weights import adapt, checkpoint, hf, names, native, reference
 
 CLASSES = {1: 'cat', 2: 'dog', 4: 'bird'}
 WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write}
@@ -173,8 +173,8 @@ def test_a_conversion_adapts_and_says_so(coco_folder, tmp_path, capsys):
         assert text in printed
 
 
-def test_large_category_ids_are_numbered_and_kept_by_every_form_of_ours(coco_folder, tmp_path):
-    make_hf(TINY, num_classes=5).save_pretrained(tmp_path / 'hf')
+def test_large_category_ids_are_numbered_and_kept_by_every_form(coco_folder, tmp_path):
+    make_hf(TINY, num_classes=5).save_pretrained(tmp_path / 'start')
     content = json.loads((coco_folder / 'annotations' / 'instances_val2017.json').read_text())
     for entry, key in [(x, 'id') for x in content['categories']] + [
         (x, 'category_id') for x in content['annotations']
@@ -182,13 +182,32 @@ def test_large_category_ids_are_numbered_and_kept_by_every_form_of_ours(coco_fol
         entry[key] += 10_000
     (tmp_path / 'classes.json').write_text(json.dumps(content))
     convert(
-        f'--input={tmp_path / "hf"}', f'--output={tmp_path / "x"}', f'--new_classes={tmp_path}/classes.json'
+        f'--input={tmp_path / "start"}',
+        f'--output={tmp_path / "x"}',
+        f'--new_classes={tmp_path}/classes.json',
     )
-    convert(f'--input={tmp_path / "x"}', f'--output={tmp_path / "y"}', '--to=safetensors')
-    for form in ('x', 'y'):
+    for form in ('safetensors', 'hf', 'yolos'):
+        convert(f'--input={tmp_path / "x"}', f'--output={tmp_path / form}', f'--to={form}')
+    for form in ('x', 'safetensors', 'hf', 'yolos'):
         pretrained = read_detector(tmp_path / form)
         assert pretrained.classes == {0: 'circle', 1: 'square', 2: 'triangle'}
         assert pretrained.about['category_ids'] == {'0': 10_001, '1': 10_002, '2': 10_003}
+
+
+@pytest.mark.parametrize(
+    'write', [hf.write, reference.write, native.write, checkpoint.write], ids=lambda f: f.__module__
+)
+def test_parameters_that_are_not_the_models_are_not_written(write, tmp_path):
+    pretrained = make(TINY)
+    shallow = dataclasses.replace(pretrained, model=pretrained.model.clone(depth=1))
+    params = jax.tree.map(lambda x: x * np.float32(np.nan), pretrained.params)
+    for bad, says in (
+        (shallow, 'not the model'),
+        (dataclasses.replace(pretrained, params=params), 'not finite'),
+    ):
+        with pytest.raises(InputError, match=says):
+            write(bad, tmp_path / 'x')
+        assert not (tmp_path / 'x').exists()
 
 
 def test_an_exported_checkpoint_says_the_step_of_its_run(tmp_path):

@@ -291,8 +291,40 @@ def test_images_of_one_name_are_told_apart_by_where_they_are(saved, photographs,
     assert content[0]['picture'] != content[1]['picture']
 
 
+def test_an_image_that_was_replaced_is_done_again(saved, photographs, tmp_path):
+    first, second, *_ = sorted(photographs.iterdir())
+    before = run(saved, tmp_path / 'out', first, second)
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(first)
+    os.utime(first, (1, 1))
+    after = run(saved, tmp_path / 'out', first, second)
+    (changed,) = (entry for entry in after if entry['image'] == str(first))
+    assert changed['width'] == 70 and len(after) == 2 and before[1] in after
+    assert (tmp_path / 'out' / changed['picture']).exists()
+
+
+def test_a_folder_that_is_linked_is_looked_into_and_overwriting_leaves_no_picture(
+    saved, photographs, tmp_path
+):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'linked').symlink_to(photographs)
+    assert len(run(saved, tmp_path / 'out', tmp_path / 'in')) == 10
+    run(saved, tmp_path / 'out', sorted(photographs.iterdir())[0], '--overwrite')
+    assert len([*(tmp_path / 'out').glob('*.jpg')]) == 1
+
+
+def test_a_video_that_was_cut_off_is_named(saved, tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), np.uint8)
+    make_video(tmp_path / 'film.mkv', frames)
+    data = (tmp_path / 'film.mkv').read_bytes()
+    (tmp_path / 'film.mkv').write_bytes(data[: len(data) // 2])
+    with pytest.raises(SystemExit):
+        run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1', '--no-pictures')
+    assert re.search(r'cut off: .*film.mkv: .*(after|ends)', capsys.readouterr().err)
+    assert 0 < len((tmp_path / 'out' / 'film.jsonl').read_text().splitlines()) < 40
+
+
 def test_names_may_be_long_and_hidden_files_are_no_images(saved, photographs, tmp_path):
-    path = tmp_path / 'in' / f'{"写" * 80}.jpg'
+    path = tmp_path / 'in' / f'{"写" * 83}.jpg'
     path.parent.mkdir()
     shutil.copy(next(photographs.iterdir()), path)
     (path.parent / '._x.jpg').write_bytes(b'of macOS')

@@ -326,6 +326,24 @@ def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path
         records.read(tmp_path, 'val')
 
 
+def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
+    yolo(coco, tmp_path)
+    (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')
+    data = records.read(tmp_path, 'val')
+    batches = EvalBatches(data, size=64, max_size=128, batch_size=len(data))
+    ((_, _, indices),) = loader.load(batches, range(1))
+    (left_out,) = {*range(len(data))} - {*indices.tolist()}
+    assert data.files[left_out].endswith('003.jpg')
+
+
+def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
+    yolo(coco, tmp_path)
+    shutil.rmtree(tmp_path / 'images' / 'val')
+    assert 'val' not in sources.splits(tmp_path)
+    config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
+    assert len(detection.read_data(config, tmp_path / 'run')[1])
+
+
 def test_key_points_after_a_box_are_left_out(coco, tmp_path):
     yolo(coco, tmp_path)
     file, labels = tmp_path / 'data.yaml', tmp_path / 'labels' / 'val' / '000000000003.txt'

@@ -19,6 +19,7 @@ import numpy as np
 from yolos_jax.errors import InputError
 
 DAY = 24 * 3600  # seconds
+LONGEST_STEM = 230  # bytes of a file name, of the 255 that file systems allow
 
 
 @contextlib.contextmanager
@@ -48,16 +49,19 @@ def prune(folder: Path, most: int) -> None:
 
     Those modified during the last day stay: they may be in use.
     """
-    ages = {inner: time.time() - inner.stat().st_mtime for inner in folder.iterdir() if inner.is_dir()}
-    kept = 0
-    for inner in sorted(ages, key=ages.get):
-        kept += sum(path.stat().st_size for path in inner.rglob('*') if path.is_file())
-        if kept > most and ages[inner] > DAY:
-            shutil.rmtree(inner, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process removes some: for the next time
+        ages = {inner: time.time() - inner.stat().st_mtime for inner in folder.iterdir() if inner.is_dir()}
+        kept = 0
+        for inner in sorted(ages, key=ages.get):
+            kept += sum(path.stat().st_size for path in inner.rglob('*') if path.is_file())
+            if kept > most and ages[inner] > DAY:
+                shutil.rmtree(inner, ignore_errors=True)
 
 
 def free_name(stem: str, taken: Container[str]) -> str:
-    """A name without its ending, numbered where it is taken."""
+    """A name without its ending, numbered where it is taken, and cut where it leaves no room for one."""
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
     numbered = (f'{stem}-{number}' for number in itertools.count(2))
     return next(name for name in itertools.chain([stem], numbered) if name not in taken)
 

@@ -58,11 +58,16 @@ class Detector:
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self._lengths = sequence_lengths(self.size, self.max_size)
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
-        head = jax.tree.leaves(pretrained.params['class_embed'])  # which every training changes
-        self.fingerprint = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in head)).hexdigest()
         self._process = os.getpid()
         self.params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model)
+
+    def fingerprint(self) -> str:
+        """A hash of all that detections depend on."""
+        digest = hashlib.sha256(repr((self.size, self.max_size, self.classes, self.model.dtype)).encode())
+        for array in jax.tree.leaves(jax.device_get(self.params)):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def from_pretrained(

@@ -183,7 +183,10 @@ def _annotations(folder: Folder | BucketFolder, rows: list[tuple], categories: l
 
 def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
     file, objects = example['image/filename'].decode(), example['objects']
-    height, width = pixels.size(example['image'], f'{folder}: {file}')
+    try:
+        height, width = pixels.size(example['image'], f'{folder}: {file}')
+    except InputError:  # whoever loads the image names it
+        height = width = 1
     y0, x0, y1, x1 = np.asarray(objects['bbox'], np.float64).reshape(-1, 4).T
     boxes = np.stack([x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height], axis=1)
     return (

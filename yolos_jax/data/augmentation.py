@@ -138,7 +138,7 @@ def crop_box(
     for area, ratio in zip(areas, ratios, strict=True):
         pixels = _between(area, *CROP_AREA) * height * width
         shape = math.exp(_between(ratio, *map(math.log, CROP_RATIO)))
-        w, h = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        w, h = (max(round(math.sqrt(x)), 1) for x in (pixels * shape, pixels / shape))
         if w <= width and h <= height:
             top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
             return top, left, h, w

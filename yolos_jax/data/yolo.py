@@ -65,7 +65,7 @@ def read_description(file: Path) -> Description:
         base = file.parent
     splits = {}
     for split in filter(content.get, SPLITS):
-        if split != 'test' or _is_there(base, content[split]):  # exports name one that they have not
+        if split == 'train' or _is_there(base, content[split]):  # exports name one that they have not
             splits[split] = _images(base, content[split], file)
     folders = {str(image.parent) for images in splits.values() for image in images}
     if not folders:
@@ -120,11 +120,11 @@ def read(data: Description, split: str) -> Annotations:
     """The annotations of a split, images numbered from 1 in the order of their names.
 
     Raises:
-        InputError: an image has no readable header, or a row of labels is no box.
+        InputError: a row of labels is no box.
     """
     images = data.splits[split]
     with ThreadPoolExecutor() as pool:
-        sizes = np.array(list(pool.map(pixels.upright_size, images)), np.int64).reshape(-1, 2)
+        sizes = np.array(list(pool.map(_size, images)), np.int64).reshape(-1, 2)
         rows = list(pool.map(lambda image: _boxes(labels_of(image), data.key_points), images))
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
@@ -147,6 +147,14 @@ def read(data: Description, split: str) -> Annotations:
         boxes=boxes,
         categories=sorted(data.classes.items()),
     )
+
+
+def _size(image: Path) -> tuple[int, int]:
+    """The height and width of an image; of one that cannot be read 1, for whoever loads it to name it."""
+    try:
+        return pixels.upright_size(image)
+    except InputError:
+        return 1, 1
 
 
 def labels_of(image: Path) -> Path:

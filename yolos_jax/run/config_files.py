@@ -23,9 +23,11 @@ def find(name: str) -> str:
     Raises:
         InputError: there is neither.
     """
-    for path in (Path(name), FOLDER / f'{Path(name).stem}.py'):
-        if path.is_file():
-            return str(path)
+    if Path(name).is_file():
+        return name
+    installed = FOLDER / f'{Path(name).stem}.py'
+    if installed.is_file() and name in (installed.stem, installed.name, f'configs/{installed.name}'):
+        return str(installed)
     raise InputError(f'{name}: no such config file, and no installed one: {", ".join(names())}')
 
 

@@ -130,8 +130,8 @@ class Mirror:
 def _files(folder: Path) -> list[Path]:
     """The files below a folder that are whole: none that is being written."""
     paths = folder.rglob('*') if folder.is_dir() else []
-    hidden = lambda path: any(part.startswith(('.', '_trash')) or '-tmp' in part for part in path.parts)
-    return [path for path in paths if not hidden(path.relative_to(folder)) and path.is_file()]
+    hidden = re.compile(r'(^|/)(\.|_trash)|\.orbax-checkpoint-tmp')
+    return [p for p in paths if not hidden.search(p.relative_to(folder).as_posix()) and p.is_file()]
 
 
 def _stamp(path: Path) -> tuple | None:

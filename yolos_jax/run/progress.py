@@ -55,7 +55,8 @@ class Log:
         self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
 
         def is_dropped(line: dict) -> bool:
-            return line['step'] > first or 'AP' in line and line['step'] == first and not evaluated
+            of_evaluation = line.keys() & {'AP', 'top1'}
+            return line['step'] > first or of_evaluation and line['step'] == first and not evaluated
 
         self.last_step = self._drop(is_dropped)
         self._board = Board(self.folder, first)

@@ -39,18 +39,20 @@ def build(root: str | Path, out: str | Path) -> Path:
     categories = [a.categories for _, a in splits.values()]
     if any(other != categories[0] for other in categories):
         raise InputError(f'{root}: the categories of {" and ".join(splits)} are not the same')
-    builder = Coco(splits, data_dir=str(out))
-    with tempfile.TemporaryDirectory() as empty:
+    with files.new_folder(folder) as part, tempfile.TemporaryDirectory() as empty:
+        builder = Coco(splits, data_dir=str(part / 'build'))
         builder.download_and_prepare(download_dir=empty)
-    folder = Path(builder.data_dir)
-    for split, source in by_split.items():
-        (folder / 'annotations').mkdir(exist_ok=True)
-        truth = folder / 'annotations' / f'{sources.PREFIX}{split}.json'
-        if source.truth:
-            shutil.copy(source.truth, truth)
-        else:
-            files.write_json(truth, evaluation.coco_content(source.load()))
-    files.write_json(folder / array_records.CATEGORIES, categories[0])
+        for path in Path(builder.data_dir).iterdir():
+            path.rename(part / path.name)
+        shutil.rmtree(part / 'build')
+        (part / 'annotations').mkdir()
+        for split, source in by_split.items():
+            truth = part / 'annotations' / f'{sources.PREFIX}{split}.json'
+            if source.truth:
+                shutil.copy(source.truth, truth)
+            else:
+                files.write_json(truth, evaluation.coco_content(source.load()))
+        files.write_json(part / array_records.CATEGORIES, categories[0])
     return folder
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from yolos_jax import Detector, bucket, files, visualize
 from yolos_jax.data import pixels
+from yolos_jax.data.folders import Folder
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, workdir
@@ -49,7 +50,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
             continue
         inside = [
             p
-            for p in sorted(path.rglob('*'))
+            for p in sorted(path / name for name in Folder(path).walk())
             if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
             if not p.resolve().is_relative_to(output) or path.resolve().is_relative_to(output)
         ]
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> int:
     """Detect in every file and write; returns how many could not be read."""
     settings = {
-        'weights': detector.fingerprint, 'threshold': args.threshold, 'classes': args.classes,
+        'weights': detector.fingerprint(), 'threshold': args.threshold, 'classes': args.classes,
         'max_detections': args.max_detections, 'pictures': not args.no_pictures, 'nms': args.nms,
     }  # fmt: skip
     predictions = Predictions(args.output, settings, overwrite=args.overwrite)
@@ -133,12 +134,15 @@ def _annotate(
     drawn, bad = lambda detections: _drawn(detections, args), 0
     for path, target in predictions.new_videos(videos):
         try:
-            video.annotate(detector, path, target, args.threshold, drawn)
+            problem = video.annotate(detector, path, target, args.threshold, drawn)
         except InputError as error:
             print(f'left out: {error}', file=sys.stderr)
             bad += 1
         else:
             predictions.add_video(path, target)
+            if problem:
+                print(f'cut off: {path}: {problem}', file=sys.stderr)
+                bad += 1
     return bad
 
 

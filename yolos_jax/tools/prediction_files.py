@@ -16,7 +16,7 @@ class Predictions:
     """The lines of a folder of predictions; a context manager that closes the file it appends to.
 
     What an earlier call left is kept if it was made with the same settings; images that could not be read
-    then are tried again.
+    then, or have changed, are tried again.
     """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool) -> None:
@@ -38,7 +38,11 @@ class Predictions:
                 'overwrite it',
                 'output',
             )
-        kept = [] if overwrite else [entry for entry in self.read() if 'error' not in entry]
+        entries = list(self.read())
+        kept = [] if overwrite else [e for e in entries if 'error' not in e and not _has_changed(e)]
+        pictures = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept}
+        for name in pictures - {None}:
+            (folder / Path(name).name).unlink(missing_ok=True)
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
@@ -117,8 +121,16 @@ class Predictions:
 
 
 def named(path: Path) -> dict:
-    """What an entry says of its image: its path as it was given, and from anywhere."""
-    return {'image': str(path), 'file': os.path.abspath(path)}
+    """What an entry says of its image: its path as it was given, and from anywhere, and its time."""
+    return {'image': str(path), 'file': os.path.abspath(path), 'modified': path.stat().st_mtime}
+
+
+def _has_changed(entry: dict) -> bool:
+    """Whether the image of an entry is another now; one that is gone has not changed."""
+    try:
+        return entry.get('modified', then := os.stat(_source(entry)).st_mtime) != then
+    except OSError:
+        return False
 
 
 def _source(entry: dict) -> str:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from yolos_jax.data import array_records, pixels
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.annotations import Annotations, class_names
 
 
 class Coco(tfds.core.GeneratorBasedBuilder):
@@ -27,7 +27,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
         super().__init__(config='2017', file_format='array_record', **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        names = [name for _, name in next(iter(self._splits.values()))[1].categories]
+        names = [*class_names(next(iter(self._splits.values()))[1].categories).values()]
         objects = {
             'area': np.int64,
             'bbox': tfds.features.BBoxFeature(),

@@ -34,12 +34,15 @@ def annotate(
     target: Path,
     threshold: float,
     drawn: Callable[[Detections], tuple[Detections, Image.Image | None]],
-) -> None:
+) -> str:
     """Write an .mp4 with the detections drawn on it, and beside it a .jsonl with a line for each frame.
 
     Ctrl-C ends a recording from a camera.
 
     drawn: of a frame's detections those to keep, and their picture; where that is None no video is written.
+
+    Returns:
+        Where the video ends too early, in words, else ''.
 
     Raises:
         InputError: PyAV is missing, or the video cannot be read.
@@ -48,9 +51,9 @@ def annotate(
     lines_file, stack = target.with_suffix('.jsonl'), contextlib.ExitStack()
     with _opened(av, path) as source, files.replacing(lines_file) as lines, stack:
         source.streams.video[0].thread_type = 'AUTO'
-        writer = None
+        writer, ends = None, []
         try:
-            for time, frame, detections in _frames(av, source, path, detector, threshold):
+            for time, frame, detections in _frames(av, source, ends, detector, threshold):
                 detections, picture = drawn(detections)
                 line = {'frame': frame, 'seconds': round(time, 4), 'detections': detections.to_list()}
                 lines.write(json.dumps(line).encode() + b'\n')
@@ -63,7 +66,8 @@ def annotate(
             if not path.is_char_device():
                 raise
         if not lines.tell():
-            raise InputError(f'{path}: has no frames')
+            raise InputError(f'{path}: ' + (f'cannot be read ({ends[0]})' if ends else 'has no frames'))
+        return ends[0] if ends else ''
 
 
 @contextlib.contextmanager
@@ -89,10 +93,13 @@ def _writer(
 
 
 def _frames(
-    av: Any, source: Any, path: Path, detector: Detector, threshold: float
+    av: Any, source: Any, ends: list[str], detector: Detector, threshold: float
 ) -> Iterator[tuple[float, int, Detections]]:
-    """(seconds, number, detections) of every frame, which is turned as the video says."""
-    times = []
+    """(seconds, number, detections) of every frame, which is turned as the video says.
+
+    ends: receives why there are no more, where the video is damaged or cut off.
+    """
+    times, stream = [], source.streams.video[0]
 
     def read() -> Iterator[np.ndarray]:
         try:
@@ -101,10 +108,15 @@ def _frames(
                 quarters = round(frame.rotation / 90)  # of a phone that was held upright
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), quarters))
         except av.error.FFmpegError as error:
-            if not times:
-                raise InputError(f'{path}: cannot be read ({error})') from None
+            ends.append(f'after {len(times)} frames it cannot be read ({error})')
+        else:
+            seconds = (source.duration or 0) / av.time_base
+            if len(times) < stream.frames:
+                ends.append(f'it ends after {len(times)} of {stream.frames} frames')
+            elif times and times[-1] - times[0] < 0.9 * seconds - 1:
+                ends.append(f'it ends after {times[-1] - times[0]:.1f} of {seconds:.1f} seconds')
 
-    with tqdm(total=source.streams.video[0].frames or None, unit='frame', desc=path.name) as bar:
+    with tqdm(total=stream.frames or None, unit='frame', desc=Path(source.name).name) as bar:
         for number, detections in enumerate(detector.stream(read(), threshold)):
             yield times[number] - times[0], number, detections
             bar.update()

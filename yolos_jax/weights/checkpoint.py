@@ -192,6 +192,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     import orbax.checkpoint as ocp
 
     check_path(folder)
+    pretrained.check()
     # not copied where the device is the CPU and the arrays are aligned, as `names.to_params` makes them
     params = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), pretrained.params)
     with files.new_folder(folder) as part, ocp.CheckpointManager(part, item_handlers=handlers()) as manager:

@@ -57,7 +57,9 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     sizes.check(model)
     classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
     params = names.to_params(tensors, model)
-    return Pretrained(model, params, classes, *_size(preprocessor))
+    ids = config.get('category_ids')
+    about = {'category_ids': {str(int(k)): int(v) for k, v in ids.items()}} if ids else {}
+    return Pretrained(model, params, classes, *_size(preprocessor), about)
 
 
 def _read_config(folder: Path) -> dict:
@@ -132,6 +134,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         InputError: the mid tables are of another grid than the first, which this form cannot say, or
             `folder` is not empty.
     """
+    pretrained.check()
     model = pretrained.model
     check_form(model)
     if model.mid_pos_grid not in (None, model.pos_grid):
@@ -182,7 +185,7 @@ def _config(pretrained: Pretrained) -> dict:
         'id2label': labels,
         'label2id': {label: int(i) for i, label in labels.items()},
         'torch_dtype': 'float32',
-    }
+    } | {key: value for key, value in pretrained.about.items() if key == 'category_ids'}
 
 
 def _preprocessor(pretrained: Pretrained) -> dict:

@@ -83,11 +83,6 @@ def from_tree(params: dict, tree: dict, depth: int) -> dict[str, Tensor]:
     return tensors
 
 
-def shapes(model: Yolos) -> dict[str, tuple]:
-    """The reference's state dict of a model: {name: shape}."""
-    return {name: p.shape for p in _parameters(param_shapes(model), model.depth) for name in p.names}
-
-
 def _parameters(tree: dict, depth: int) -> Iterator[_Parameter]:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path, shape = tuple(key.key for key in keys), leaf.shape

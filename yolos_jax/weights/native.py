@@ -45,6 +45,7 @@ def read(file: TensorFile) -> Pretrained:
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder with the detector; raises InputError where `folder` is not empty."""
+    pretrained.check()
     with files.new_folder(folder) as part:
         path = part / FILE
         tensors.write_safetensors(path, names.from_params(pretrained.params, pretrained.model))

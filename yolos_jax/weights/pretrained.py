@@ -2,7 +2,11 @@
 
 import dataclasses
 
-from yolos_jax.model import Yolos
+import jax
+import numpy as np
+
+from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, param_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,3 +24,16 @@ class Pretrained:
     size: int
     max_size: int
     about: dict = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises InputError where the parameters are not the model's, or not finite; for writers."""
+        leaves = jax.tree_util.tree_leaves_with_path
+        expected = {jax.tree_util.keystr(path): x.shape for path, x in leaves(param_shapes(self.model))}
+        arrays = {jax.tree_util.keystr(path): x for path, x in leaves(self.params)}
+        for name in sorted(expected.keys() | arrays.keys()):
+            shape = arrays[name].shape if name in arrays else None
+            if shape != expected.get(name):
+                wanted = expected.get(name)
+                raise InputError(f"parameters that are not the model's: {name} is {shape}, not {wanted}")
+            if not np.isfinite(np.asarray(arrays[name])).all():
+                raise InputError(f'values that are not finite, in {name}')

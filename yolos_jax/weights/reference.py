@@ -70,7 +70,9 @@ def read(
     sizes.check(built)
     size = args.get('eval_size') or (512 if width == model.YOLOS_TI['width'] else 800)
     max_size = args.get('max_size') or size * 1333 // 800
-    return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size)
+    ids = file.about.get('category_ids')
+    about = {'category_ids': ids} if ids and isinstance(ids, dict) else {}
+    return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
 
 
 def _classes(file: tensors.TensorFile, built: Yolos) -> dict:
@@ -87,6 +89,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     Raises:
         InputError: the reference has no such model, or `folder` is not empty.
     """
+    pretrained.check()
     built = pretrained.model
     hf.check_form(built)
     sides = lambda grid: [PATCH * side for side in grid] if grid else None
@@ -102,6 +105,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         },
         'classes': pretrained.classes,
         'eps': built.eps,
+        'category_ids': pretrained.about.get('category_ids', {}),
     }
     with files.new_folder(folder) as part:
         torchfile.write(part / 'yolos.pth', content)

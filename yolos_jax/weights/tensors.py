@@ -149,6 +149,8 @@ def _check_hash(path: Path, digest: str) -> bool:
             raise InputError(
                 f'{file}: damaged, or another file: its SHA-256 is {actual}, and {source} says '
                 f'{start[:64]}; fetch it again'
+                + f' or, if you changed it yourself, remove {sidecar}'
+                * (source == sidecar.name)
             )
     return bool(expected)
 

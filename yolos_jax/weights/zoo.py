@@ -3,6 +3,7 @@
 A path that is there always wins over a name.
 """
 
+import fcntl
 import os
 import re
 import urllib.error
@@ -146,8 +147,11 @@ def fetch(name: str, file: File, folder: Path) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _download(file.link + name, part)
-        os.replace(part, path)
+        with open(folder / f'{name}.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a host one fetches, and others wait
+            if not path.exists():
+                _download(file.link + name, part)
+                os.replace(part, path)
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or error
         raise InputError(
@@ -164,9 +168,12 @@ def _download(link: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # there is nothing after what we have
+        if error.code != 416:
             raise
-        return
+        if error.headers.get('Content-Range') == f'bytes */{have}':  # there is nothing after what we have
+            return
+        part.unlink()
+        raise OSError(f'{part.name} was no part of it and is removed; the next try starts anew') from None
     with response, open(part, 'ab') as out:
         if response.status != 206:  # the server sends it from the beginning
             out.truncate(have := 0)
