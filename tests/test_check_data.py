@@ -119,6 +119,11 @@ def test_the_batch_shown_is_the_one_trained_on(coco_folder):
     assert np.unique(findings.batches.plan(0).indices[0]).size == 4
 
 
+def test_a_config_of_pre_training_is_refused(coco_folder):
+    with pytest.raises(InputError, match='no boxes'):
+        check_data.main([str(coco_folder), '--config=deit_ti'])
+
+
 def test_the_command_takes_the_url_of_a_bucket(data_url, capsys):
     check_data.main([data_url, '--split', 'val2017'])
     assert '== val2017 ==' in capsys.readouterr().out

@@ -50,11 +50,20 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
+def test_runs_of_one_name_are_told_apart_and_a_line_that_is_being_written_is_ignored(tmp_path):
+    runs = [write(tmp_path / x / 'run', [0.5]) for x in ('a', 'b')]
+    with open(runs[0] / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 2')
+    compare.main([*map(str, runs), f'--output={tmp_path / "out"}'])
+    text = (tmp_path / 'out' / 'compare.md').read_text()
+    assert '| a/run |' in text and '| b/run |' in text
+
+
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
         (lambda run: (run / 'metrics.jsonl').unlink(), r'run: no workdir of a run .*metrics\.jsonl'),
-        (lambda run: (run / 'metrics.jsonl').write_text('{'), 'metrics.jsonl: not what a run writes'),
+        (lambda run: (run / 'metrics.jsonl').write_text('{\n'), 'metrics.jsonl: not what a run writes'),
         (lambda run: (run / 'metrics.jsonl').write_text('{"step": 1}\n'), "not what a run writes .'epoch'"),
         (lambda run: (run / 'metrics.jsonl').write_text(''), 'nothing of this run was saved yet'),
         (lambda run: (run / 'checkpoints').rename(run / 'x'), 'nothing of this run was saved yet'),

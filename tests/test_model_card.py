@@ -91,6 +91,9 @@ def test_the_command_puts_measurements_in(pretrained, tmp_path, capsys):
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
     card.main(arguments)
     assert '| cat | 0.500 |' in (tmp_path / 'README.md').read_text()
+    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS | {'about': {'sha256': 'another'}}))
+    with pytest.raises(InputError, match='of other weights'):
+        card.main(arguments)
 
 
 def counter(folder, package, joules, around=10):

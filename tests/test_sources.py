@@ -140,6 +140,7 @@ def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp
     export(coco, tmp_path / 'data')
     config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
     _, val = detection.read_data(config, tmp_path / 'run')
+    detection.write_truth(config, val, tmp_path / 'run')
     again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path / 'data'))
     assert again.ids.tolist() == val.ids.tolist()
     for i in range(len(val)):
@@ -169,6 +170,7 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     (tmp_path / 'train.json').rename(tmp_path / 'result.json')
     config = tiny_config(data=tmp_path, val_fraction=0.2)
     train, val = detection.read_data(config, tmp_path / 'run')
+    detection.write_truth(config, val, tmp_path / 'run')
     assert (len(train), len(val)) == (24, 6)
     written = annotations.read(tmp_path / 'run' / 'val.json')
     assert written.ids.tolist() == val.ids.tolist()
@@ -176,7 +178,8 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
         detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
     assert error.value.argument == 'val_fraction'
-    detection.read_data(tiny_config(data=coco), tmp_path / 'other')
+    config = tiny_config(data=coco)
+    detection.write_truth(config, detection.read_data(config, tmp_path / 'other')[1], tmp_path / 'other')
     assert not (tmp_path / 'other' / 'val.json').exists()  # its own file describes it
 
 
@@ -342,6 +345,19 @@ def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
     assert 'val' not in sources.splits(tmp_path)
     config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
     assert len(detection.read_data(config, tmp_path / 'run')[1])
+
+
+def test_splits_that_cvat_writes_with_a_capital_are_known(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / 'data')
+    annotated = tmp_path / 'data' / 'annotations'
+    (tmp_path / 'data' / 'images').mkdir()
+    for split, name in ('train2017', 'Train'), ('val2017', 'Validation'):
+        (annotated / f'instances_{split}.json').rename(annotated / f'instances_{name}.json')
+        shutil.move(tmp_path / 'data' / split, tmp_path / 'data' / 'images' / name)
+    for split in ('train2017', 'val2017'):
+        np.testing.assert_array_equal(
+            records.read(tmp_path / 'data', split).ids, records.read(coco, split).ids
+        )
 
 
 def test_key_points_after_a_box_are_left_out(coco, tmp_path):

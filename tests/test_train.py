@@ -144,6 +144,22 @@ def test_fine_tuning_starts_from_a_run_and_keeps_known_classes(unbroken, coco_fo
     assert first < 0.95 * scratch
 
 
+def test_a_run_that_is_refused_leaves_the_validation_set_of_the_other(coco_folder, tmp_path):
+    data = shutil.copytree(coco_folder, tmp_path / 'data')
+    config = tiny_config(data=data, epochs=1, val_fraction=0.2)
+    launch(config, tmp_path / 'run')
+    before = (tmp_path / 'run' / 'val.json').read_bytes()
+    path = data / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['images'] = content['images'][1:]
+    ids = {image['id'] for image in content['images']}
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match='other data'):
+        launch(config, tmp_path / 'run')
+    assert (tmp_path / 'run' / 'val.json').read_bytes() == before
+
+
 def test_the_finetune_config_takes_the_model_from_the_weights(unbroken, coco_folder, tmp_path):
     config = finetune.get_config()
     with config.unlocked():

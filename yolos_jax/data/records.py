@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -85,12 +86,9 @@ class Records:
         prefix = images.prefix(root)
         return a if prefix is None else dataclasses.replace(a, files=np.array([prefix + x for x in names]))
 
-    def digest(self) -> str:
-        """A text that is the same for the same data, in whichever form it is stored."""
-        return hashlib.sha256(json.dumps(self.digests()).encode()).hexdigest()
-
+    @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """As `digest`, for each of the things that two data sets may differ in."""
+        """Of each of the things that two data sets may differ in, a hash."""
         columns = {
             'image ids': (self.ids,),
             'file names': (self.files,),

@@ -140,10 +140,11 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) ->
     """The name under which a split is there; raises InputError with those that are."""
     if split in available:
         return split
+    by_lower = {name.lower(): name for name in available}  # CVAT writes Train and Validation
     for names in SYNONYMS:
         for name in names if split in names else ():
-            if name in available:
-                return name
+            if name in by_lower:
+                return by_lower[name]
     if len(available) == 1 and split in SYNONYMS[0] and available[0] not in SYNONYMS[1]:
         return available[0]  # tools that know no splits export one, whatever its name
     if not available:

@@ -41,10 +41,6 @@ class Detection(Setup):
     start: Pretrained
     labels: dict  # {label: category id of the validation split}
 
-    def digests(self) -> dict:
-        """What is the same for the same data, of both splits."""
-        return {'train': self.batches.records.digests(), 'val': self.val_batches.records.digests()}
-
     def describe(self) -> dict:
         """What a checkpoint says of the detector and its training."""
         train_set, val_set = self.batches.records, self.val_batches.records
@@ -109,6 +105,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
         check_used(config)
     notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
     train_set, val_set = read_data(config, folder)
+    digests = {'train': train_set.digests, 'val': val_set.digests}
+    workdir.check_same_data(saved.get('data', {}) if saved else {}, digests, folder)
+    write_truth(config, val_set, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
     batches = make_batches(config, train_set, start)
     if config.data_cache:
@@ -124,8 +123,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
     )
     notes += of_classes
     notes += notes_on(config, train_set, val_set)
-    digests = {'the training data': train_set.digest(), 'the validation data': val_set.digest()}
-    check_agreement(config, work, batches, digests)
+    data = {'the training data': train_set.digests, 'the validation data': val_set.digests}
+    check_agreement(config, work, batches, data)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     frozen = frozen_blocks(config, start.model)
     optimizer = optim.make_optimizer(
@@ -170,7 +169,7 @@ def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Re
 
 
 def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
-    """The training and validation sets; one that no JSON describes as it is gets FOLDER/val.json."""
+    """The training and validation sets; their indices are kept in the folder."""
     index = folder / 'index'
     train_set = records.from_source(
         source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
@@ -181,10 +180,14 @@ def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, record
         val_set = records.from_source(
             source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
         )
+    return train_set, val_set
+
+
+def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
+    """Write FOLDER/val.json of a validation set that no JSON describes as it is."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
         truth = val_set.truth_in(config.data) if config.data else val_set.truth()
         files.write_json(folder / 'val.json', evaluation.coco_content(truth))
-    return train_set, val_set
 
 
 def source_of(config: ConfigDict, name: str) -> sources.Source:

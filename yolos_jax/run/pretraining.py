@@ -46,8 +46,8 @@ class Pretraining(Setup):
 
     def digests(self) -> dict[str, Any]:
         """What is the same for the same data, of both splits."""
-        train, val = self.batches.records.digests, self.val_batches.records.digests
-        return {'train': train | {'teacher': self.teacher}, 'val': val}
+        of_data = super().digests()
+        return of_data | {'train': of_data['train'] | {'teacher': self.teacher}}
 
     def describe(self) -> dict:
         """What a checkpoint says of the classifier and its training."""

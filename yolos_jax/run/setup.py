@@ -84,9 +84,9 @@ class Setup(abc.ABC):
     def summary(self, first: int) -> str:
         """What the run is about to do from a step, for the reader."""
 
-    @abc.abstractmethod
     def digests(self) -> dict[str, Any]:
         """What is the same for the same data, of both splits."""
+        return {'train': self.batches.records.digests, 'val': self.val_batches.records.digests}
 
     @abc.abstractmethod
     def describe(self) -> dict:
@@ -206,7 +206,7 @@ def check_enough(count: int, path: Any, config: ConfigDict) -> None:
         )
 
 
-def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, data: dict[str, str]) -> None:
+def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, data: dict) -> None:
     """Raises InputError where the processes of a run are not about to do the same.
 
     data: digests of the splits, by what a reader calls them.

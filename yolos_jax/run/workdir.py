@@ -155,7 +155,7 @@ def flat(config: ConfigDict) -> dict:
 def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
     """Raises InputError where a resumed run's data are not those it was trained on.
 
-    saved, current: {split: `Records.digests()`}; where the data lie does not matter.
+    saved, current: {split: `Records.digests`}; where the data lie does not matter.
     """
     differ = [
         f'{name} of {split}'
@@ -181,6 +181,9 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
     Raises:
         InputError: they differ.
     """
+    kinds = ['a pre-training' if 'smoothing' in config else 'a detector' for config in (saved, current)]
+    if len(set(kinds)) > 1:
+        raise InputError(f'{workdir}: holds a run of {kinds[0]}; {kinds[1]} needs another workdir')
     differ = [
         f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
         for key in sorted(saved.keys() | current.keys())

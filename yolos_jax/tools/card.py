@@ -36,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured['speed'] = read(args.speed / 'speed.json')
     with weights.open(args.weights, args.step) as source:
         pretrained = source.detector(log=print)
+    of_metrics, of_weights = measured.get('metrics', {}).get('about', {}), pretrained.about
+    for key in ('step', 'sha256'):
+        if of_metrics.get(key, of_weights.get(key)) != of_weights.get(key):
+            raise InputError(
+                f'{args.evaluation}: an evaluation of other weights, of {key} {of_metrics[key]}',
+                'evaluation',
+            )
     try:
         card = model_card.text(pretrained, **measured)
     except (LookupError, TypeError, AttributeError) as error:

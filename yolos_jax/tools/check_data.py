@@ -32,13 +32,13 @@ from yolos_jax.tools.data_page import Findings
 
 RECIPE = geometry.Recipe(tuple(range(480, 801, 16)), 1333)  # of YOLOS-S, S (dWr) and B
 MAX_TARGETS = 100  # of an image, as many as the [DET] tokens of the published models
+OPTIONS = {'num_lengths': 8, 'batch_size': 8, 'max_targets': MAX_TARGETS, 'special': 1 + MAX_TARGETS}
 TURNED = 'turned by EXIF'
 
 
-def examine(
-    root: Path, split: str, recipe: geometry.Recipe = RECIPE, num_lengths: int = 8, batch_size: int = 8
-) -> Findings:
-    """Everything there is to say about a split."""
+def examine(root: Path, split: str, recipe: geometry.Recipe = RECIPE, **options: int) -> Findings:
+    """Everything there is to say about a split; options: of `TrainBatches.make`."""
+    options = OPTIONS | options
     source = sources.find(root, split)
     a = source.load()
     problems = find_problems(a)
@@ -56,16 +56,8 @@ def examine(
         bad_images=len(a.ids),
     )
     described, batches = tables(data), None
-    if len(data) >= batch_size:
-        batches = TrainBatches.make(
-            data,
-            recipe,
-            num_lengths=num_lengths,
-            batch_size=batch_size,
-            max_targets=MAX_TARGETS,
-            seed=0,
-            special=1 + MAX_TARGETS,
-        )
+    if len(data) >= options['batch_size']:
+        batches = TrainBatches.make(data, recipe, seed=0, **options)
         lengths, waste = batches.waste()
         rows = [('lengths', ' '.join(map(str, lengths))), ('padding', f'{waste:.1%}')]
         described.append(('Sequences', rows))
@@ -180,8 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = {}
     if args.config:
         config = runpy.run_path(config_files.find(args.config))['get_config']()
+        if 'smoothing' in config:
+            raise InputError(f'{args.config}: a config for pre-training, which has no boxes', 'config')
         recipe = geometry.Recipe(**config.augment) if config.augment.sizes else RECIPE
-        options = {'recipe': recipe, 'num_lengths': config.num_lengths}
+        names = ('num_lengths', 'batch_size', 'max_targets')
+        options = {'recipe': recipe, 'special': 1 + config.model.num_det_tokens}
+        options |= {name: config[name] for name in names}
     all_findings = []
     for split in args.split or sources.splits(args.data):
         all_findings.append(examine(args.data, split, **options))

@@ -46,14 +46,23 @@ class Run(NamedTuple):
         return self.best.get(self.measure, -1)
 
 
-def read(folder: Path) -> Run:
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What runs are called: their folders, with as much of the path as tells them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    longest = max(map(len, parts))
+    tails = (['/'.join(part[-count:]) for part in parts] for count in range(1, longest + 1))
+    return next((names for names in tails if len(set(names)) == len(set(parts))), [*map(str, folders)])
+
+
+def read(folder: Path, name: str) -> Run:
     """A run from its workdir.
 
     Raises:
         InputError: it is no workdir, or nothing of it was saved yet.
     """
     try:
-        lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        whole, _, _ = (folder / 'metrics.jsonl').read_text().rpartition('\n')  # the last may be cut off
+        lines = [json.loads(line) for line in whole.splitlines()]
         epochs = max((line['epoch'] for line in lines), default=0)
         evaluations = {name: [line for line in lines if name in line] for name in NUMBERS}
     except OSError as error:
@@ -66,7 +75,7 @@ def read(folder: Path) -> Run:
     config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
     measure = 'top1' if 'smoothing' in config else 'AP'  # only pre-training smooths labels
-    return Run(folder.name, start, config, measure, evaluations[measure], epochs)
+    return Run(name, start, config, measure, evaluations[measure], epochs)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -117,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         '--output', required=True, type=Path, help='a folder for compare.md and compare.png'
     )
     args = parser.parse_args(arguments)
-    runs = [read(folder) for folder in args.runs]
+    runs = [read(*run) for run in zip(args.runs, names_of(args.runs), strict=True)]
     if len({run.measure for run in runs}) > 1:
         raise InputError('some of these runs train detectors and some pre-train: compare them apart')
     text = table(runs)

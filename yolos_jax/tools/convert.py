@@ -57,7 +57,7 @@ def from_backbone(source: weights.Source, seed: int) -> Pretrained:
         )
     model = Yolos(**published[0])
     params = source.backbone(model, jax.random.key(seed))
-    return Pretrained(model, params, class_names.COCO, 800, 1333, source.about)
+    return Pretrained(model, params, class_names.COCO, *reference.published_size(model.width), source.about)
 
 
 def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:

@@ -102,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.data:
         for name, ap in published.items():
             jobs[f'{name} AP'] = check_ap, name, ap, args.data, args.output / name.replace('/', '_')
-    if unknown := set(args.names) - published.keys():
-        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(published)}', 'names')
+    known = [*published, *GOLDEN]
+    if unknown := set(args.names) - {*known}:
+        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}', 'names')
     jobs = {name: job for name, job in jobs.items() if not args.names or job[1] in args.names}
     if not jobs:
         raise InputError(f'{", ".join(args.names)}: only the AP is published, which needs COCO', 'data')

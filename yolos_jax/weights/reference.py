@@ -68,11 +68,17 @@ def read(
         eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
     )
     sizes.check(built)
-    size = args.get('eval_size') or (512 if width == model.YOLOS_TI['width'] else 800)
+    size, max_size = published_size(width)
+    size = args.get('eval_size') or size
     max_size = args.get('max_size') or size * 1333 // 800
     ids = file.about.get('category_ids')
     about = {'category_ids': ids} if ids and isinstance(ids, dict) else {}
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
+
+
+def published_size(width: int) -> tuple[int, int]:
+    """The sides that the published detector of a width sees images at, as `Pretrained` has them."""
+    return (512, 853) if width == model.YOLOS_TI['width'] else (800, 1333)
 
 
 def _classes(file: tensors.TensorFile, built: Yolos) -> dict:

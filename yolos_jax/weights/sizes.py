@@ -27,6 +27,8 @@ def check(model: Yolos) -> None:
     for name, grid in ((name, grid) for name, grid in grids.items() if grid is not None):
         if len(grid) != 2 or not all(type(n) is int and 1 <= n <= LONGEST_GRID for n in grid):
             raise InputError(f'{name} is {str(grid)[:50]}, not rows and columns from 1 to {LONGEST_GRID}')
+    if model.mid_pos_grid is not None and model.depth < 2:
+        raise InputError('mid_pos_grid is of the tables between blocks, and depth is 1')
     if model.width % model.heads:
         raise InputError(f'width {model.width} is not a multiple of heads {model.heads}')
     if model.rope and model.width // model.heads % 4:
