@@ -5,8 +5,8 @@ r"""A detector for your own classes, from one that is already trained.
 
 YOUR_FOLDER is what docs/data.md lists: COCO's layout (annotations/instances_train2017.json and so on), or
 what Roboflow, CVAT, Label Studio and YOLO's tools write. It says the classes. Without a validation split in
-it, --config.val_fraction=0.1 takes every tenth image. WEIGHTS is anything `yolos_jax.load` takes; the model
-is taken from there.
+it, --config.val_fraction=0.1 takes a tenth of the images. WEIGHTS is anything `yolos_jax.load` takes; the
+model is taken from there.
 
 Hardware and time are those of the weights' own config for as many images; the AP depends on your data.
 """

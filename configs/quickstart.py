@@ -1,4 +1,4 @@
-"""A small YOLOS from scratch, on the shapes of `python -m yolos_jax.tools.make_shapes`.
+"""A small YOLOS from scratch, on the shapes of `yolos shapes runs/shapes`.
 
     make quickstart, or
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart

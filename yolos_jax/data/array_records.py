@@ -1,7 +1,7 @@
 """COCO as tensorflow-datasets prepares it (coco/2017), read from array_record files without TensorFlow.
 
 A data set is a folder DIR/coco/2017/1.1.0 with dataset_info.json and array_record files, made by
-`python -m yolos_jax.tools.build_tfds` or by tensorflow-datasets itself. Images are stored as the bytes of
+`yolos tfds` or by tensorflow-datasets itself. Images are stored as the bytes of
 their files, boxes as float32 [ymin, xmin, ymax, xmax] over the image's size, labels as indices into the
 sorted list of categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
 
@@ -118,7 +118,7 @@ class Split:
         if info.file_format.value != 'array_record':
             raise InputError(
                 f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it anew '
-                'with yolos_jax.tools.build_tfds'
+                'with yolos tfds'
             )
         if isinstance(self.folder, Folder):
             return FileExamples(self._builder, stored)

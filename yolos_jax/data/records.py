@@ -57,7 +57,7 @@ class Records:
     images: Any
     source: sources.Source
     bad_images: int
-    advice: ClassVar[str] = ': python -m yolos_jax.tools.check_data lists them all'  # where more are bad
+    advice: ClassVar[str] = ': yolos check lists them all'  # where more are bad
 
     def __len__(self) -> int:
         return len(self.ids)

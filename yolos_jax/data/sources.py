@@ -88,7 +88,7 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
     if folder.glob('data.y*ml'):
         raise InputError(
             f"{folder}: data in YOLO's form are not read from a bucket; make an array_record data set of "
-            'them with yolos_jax.tools.build_tfds and upload that',
+            'them with yolos tfds and upload that',
             'data',
         )
     return None

@@ -1,6 +1,6 @@
 """A data set, in any layout that is read, as one of tensorflow-datasets, made without TensorFlow.
 
-    python -m yolos_jax.tools.build_tfds FOLDER DIR
+    yolos tfds FOLDER DIR
 
 writes DIR/coco/2017/1.1.0, in the layout of tensorflow-datasets' own coco/2017 with array_record files:
 few large files, which network file systems prefer to 118,000 small ones. It is a data folder for training

@@ -1,6 +1,6 @@
 """Look at a data set before training on it.
 
-    python -m yolos_jax.tools.check_data DIR [--split=NAME ...] [--html=FILE] [--config=configs/yolos_ti.py]
+    yolos check DIR [--split NAME ...] [--html=FILE] [--config=yolos_ti]
 
 reads every annotation and decodes every image of a COCO folder (or data set of tensorflow-datasets), and
 prints what is wrong, what training leaves out, the classes, the sizes, and how much padding the config's
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
-    parser.add_argument('--split', nargs='*', help='those to check (all)')
+    parser.add_argument('--split', nargs='*', help='those to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
     parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
     args = parser.parse_args(arguments)

@@ -33,10 +33,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
     parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--data', help='a data folder, or its URL in a bucket')
-    parser.add_argument('--json', help='a COCO file in place of --data, and')
-    parser.add_argument('--images', help='the folder of its images (its own)')
+    parser.add_argument('--json', help='a COCO file, in place of --data')
+    parser.add_argument('--images', help='with --json: the folder of its images (the folder of the file)')
     parser.add_argument('--output', required=True, help='a folder, or URL in a bucket, for the results')
-    parser.add_argument('--split', default='val2017', help='its JSON and image folder (val2017)')
+    parser.add_argument(
+        '--split',
+        default='val2017',
+        help='name of the split in --data (val2017; or val, valid, validation)',
+    )
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
