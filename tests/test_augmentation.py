@@ -1,6 +1,5 @@
 """DeiT's augmentation against timm's, and against what timm gave."""
 
-import hashlib
 import importlib.util
 import math
 from pathlib import Path
@@ -18,25 +17,6 @@ NAMES = (
     'ColorIncreasing ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY '
     'TranslateXRel TranslateYRel'
 ).split()
-# SHA-256 of what timm 1.0.31 gave with Pillow 12.3.0, for the signs -1 and 1: timm is
-# no package of the tests, for it needs torchvision, which transformers would import too
-GIVEN = {
-    'AutoContrast': ('71aab8157665f05e', '71aab8157665f05e'),
-    'Equalize': ('c293114cbddca824', 'c293114cbddca824'),
-    'Invert': ('dec43e0b1d215b05', 'dec43e0b1d215b05'),
-    'Rotate': ('c6997ff0ad31a2d2', 'bf181b95286b7e6c'),
-    'PosterizeIncreasing': ('efe1d56850c888a4', 'efe1d56850c888a4'),
-    'SolarizeIncreasing': ('b977586a31115297', 'b977586a31115297'),
-    'SolarizeAdd': ('f82367b33679aae0', 'f82367b33679aae0'),
-    'ColorIncreasing': ('aa960cbf5ac00890', '89951c96234ba1a0'),
-    'ContrastIncreasing': ('a01c6ace76ac90d9', '87b9c7dfc16622e6'),
-    'BrightnessIncreasing': ('e4ca437c4e1bea94', '3d8b4942413bc2e4'),
-    'SharpnessIncreasing': ('155c3312df6221d7', '7939715d709e15b0'),
-    'ShearX': ('272b5d774e8e8772', '4707d0df72935ceb'),
-    'ShearY': ('4c5496094ea69d75', '03856e4be0bc993e'),
-    'TranslateXRel': ('fa0cd59c11355e0f', '4a56d43e27d99910'),
-    'TranslateYRel': ('43b679d858a94fa6', '1ba36e301462ea87'),
-}
 
 
 def photograph(height, width, seed=0):
@@ -57,16 +37,6 @@ def timm(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.mark.parametrize('sign', [-1, 1])
-@pytest.mark.parametrize('name', NAMES)
-def test_an_operation_gives_the_bits_of_timm(name, sign):
-    image, result = photograph(96, 112), hashlib.sha256()
-    for strength in (0.81, 0.9, 1.0):
-        ours = OPERATIONS[NAMES.index(name)](image, strength, sign)
-        result.update(np.asarray(ours).tobytes())
-    assert result.hexdigest()[:16] == GIVEN[name][(sign + 1) // 2]
 
 
 @pytest.mark.parametrize('sign', [-1, 1])

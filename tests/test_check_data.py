@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from helpers import ROOT
 from PIL import Image
@@ -111,12 +110,6 @@ def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
     with pytest.raises(InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'):
         run(capsys, tmp_path)
-
-
-def test_the_batch_shown_is_the_one_trained_on(coco_folder):
-    findings = check_data.examine(coco_folder, 'train2017', batch_size=4)
-    assert findings.batches.records.source.path.name == 'instances_train2017.json'
-    assert np.unique(findings.batches.plan(0).indices[0]).size == 4
 
 
 def test_a_config_of_pre_training_is_refused(coco_folder):

@@ -219,8 +219,12 @@ def test_the_same_step_may_be_damaged_again_and_again(state, tmp_path):
 
 
 def test_arrays_that_are_not_those_of_the_model_are_refused(state, tmp_path):
-    pretrained = weights.Pretrained(MODEL.clone(depth=4), state['params'], {1: 'cat'}, 64, 128)
+    pretrained = weights.Pretrained(MODEL, state['params'], {1: 'cat'}, 64, 128)
     checkpoint.write(pretrained, tmp_path / 'x')
+    path = tmp_path / 'x' / '0' / 'meta' / 'metadata'
+    meta = json.loads(path.read_text())
+    meta['model']['depth'] += 1
+    path.write_text(json.dumps(checkpoint.sealed(meta)))
     with pytest.raises(InputError, match='its arrays are not those of its model'):
         checkpoint.read(tmp_path / 'x')
 

@@ -68,15 +68,6 @@ def test_a_panoramas_side_fits_into_its_sequence(saved):
     assert geometry.fixed([32], [16 * 150], 32, 4000).lengths == [75**2]
 
 
-def test_detections_do_not_depend_on_the_other_images(saved):
-    detector = Detector.from_pretrained(saved)
-    images = [noise(50, 90), noise(200, 60, 1), noise(16, 300, 2)]
-    together = detector(images, threshold=0)
-    for image, one in zip(images, together, strict=True):
-        (alone,) = detector([image], threshold=0)
-        np.testing.assert_array_equal(alone.boxes, one.boxes)
-
-
 def test_arrays_pictures_and_paths_are_one(saved, tmp_path):
     image = noise(60, 80)
     Image.fromarray(image).save(tmp_path / 'x.png')

@@ -61,12 +61,6 @@ def test_the_rate_is_the_references_in_every_step(base, epochs, per_epoch):
         current = 1e-7 + 0.5 * (base - 1e-7) * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def test_the_first_two_epochs_run_at_the_base_rate():
-    rate = jax.jit(optim.learning_rate(2.5e-5, 150, 10))
-    assert {float(rate(step)) for step in range(20)} == {float(np.float32(2.5e-5))}
-    assert float(rate(20)) < 2.5e-5
-
-
 def test_gradients_are_clipped_to_a_global_norm(params):
     grads = jax.tree.map(np.ones_like, params)
     clip = optim.make_optimizer(params, 1.0, weight_decay=0.0, clip_norm=0.1)

@@ -21,6 +21,7 @@ URL = re.compile(r'(gs|s3)://([^/]+)/*(.*?)/*')
 RETRIES = 8
 PAUSES = {'max_retries': RETRIES, 'initial_delay': '200ms', 'max_delay': '20s'}
 TOGETHER = 128  # requests in flight: at 80 ms each, 1,600 a second
+FILES = 16  # that are read or written at a time: whole ones are in memory
 COMMITTED = 'meta/metadata'  # is written last of a checkpoint
 KEPT = 20 * 10**9  # bytes of copies in the cache; those used longest ago go first
 WAIT = 600  # seconds for one request with all its repetitions
@@ -74,9 +75,7 @@ class Bucket:
     def names(self, inside: str = '') -> list[str]:
         """The names of all objects, or of those that begin with something; sorted."""
         with self._errors(inside):
-            return sorted(
-                name.decode() for name in self._store.list(_prefix(self._ranges, inside)).result(WAIT)
-            )
+            return sorted(name.decode() for name in self._store.list(self._range(inside)).result(WAIT))
 
     def start_read(self, name: str, span: slice | None = None) -> 'Reading':
         """Begin to read an object, or the bytes of it in `span`."""
@@ -139,7 +138,7 @@ class Bucket:
     def remove_all(self, inside: str) -> None:
         """Remove the objects whose names begin with something."""
         with self._errors(inside):
-            self._store.delete_range(_prefix(self._ranges, inside)).result(WAIT)
+            self._store.delete_range(self._range(inside)).result(WAIT)
 
     def kept(self, name: str, cache: Path) -> Path:
         """A copy of an object in a cache folder, as `copy`."""
@@ -165,8 +164,20 @@ class Bucket:
             os.utime(folder)  # used now
         return folder
 
-    def _errors(self, name: str) -> '_Errors':
-        return _Errors(f'{self.url}/{name}'.rstrip('/'))
+    def _range(self, text: str) -> Any:
+        """The range of the keys that begin with a text."""
+        return self._ranges(text, text[:-1] + chr(ord(text[-1]) + 1)) if text else self._ranges()
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """TensorStore's errors as a StorageError that names the object."""
+        place = f'{self.url}/{name}'.rstrip('/')
+        try:
+            yield
+        except TimeoutError:
+            raise StorageError(f'{place}: no answer in {WAIT} seconds') from None
+        except (ValueError, OSError, RuntimeError) as error:
+            raise StorageError(f'{place}: {_reason(error)}') from None
 
 
 @contextlib.contextmanager
@@ -222,22 +233,6 @@ class Reading(NamedTuple):
         return result
 
 
-class _Errors:
-    """TensorStore's errors as a StorageError that names the object."""
-
-    def __init__(self, place: str) -> None:
-        self._place = place
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TimeoutError):
-            raise StorageError(f'{self._place}: no answer in {WAIT} seconds') from None
-        if isinstance(error, ValueError | OSError | RuntimeError):
-            raise StorageError(f'{self._place}: {_reason(error)}') from None
-
-
 def _reason(error: Exception) -> str:
     """What TensorStore says was wrong, without where in its source it noticed."""
     text = ' '.join(str(error).split())
@@ -247,17 +242,12 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _prefix(ranges: Any, text: str) -> Any:
-    """The range of the keys that begin with a text."""
-    return ranges(text, text[:-1] + chr(ord(text[-1]) + 1)) if text else ranges()
-
-
-def _windowed(names: Iterable[str], start: Any, finish: Any, most: int = 16) -> None:
+def _windowed(names: Iterable[str], start: Any, finish: Any) -> None:
     """Start a request for every name and finish it, so many at a time: whole files are in memory."""
     under_way = []
     for name in names:
         under_way.append((name, start(name)))
-        if len(under_way) == most:
+        if len(under_way) == FILES:
             finish(*under_way.pop(0))
     for name, future in under_way:
         finish(name, future)

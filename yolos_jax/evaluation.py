@@ -12,7 +12,6 @@ from pycocotools.cocoeval import COCOeval
 from yolos_jax import losses
 from yolos_jax.data import loader
 from yolos_jax.data.annotations import Annotations, class_names
-from yolos_jax.data.batches import EvalBatches
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.weights.pretrained import Pretrained
@@ -22,7 +21,7 @@ METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_m
 
 def detect(
     predict: Callable[[dict], dict],
-    batches: EvalBatches,
+    batches: loader.Batches,
     *,
     rows: slice = slice(None),
     gather: Callable[[np.ndarray], np.ndarray] = lambda x: x,
@@ -40,21 +39,6 @@ def detect(
     Returns:
         The step's outputs [n, ...], and 'index' [n], the record of each.
     """
-    only = lambda batch: {name: batch[name] for name in ('patches', 'grid')}
-    of_batch = predict if batches.max_targets else lambda batch: predict(only(batch))
-    return outputs_of(of_batch, batches, rows=rows, gather=gather, on_batch=on_batch, threads=threads)
-
-
-def outputs_of(
-    predict: Callable[[dict], dict],
-    batches: loader.Batches,
-    *,
-    rows: slice,
-    gather: Callable[[np.ndarray], np.ndarray],
-    on_batch: Callable[[], None],
-    threads: int | None,
-) -> dict[str, np.ndarray]:
-    """As `detect`, of any step and all arrays of the batches."""
     parts = []
     for _, batch, indices in loader.load(batches, range(len(batches)), rows, threads):
         parts.append(predict(batch) | {'index': indices})

@@ -61,9 +61,8 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 def _add_bias_backward(_: None, grad: jax.Array) -> tuple:
     ones = jnp.ones((8, grad.shape[2]), grad.dtype)  # the fewest rows that a TPU multiplies
     exact = attention.precision(grad.dtype)
-    sums = jnp.einsum(
-        'ms,bhsd->bhmd', ones, grad, precision=exact, preferred_element_type=jnp.float32
-    )  # every row the same
+    options = dict(precision=exact, preferred_element_type=jnp.float32)
+    sums = jnp.einsum('ms,bhsd->bhmd', ones, grad, **options)  # every row the same
     return grad, sums[:, :, 0].sum(axis=0).astype(grad.dtype)
 
 

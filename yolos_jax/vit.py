@@ -94,9 +94,8 @@ class JoinHeads(nn.Module):
         kernel = kernel.reshape(H, d, H * d).astype(self.dtype)
         bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (H * d,))).astype(self.dtype)
         exact = attention.precision(self.dtype)
-        summed = (
-            ((3, 1), (1, 0)) if self.heads_first else ((1, 3), (0, 1))
-        )  # the order a device transposes less in
+        # the order in which a device transposes less
+        summed = ((3, 1), (1, 0)) if self.heads_first else ((1, 3), (0, 1))
         return jax.lax.dot_general(x, kernel, (summed, ((), ())), precision=exact) + bias
 
 

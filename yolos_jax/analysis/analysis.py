@@ -76,13 +76,10 @@ def analyse(
         'Frequency of classes': groups.by_frequency(matched),
     }
     for name, values in (fields or {}).items():
-        of_images = name.startswith('images.')
-        of_objects = [] if of_images else [values[row] for row in split.rows.tolist()]
-        parts[name] = (
-            groups.by_image_field(matched, values)
-            if of_images
-            else groups.by_object_field(split, of_objects)
-        )
+        if name.startswith('images.'):
+            parts[name] = groups.by_image_field(matched, values)
+        else:
+            parts[name] = groups.by_object_field(split, [values[row] for row in split.rows.tolist()])
     return Analysis(
         matched,
         curves=precision.curves(matched),

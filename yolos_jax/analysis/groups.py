@@ -24,13 +24,9 @@ SHAPES = {  # width / height
     'very tall': (0, 1 / 3), 'tall': (1 / 3, 2 / 3), 'square': (2 / 3, 3 / 2), 'wide': (3 / 2, 3),
     'very wide': (3, np.inf),
 }  # fmt: skip
-CROWDING = {
-    '1': (1, 2),
-    '2 to 4': (2, 5),
-    '5 to 9': (5, 10),
-    '10 to 19': (10, 20),
-    '20 or more': (20, np.inf),
-}
+CROWDING = {  # objects in the image
+    '1': (1, 2), '2 to 4': (2, 5), '5 to 9': (5, 10), '10 to 19': (10, 20), '20 or more': (20, np.inf),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,16 +188,9 @@ def _slider(axis: int, slope: float, offset: float) -> Callable:
     return operation
 
 
-def _auto_contrast(image: Image.Image, *_: float) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, *_: float) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _invert(image: Image.Image, *_: float) -> Image.Image:
-    return ImageOps.invert(image)
+def _plain(function: Callable) -> Callable:
+    """An operation without a strength."""
+    return lambda image, *_: function(image)
 
 
 def _posterize(image: Image.Image, strength: float, _: int) -> Image.Image:
@@ -220,9 +213,9 @@ def _enhancer(kind: Callable) -> Callable:
 
 
 OPERATIONS = (  # in timm's order
-    _auto_contrast,
-    _equalize,
-    _invert,
+    _plain(ImageOps.autocontrast),
+    _plain(ImageOps.equalize),
+    _plain(ImageOps.invert),
     _rotate,
     _posterize,
     _solarize,

@@ -39,7 +39,7 @@ def _noise(x: np.ndarray, deviation: float, random: np.random.Generator) -> np.n
     return x + random.normal(0, deviation, x.shape).astype(np.float32)
 
 
-def _blur(x: np.ndarray, radius: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _blur(x: np.ndarray, radius: float, _: np.random.Generator) -> np.ndarray:
     return _from_pillow(_to_pillow(x).filter(ImageFilter.GaussianBlur(radius)))
 
 
@@ -57,20 +57,20 @@ def _motion(x: np.ndarray, length: tuple[int, float], random: np.random.Generato
     return total
 
 
-def _jpeg(x: np.ndarray, quality: int, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _jpeg(x: np.ndarray, quality: int, _: np.random.Generator) -> np.ndarray:
     file = io.BytesIO()
     _to_pillow(x).save(file, 'jpeg', quality=quality)
     with Image.open(file) as image:
         return _from_pillow(image)
 
 
-def _brightness(x: np.ndarray, more: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _brightness(x: np.ndarray, more: float, _: np.random.Generator) -> np.ndarray:
     """The value of HSV, the largest of the three colours, grows; hue and saturation stay."""
     value = x.max(axis=2, keepdims=True)
     return np.where(value > 0, x * np.minimum(value + more, 1) / np.maximum(value, 1e-6), more)
 
 
-def _contrast(x: np.ndarray, factor: float, random: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _contrast(x: np.ndarray, factor: float, _: np.random.Generator) -> np.ndarray:
     mean = x.mean(axis=(0, 1))
     return (x - mean) * factor + mean
 

@@ -19,12 +19,12 @@ def slide(image: np.ndarray, axis: int, slope: float, offset: float, fill: tuple
     """
     out = np.empty_like(image)
     out[:] = fill
-    (_along_rows if axis else _along_columns)(image, slope, offset, out)
+    _along_rows(*((image, out) if axis else (image.swapaxes(0, 1), out.swapaxes(0, 1))), slope, offset)
     return out
 
 
 @numba.njit(nogil=True, cache=True)
-def _along_rows(image, slope, offset, out):
+def _along_rows(image, out, slope, offset):
     height, width, _ = image.shape
     for y in range(height):
         for x in range(width):
@@ -34,20 +34,6 @@ def _along_rows(image, slope, offset, out):
                 for k in range(3):
                     out[y, x, k] = _cubic(
                         image[y, a, k], image[y, b, k], image[y, c, k], image[y, d, k], between
-                    )
-
-
-@numba.njit(nogil=True, cache=True)
-def _along_columns(image, slope, offset, out):
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width):
-            place = slope * (x + 0.5) + (y + 0.5) + offset
-            if 0 <= place < height:
-                a, b, c, d, between = _taps(place - 0.5, height)
-                for k in range(3):
-                    out[y, x, k] = _cubic(
-                        image[a, x, k], image[b, x, k], image[c, x, k], image[d, x, k], between
                     )
 
 

@@ -38,9 +38,8 @@ class Checkpoints:
                 if path.name.isdigit() and not ((path / META).is_dir() and (path / STATE).is_dir()):
                     _set_aside(path, 'parts of it are missing')
                 elif path.name.isdigit() and checkpoint.ap_is_damaged(path):
-                    with contextlib.suppress(
-                        FileNotFoundError
-                    ):  # else Orbax would not open the folder at all
+                    # else Orbax would not open the folder at all
+                    with contextlib.suppress(FileNotFoundError):
                         (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
         cluster.wait('checkpoints')
         first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
@@ -150,9 +149,8 @@ class Checkpoints:
         # not by the manager, which would wait for processes that failed
         args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
         state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
-        in_memory = jax.tree.map(
-            lambda x: x.format, like
-        )  # the order of axes too, which Orbax leaves alone
+        # the order of axes too, which Orbax leaves alone
+        in_memory = jax.tree.map(lambda x: x.format, like)
         state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=in_memory)(state)
         return state, meta | {'checksums': dict(meta['checksums'])}
 

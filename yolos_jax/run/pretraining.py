@@ -78,7 +78,7 @@ class Pretraining(Setup):
     ) -> float:
         """Measure the top-1 accuracy on the validation split; the best weights so far go to deit.pth."""
         params = steps.evaluated(state)
-        outputs = evaluation.outputs_of(
+        outputs = evaluation.detect(
             functools.partial(self.predict, params),
             self.val_batches,
             rows=self.rows,

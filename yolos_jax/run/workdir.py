@@ -20,25 +20,10 @@ from yolos_jax.run import cluster, lease
 from yolos_jax.run.mirror import PROGRAMS, Mirror
 
 # what may differ when a run resumes: it changes what is written, not what is computed
-FREE = {
-    'bad_images',
-    'data',
-    'data_cache',
-    'init_from',
-    'teacher',
-    'train_json',
-    'train_images',
-    'val_json',
-    'val_images',
-    'log_every',
-    'patience',
-    'save_every',
-    'eval_every',
-    'spike_factor',
-    'model.remat',
-    'shard_params',
-    'accumulate_steps',
-}
+FREE = set(
+    'data train_json train_images val_json val_images init_from teacher data_cache bad_images log_every '
+    'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
+)
 LOCK = '.lock'  # who uses the folder
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, visualize, weights
-from yolos_jax.data import loader, records
+from yolos_jax.data import records
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
@@ -82,14 +82,10 @@ def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, n
     'pred_logits' [I, Q, C + 1], 'pred_boxes' [I, Q, 4] cxcywh in 0..1, and 'index' [I], the records.
     """
     kernel = attention.for_platform(jax.devices()[0].platform, model.dtype)
-    apply, parts = jax.jit(model.clone(attention_kernel=kernel).apply), []
-    for _, batch, indices in tqdm(
-        loader.load(batches, range(len(batches))), total=len(batches), unit='batch'
-    ):
-        outputs = jax.device_get(apply({'params': params}, batch['patches'], batch['grid']))
-        kept = indices >= 0
-        parts.append({name: x[kept] for name, x in outputs.items()} | {'index': indices[kept]})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    apply = jax.jit(model.clone(attention_kernel=kernel).apply)
+    predict = lambda batch: jax.device_get(apply({'params': params}, batch['patches'], batch['grid']))
+    with tqdm(total=len(batches), unit='batch') as bar:
+        return evaluation.detect(predict, batches, on_batch=bar.update)
 
 
 def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:

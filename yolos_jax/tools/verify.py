@@ -28,9 +28,8 @@ from yolos_jax.tools import evaluate
 from yolos_jax.weights import zoo
 
 IMAGE = 'val2017/000000039769.jpg'
-AP_TOLERANCE = (
-    0.1  # of 100: the paper's has one decimal, and other libraries decode JPEG a little differently
-)
+# of 100: the paper's AP has one decimal, and other libraries decode JPEG a little differently
+AP_TOLERANCE = 0.1
 
 
 class Golden(NamedTuple):

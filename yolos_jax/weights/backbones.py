@@ -145,9 +145,8 @@ def _read(file: TensorFile) -> _Vit:
     ignored, report = [*ignored, *unused], [*report, *changes]
     if tensors.pop('dist_token', None):
         ignored.append('dist_token')
-    for name in [
-        name for name in tensors if name.startswith('fc_norm.')
-    ]:  # after pooling, in place of norm
+    # after pooling, in place of norm
+    for name in [name for name in tensors if name.startswith('fc_norm.')]:
         tensors[name.removeprefix('fc_')] = tensors.pop(name)
         report.append(f'{name} becomes {name.removeprefix("fc_")}')
     positions = [] if 'reg_token' in tensors else ['pos_embed']  # DINOv3 has registers, and no table

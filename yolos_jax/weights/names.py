@@ -25,6 +25,7 @@ class _Parameter(NamedTuple):
     kind: str  # how its layout differs from torch's: 'conv', 'kernel', or not at all
     names: list[str]  # the reference's, one for each block where the parameter is stacked
     shape: tuple  # of each in the reference
+    stacked: tuple  # ours
 
 
 def to_params(tensors: dict, model: Yolos) -> dict:
@@ -41,12 +42,12 @@ def to_tree(tensors: dict, tree: dict, depth: int) -> dict:
     parameters = list(_parameters(tree, depth))
     _compare(tensors, {name: p.shape for p in parameters for name in p.names})
     params, bad = {}, []
-    for path, kind, names, shape in parameters:
+    for path, kind, names, _, ours in parameters:
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
         stacked = 'blocks' in path
-        leaf = _aligned(((len(names),) if stacked else ()) + _flax_shape(shape, kind))
+        leaf = _aligned(ours)
         for i, name in enumerate(names):
             value = tensors[name].numpy().astype(np.float32, copy=False)
             bad += [] if np.isfinite(value).all() else [name]
@@ -73,7 +74,7 @@ def from_params(params: dict, model: Yolos) -> dict[str, Tensor]:
 def from_tree(params: dict, tree: dict, depth: int) -> dict[str, Tensor]:
     """As `from_params`, of a tree of parameters of these shapes, with blocks stacked `depth` high."""
     tensors = {}
-    for path, kind, names, shape in _parameters(tree, depth):
+    for path, kind, names, shape, _ in _parameters(tree, depth):
         leaf = params
         for key in path:
             leaf = leaf[key]
@@ -92,7 +93,7 @@ def _parameters(tree: dict, depth: int) -> Iterator[_Parameter]:
         if 'blocks' in path:
             names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(depth)]
             shape = shape[1:]
-        yield _Parameter(path, kind, names, _torch_shape(shape, kind))
+        yield _Parameter(path, kind, names, _torch_shape(shape, kind), leaf.shape)
 
 
 # Dense weights are transposed; the patch convolution [D, 3, 16, 16] is a matrix [768, D]
@@ -102,12 +103,6 @@ def _to_flax(value: np.ndarray, kind: str) -> np.ndarray:
     if kind == 'conv':
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return value.T if kind == 'kernel' else value
-
-
-def _flax_shape(shape: tuple, kind: str) -> tuple:
-    if kind == 'conv':
-        return (math.prod(shape[1:]), shape[0])
-    return shape[::-1] if kind == 'kernel' else shape
 
 
 def _to_torch(value: np.ndarray, kind: str) -> np.ndarray:

@@ -132,9 +132,8 @@ def _check_hash(path: Path, digest: str) -> bool:
     expected = []  # (who says it, of which file, how the hash begins)
     if in_name and not (in_name[1].isdigit() and len(in_name[1]) < 64):  # digits alone: a date, or a count
         expected.append((path.name, path, in_name[1]))
-    blob = (
-        path.resolve().name if path.is_symlink() else ''
-    )  # Hugging Face's cache names files by their hash
+    # Hugging Face's cache names files by their hash
+    blob = path.resolve().name if path.is_symlink() else ''
     if re.fullmatch(r'[0-9a-f]{64}', blob):
         expected.append(("Hugging Face's hub", path, blob))
     sidecar = path.with_name(path.name + SIDECAR)
