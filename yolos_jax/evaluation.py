@@ -111,26 +111,26 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         InputError: no class is the same.
     """
     classes = pretrained.classes
-    theirs = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
-    if all(classes.get(number, '').lower() == name for number, name in theirs.items()):
+    data_names = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
+    if all(classes.get(number, '').lower() == name for number, name in data_names.items()):
         return {label: label for label in range(pretrained.model.num_classes)}, []
-    by_name = {name: number for number, name in theirs.items()}
+    by_name = {name: number for number, name in data_names.items()}
     labels = {
-        label: label if theirs.get(label) == name.lower() else by_name[name.lower()]
+        label: label if data_names.get(label) == name.lower() else by_name[name.lower()]
         for label, name in classes.items()
         if name.lower() in by_name
     }
     if not labels:
         raise InputError(
-            f'{records.source.path}: none of its classes ({_shown(theirs.values())}) is one of those that '
-            f'are detected ({_shown(classes.values())})'
+            f'{records.source.path}: none of its classes ({_shown(data_names.values())}) is one of '
+            f'those that are detected ({_shown(classes.values())})'
         )
     notes = []
-    if len(by_name) < len(theirs):
+    if len(by_name) < len(data_names):
         notes.append(f'{records.source.path}: several of its classes have one name, and count as one class')
     if any(label != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
-    absent = [name for number, name in theirs.items() if number not in labels.values()]
+    absent = [name for number, name in data_names.items() if number not in labels.values()]
     if absent:
         notes.append(f'{records.source.path}: classes that cannot be detected: {_shown(absent)}')
     return labels, notes

@@ -64,7 +64,7 @@ def make_update(
     What a state has as 'fixed' is not trained; the loss finds it in `whole`, beside the batch.
     """
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    rest = lambda state: {'fixed': state['fixed']} if 'fixed' in state else {}
+    fixed = lambda state: {'fixed': state['fixed']} if 'fixed' in state else {}
 
     def accumulated(params: dict, batch: dict, whole: dict) -> tuple:
         parts = spmd.split_rows(batch, accumulate_steps)
@@ -83,7 +83,7 @@ def make_update(
     def step(state: dict, batch: dict) -> tuple[dict, dict]:
         if bool(ema) != ('ema' in state):
             raise ValueError(f'ema is {ema}, and the state has {"an" if "ema" in state else "no"} average')
-        whole = batch | rest(state)
+        whole = batch | fixed(state)
         if accumulate_steps > 1:
             (total, parts), grads = accumulated(state['params'], batch, whole)
         else:
@@ -102,7 +102,7 @@ def make_update(
             kept['ema'] = jax.tree.map(average, state['ema'], new['params'])
         norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
         metrics = {'loss': total, **parts, **norms, 'finite': finite}
-        return kept | rest(state) | {'step': state['step'] + 1}, metrics
+        return kept | fixed(state) | {'step': state['step'] + 1}, metrics
 
     return step
 

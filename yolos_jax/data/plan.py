@@ -21,7 +21,7 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
     # least[k][j]: the padded total of everything up to ends[j] with k + 1 lengths, the last ends[j]
     cost = lambda i, j: (images[j + 1] - images[i]) * ends[j]
     least = [np.array([cost(0, j) for j in range(len(ends))], float)]
-    came = []
+    previous = []
     for _ in range(1, min(how_many, len(ends))):
         table = np.array(
             [
@@ -29,10 +29,10 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
                 for j in range(len(ends))
             ]
         )
-        came.append(table.argmin(axis=1))
+        previous.append(table.argmin(axis=1))
         least.append(table.min(axis=1))
     j, chosen = len(ends) - 1, []
-    for before in reversed(came):
+    for before in reversed(previous):
         chosen.append(int(ends[j]))
         j = before[j] - 1
     return tuple(reversed([*chosen, int(ends[j])]))
@@ -58,12 +58,12 @@ def plan(
     steps = len(counts) // batch_size
     order = rng.permutation(len(counts))[: steps * batch_size]
     bucket = np.searchsorted(lengths, counts[order])
-    full, rest = [], []
+    full, left = [], []
     for b in range(len(lengths)):
-        members = np.concatenate([*rest, order[bucket == b]])
+        members = np.concatenate([*left, order[bucket == b]])
         whole = len(members) // batch_size * batch_size
         full.append(members[:whole].reshape(-1, batch_size))
-        rest = [members[whole:]]
+        left = [members[whole:]]
     batches = np.concatenate(full).astype(np.int64)[rng.permutation(steps)]
     longest = np.searchsorted(lengths, counts[batches].max(axis=1))
     return batches, lengths[longest]

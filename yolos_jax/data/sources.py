@@ -172,11 +172,11 @@ def locate(
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
     sample = files[:100].tolist()
     tries = [(place, form) for place in places for form in forms]
-    there = lambda place, form: sum(place.has(form(name)) for name in sample)
-    place, form = next((t for t in tries if there(*t) == len(sample)), None) or max(
-        tries, key=lambda t: there(*t)
+    count_in = lambda place, form: sum(place.has(form(name)) for name in sample)
+    place, form = next((t for t in tries if count_in(*t) == len(sample)), None) or max(
+        tries, key=lambda t: count_in(*t)
     )
-    if not there(place, form):
+    if not count_in(place, form):
         raise InputError(
             f'{annotation_file}: the images it names ({sample[0][:80]}, ...) are not in {places[0]}, nor '
             'where else exports put them',

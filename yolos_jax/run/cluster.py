@@ -102,8 +102,8 @@ def threads() -> int:
 
     A scheduler may give the processes of a host different CPUs, or all of them to each.
     """
-    mine = f'{socket.gethostname()} {cpus.affinity()}'
-    digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)[None]
+    own_cpus = f'{socket.gethostname()} {cpus.affinity()}'
+    digest = np.frombuffer(hashlib.sha256(own_cpus.encode()).digest(), np.uint8)[None]
     sharing = (gather(digest) == digest).all(axis=1).sum()
     return max(cpus.usable() // int(sharing), 1)
 

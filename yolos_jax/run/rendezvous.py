@@ -67,12 +67,12 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
     except OSError as error:
         message = f'coordinator {coordinator}: cannot listen there ({os.strerror(error.errno)})'
         raise InputError(message, 'coordinator') from None
-    came: dict[int, socket.socket] = {}
+    connections: dict[int, socket.socket] = {}
     waiting, selector = _Waiting(), selectors.DefaultSelector()
     with server, selector, contextlib.ExitStack() as stack:
         selector.register(server, selectors.EVENT_READ)
         try:
-            while len(came) < num_processes - 1:
+            while len(connections) < num_processes - 1:
                 for key, _ in selector.select(POLL):
                     if key.data is not None:  # nobody speaks a second time
                         raise InputError(f'process {key.data} ended before all processes were there')
@@ -80,20 +80,20 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
                     stack.enter_context(connection)
                     if (number := _greeted(connection)) is None:
                         continue
-                    if number in came or not 0 < number < num_processes:
-                        came[-1] = connection  # to be told as well
+                    if number in connections or not 0 < number < num_processes:
+                        connections[-1] = connection  # to be told as well
                         raise InputError(
                             f'two processes have the id {number}, or it is too large', 'process_id'
                         )
                     _keep_alive(connection, heartbeat)
-                    came[number] = connection
+                    connections[number] = connection
                     selector.register(connection, selectors.EVENT_READ, number)
-                waiting.check(_names(set(range(1, num_processes)) - set(came)))
+                waiting.check(_names(set(range(1, num_processes)) - set(connections)))
         except InputError as error:
-            _tell(came, str(error).encode())
+            _tell(connections, str(error).encode())
             raise
-        _tell(came, GO)
-        for connection in came.values():  # who closes first keeps the address for a while
+        _tell(connections, GO)
+        for connection in connections.values():  # who closes first keeps the address for a while
             with contextlib.suppress(OSError):
                 connection.settimeout(POLL)
                 connection.recv(1)
@@ -147,8 +147,8 @@ def _keep_alive(connection: socket.socket, heartbeat: int) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _tell(came: dict[int, socket.socket], word: bytes) -> None:
-    for connection in came.values():
+def _tell(connections: dict[int, socket.socket], word: bytes) -> None:
+    for connection in connections.values():
         with contextlib.suppress(OSError):
             connection.sendall(word)
 

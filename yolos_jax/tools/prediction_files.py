@@ -67,12 +67,12 @@ class Predictions:
 
     def new_videos(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
-        there = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
+        done_names = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
         for path in paths:
             names = {source: name for name, source in self._videos.items() if not path.is_char_device()}
             name = names.get(os.path.abspath(path))
-            if name is None or name not in there:
-                taken = {*self._videos, *there, Path(LINES).stem}
+            if name is None or name not in done_names:
+                taken = {*self._videos, *done_names, Path(LINES).stem}
                 yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
     def add_video(self, path: Path, target: Path) -> None:

@@ -151,10 +151,10 @@ def _confusion(analysis: Analysis) -> str:
 
 def _calibration(analysis: Analysis) -> str:
     score, right, count, error = analysis.calibration
-    there = count > 0
+    filled = count > 0
     lines = [
         page.Line('perfect', np.array([0, 1]), np.array([0, 1]), COLOURS[2]),
-        page.Line('detections', score[there], right[there], COLOURS[0]),
+        page.Line('detections', score[filled], right[filled], COLOURS[0]),
     ]
     words = (
         f'Of detections with a score of at least {confidence.LEAST_SCORE}: how many of those with a score '
