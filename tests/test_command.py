@@ -55,6 +55,8 @@ def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, con
         (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'no key epoch. Did you mean "epochs"'),
         (['--config=quickstart', '--workdir=w', '--config.epochs=x'], 'invalid literal for int()'),
         (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),
+        (['--config=quickstart', '--workdir=w', '--config.model.widht=1'], 'Did you mean "width"'),
+        (['--config=quickstart', '--workdir=w', '--wokdir=x'], 'Did you mean: workdir'),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):

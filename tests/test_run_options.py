@@ -314,6 +314,22 @@ def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, average
         assert not (tmp_path / 'lr[1e-4]').exists()
 
 
+def test_a_run_that_is_refused_leaves_the_validation_set_of_the_other(coco_folder, tmp_path):
+    data = shutil.copytree(coco_folder, tmp_path / 'data')
+    config = tiny_config(data=data, epochs=1, val_fraction=0.2)
+    launch(config, tmp_path / 'run')
+    before = (tmp_path / 'run' / 'val.json').read_bytes()
+    path = data / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['images'] = content['images'][1:]
+    ids = {image['id'] for image in content['images']}
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in ids]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match='other data'):
+        launch(config, tmp_path / 'run')
+    assert (tmp_path / 'run' / 'val.json').read_bytes() == before
+
+
 def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
     frozen = tiny_config(data=coco_folder, epochs=1, log_every=1, freeze='backbone', clip_norm=1e9)
     _fresh_detector(frozen, tmp_path / 'start')
