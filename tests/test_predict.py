@@ -312,14 +312,24 @@ def test_a_folder_that_is_linked_is_looked_into_and_overwriting_leaves_no_pictur
     assert len([*(tmp_path / 'out').glob('*.jpg')]) == 1
 
 
+def test_links_to_nowhere_and_in_a_circle_stop_nothing(saved, photographs, tmp_path):
+    (photographs / 'nowhere.jpg').symlink_to(tmp_path / 'gone.jpg')
+    (photographs / 'latest').symlink_to(photographs)
+    with pytest.raises(SystemExit):
+        run(saved, tmp_path / 'out', photographs)
+    content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert len(content) == 11 and [entry['image'][-11:] for entry in content if 'error' in entry] == [
+        'nowhere.jpg'
+    ]
+
+
 def test_a_video_that_was_cut_off_is_named(saved, tmp_path, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), np.uint8)
     make_video(tmp_path / 'film.mkv', frames)
     data = (tmp_path / 'film.mkv').read_bytes()
     (tmp_path / 'film.mkv').write_bytes(data[: len(data) // 2])
-    with pytest.raises(SystemExit):
-        run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1', '--no-pictures')
-    assert re.search(r'cut off: .*film.mkv: .*(after|ends)', capsys.readouterr().err)
+    run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1', '--no-pictures')
+    assert re.search(r'film.mkv: seems to be cut off: ', capsys.readouterr().err)
     assert 0 < len((tmp_path / 'out' / 'film.jsonl').read_text().splitlines()) < 40
 
 

@@ -15,7 +15,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import detection
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run.starting_point import model_fields
+from yolos_jax.run.starting_point import frozen_blocks, model_fields
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import Pretrained, checkpoint
@@ -155,7 +155,7 @@ def _model(config):
 @pytest.mark.parametrize('freeze', ['3', 'heads', '-1'])
 def test_a_freeze_that_is_no_number_of_blocks_is_named(freeze):
     with pytest.raises(InputError, match='freeze is') as error:
-        detection.frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
+        frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
     assert error.value.argument == 'freeze'
 
 

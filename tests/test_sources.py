@@ -203,6 +203,7 @@ def test_a_part_of_the_images_can_validate(coco):
     'name',
     [
         'street{}_jpg.rf.{}a{}.jpg',
+        'cat{}_png.rf.{}b{}.jpg',
         'cat{} ({}).png',
         'cat{} - Copy ({}).png',
         'photo{}_aug{}.jpg',
@@ -216,6 +217,13 @@ def test_images_of_nearly_one_name_stay_together(name, coco):
     train, val = records.part(_renamed(whole, files), 0.3, seed=0)
     groups = [{re.match(r'\D+\d+', file)[0] for file in part.files.tolist()} for part in (train, val)]
     assert not groups[0] & groups[1] and len(val) == 9
+
+
+def test_any_number_of_versions_that_roboflow_made_stay_together(coco):
+    whole = records.select(records.read(coco, 'train2017'), np.arange(30))
+    files = [f'{"ab"[i // 15]}_jpg.rf.{i:032x}.jpg' for i in range(30)]
+    _, val = records.part(_renamed(whole, files), 0.1, seed=0)
+    assert len(val) == 15
 
 
 def _renamed(data, files):
@@ -333,16 +341,16 @@ def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_
     yolo(coco, tmp_path)
     (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')
     data = records.read(tmp_path, 'val')
-    batches = EvalBatches(data, size=64, max_size=128, batch_size=len(data))
-    ((_, _, indices),) = loader.load(batches, range(1))
-    (left_out,) = {*range(len(data))} - {*indices.tolist()}
-    assert data.files[left_out].endswith('003.jpg')
+    assert len(data) == 14 and not any(name.endswith('003.jpg') for name in data.files)
+    assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
 
 
 def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
     yolo(coco, tmp_path)
     shutil.rmtree(tmp_path / 'images' / 'val')
     assert 'val' not in sources.splits(tmp_path)
+    with pytest.raises(InputError, match='images/val is not there'):
+        records.read(tmp_path, 'val')
     config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
     assert len(detection.read_data(config, tmp_path / 'run')[1])
 

@@ -44,6 +44,17 @@ def cache() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
 
 
+def walk(root: Path) -> Iterator[str]:
+    """The names of all files below a folder; a link to a folder that is in it already is not followed."""
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
+
+
 def prune(folder: Path, most: int) -> None:
     """Remove folders in `folder` until the others hold `most` bytes: first those modified longest ago.
 

@@ -31,13 +31,14 @@ class Detector:
         pretrained: weights.Pretrained,
         device: jax.Device | None = None,
         batch_size: int | None = None,
-        dtype: str = 'float32',
+        dtype: str | None = None,
     ) -> None:
         """A detector on one device.
 
         device: the one to compute on; JAX's first when None. batch_size: images of a length that are
             computed together; 8 when None, and 1 on a CPU, which is no faster with more. dtype: of the
-            activations; 'bfloat16' is faster on a GPU or TPU and less exact.
+            activations, the model's when None, which is float32 in all files; 'bfloat16' is faster on a
+            GPU or TPU and less exact.
 
         Raises:
             InputError: an argument is of another kind.
@@ -49,9 +50,11 @@ class Detector:
             )
         if batch_size is not None and batch_size < 1:
             raise InputError(f'batch_size is {batch_size}', 'batch_size')
-        device = jax.devices()[0] if device is None else device
-        kernel = attention.for_platform(device.platform, jnp.dtype(dtype))
-        self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=jnp.dtype(dtype))
+        if dtype not in (None, 'float32', 'bfloat16'):
+            raise InputError(f'dtype is {dtype!r}, not float32 or bfloat16', 'dtype')
+        device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
+        kernel = attention.for_platform(device.platform, dtype)
+        self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=dtype)
         self._names, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
         ids = pretrained.about.get('category_ids', {})
         self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
@@ -64,9 +67,11 @@ class Detector:
 
     def fingerprint(self) -> str:
         """A hash of all that detections depend on."""
-        digest = hashlib.sha256(repr((self.size, self.max_size, self.classes, self.model.dtype)).encode())
-        for array in jax.tree.leaves(jax.device_get(self.params)):
-            digest.update(array.tobytes())
+        fields = [getattr(self.model, name) for name in weights.checkpoint.MODEL_FIELDS]
+        about = fields, self.size, self.max_size, self.classes, str(jnp.dtype(self.model.dtype))
+        digest = hashlib.sha256(repr(about).encode())
+        for array in jax.tree.leaves(self.params):
+            digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -117,7 +122,11 @@ class Detector:
         """
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
-        if not isinstance(threshold, int | float | np.number) or not threshold <= 1:
+        try:
+            is_score = float(threshold) <= 1
+        except (TypeError, ValueError):
+            is_score = False
+        if not is_score:
             raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
         images, size = iter(images), WINDOW * self.batch_size
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:

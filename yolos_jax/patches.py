@@ -43,9 +43,8 @@ def patchify(images: Sequence[np.ndarray], length: int | None = None) -> tuple[n
     """
     if isinstance(images, np.ndarray) and images.ndim == 3 or not len(images):
         raise ValueError('patchify takes a list of images, at least one')
+    images = [np.asarray(image) for image in images]
     for i, image in enumerate(images):
-        if not isinstance(image, np.ndarray):
-            raise ValueError(f'image {i} is {type(image).__name__}, not an array')
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f'image {i} is {image.dtype} {image.shape}, not uint8 [height, width, 3]')
         if image.shape[0] % PATCH or image.shape[1] % PATCH or 0 in image.shape:

@@ -174,6 +174,11 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
     return [x.owner for x in rows], [x.value for x in rows]
 
 
+def tolerated(count: int) -> int:
+    """How many of so many images may be unreadable: one in a thousand, but always three."""
+    return max(3, count // 1000)
+
+
 def class_names(categories: list) -> dict[int, str]:
     """The names of (id, name) pairs by id; those that several have are told apart by it."""
     counts = collections.Counter(name for _, name in categories)

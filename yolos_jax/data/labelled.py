@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from yolos_jax.data import array_records, folders, pixels, sources
+from yolos_jax.data.annotations import tolerated
 from yolos_jax.data.folders import BucketFolder, Folder
-from yolos_jax.data.records import tolerated
 from yolos_jax.errors import InputError
 
 FEW = 32  # examples of a data set that its digest is of, beside how many and how large they are

@@ -20,8 +20,9 @@ from yolos_jax.errors import InputError
 
 INDEX_VERSION = 2
 LARGEST_CLASS = 9999  # of ids that index the class head as they are
+ROBOFLOW = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$')  # the end of its versions' names
 VERSION = re.compile(  # what the names of an image's copies end with
-    r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$|[ _-]+(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
+    r'[ _-]+(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
 )
 MOST_VERSIONS = 20  # of a photograph
 
@@ -120,11 +121,6 @@ def read(root: str | Path, split: str, index: str | Path | None = None) -> Recor
     return from_source(sources.find(root, split), index and Path(index) / f'{split}.npz')
 
 
-def tolerated(count: int) -> int:
-    """How many of so many images may be unreadable: one in a thousand, but always three."""
-    return max(3, count // 1000)
-
-
 def from_source(
     source: sources.Source, index: Path | None = None, bad_images: int | None = None
 ) -> Records:
@@ -135,7 +131,7 @@ def from_source(
 
     index: a file to keep the arrays in. They are made anew when the size of the annotation file or its
     content changes.
-    bad_images: how many images may turn out to be unreadable; None: `tolerated`.
+    bad_images: how many images may turn out to be unreadable; None: `annotations.tolerated`.
 
     Raises:
         InputError: a file or folder is missing or empty, the JSON is not COCO's, an id occurs twice or
@@ -153,7 +149,7 @@ def from_source(
             f'{images}: {len(missing)} of {len(arrays["ids"])} images of {source.path} are not '
             f'there, the first is {missing[0]}'
         )
-    bad_images = tolerated(len(arrays['ids'])) if bad_images is None else bad_images
+    bad_images = annotations.tolerated(len(arrays['ids'])) if bad_images is None else bad_images
     return Records(**arrays, images=images, source=source, bad_images=bad_images)
 
 
@@ -177,6 +173,12 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
 
+def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
+    """Records parted in two, the second with the images of these ids."""
+    second = np.isin(records.ids, ids)
+    return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))
+
+
 def _photographs(names: list[str], fraction: float) -> list[str]:
     """The name of the photograph of which each image is a version, or its own.
 
@@ -187,9 +189,10 @@ def _photographs(names: list[str], fraction: float) -> list[str]:
         shorter = VERSION.sub('', name)
         return name if shorter == name else original(shorter)
 
-    originals = [original(name) for name in names]
-    count, most = collections.Counter(originals), min(max(len(names) * fraction, 4), MOST_VERSIONS)
-    return [a if count[a] <= most else name for a, name in zip(originals, names, strict=True)]
+    names = [ROBOFLOW.sub('', name) for name in names]  # whose versions are certain
+    counts = collections.Counter(map(original, set(names)))
+    most = min(max(len(set(names)) * fraction, 4), MOST_VERSIONS)
+    return [original(name) if counts[original(name)] <= most else name for name in names]
 
 
 def select(r: Records, rows: np.ndarray) -> Records:

@@ -68,7 +68,11 @@ def find(root: str | Path, split: str) -> Source:
         )
     if description := yolo_description(folder):
         yolo_set = yolo.read_description(description)
-        name = choose(split, list(yolo_set.splits), folder)
+        try:
+            name = choose(split, list(yolo_set.splits), folder)
+        except InputError as error:
+            missing = [f'; {description}: {entry} is not there' for entry in yolo_set.missing]
+            raise InputError(f'{error}{"".join(missing)}', error.argument) from None
         return Source(
             description,
             lambda files: (Folder(yolo_set.root, upright=True), files),
@@ -141,11 +145,12 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) ->
     if split in available:
         return split
     by_lower = {name.lower(): name for name in available}  # CVAT writes Train and Validation
-    for names in SYNONYMS:
-        for name in names if split in names else ():
-            if name in by_lower:
-                return by_lower[name]
-    if len(available) == 1 and split in SYNONYMS[0] and available[0] not in SYNONYMS[1]:
+    synonyms = next((names for names in SYNONYMS if split in names), ())
+    for there in ({name: name for name in available}, by_lower):
+        for name in synonyms:
+            if name in there:
+                return there[name]
+    if len(available) == 1 and split in SYNONYMS[0] and available[0].lower() not in SYNONYMS[1]:
         return available[0]  # tools that know no splits export one, whatever its name
     if not available:
         raise InputError(

@@ -8,15 +8,15 @@ bounding box, and key points after a box are left out.
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from yolos_jax import files
 from yolos_jax.data import pixels
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.annotations import Annotations, tolerated
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
@@ -26,12 +26,14 @@ SPLITS = ('train', 'val', 'test')
 class Description:
     """What a data.yaml says: the folder that image names start at, {split: image files}, class names.
 
-    key_points: how many numbers follow the box in a row.
+    missing: what it names for val and test and is not there. key_points: how many numbers follow the box in
+    a row.
     """
 
     path: Path
     root: Path
     splits: dict[str, list[Path]]
+    missing: list
     classes: dict[int, str]
     key_points: int
 
@@ -63,10 +65,12 @@ def read_description(file: Path) -> Description:
     base = file.parent / str(content.get('path') or '')
     if not base.is_dir():  # where the export was made; the folder may have moved
         base = file.parent
-    splits = {}
+    splits, missing = {}, []
     for split in filter(content.get, SPLITS):
-        if split == 'train' or _is_there(base, content[split]):  # exports name one that they have not
+        if split == 'train' or _is_there(base, content[split]):  # exports name some that they have not
             splits[split] = _images(base, content[split], file)
+        else:
+            missing.append(content[split])
     folders = {str(image.parent) for images in splits.values() for image in images}
     if not folders:
         raise InputError(f'{file}: names no images under train, val or test', 'data')
@@ -75,7 +79,7 @@ def read_description(file: Path) -> Description:
     if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
         raise InputError(f'{file}: its kpt_shape is {shape!r}, not a list of numbers', 'data')
     classes = {key: str(name) for key, name in names.items()}
-    return Description(file, root, splits, classes, key_points=math.prod(shape))
+    return Description(file, root, splits, missing, classes, key_points=math.prod(shape))
 
 
 def _images(base: Path, entry: object, file: Path) -> list[Path]:
@@ -86,7 +90,7 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
         if place is None:
             raise InputError(f'{file}: {name} is not there', 'data')
         if place.is_dir():
-            images += sorted(place / name for name in _files(place) if pixels.is_image(name))
+            images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:
             lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
@@ -95,17 +99,6 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
 
 def _is_there(base: Path, entry: object) -> bool:
     return all(_place(base, str(name)) for name in (entry if isinstance(entry, list) else [entry]))
-
-
-def _files(root: Path) -> Iterator[str]:
-    """The names of all files below a folder; a link to a folder that is in it already is not followed."""
-    seen = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
 def _place(base: Path, name: str) -> Path | None:
@@ -119,12 +112,18 @@ def _place(base: Path, name: str) -> Path | None:
 def read(data: Description, split: str) -> Annotations:
     """The annotations of a split, images numbered from 1 in the order of their names.
 
+    Up to `tolerated` images that cannot be read are left out, with a note.
+
     Raises:
-        InputError: a row of labels is no box.
+        InputError: more images cannot be read, or a row of labels is no box.
     """
-    images = data.splits[split]
     with ThreadPoolExecutor() as pool:
-        sizes = np.array(list(pool.map(_size, images)), np.int64).reshape(-1, 2)
+        sized = dict(zip(data.splits[split], pool.map(_size, data.splits[split]), strict=True))
+        images = [image for image, size in sized.items() if not isinstance(size, InputError)]
+        bad = [str(size) for size in sized.values() if isinstance(size, InputError)]
+        if len(bad) > tolerated(len(sized)):
+            raise InputError(f'{bad[0]}; {len(bad)} of {len(sized)} images are bad')
+        sizes = np.array([sized[image] for image in images], np.int64).reshape(-1, 2)
         rows = list(pool.map(lambda image: _boxes(labels_of(image), data.key_points), images))
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
@@ -146,15 +145,15 @@ def read(data: Description, split: str) -> Annotations:
         areas=np.full(len(rows), np.nan),
         boxes=boxes,
         categories=sorted(data.classes.items()),
+        notes=tuple(f'left out: {text}' for text in bad),
     )
 
 
-def _size(image: Path) -> tuple[int, int]:
-    """The height and width of an image; of one that cannot be read 1, for whoever loads it to name it."""
+def _size(image: Path) -> tuple[int, int] | InputError:
     try:
         return pixels.upright_size(image)
-    except InputError:
-        return 1, 1
+    except InputError as error:
+        return error
 
 
 def labels_of(image: Path) -> Path:

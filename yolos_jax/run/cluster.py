@@ -21,6 +21,7 @@ from yolos_jax import cpus
 from yolos_jax.errors import InputError
 from yolos_jax.run import rendezvous
 
+STUCK = 1800  # seconds without a step after which a process of several ends
 _heartbeat = 30  # seconds, as `start` was told
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
-from yolos_jax.data import cache, compare, geometry, records, sources
+from yolos_jax.data import annotations, cache, compare, geometry, records, sources
 from yolos_jax.data.batches import EvalBatches, TrainBatches
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -29,9 +29,11 @@ from yolos_jax.run.setup import (
     completed,
     make_state,
 )
-from yolos_jax.run.starting_point import make_start, model_fields
+from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
+
+TRUTH = 'val.json'  # in a run's folder: its validation set, where no file describes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,9 @@ def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, record
     train_set = records.from_source(
         source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
     )
-    if config.val_fraction:
+    if config.val_fraction and (folder / TRUTH).exists():  # of an earlier start
+        train_set, val_set = records.parted(train_set, annotations.read(folder / TRUTH).ids)
+    elif config.val_fraction:
         train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
     else:
         val_set = records.from_source(
@@ -187,7 +191,7 @@ def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> N
     """Write FOLDER/val.json of a validation set that no JSON describes as it is."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
         truth = val_set.truth_in(config.data) if config.data else val_set.truth()
-        files.write_json(folder / 'val.json', evaluation.coco_content(truth))
+        files.write_json(folder / TRUTH, evaluation.coco_content(truth))
 
 
 def source_of(config: ConfigDict, name: str) -> sources.Source:
@@ -250,15 +254,6 @@ def fresh_factor(config: ConfigDict) -> float:
     if not config.learning_rate:
         raise InputError('fresh_learning_rate is a multiple of learning_rate, which is 0', 'learning_rate')
     return config.fresh_learning_rate / config.learning_rate
-
-
-def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
-    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
-    if config.freeze in ('', 'backbone'):
-        return model.depth if config.freeze else 0
-    if config.freeze.isdecimal() and int(config.freeze) <= model.depth:
-        return int(config.freeze)
-    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
 
 
 def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:

@@ -39,7 +39,7 @@ def make_start(
         size, max_size = saved['eval_size']
     elif not config.init_from:
         check_model_is_given(config)
-        if config.freeze:
+        if frozen_blocks(config, model):
             raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
         params = init_params(model, rng)
     else:
@@ -51,7 +51,7 @@ def make_start(
                 model, params = pretrained.model.clone(**compute), pretrained.params
             else:
                 check_model_is_given(config)
-                if config.freeze in ('backbone', str(model.depth)):
+                if frozen_blocks(config, model) == model.depth:
                     raise InputError(
                         f'freeze is {config.freeze}, and {config.init_from} has no [DET] tokens, which '
                         f'have to be trained: {model.depth - 1} trains them and the last block',
@@ -96,6 +96,15 @@ def check_model_is_given(config: ConfigDict) -> None:
             f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
             'init_from',
         )
+
+
+def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
+    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
+    if config.freeze in ('', 'backbone'):
+        return model.depth if config.freeze else 0
+    if config.freeze.isdecimal() and int(config.freeze) <= model.depth:
+        return int(config.freeze)
+    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
 
 
 def model_fields(config: ConfigDict) -> dict:

@@ -92,8 +92,9 @@ def train(
             TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched; the run is saved and stops where it returns True,
-            in every process.
-        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: never.
+            which it must do in every process.
+        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: never, but
+            1,800 of several processes.
         stop: asked at every step; None leaves signals alone, but for Ctrl-C, which is raised when the step
             is complete, and a second time at once.
 
@@ -136,6 +137,8 @@ def run_to_end(
     """As `train`, of what `prepare` makes."""
     if not bucket.is_url(location):
         checkpoint.check_path(location)
+    if stuck is None and not cluster.is_alone():
+        stuck = cluster.STUCK
     with workdir.opened(location) as work, cluster.watchdog(stuck) as progress:
         setup = prepare(work)
         state, run = resume(setup, work, progress, stop)
@@ -150,55 +153,58 @@ def run_to_end(
         if cluster.is_first():
             visualize.curves(work.folder)
             finish(setup, run, work.folder)
-        if stopped:
-            return (stop.number or signal.SIGTERM) if stop else 0
+        if stopped is not None:
+            return stopped
         if run.means.nonfinite_streak:
             raise diverged(run.means, setup.total)
         return None
 
 
-def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -> bool:
-    """The loop; returns whether the run was asked to stop."""
-    config, mesh, complete = setup.config, setup.mesh, True
+def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -> int | None:
+    """The loop; returns what `train` does."""
+    config, mesh, complete, done = setup.config, setup.mesh, True, False
     first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
     programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
     try:
         if evaluate_if_due(setup, run, state, first):  # the run before ended, perhaps, before it could
-            return False
+            return None
         for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
             program = programs.of(state, batch, run.is_waiting)
-            complete, clock, ids = False, time.monotonic(), setup.image_ids(indices)
+            clock, ids = time.monotonic(), setup.image_ids(indices)
             with interrupts_held():
+                complete = False
                 state, metrics = program(state, batch)
                 run.means.add(metrics | {'clipped': metrics['grad_norm'] > clip_norm}, ids)
                 run.goodput.add(time.monotonic() - clock)
                 run.throughput.add(config.batch_size)
                 run.log.advance()
                 run.progress()
-                stops = False
                 try:
-                    stops = on_step and on_step(Step(step, ids, batch['patches'].shape[1], metrics))
+                    done = (
+                        bool(on_step)
+                        and on_step(Step(step, ids, batch['patches'].shape[1], metrics)) is True
+                    )
                 finally:
-                    stops = run.stops_after(step) or bool(stops)
+                    stops = run.stops_after(step) or done
                     finish_step(setup, run, state, step, stops=stops)
                     complete = True  # a checkpoint of this step continues as the run would have
             if stops:
                 raise StopRun
             if evaluate_if_due(setup, run, state, step + 1):
-                return False
+                return None
     except StopRun:
         where = 'here' if run.save(state) else 'from the last checkpoint, for the loss is not finite'
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
-        return True
+        return 0 if done else run.stop.number or signal.SIGTERM
     except BaseException:
         if complete:
             rescue(run, state)
         raise
     finally:
         programs.close()
-    return False
+    return None
 
 
 def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:

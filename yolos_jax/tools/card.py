@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pretrained = source.detector(log=print)
     of_metrics, of_weights = measured.get('metrics', {}).get('about', {}), pretrained.about
     for key in ('step', 'sha256'):
-        if of_metrics.get(key, of_weights.get(key)) != of_weights.get(key):
+        if key in of_metrics and key in of_weights and of_metrics[key] != of_weights[key]:
             raise InputError(
                 f'{args.evaluation}: an evaluation of other weights, of {key} {of_metrics[key]}',
                 'evaluation',

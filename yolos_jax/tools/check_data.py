@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from yolos_jax import cpus
 from yolos_jax.data import compare, geometry, pixels, records, sources
-from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.annotations import Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, find_problems
 from yolos_jax.errors import InputError
@@ -75,7 +75,7 @@ def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
                 bad_images[kind].append(i)
                 texts[kind].append(text)
     bad = sum(len(where) for kind, where in bad_images.items() if not kind.startswith(TURNED))
-    too_many = bad > records.tolerated(len(a.ids))
+    too_many = bad > tolerated(len(a.ids))
     stops = lambda kind: kind == 'missing' or too_many and not kind.startswith(TURNED)
     problems = [Problem(f'images {kind}', len(x), x[:5], stops(kind)) for kind, x in texts.items()]
     return problems, bad_images

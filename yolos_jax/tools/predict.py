@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from yolos_jax import Detector, bucket, files, visualize
 from yolos_jax.data import pixels
-from yolos_jax.data.folders import Folder
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, workdir
@@ -50,7 +49,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
             continue
         inside = [
             p
-            for p in sorted(path / name for name in Folder(path).walk())
+            for p in sorted(path / name for name in files.walk(path))
             if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
             if not p.resolve().is_relative_to(output) or path.resolve().is_relative_to(output)
         ]
@@ -141,8 +140,7 @@ def _annotate(
         else:
             predictions.add_video(path, target)
             if problem:
-                print(f'cut off: {path}: {problem}', file=sys.stderr)
-                bad += 1
+                print(f'{path}: seems to be cut off: {problem}', file=sys.stderr)
     return bad
 
 
@@ -154,15 +152,15 @@ def _entries(
     pool: concurrent.futures.Executor,
 ) -> Iterator[dict]:
     """The entry of every file in order; pictures are drawn and written by threads meanwhile."""
-    writing = collections.deque()
+    writing, about = collections.deque(), [named(path) for path in paths]  # before they are read
     results = detector.stream(paths, args.threshold, errors=True, pixels=not args.no_pictures)
-    for path, detections in zip(paths, results, strict=True):
+    for path, entry, detections in zip(paths, about, results, strict=True):
         if isinstance(detections, InputError):
             print(f'left out: {detections}', file=sys.stderr)
-            writing.append(named(path) | {'error': str(detections)})
+            writing.append(entry | {'error': str(detections)})
         else:
             name = None if args.no_pictures else predictions.free_name(path.stem)
-            writing.append(pool.submit(_write, path, detections, name, args))
+            writing.append(pool.submit(_write, entry, detections, name, args))
         while len(writing) > 2 * WRITERS:
             yield _result(writing.popleft())
     yield from map(_result, writing)
@@ -181,15 +179,15 @@ def _drawn(detections: Detections, args: argparse.Namespace) -> tuple[Detections
     return detections, picture
 
 
-def _write(path: Path, detections: Detections, name: str | None, args: argparse.Namespace) -> dict:
-    """Draw and write a picture; returns the entry of the image."""
+def _write(entry: dict, detections: Detections, name: str | None, args: argparse.Namespace) -> dict:
+    """Draw and write a picture; returns the entry of the image, completed."""
     (height, width), (detections, picture) = detections.size, _drawn(detections, args)
     if picture:
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with files.replacing(args.output / name) as file:
             picture.save(file, 'jpeg', quality=92)
     size = {'width': width, 'height': height}
-    return {**named(path), 'picture': name, **size, 'detections': detections.to_list()}
+    return {**entry, 'picture': name, **size, 'detections': detections.to_list()}
 
 
 if __name__ == '__main__':

@@ -122,7 +122,11 @@ class Predictions:
 
 def named(path: Path) -> dict:
     """What an entry says of its image: its path as it was given, and from anywhere, and its time."""
-    return {'image': str(path), 'file': os.path.abspath(path), 'modified': path.stat().st_mtime}
+    try:
+        modified = {'modified': path.stat().st_mtime}
+    except OSError:  # a link to nowhere
+        modified = {}
+    return {'image': str(path), 'file': os.path.abspath(path)} | modified
 
 
 def _has_changed(entry: dict) -> bool:

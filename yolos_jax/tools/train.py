@@ -31,11 +31,13 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
-STUCK = flags.DEFINE_integer('stuck', 1800, 'Seconds without a step until the process ends.')
+STUCK = flags.DEFINE_integer('stuck', cluster.STUCK, 'Seconds without a step until the process ends.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def main(on_step: Callable[[Step], None] | None = None, start: Callable[..., int | None] = train) -> None:
+def main(
+    on_step: Callable[[Step], bool | None] | None = None, start: Callable[..., int | None] = train
+) -> None:
     """Parse the flags and train; on_step: as of `yolos_jax.train`; start: that."""
     stop = StopSignal()
     cli.keep_memory()

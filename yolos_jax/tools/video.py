@@ -102,17 +102,21 @@ def _frames(
     times, stream = [], source.streams.video[0]
 
     def read() -> Iterator[np.ndarray]:
+        packets = 0
         try:
-            for number, frame in enumerate(source.decode(video=0)):
-                times.append(frame.time if frame.time is not None else number / 30)
-                quarters = round(frame.rotation / 90)  # of a phone that was held upright
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), quarters))
+            for packet in source.demux(video=0):
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    times.append(frame.time if frame.time is not None else len(times) / 30)
+                    quarters = round(frame.rotation / 90)  # of a phone that was held upright
+                    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), quarters))
         except av.error.FFmpegError as error:
             ends.append(f'after {len(times)} frames it cannot be read ({error})')
         else:
-            seconds = (source.duration or 0) / av.time_base
-            if len(times) < stream.frames:
-                ends.append(f'it ends after {len(times)} of {stream.frames} frames')
+            hours, minutes, seconds = map(float, stream.metadata.get('DURATION', '0:0:0').split(':'))
+            seconds += 60 * minutes + 3600 * hours  # what Matroska says
+            if packets < stream.frames:
+                ends.append(f'it ends after {packets} of {stream.frames} frames')
             elif times and times[-1] - times[0] < 0.9 * seconds - 1:
                 ends.append(f'it ends after {times[-1] - times[0]:.1f} of {seconds:.1f} seconds')
 

@@ -9,7 +9,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
 from yolos_jax.weights import hf_names, model_card, names, sizes, statistics, tensors
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.pretrained import Pretrained, about_ids
 from yolos_jax.weights.tensors import TensorFile
 
 FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
@@ -57,8 +57,7 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     sizes.check(model)
     classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
     params = names.to_params(tensors, model)
-    ids = config.get('category_ids')
-    about = {'category_ids': {str(int(k)): int(v) for k, v in ids.items()}} if ids else {}
+    about = about_ids(config.get('category_ids'))
     return Pretrained(model, params, classes, *_size(preprocessor), about)
 
 

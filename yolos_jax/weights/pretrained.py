@@ -9,6 +9,16 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, param_shapes
 
 
+def about_ids(category_ids: object) -> dict:
+    """{'category_ids': {str(label): id}} for `Pretrained.about`, from a file that may say anything."""
+    if not category_ids:
+        return {}
+    try:
+        return {'category_ids': {str(int(label)): int(x) for label, x in category_ids.items()}}
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(f'category_ids are {str(category_ids)[:50]}, not numbers by labels') from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
     """A detector: its model, parameters, class names {id: name} and the size of image it was evaluated at.

@@ -8,7 +8,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import hf, hf_names, names, sizes, tensors, torchfile
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.pretrained import Pretrained, about_ids
 
 PUBLISHED = (model.YOLOS_TI, model.YOLOS_S, model.YOLOS_S_DWR, model.YOLOS_B)
 EPS = 1e-6  # of LayerNorm
@@ -71,8 +71,7 @@ def read(
     size, max_size = published_size(width)
     size = args.get('eval_size') or size
     max_size = args.get('max_size') or size * 1333 // 800
-    ids = file.about.get('category_ids')
-    about = {'category_ids': ids} if ids and isinstance(ids, dict) else {}
+    about = about_ids(file.about.get('category_ids'))
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
 
 

@@ -3,6 +3,7 @@
 A path that is there always wins over a name.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -148,7 +149,8 @@ def fetch(name: str, file: File, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with open(folder / f'{name}.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes of a host one fetches, and others wait
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, and the others wait
             if not path.exists():
                 _download(file.link + name, part)
                 os.replace(part, path)
@@ -172,8 +174,9 @@ def _download(link: str, part: Path) -> None:
             raise
         if error.headers.get('Content-Range') == f'bytes */{have}':  # there is nothing after what we have
             return
-        part.unlink()
-        raise OSError(f'{part.name} was no part of it and is removed; the next try starts anew') from None
+        part.unlink()  # is no part of it
+        _download(link, part)
+        return
     with response, open(part, 'ab') as out:
         if response.status != 206:  # the server sends it from the beginning
             out.truncate(have := 0)
