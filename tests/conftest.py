@@ -98,3 +98,13 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f'{name:44} {passed + failed:6} trials, not as promised {failed}')
     if slowest:
         terminalreporter.write_line(f'slowest answer to a signal: {slowest:.1f} s')
+
+
+@pytest.fixture(scope='session')
+def coco(tmp_path_factory):
+    """45 images as a COCO folder."""
+    from yolos_jax.tools import make_shapes
+
+    root = tmp_path_factory.mktemp('layouts') / 'coco'
+    make_shapes.write(root, {'train2017': 30, 'val2017': 15})
+    return root

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,3 +234,33 @@ def finish(started, logs):
         for process in started:
             process.kill()
     return codes, [(logs / f'log-{i}').read_text() for i in range(len(started))]
+
+
+def annotated(coco, split):
+    """The content of the annotation file of a split of a COCO folder."""
+    return json.loads((coco / 'annotations' / f'instances_{split}.json').read_text())
+
+
+def to_yolo(coco, root):
+    """A COCO folder in YOLO's form, without ids: classes are numbered from 0."""
+    for split, name in (('train2017', 'train'), ('val2017', 'val')):
+        shutil.copytree(coco / split, root / 'images' / name)
+        (root / 'labels' / name).mkdir(parents=True)
+        part = annotated(coco, split)
+        for image in part['images']:
+            size = np.array([image['width'], image['height']])
+            rows = []
+            for a in part['annotations']:
+                if a['image_id'] == image['id'] and not a['iscrowd']:
+                    x, y, w, h = a['bbox']
+                    box = np.array([x + w / 2, y + h / 2, w, h]) / np.tile(size, 2)
+                    if a['id'] % 2:  # a polygon with the same bounds
+                        corners = np.array([x, y, x + w, y, x + w, y + h, x, y + h]) / np.tile(size, 4)
+                        box = corners
+                    rows.append(' '.join(map(str, [a['category_id'] - 1, *box])))
+            if rows:
+                file = (root / 'labels' / name / image['file_name']).with_suffix('.txt')
+                file.write_text('\n'.join(rows) + '\n')
+    names = [category['name'] for category in annotated(coco, 'train2017')['categories']]
+    description = {'path': str(root), 'train': 'images/train', 'val': 'images/val', 'names': names}
+    (root / 'data.yaml').write_text(yaml.safe_dump(description))

@@ -173,7 +173,7 @@ def test_a_run_in_a_bucket_survives_the_death_of_either_process(
 def test_processes_that_disagree_stop_and_say_over_what(coco_folder, tmp_path):
     last = ['--config.learning_rate=2e-3', '--config.train_split=val2017']
     codes, logs = finish(start(coco_folder, tmp_path, 2, 1, last=last), tmp_path)
-    differ = 'learning_rate', 'train_split', 'the training data', 'the plan of batches'
+    differ = 'learning_rate', 'train_split', 'the train data', 'the plan of batches'
     (log,) = [log for log in logs if 'the processes disagree' in log][:1]
     assert 0 not in codes and all(f'{name} of process 1' in log for name in differ), logs
     assert 'Traceback' not in logs[0] and not (tmp_path / 'checkpoints').exists()

@@ -4,43 +4,29 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
-from helpers import coco_content, tiny_config
-from PIL import Image, ImageOps
+from helpers import annotated, coco_content, tiny_config, to_yolo
+from PIL import Image
 
 from yolos_jax import evaluation
 from yolos_jax.data import annotations, compare, loader, records, sources
 from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
 from yolos_jax.run import detection
-from yolos_jax.tools import make_shapes
 
 SPLITS = {'train2017': 30, 'val2017': 15}
-
-
-@pytest.fixture(scope='module')
-def coco(tmp_path_factory):
-    """45 images as a COCO folder."""
-    root = tmp_path_factory.mktemp('layouts') / 'coco'
-    make_shapes.write(root, SPLITS)
-    return root
-
-
-def content(coco, split):
-    return json.loads((coco / 'annotations' / f'instances_{split}.json').read_text())
 
 
 def roboflow(coco, root):
     for split, name in (('train2017', 'train'), ('val2017', 'valid')):
         shutil.copytree(coco / split, root / name)
-        (root / name / '_annotations.coco.json').write_text(json.dumps(content(coco, split)))
+        (root / name / '_annotations.coco.json').write_text(json.dumps(annotated(coco, split)))
 
 
 def cvat(coco, root):
     (root / 'annotations').mkdir(parents=True)
     for split, name in (('train2017', 'train'), ('val2017', 'validation')):
         shutil.copytree(coco / split, root / 'images' / name)
-        part = content(coco, split)
+        part = annotated(coco, split)
         part['annotations'] = [
             a | {'id': float(a['id']), 'iscrowd': a['iscrowd'] or None} for a in part['annotations']
         ]
@@ -51,7 +37,7 @@ def cvat(coco, root):
 def label_studio(coco, root):
     """Numbered from 0, with backslashes, and the splits apart, since it knows none."""
     for split, name in (('train2017', 'train'), ('val2017', 'val')):
-        part = content(coco, split)
+        part = annotated(coco, split)
         for image in part['images']:
             new = f'{split}-{image["file_name"]}'
             (root / 'images').mkdir(parents=True, exist_ok=True)
@@ -61,31 +47,6 @@ def label_studio(coco, root):
             annotation['id'] = str(i)
             del annotation['area']
         (root / f'{name}.json').write_text(json.dumps(part))
-
-
-def yolo(coco, root):
-    """Without ids: classes are numbered from 0."""
-    for split, name in (('train2017', 'train'), ('val2017', 'val')):
-        shutil.copytree(coco / split, root / 'images' / name)
-        (root / 'labels' / name).mkdir(parents=True)
-        part = content(coco, split)
-        for image in part['images']:
-            size = np.array([image['width'], image['height']])
-            rows = []
-            for a in part['annotations']:
-                if a['image_id'] == image['id'] and not a['iscrowd']:
-                    x, y, w, h = a['bbox']
-                    box = np.array([x + w / 2, y + h / 2, w, h]) / np.tile(size, 2)
-                    if a['id'] % 2:  # a polygon with the same bounds
-                        corners = np.array([x, y, x + w, y, x + w, y + h, x, y + h]) / np.tile(size, 4)
-                        box = corners
-                    rows.append(' '.join(map(str, [a['category_id'] - 1, *box])))
-            if rows:
-                file = (root / 'labels' / name / image['file_name']).with_suffix('.txt')
-                file.write_text('\n'.join(rows) + '\n')
-    names = [category['name'] for category in content(coco, 'train2017')['categories']]
-    description = {'path': str(root), 'train': 'images/train', 'val': 'images/val', 'names': names}
-    (root / 'data.yaml').write_text(yaml.safe_dump(description))
 
 
 def objects(data):
@@ -119,7 +80,7 @@ class _Detector:
         self.model = type('Model', (), {'num_classes': max(classes) + 1})
 
 
-@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, yolo], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, to_yolo], ids=lambda f: f.__name__)
 @pytest.mark.parametrize('split', SPLITS)
 def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_path):
     export(coco, tmp_path)
@@ -135,7 +96,7 @@ def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_pat
     assert classes == pytest.approx(expected_classes, abs=1e-12)
 
 
-@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, yolo], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, to_yolo], ids=lambda f: f.__name__)
 def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp_path):
     export(coco, tmp_path / 'data')
     config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
@@ -157,7 +118,7 @@ def test_what_is_written_differently_from_coco_is_said(coco, tmp_path):
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(coco, tmp_path):
-    for export in (roboflow, yolo):
+    for export in (roboflow, to_yolo):
         export(coco, tmp_path / export.__name__)
         with pytest.raises(InputError, match=r'no split test, but train, val') as error:
             records.read(tmp_path / export.__name__, 'test')
@@ -322,39 +283,6 @@ def test_a_json_file_and_a_folder_of_images_are_enough(coco):
         sources.of_files(coco / 'no.json')
 
 
-@pytest.mark.parametrize(
-    ('labels', 'says'),
-    [
-        ('0 0.5 0.5 0.1', 'line 1'),
-        ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
-        ('9 .5 .5 .1 .1', 'unknown category'),
-    ],
-)
-def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path):
-    yolo(coco, tmp_path)
-    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text(labels)
-    with pytest.raises(InputError, match=says):
-        records.read(tmp_path, 'val')
-
-
-def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
-    yolo(coco, tmp_path)
-    (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')
-    data = records.read(tmp_path, 'val')
-    assert len(data) == 14 and not any(name.endswith('003.jpg') for name in data.files)
-    assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
-
-
-def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
-    yolo(coco, tmp_path)
-    shutil.rmtree(tmp_path / 'images' / 'val')
-    assert 'val' not in sources.splits(tmp_path)
-    with pytest.raises(InputError, match='images/val is not there'):
-        records.read(tmp_path, 'val')
-    config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
-    assert len(detection.read_data(config, tmp_path / 'run')[1])
-
-
 def test_splits_that_cvat_writes_with_a_capital_are_known(coco, tmp_path):
     shutil.copytree(coco, tmp_path / 'data')
     annotated = tmp_path / 'data' / 'annotations'
@@ -368,63 +296,6 @@ def test_splits_that_cvat_writes_with_a_capital_are_known(coco, tmp_path):
         )
 
 
-def test_key_points_after_a_box_are_left_out(coco, tmp_path):
-    yolo(coco, tmp_path)
-    file, labels = tmp_path / 'data.yaml', tmp_path / 'labels' / 'val' / '000000000003.txt'
-    file.write_text(file.read_text() + 'kpt_shape: [2, 2]\n')
-    for path in (tmp_path / 'labels').rglob('*.txt'):
-        path.write_text('0 0.5 0.4 0.1 0.2 .1 .2 .3 .4\n1 0.5 0.5 0.5 0.5\n')
-    data = records.read(tmp_path, 'val')
-    size = np.array([data.widths[0], data.heights[0]])
-    np.testing.assert_allclose(
-        data.objects(0)[0][0].reshape(2, 2) / size, [[0.45, 0.3], [0.55, 0.5]], rtol=1e-5
-    )
-    labels.write_text('0 0.5 0.4 0.1 0.2 .1 .2\n')
-    with pytest.raises(InputError, match='line 1'):
-        records.read(tmp_path, 'val')
-
-
-@pytest.mark.parametrize('orientation', range(1, 9))
-def test_yolos_boxes_lie_on_photographs_turned_upright(orientation, coco, tmp_path):
-    yolo(coco, tmp_path)
-    file, exif = tmp_path / 'images' / 'val' / '000000000003.jpg', Image.Exif()
-    upright = np.full((64, 64, 3), 255, np.uint8)
-    upright[8:24, 4:20] = 0
-    exif[0x0112] = orientation
-    back = {6: 8, 8: 6}.get(orientation, orientation)  # the others undo themselves
-    turned = ImageOps.exif_transpose(_with_orientation(upright, back))
-    turned.save(file, exif=exif, quality=95)
-    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text('0 .1875 .25 .25 .25\n')
-    data = records.read(tmp_path, 'val')
-    i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
-    np.testing.assert_allclose(data.objects(i)[0], [[4, 8, 20, 24]])
-    assert start_image(data, i)()[9:23, 5:19, :3].max() < 20
-
-
-def _with_orientation(image, orientation):
-    image = Image.fromarray(image)
-    image.getexif()[0x0112] = orientation
-    return image
-
-
-def test_a_test_split_that_an_export_left_out_is_none(coco, tmp_path):
-    yolo(coco, tmp_path)
-    file = tmp_path / 'data.yaml'
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {'test': '../test/images'}))
-    assert sources.splits(tmp_path) == ['train', 'val']
-
-
-def test_splits_may_be_in_distant_folders(coco, tmp_path):
-    yolo(coco, tmp_path / 'a')
-    yolo(coco, tmp_path / 'b')
-    file = tmp_path / 'a' / 'data.yaml'
-    content = yaml.safe_load(file.read_text()) | {'train': '../b/images/train'}
-    file.write_text(yaml.safe_dump(content))
-    (tmp_path / 'loop').symlink_to(tmp_path)  # not walked, for no image is in it
-    assert len(records.read(tmp_path / 'a', 'train')) == 30
-    assert len(records.read(tmp_path / 'a', 'val')) == 15
-
-
 def test_images_that_would_be_one_file_are_refused(tmp_path):
     data = coco_content()
     _write(tmp_path, data)
@@ -433,13 +304,3 @@ def test_images_that_would_be_one_file_are_refused(tmp_path):
     (tmp_path / 'annotations' / 'instances_val.json').write_text(json.dumps(data))
     with pytest.raises(InputError, match='several images that would be .*val/a.jpg'):
         records.read(tmp_path, 'val')
-
-
-def test_linked_folders_of_images_are_read(coco, tmp_path):
-    yolo(coco, tmp_path / 'a')
-    images, labels = (tmp_path / 'a' / kind / 'train' for kind in ('images', 'labels'))
-    for folder in (images, labels):
-        shutil.copytree(folder, tmp_path / folder.parent.name)
-        (folder / 'more').symlink_to(tmp_path / folder.parent.name)
-        (folder / 'loop').symlink_to(folder)
-    assert len(records.read(tmp_path / 'a', 'train')) == 60

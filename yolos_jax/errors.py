@@ -1,5 +1,13 @@
 """The errors for what a user gives us."""
 
+from collections.abc import Iterable
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first five of some names, for a message."""
+    names = list(names)
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+
 
 class InputError(ValueError):
     """A file, folder or value cannot be used; the message names it and says what to do.

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -13,7 +13,7 @@ from yolos_jax import losses
 from yolos_jax.data import loader
 from yolos_jax.data.annotations import Annotations, class_names
 from yolos_jax.data.records import Records
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.weights.pretrained import Pretrained
 
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
@@ -122,8 +122,8 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     }
     if not labels:
         raise InputError(
-            f'{records.source.path}: none of its classes ({_shown(data_names.values())}) is one of '
-            f'those that are detected ({_shown(classes.values())})'
+            f'{records.source.path}: none of its classes ({shown(data_names.values())}) is one of '
+            f'those that are detected ({shown(classes.values())})'
         )
     notes = []
     if len(by_name) < len(data_names):
@@ -132,7 +132,7 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
     absent = [name for number, name in data_names.items() if number not in labels.values()]
     if absent:
-        notes.append(f'{records.source.path}: classes that cannot be detected: {_shown(absent)}')
+        notes.append(f'{records.source.path}: classes that cannot be detected: {shown(absent)}')
     return labels, notes
 
 
@@ -146,11 +146,6 @@ def relabelled(records: Records, labels: dict[int, int]) -> Records:
     kept = new >= 0
     first = np.concatenate([[0], np.cumsum(kept)])[records.first]
     return dataclasses.replace(records, labels=new[kept], boxes=records.boxes[kept], first=first)
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
 
 
 def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from yolos_jax.data.folders import Folder
 from yolos_jax.data.records import Records
+from yolos_jax.errors import shown
 
 ENDS = 4096  # bytes at either end of a file that tell most files apart
 
@@ -17,13 +18,13 @@ def notes(train: Records, val: Records) -> list[str]:
     """What a reader should know about two splits, a line each."""
     lines = []
     if same := in_both(train, val):
-        lines.append(f'{len(same)} images are in both splits: {_shown([f"{a} = {b}" for a, b in same])}')
+        lines.append(f'{len(same)} images are in both splits: {shown([f"{a} = {b}" for a, b in same])}')
     names = [{r.classes[label].lower() for label in np.unique(r.labels).tolist()} for r in (train, val)]
     if never := sorted(names[1] - names[0]):
-        lines.append(f'{len(never)} classes have objects to evaluate but none to train on: {_shown(never)}')
+        lines.append(f'{len(never)} classes have objects to evaluate but none to train on: {shown(never)}')
     if unseen := sorted(names[0] - names[1]):
         lines.append(
-            f'{len(unseen)} classes have objects to train on but none to evaluate: {_shown(unseen)}'
+            f'{len(unseen)} classes have objects to train on but none to evaluate: {shown(unseen)}'
         )
     return lines
 
@@ -55,7 +56,3 @@ def _ends(path: str) -> bytes:
 def _digest(path: str) -> str:
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _shown(names: list[str]) -> str:
-    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

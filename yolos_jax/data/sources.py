@@ -146,10 +146,10 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) ->
         return split
     by_lower = {name.lower(): name for name in available}  # CVAT writes Train and Validation
     synonyms = next((names for names in SYNONYMS if split in names), ())
-    for there in ({name: name for name in available}, by_lower):
+    for spelt in ({name: name for name in available}, by_lower):
         for name in synonyms:
-            if name in there:
-                return there[name]
+            if name in spelt:
+                return spelt[name]
     if len(available) == 1 and split in SYNONYMS[0] and available[0].lower() not in SYNONYMS[1]:
         return available[0]  # tools that know no splits export one, whatever its name
     if not available:

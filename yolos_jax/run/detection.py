@@ -14,7 +14,7 @@ from yolos_jax import evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
 from yolos_jax.data import annotations, cache, compare, geometry, records, sources
 from yolos_jax.data.batches import EvalBatches, TrainBatches
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
@@ -123,10 +123,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
         batch_size=config.batch_size,
         max_targets=config.max_targets,
     )
-    notes += of_classes
-    notes += notes_on(config, train_set, val_set)
-    data = {'the training data': train_set.digests, 'the validation data': val_set.digests}
-    check_agreement(config, work, batches, data)
+    notes += of_classes + notes_on(config, train_set, val_set)
+    check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     frozen = frozen_blocks(config, start.model)
     optimizer = optim.make_optimizer(
@@ -164,7 +162,7 @@ def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Re
     """What a reader should know of the data, a line each; of the two together the first process says it."""
     notes, seen = [], set(train_set.labels.tolist())
     if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
-        notes.append(f'{config.train_split}: classes without an object: {", ".join(unseen[:5])}')
+        notes.append(f'{config.train_split}: classes without an object: {shown(unseen)}')
     notes += [f'{config.train_split}: {note}' for note in train_set.notes]
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
     return notes + (compare.notes(train_set, val_set) if cluster.is_first() else [])

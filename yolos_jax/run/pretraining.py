@@ -135,8 +135,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     teacher = make_teacher(config, model, train_set, group)
     notes += teacher.notes
     batches = make_batches(config, train_set, group, teacher.labels)
-    digests = {'the training data': train_set.digests, 'the validation data': val_set.digests}
-    check_agreement(config, work, batches, digests | {'the teacher': teacher.digest})
+    digests = {'train': train_set.digests, 'val': val_set.digests, 'teacher': teacher.digest}
+    check_agreement(config, work, batches, digests)
     fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
     params = jax.device_get(fresh)
     if config.init_from and not saved:

@@ -206,16 +206,17 @@ def check_enough(count: int, path: Any, config: ConfigDict) -> None:
         )
 
 
-def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, data: dict) -> None:
+def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, digests: dict) -> None:
     """Raises InputError where the processes of a run are not about to do the same.
 
-    data: digests of the splits, by what a reader calls them.
+    digests: of the data of each split, by its name.
     """
     cluster.wait('workdir')
     plan = batches.plan(0)
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
     about = {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
-    cluster.agree(workdir.flat(config) | about | data | {'the version of jax': jax.__version__})
+    about |= {f'the {name} data': digest for name, digest in digests.items()}
+    cluster.agree(workdir.flat(config) | about | {'the version of jax': jax.__version__})
 
 
 def make_state(

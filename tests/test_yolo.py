@@ -1,0 +1,114 @@
+"""Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from helpers import tiny_config, to_yolo
+from PIL import Image, ImageOps
+
+from yolos_jax.data import records, sources
+from yolos_jax.data.batches import start_image
+from yolos_jax.errors import InputError
+from yolos_jax.run import detection
+
+
+@pytest.mark.parametrize(
+    ('labels', 'says'),
+    [
+        ('0 0.5 0.5 0.1', 'line 1'),
+        ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
+        ('9 .5 .5 .1 .1', 'unknown category'),
+    ],
+)
+def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text(labels)
+    with pytest.raises(InputError, match=says):
+        records.read(tmp_path, 'val')
+
+
+def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')
+    data = records.read(tmp_path, 'val')
+    assert len(data) == 14 and not any(name.endswith('003.jpg') for name in data.files)
+    assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
+
+
+def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    shutil.rmtree(tmp_path / 'images' / 'val')
+    assert 'val' not in sources.splits(tmp_path)
+    with pytest.raises(InputError, match='images/val is not there'):
+        records.read(tmp_path, 'val')
+    config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
+    assert len(detection.read_data(config, tmp_path / 'run')[1])
+
+
+def test_key_points_after_a_box_are_left_out(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file, labels = tmp_path / 'data.yaml', tmp_path / 'labels' / 'val' / '000000000003.txt'
+    file.write_text(file.read_text() + 'kpt_shape: [2, 2]\n')
+    for path in (tmp_path / 'labels').rglob('*.txt'):
+        path.write_text('0 0.5 0.4 0.1 0.2 .1 .2 .3 .4\n1 0.5 0.5 0.5 0.5\n')
+    data = records.read(tmp_path, 'val')
+    size = np.array([data.widths[0], data.heights[0]])
+    np.testing.assert_allclose(
+        data.objects(0)[0][0].reshape(2, 2) / size, [[0.45, 0.3], [0.55, 0.5]], rtol=1e-5
+    )
+    labels.write_text('0 0.5 0.4 0.1 0.2 .1 .2\n')
+    with pytest.raises(InputError, match='line 1'):
+        records.read(tmp_path, 'val')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_yolos_boxes_lie_on_photographs_turned_upright(orientation, coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file, exif = tmp_path / 'images' / 'val' / '000000000003.jpg', Image.Exif()
+    upright = np.full((64, 64, 3), 255, np.uint8)
+    upright[8:24, 4:20] = 0
+    exif[0x0112] = orientation
+    back = {6: 8, 8: 6}.get(orientation, orientation)  # the others undo themselves
+    turned = ImageOps.exif_transpose(_with_orientation(upright, back))
+    turned.save(file, exif=exif, quality=95)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text('0 .1875 .25 .25 .25\n')
+    data = records.read(tmp_path, 'val')
+    i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
+    np.testing.assert_allclose(data.objects(i)[0], [[4, 8, 20, 24]])
+    assert start_image(data, i)()[9:23, 5:19, :3].max() < 20
+
+
+def _with_orientation(image, orientation):
+    image = Image.fromarray(image)
+    image.getexif()[0x0112] = orientation
+    return image
+
+
+def test_a_test_split_that_an_export_left_out_is_none(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file = tmp_path / 'data.yaml'
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {'test': '../test/images'}))
+    assert sources.splits(tmp_path) == ['train', 'val']
+
+
+def test_splits_may_be_in_distant_folders(coco, tmp_path):
+    to_yolo(coco, tmp_path / 'a')
+    to_yolo(coco, tmp_path / 'b')
+    file = tmp_path / 'a' / 'data.yaml'
+    content = yaml.safe_load(file.read_text()) | {'train': '../b/images/train'}
+    file.write_text(yaml.safe_dump(content))
+    (tmp_path / 'loop').symlink_to(tmp_path)  # not walked, for no image is in it
+    assert len(records.read(tmp_path / 'a', 'train')) == 30
+    assert len(records.read(tmp_path / 'a', 'val')) == 15
+
+
+def test_linked_folders_of_images_are_read(coco, tmp_path):
+    to_yolo(coco, tmp_path / 'a')
+    images, labels = (tmp_path / 'a' / kind / 'train' for kind in ('images', 'labels'))
+    for folder in (images, labels):
+        shutil.copytree(folder, tmp_path / folder.parent.name)
+        (folder / 'more').symlink_to(tmp_path / folder.parent.name)
+        (folder / 'loop').symlink_to(folder)
+    assert len(records.read(tmp_path / 'a', 'train')) == 60
