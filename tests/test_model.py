@@ -82,8 +82,8 @@ def run_blocks(yolos, backbone, image, depth):
     Q = yolos.num_det_tokens
 
     def positions(table):
-        middle = posembed.spread(table[0, 1:-Q].reshape(*yolos.pos_grid, -1), layout)[0]
-        return jnp.concatenate([table[0, :1], table[0, -Q:], middle])
+        special = jnp.concatenate([table[0, :1], table[0, -Q:]])
+        return posembed.sequences(special, table[0, 1:-Q].reshape(*yolos.pos_grid, -1), layout)[0]
 
     embed = PatchEmbed(yolos.width, jnp.float32)
     tokens = embed.apply({'params': backbone['patch_embed']}, patches)[0]
@@ -198,9 +198,8 @@ def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
     ],
 )
 def test_what_suits_a_devices_kernel_changes_no_gradient(kernel):
-    """Longer sequences, what a block keeps, blocks as a loop or not; the kernels in forms that run here."""
-    assert attention.kept_by(kernel) or attention.unrolls(kernel)
-    assert not attention.kept_by(attention.dense) and not attention.unrolls(attention.dense)
+    """Longer sequences, blocks as a loop or not; the kernels in forms that run here."""
+    assert attention.unrolls(kernel) and not attention.unrolls(attention.dense)
     patches, grid = patchify([noise(64, 80)])
     special = 1 + TINY['num_det_tokens']
     assert attention.padded(kernel, special + patches.shape[1]) > special + patches.shape[1]

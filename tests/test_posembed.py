@@ -33,11 +33,16 @@ def test_a_table_is_resampled_at_load_as_torch_does(source, grid):
     np.testing.assert_allclose(posembed.resample(t, grid), torch_bicubic(t, grid), atol=1e-6, rtol=0)
 
 
+def spread(table, layout):
+    """A table as sequences of patches alone."""
+    return posembed.sequences(jnp.zeros((0, table.shape[-1])), jnp.asarray(table), layout)
+
+
 @pytest.mark.parametrize(('source', 'grid'), GRIDS)
 def test_a_table_is_resampled_in_the_model_as_torch_does(source, grid):
     t = table(*source)
     layout = posembed.layout(source, jnp.array([grid]), grid[0] * grid[1])
-    resampled = posembed.spread(jnp.asarray(t), layout)[0].reshape(*grid, -1)
+    resampled = spread(t, layout)[0].reshape(*grid, -1)
     np.testing.assert_allclose(resampled, torch_bicubic(t, grid), atol=2e-7)
 
 
@@ -46,7 +51,7 @@ def test_every_image_of_a_batch_gets_its_own_grid():
     grids = [(20, 30), (30, 20), (32, 43), (1, 90), (90, 1), (37, 37)]
     length = 1400
     layout = jax.jit(posembed.layout, static_argnums=(0, 2))((32, 54), jnp.array(grids), length)
-    out = np.asarray(posembed.spread(jnp.asarray(t), layout))
+    out = np.asarray(spread(t, layout))
     for sequence, (rows, columns) in zip(out, grids, strict=True):
         expected = torch_bicubic(t, (rows, columns)).reshape(rows * columns, -1)
         np.testing.assert_allclose(sequence[: rows * columns], expected, atol=2e-7)
@@ -56,7 +61,7 @@ def test_every_image_of_a_batch_gets_its_own_grid():
 def test_the_same_grid_returns_the_table_itself():
     t = table(32, 54)
     layout = posembed.layout((32, 54), jnp.array([[32, 54]]), 32 * 54)
-    assert np.array_equal(posembed.spread(jnp.asarray(t), layout)[0], t.reshape(-1, t.shape[-1]))
+    assert np.array_equal(spread(t, layout)[0], t.reshape(-1, t.shape[-1]))
 
 
 @pytest.mark.parametrize('grid', [(20, 30), (30, 20)])
@@ -70,7 +75,7 @@ def test_the_gradient_is_torchs(grid):
 
     def loss(t):
         layout = posembed.layout((16, 24), jnp.array([grid]), 700)
-        rows = posembed.spread(t, layout)[0, : grid[0] * grid[1]]
+        rows = spread(t, layout)[0, : grid[0] * grid[1]]
         return (rows.reshape(*grid, -1) * weight).sum()
 
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(t)), source.grad.numpy(), atol=2e-5, rtol=2e-5)

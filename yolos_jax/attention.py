@@ -18,7 +18,6 @@ MASKED = -1e30  # a score that is as good as none
 FEW = 2**21  # scores of a batch, all heads, up to which `cached` takes them at once: 8 MB
 CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
 ROWS = 256  # of the queries that it takes at a time where there would be more
-KEPT = 'attention'  # the name under which `splash` gives its output, for `jax.checkpoint_policies`
 FUSED_MULTIPLE = 8  # of the lengths that `fused` gets: JAX refuses odd ones when it trains
 BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip is idle most of the time
 
@@ -35,22 +34,14 @@ def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
     return exact_and_half.get(platform, (dense, dense))[half]
 
 
-def kept_by(kernel: Callable) -> str | None:
-    """The name of what alone a block should keep for its backward pass with this kernel; None for all.
-
-    On a TPU the rest is computed again in less time than it takes to write and to read it: of YOLOS-S, 42
-    ms outside the kernel for 47, and 0.6 GB for 3.0, by XLA's own estimate (benchmarks/tpu_model.py).
-    """
-    return KEPT if _is(kernel, splash) else None
-
-
 def unrolls(kernel: Callable) -> bool:
     """Whether the blocks are to be compiled one after the other with this kernel, and not as a loop.
 
-    A loop stacks what its backward pass needs, which a GPU copies there and back: YOLOS-S trains with 393
-    images/s instead of 300 on an H200, in 3.4 GB instead of 5.7 (docs/measurements.md).
+    A loop stacks what its backward pass needs, which a GPU or TPU copies there and back: YOLOS-S trains
+    with 393 images/s instead of 300 on an H200, in 3.4 GB instead of 5.7, and is estimated at 23 ms outside
+    the kernel instead of 29 on a TPU (docs/measurements.md).
     """
-    return _is(kernel, fused)
+    return _is(kernel, fused) or _is(kernel, splash)
 
 
 def heads_first(kernel: Callable) -> bool:
@@ -125,8 +116,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interp
     mask = masks.MultiHeadMask([masks.FullMask((size, size))] * H)
     names = 'block_q block_kv block_q_dkv block_kv_dkv block_q_dq block_kv_dq'.split()
     sizes = kernel.BlockSizes(**dict.fromkeys(names, block))
-    options = dict(block_sizes=sizes, residual_checkpoint_name=KEPT, interpret=interpret)
-    attend = kernel.make_splash_mha_single_device(mask, **options)
+    attend = kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
     padding = (jnp.arange(size) >= lengths[:, None]).astype(jnp.int32)
     segments = kernel.SegmentIds(q=jnp.zeros_like(padding), kv=padding)
     return jax.vmap(attend)(q, k, v, segments)[:, :, :M]

@@ -261,9 +261,6 @@ class Backbone(nn.Module):
 
         if self.remat:
             step = jax.checkpoint(step)
-        elif saved := attention.kept_by(self.attention_kernel):
-            policy = jax.checkpoint_policies.save_only_these_names(saved)
-            step = jax.checkpoint(step, prevent_cse=False, policy=policy)  # a scan needs no barrier
         x, _ = jax.lax.scan(step, x, layers, unroll=attention.unrolls(self.attention_kernel))
         return x
 
@@ -312,8 +309,6 @@ class Backbone(nn.Module):
         Q, D = self.num_det_tokens, self.width
         table = spmd.gathered(table)
         end = table.shape[1] - Q
-        patches = posembed.spread(table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
-        registers = jnp.zeros((1, self.registers, D), table.dtype)
-        special = jnp.concatenate([table[:, :1], registers, table[:, end:]], axis=1).astype(self.dtype)
-        special = jnp.broadcast_to(special, (patches.shape[0], *special.shape[1:]))
-        return jnp.concatenate([special, patches], axis=1)
+        registers = jnp.zeros((self.registers, D), table.dtype)
+        special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
+        return posembed.sequences(special, table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
