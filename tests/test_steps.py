@@ -96,6 +96,13 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
     assert metrics['finite']
 
 
+def test_parameters_that_are_not_finite_are_told(yolos, params):
+    optimizer = optim.make_optimizer(params, np.inf)
+    batch, _, _ = make_batch((3, 1))
+    _, metrics = steps.make_train_step(yolos, optimizer)(steps.init_state(params, optimizer), batch)
+    assert np.isfinite(metrics['loss']) and not metrics['finite']
+
+
 def test_a_schedule_counts_the_steps_that_were_not_finite(yolos, params):
     """Else every later epoch would begin late, and the log would show another rate than the one used."""
     rates = optim.learning_rate(1e-3, epochs=4, steps_per_epoch=1)

@@ -313,7 +313,7 @@ def diverged(means: Means, done: int) -> DivergedError:
     """The error of a run whose loss is not finite any more."""
     return DivergedError(
         f'the loss was not finite in {means.nonfinite_streak} steps up to step {done} (or the gradient, or '
-        f'the new parameters); none of them was applied or saved. The last had the images '
+        f'the new parameters); none of them was saved. The last had the images '
         f'{ids_text(means.image_ids)}. A smaller learning rate often helps',
         'learning_rate',
     )
