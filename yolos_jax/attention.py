@@ -38,8 +38,8 @@ def unrolls(kernel: Callable) -> bool:
     """Whether the blocks are to be compiled one after the other with this kernel, and not as a loop.
 
     A loop stacks what its backward pass needs, which a GPU or TPU copies there and back: YOLOS-S trains
-    with 393 images/s instead of 300 on an H200, in 3.4 GB instead of 5.7, and is estimated at 23 ms outside
-    the kernel instead of 29 on a TPU (docs/measurements.md).
+    with 386 images/s instead of 300 on an H200, and is estimated at 23 ms outside the kernel instead of 29
+    on a TPU (docs/measurements.md).
     """
     return _is(kernel, fused) or _is(kernel, splash)
 
