@@ -30,7 +30,7 @@ KINDS = (  # the first whose pattern is in the name of an operation
         'residuals',
         r'dynamic_update_index_in_dim|dynamic_index_in_dim|backbone/slice|backbone/broadcast_in_dim',
     ),
-    ('positions', r'spread|posembed|bsi,ijd|blj,bsjd|positions'),
+    ('positions', r'posembed|bsi,ijd|positions'),
     ('qkv, proj', r'attn/(qkv|proj)'),
     ('around attention', r'attn'),
     ('mlp', r'mlp'),
