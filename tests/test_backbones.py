@@ -154,6 +154,14 @@ def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
         np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize('text', ['{"image_mean": [0.5, 0.5', '[]', '{"pretrained_cfg": 7}'])
+def test_a_damaged_preprocessor_is_not_taken_for_imagenets(text, vit_model, tmp_path):
+    vit_model[1].save_pretrained(tmp_path)
+    (tmp_path / 'preprocessor_config.json').write_text(text)
+    with pytest.raises(InputError, match=r'preprocessor_config\.json.* JSON object|cannot be read'):
+        yolos_jax.init_from_backbone(tmp_path, Yolos(**DETECTOR), jax.random.key(0))
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_every_project_gives_the_same_parameters(form, tmp_path):
     expected, _ = load(tmp_path / 'x.pth', torches(make_vit()))

@@ -30,7 +30,7 @@ def read(file: TensorFile) -> Pretrained:
         InputError: config.json cannot be read, or is that of another model.
     """
     try:
-        return _read(file, _read_config(file.path.parent))
+        return _read(file, _read_config(file))
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
@@ -38,7 +38,7 @@ def read(file: TensorFile) -> Pretrained:
 
 
 def _read(file: TensorFile, config: dict) -> Pretrained:
-    tensors, preprocessor = hf_names.to_reference(file.tensors), _read_preprocessor(file.path.parent)
+    tensors, preprocessor = hf_names.to_reference(file.tensors), file.beside(PREPROCESSOR)
     mean, std = statistics.read(preprocessor)
     if statistics.differ(mean, std):
         statistics.fold(tensors, 'backbone.patch_embed.proj.', mean, std)
@@ -61,14 +61,9 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     return Pretrained(model, params, classes, *_size(preprocessor), about)
 
 
-def _read_config(folder: Path) -> dict:
+def _read_config(file: TensorFile) -> dict:
     """config.json; raises InputError where it is not that of a YOLOS we can build."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{CONFIG} cannot be read ({error})') from None
-    if not isinstance(config, dict):
-        raise InputError(f'{CONFIG} holds no JSON object')
+    config = file.beside(CONFIG)
     fixed = {
         'model_type': 'yolos',
         'hidden_act': 'gelu',
@@ -86,19 +81,6 @@ def _read_config(folder: Path) -> dict:
     if missing := [key for key in needed if key not in config]:
         raise InputError(f'{CONFIG} does not say {", ".join(missing)}')
     return config
-
-
-def _read_preprocessor(folder: Path) -> dict:
-    """preprocessor_config.json, empty where there is none; raises InputError where it cannot be read."""
-    try:
-        content = json.loads((folder / PREPROCESSOR).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{PREPROCESSOR} cannot be read ({error})') from None
-    if not isinstance(content, dict):
-        raise InputError(f'{PREPROCESSOR} holds no JSON object')
-    return content
 
 
 def _size(preprocessor: dict) -> tuple[int, int]:

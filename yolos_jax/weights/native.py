@@ -4,7 +4,6 @@ The original's and transformers' forms know no registers and no rotary positions
 the original.
 """
 
-import json
 from pathlib import Path
 
 from yolos_jax import files
@@ -18,17 +17,14 @@ MODEL_TYPE = 'yolos_jax'
 
 
 def is_native(file: TensorFile) -> bool:
-    """Whether a file has a config.json of ours beside it."""
-    try:
-        return json.loads((file.path.parent / CONFIG).read_text()).get('model_type') == MODEL_TYPE
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
+    """Whether a file has a config.json of ours beside it; raises InputError where that cannot be read."""
+    return file.beside(CONFIG).get('model_type') == MODEL_TYPE
 
 
 def read(file: TensorFile) -> Pretrained:
     """The detector in an open file; raises InputError where config.json cannot be used."""
+    config = file.beside(CONFIG)
     try:
-        config = json.loads((file.path.parent / CONFIG).read_text())
         model = checkpoint.model_of(config['model'])
         classes = {int(number): str(name) for number, name in config['classes'].items()}
         size, max_size = map(int, config['eval_size'])

@@ -4,8 +4,6 @@ A model trained on pixels of another mean and deviation gets a patch projection 
 so that every model here is fed ImageNet's.
 """
 
-import json
-
 import numpy as np
 
 from yolos_jax.errors import InputError
@@ -23,14 +21,18 @@ def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def json_beside(file: TensorFile, name: str) -> dict:
-    """The object in a JSON beside a file of weights, or timm's in it; empty where there is none."""
+    """The object in a JSON of a Hugging Face folder, or timm's in it; empty where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if file.path.name not in WITH_CONFIG:
         return {}
-    try:
-        config = json.loads((file.path.parent / name).read_text())
-        return dict(config.get('pretrained_cfg', config))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}
+    config = file.beside(name)
+    config = config.get('pretrained_cfg', config)
+    if not isinstance(config, dict):
+        raise InputError(f'{name}: its pretrained_cfg is no JSON object')
+    return config
 
 
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:

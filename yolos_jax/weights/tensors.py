@@ -61,6 +61,22 @@ class TensorFile:
     close: Callable[[], None]
     note: str = ''
 
+    def beside(self, name: str) -> dict:
+        """The JSON object in a file beside this one; empty where there is none.
+
+        Raises:
+            InputError: it cannot be read, or is another kind of JSON.
+        """
+        try:
+            content = json.loads((self.path.parent / name).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f'{name} cannot be read ({error})') from None
+        if not isinstance(content, dict):
+            raise InputError(f'{name} holds no JSON object')
+        return content
+
 
 def read(path: str | Path) -> TensorFile:
     """Open a file and find its tensors.
