@@ -38,10 +38,18 @@ def test_every_command_tells_its_arguments(name, capsys):
 @pytest.mark.parametrize(('name', 'config', 'seed'), [('train', 'common', 42), ('pretrain', 'deit_ti', 0)])
 def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, config, seed, tmp_path):
     done = yolos(name, '--help', cwd=tmp_path)
-    assert done.returncode == 0 and '--workdir' in done.stdout and 'finetune, quickstart' in done.stdout
+    assert done.returncode == 0 and '--workdir' in done.stdout
+    configs = re.search('Configs by name: (.*)', done.stdout)[1].split(', ')
+    assert ('finetune' in configs, 'deit_s' in configs) == (name == 'train', name == 'pretrain')
     assert re.search(rf"--config.seed={seed} +.*the reference's", done.stdout)
     for key in workdir.flat(importlib.import_module(f'yolos_jax.configs.{config}').get_config()):
         assert f'--config.{key}=' in done.stdout, key
+
+
+def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
+    done = yolos('train', '--config=quickstart', '--help', cwd=tmp_path)
+    assert re.search(r'--config.model.width=128 +0: the model', done.stdout), done.stdout
+    assert yolos('train', '--help', '--config=nowhere', cwd=tmp_path).stderr.startswith('error: nowhere: no')
 
 
 @pytest.mark.parametrize(

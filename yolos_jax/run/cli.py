@@ -90,10 +90,10 @@ def run_with_flags(main: Callable[[], None], keys: Callable) -> None:
 
     keys: the function that makes the config with all keys.
     """
-    if {'-h', '--help'} & set(sys.argv[1:]):
-        print(_help(main, keys))
-        return
     try:
+        if {'-h', '--help'} & set(sys.argv[1:]):
+            print(_help(main, keys))
+            return
         # absl knows no --traceback; `run` does
         arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
         app.run(lambda _: run(main, flag=_flag_of), argv=arguments, flags_parser=_parse)
@@ -120,15 +120,20 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _help(main: Callable, keys: Callable) -> str:
-    """What the script does, its flags, and the keys of a config."""
+    """What the script does, its flags, and the keys and values of the config that is named, if one is."""
     module = flags.FLAGS.find_module_defining_flag('config')
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--config')
+    name = parser.parse_known_args()[0].config
     return '\n'.join(
         [
             sys.modules[main.__module__].__doc__,
             flags.FLAGS.module_help(module),
-            f'Configs by name: {", ".join(config_files.names())}',
-            'Keys of a config, and their values where it says nothing else:',
-            *config_files.keys(keys),
+            f'Configs by name: {", ".join(config_files.names_like(keys))}',
+            f'Keys of {name}, and their values:'
+            if name
+            else 'Keys of a config, and their values where it says nothing else:',
+            *config_files.keys(keys, config_files.read(name) if name else keys()),
         ]
     )
 

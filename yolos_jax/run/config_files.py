@@ -1,10 +1,13 @@
 """The installed configs: found by name, and their keys with what the comments say of them."""
 
-import ast
 import inspect
 import re
+import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 import yolos_jax.configs
 from yolos_jax.errors import InputError
@@ -15,6 +18,16 @@ FOLDER = Path(yolos_jax.configs.__file__).parent
 def names() -> list[str]:
     """The names of the installed configs."""
     return sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'common'))
+
+
+def names_like(get_config: Callable) -> list[str]:
+    """The names of those that have the keys of the config that `get_config` makes."""
+    return [name for name in names() if _values(read(name)).keys() >= _values(get_config()).keys()]
+
+
+def read(name: str) -> ConfigDict:
+    """The config of a file, or an installed one by name; raises as `find`."""
+    return runpy.run_path(find(name))['get_config']()
 
 
 def find(name: str) -> str:
@@ -44,20 +57,19 @@ def resolved(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def keys(get_config: Callable) -> list[str]:
-    """A line for each key of the config that a function makes: its value, and the comment beside it."""
-    lines = []
+def keys(get_config: Callable, config: ConfigDict) -> list[str]:
+    """A line for each key that `get_config` comments: its value in `config`, and the comment."""
+    values, lines = _values(get_config()) | _values(config), []
     for line in inspect.getsource(get_config).splitlines():
-        if match := re.match(r'\s+c\.([\w.]+) = (.+?)(?:\s+# (.*))?$', line):
-            key, value, comment = match.groups()
-            if 'ConfigDict()' not in value:
-                shown = 'None' if 'placeholder' in value else value
-                lines.append(f'  --config.{key}={_plain(shown)}'.ljust(46) + (comment or ''))
+        if (match := re.match(r'\s+c\.([\w.]+) = .+?(?:\s+# (.*))?$', line)) and match[1] in values:
+            value = str(values[match[1]]).replace(' ', '')
+            lines.append(f'  --config.{match[1]}={value}'.ljust(46) + (match[2] or ''))
     return lines
 
 
-def _plain(value: str) -> str:
-    try:
-        return str(ast.literal_eval(value)).replace(' ', '')
-    except ValueError:
-        return value
+def _values(config: ConfigDict, parent: str = '') -> dict[str, Any]:
+    result = {}
+    for name, value in config.items():
+        is_inner = isinstance(value, ConfigDict)
+        result |= _values(value, f'{parent}{name}.') if is_inner else {parent + name: value}
+    return result

@@ -12,7 +12,6 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     options = {}
     if args.config:
-        config = runpy.run_path(config_files.find(args.config))['get_config']()
+        config = config_files.read(args.config)
         if 'smoothing' in config:
             raise InputError(f'{args.config}: a config for pre-training, which has no boxes', 'config')
         recipe = geometry.Recipe(**config.augment) if config.augment.sizes else RECIPE
