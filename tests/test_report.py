@@ -183,7 +183,7 @@ def test_which_class_is_taken_for_which_is_that_of_supervision():
     )
     predictions, targets = [], []
     for image in range(len(split.image_ids)):
-        rows, objects = split.detections_of(image), split.objects_of(image)
+        rows, objects = split.detected_images == image, split.objects_of(image)
         predictions.append(of(split.detected_boxes[rows], split.detected_classes[rows], split.scores[rows]))
         targets.append(of(split.boxes[objects], split.classes[objects]))
     reference = supervision.ConfusionMatrix.from_detections(

@@ -140,10 +140,6 @@ class Bucket:
         with self._errors(inside):
             self._store.delete_range(self._range(inside)).result(WAIT)
 
-    def kept(self, name: str, cache: Path) -> Path:
-        """A copy of an object in a cache folder, as `copy`."""
-        return self.copy([name], cache) / name
-
     def versions(self, names: Iterable[str]) -> dict[str, bytes]:
         """What identifies the present contents of objects, which have a byte at least."""
         starts = {name: self.start_read(name, slice(0, 1)) for name in names}

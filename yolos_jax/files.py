@@ -77,12 +77,11 @@ def free_name(stem: str, taken: Container[str]) -> str:
     return next(name for name in itertools.chain([stem], numbered) if name not in taken)
 
 
-def names_for(paths: Iterable[Path], taken: Iterable[str] = ()) -> dict[Path, str]:
-    """{file: name} for what is made of each: its own, numbered where several share it or it is taken."""
-    names, taken = {}, set(taken)
+def names_for(paths: Iterable[Path]) -> dict[Path, str]:
+    """{file: name} for what is made of each: its own, numbered where several share it."""
+    names = {}
     for path in dict.fromkeys(paths):
-        names[path] = free_name(path.stem, taken)
-        taken.add(names[path])
+        names[path] = free_name(path.stem, names.values())
     return names
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -190,5 +191,10 @@ def curves(workdir: str | Path) -> None:
         axes.grid(which='minor', alpha=0.15)
         if axes.lines:
             axes.legend(title='last value')
-    with files.replacing(Path(workdir) / 'curves.png') as file:
+    save(figure, Path(workdir) / 'curves.png')
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a matplotlib Figure as a PNG."""
+    with files.replacing(path) as file:
         figure.savefig(file, dpi=120, format='png')

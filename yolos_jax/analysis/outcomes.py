@@ -47,10 +47,6 @@ class Split:
         """The objects of an image."""
         return slice(*np.searchsorted(self.images, [image, image + 1]).tolist())
 
-    def detections_of(self, image: int) -> slice:
-        """The detections of an image."""
-        return slice(*np.searchsorted(self.detected_images, [image, image + 1]).tolist())
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:

@@ -51,12 +51,12 @@ def curves(outcomes: Outcomes, weights: np.ndarray | None = None) -> Curves:
     return _curves(_rank(outcomes, np.flatnonzero(weights)), weights)
 
 
-def bootstrap(outcomes: Outcomes, weights: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def bootstrap(outcomes: Outcomes, weights: np.ndarray) -> tuple[float, float]:
     """A 95 % interval of the AP: the images with a weight are drawn again, with repetition, 200 times.
 
     Draws without an object have no AP and do not count; where none has one, the interval is that of -1.
     """
-    members, random = np.flatnonzero(weights), np.random.default_rng(seed)
+    members, random = np.flatnonzero(weights), np.random.default_rng(0)
     ranked, values = _rank(outcomes, members), []
     for _ in range(RESAMPLES):
         drawn = np.bincount(random.choice(members, len(members)), minlength=len(weights))

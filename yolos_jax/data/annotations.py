@@ -15,6 +15,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 
+SMALL, LARGE = 32**2, 96**2  # areas in square pixels: COCO's objects are small below, large from there on
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]  # of a fixed width in memory, for all images alike

@@ -28,6 +28,18 @@ class Recipe:
     crop_min: int = 384
     crop_max: int = 600
 
+    @classmethod
+    def published(cls, size: int = 800, max_size: int = 1333) -> 'Recipe':
+        """That of YOLOS-S, S (dWr) and B, scaled to images of another size."""
+        scaled = lambda side: max(round(side * size / 800), 16)
+        return cls(
+            sizes=tuple(range(scaled(480) // 16 * 16, size + 1, 16)),
+            max_size=max_size,
+            crop_from=tuple(map(scaled, cls.crop_from)),
+            crop_min=scaled(cls.crop_min),
+            crop_max=scaled(cls.crop_max),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:

@@ -146,10 +146,9 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) ->
         return split
     by_lower = {name.lower(): name for name in available}  # CVAT writes Train and Validation
     synonyms = next((names for names in SYNONYMS if split in names), ())
-    for spelt in ({name: name for name in available}, by_lower):
-        for name in synonyms:
-            if name in spelt:
-                return spelt[name]
+    for spelt in (dict(zip(available, available, strict=True)), by_lower):
+        if named := [spelt[name] for name in synonyms if name in spelt]:
+            return named[0]
     if len(available) == 1 and split in SYNONYMS[0] and available[0].lower() not in SYNONYMS[1]:
         return available[0]  # tools that know no splits export one, whatever its name
     if not available:

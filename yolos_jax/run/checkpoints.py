@@ -34,13 +34,7 @@ class Checkpoints:
         if mirror or cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
         if cluster.is_first():
-            for path in self.folder.iterdir():
-                if path.name.isdigit() and not ((path / META).is_dir() and (path / STATE).is_dir()):
-                    _set_aside(path, 'parts of it are missing')
-                elif path.name.isdigit() and checkpoint.ap_is_damaged(path):
-                    # else Orbax would not open the folder at all
-                    with contextlib.suppress(FileNotFoundError):
-                        (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
+            _tidy(self.folder)
         cluster.wait('checkpoints')
         first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
         options = ocp.CheckpointManagerOptions(
@@ -97,7 +91,7 @@ class Checkpoints:
         return None if np.isnan(best) else int(best)
 
     def _best(self) -> int | None:
-        aps = {step: self.ap(step) for step in checkpoint.steps(self.folder)}
+        aps = checkpoint.aps(self.folder)
         measured = [step for step in aps if checkpoint.rank(aps[step]) > -np.inf]
         return max(measured, key=lambda step: (aps[step], -step), default=None)
 
@@ -205,6 +199,16 @@ class Checkpoints:
         except Exception as error:  # as above
             reason = ' '.join(str(error).split())[:300]
             raise InputError(f'{self.folder}: {what}: {reason}') from error
+
+
+def _tidy(folder: Path) -> None:
+    """Move what Orbax would not open the folder for: steps without their parts, and damaged APs."""
+    for path in [path for path in folder.iterdir() if path.name.isdigit()]:
+        if not ((path / META).is_dir() and (path / STATE).is_dir()):
+            _set_aside(path, 'parts of it are missing')
+        elif checkpoint.ap_is_damaged(path):
+            with contextlib.suppress(FileNotFoundError):
+                (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
 
 
 def _set_aside(path: Path, problem: object) -> None:

@@ -101,7 +101,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
     config, folder = completed(config, common.get_config()), work.folder
     check_values(config)
     check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
-    saved = checkpoint.newest_meta(folder / 'checkpoints')
+    saved = checkpoint.newest_meta(folder / checkpoint.FOLDER)
     if not saved:  # earlier versions started runs with such configs, which are to be resumed
         check_keys(config, common.get_config())
         check_used(config)
@@ -259,14 +259,7 @@ def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
     if config.augment.sizes:
         max_size = config.augment.max_size or start.max_size
         return geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
-    scaled = lambda side: max(round(side * start.size / 800), 16)
-    return geometry.Recipe(
-        sizes=tuple(range(scaled(480) // 16 * 16, start.size + 1, 16)),
-        max_size=start.max_size,
-        crop_from=tuple(map(scaled, (400, 500, 600))),
-        crop_min=scaled(384),
-        crop_max=scaled(600),
-    )
+    return geometry.Recipe.published(start.size, start.max_size)
 
 
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:

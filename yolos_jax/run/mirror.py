@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from yolos_jax.bucket import Bucket
+from yolos_jax.bucket import COMMITTED, Bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run.lease import LOCK, Lease
-from yolos_jax.weights.checkpoint import META, STATE
+from yolos_jax.weights.checkpoint import FOLDER, STATE
 
-STEP = re.compile(r'checkpoints/(\d+|broken-[\w-]+)/(.+)')
-COMMIT = f'{META}/metadata'
+STEP = re.compile(rf'{FOLDER}/(\d+|broken-[\w-]+)/(.+)')
 EVERY = 60  # seconds between two pushes of metrics
 PROGRAMS = 'compiled'
 
@@ -42,12 +41,12 @@ class Mirror:
         self.folder.mkdir(parents=True)
         names = [name for name in self.bucket.names() if not name.endswith('/')]  # a console's folders
         steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
-        whole = {step for step in steps if f'checkpoints/{step}/{COMMIT}' in names and step.isdigit()}
+        whole = {step for step in steps if f'{FOLDER}/{step}/{COMMITTED}' in names and step.isdigit()}
         self._steps = steps
         kept = [name for name in names if name != LOCK and not self._is_unfetched(name, whole)]
         self.bucket.download({name: self._path(name) for name in kept if not self._path(name).exists()})
         for step in whole:
-            (self.folder / 'checkpoints' / step / STATE).mkdir(parents=True, exist_ok=True)
+            (self.folder / FOLDER / step / STATE).mkdir(parents=True, exist_ok=True)
         self._stamps = {name: _stamp(self._path(name)) for name in kept}
 
     def _is_unfetched(self, name: str, whole: set[str]) -> bool:
@@ -57,7 +56,7 @@ class Mirror:
     def fetch(self, step: Path) -> None:
         """Make the arrays of a step's local folder equal to the bucket's; nothing where they are there."""
         if not any((step / STATE).iterdir()):
-            names = self.bucket.names(f'checkpoints/{step.name}/{STATE}/')
+            names = self.bucket.names(f'{FOLDER}/{step.name}/{STATE}/')
             self.bucket.download({name: self._path(name) for name in names})
             self._stamps |= {name: _stamp(self._path(name)) for name in names}
 
@@ -104,17 +103,17 @@ class Mirror:
         for name in changed:
             if match := STEP.fullmatch(name):
                 steps.setdefault(match[1], []).append(name)
-        plain = [name for name in changed if not name.startswith('checkpoints/')]
+        plain = [name for name in changed if not name.startswith(f'{FOLDER}/')]
         self._upload(plain, paths, stamps)
         for step, names in steps.items():
             self._steps.add(step)
-            last = [name for name in names if name.endswith(f'/{step}/{COMMIT}')]
+            last = [name for name in names if name.endswith(f'/{step}/{COMMITTED}')]
             self._upload([name for name in names if name not in last], paths, stamps)
             self._upload(last, paths, stamps)
-        for step in [step for step in self._steps if not (self.folder / 'checkpoints' / step).exists()]:
+        for step in [step for step in self._steps if not (self.folder / FOLDER / step).exists()]:
             if step.isdigit():  # what was set aside stays
-                self.bucket.remove(f'checkpoints/{step}/{COMMIT}')
-                self.bucket.remove_all(f'checkpoints/{step}/')
+                self.bucket.remove(f'{FOLDER}/{step}/{COMMITTED}')
+                self.bucket.remove_all(f'{FOLDER}/{step}/')
                 self._steps.remove(step)
         self._pushed = time.monotonic()
 

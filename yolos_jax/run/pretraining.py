@@ -125,7 +125,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     check_values(config)
     group = config.augment.mix_group or config.batch_size
     check_batch_size(config, mesh, group, 'augment.mix_group')
-    saved = checkpoint.newest_meta(work.folder / 'checkpoints')
+    saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder) if saved else []
     if not saved:
         check_keys(config, deit_ti.get_config())

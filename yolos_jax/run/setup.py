@@ -190,7 +190,7 @@ def check_batch_size(config: ConfigDict, mesh: Mesh, group: int, argument: str) 
             f'{argument} is {group}, which does not divide batch_size, {config.batch_size}', argument
         )
     rows, parts = config.batch_size // mesh.size, config.accumulate_steps
-    if parts < 1 or parts > 1 and rows % (parts * group):
+    if parts > 1 and rows % (parts * group):
         raise InputError(
             f"accumulate_steps is {parts}: a device's {rows} images do not divide into so many parts of "
             f'whole groups of {argument}, {group}',

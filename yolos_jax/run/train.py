@@ -267,7 +267,7 @@ def resume(
 ) -> tuple[dict, Run]:
     """The state to train on from, and what its steps are counted in and saved to."""
     folder = work.folder
-    checkpoints = Checkpoints(folder / 'checkpoints', work.mirror)
+    checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror)
     data = setup.digests()
     about = setup.describe() | {'config': workdir.flat(setup.config), 'data': data}
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
@@ -290,7 +290,7 @@ def resume(
 
 def finish(setup: Setup, run: Run, folder: Path) -> None:
     """Write what tells about the run."""
-    aps = {step: run.checkpoints.ap(step) for step in checkpoint.steps(run.checkpoints.folder)}
+    aps = checkpoint.aps(run.checkpoints.folder)
     counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
     setup.finish(folder, aps, run.about | counts, run.log)
 

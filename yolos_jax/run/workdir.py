@@ -166,16 +166,21 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
     Raises:
         InputError: they differ.
     """
+
+    def differs(key: str) -> bool:
+        if key not in saved:  # which the version that saved did not have: it was off
+            return key not in FREE and bool(current[key])
+        if key == 'epochs':
+            return current[key] < saved[key]
+        return key not in FREE and saved[key] != current.get(key)
+
     kinds = ['a pre-training' if 'smoothing' in config else 'a detector' for config in (saved, current)]
     if len(set(kinds)) > 1:
         raise InputError(f'{workdir}: holds a run of {kinds[0]}; {kinds[1]} needs another workdir')
     differ = [
         f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
         for key in sorted(saved.keys() | current.keys())
-        if key not in FREE and saved.get(key) != current.get(key)
-        # what the version that saved did not have was off
-        if key in saved or current[key]
-        if key != 'epochs' or current[key] < saved[key]
+        if differs(key)
     ]
     if differ:
         raise InputError(

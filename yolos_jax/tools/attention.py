@@ -146,7 +146,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with weights.open(args.weights) as source:
         pretrained = source.detector(log=print)
     detector = Detector(pretrained, batch_size=1)
-    args.output.mkdir(parents=True, exist_ok=True)
     for path, name in files.names_for(paths).items():
         try:
             sheet = examine(detector, pretrained, path, args.threshold, args.block)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from yolos_jax import cpus
 from yolos_jax.data import compare, geometry, pixels, records, sources
-from yolos_jax.data.annotations import Annotations, tolerated
+from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, find_problems
 from yolos_jax.errors import InputError
@@ -29,7 +29,7 @@ from yolos_jax.run import cli, config_files
 from yolos_jax.tools import data_page
 from yolos_jax.tools.data_page import Findings
 
-RECIPE = geometry.Recipe(tuple(range(480, 801, 16)), 1333)  # of YOLOS-S, S (dWr) and B
+RECIPE = geometry.Recipe.published()
 MAX_TARGETS = 100  # of an image, as many as the [DET] tokens of the published models
 OPTIONS = {'num_lengths': 8, 'batch_size': 8, 'max_targets': MAX_TARGETS, 'special': 1 + MAX_TARGETS}
 TURNED = 'turned by EXIF'
@@ -128,9 +128,9 @@ def tables(r: records.Records) -> list:
                 ('to train on', f'{len(r.boxes):,}'),
                 ('crowds, left out', f'{r.dropped["crowd"]:,}'),
                 ('without an area, left out', f'{r.dropped["no area"]:,}'),
-                ('small, below 32 x 32', part(areas < 32**2)),
-                ('medium', part((areas >= 32**2) & (areas < 96**2))),
-                ('large, from 96 x 96', part(areas >= 96**2)),
+                ('small, below 32 x 32', part(areas < SMALL)),
+                ('medium', part((areas >= SMALL) & (areas < LARGE))),
+                ('large, from 96 x 96', part(areas >= LARGE)),
             ],
         ),
         (

@@ -69,7 +69,7 @@ def read(folder: Path, name: str) -> Run:
         raise InputError(f'{folder}: no workdir of a run ({error.strerror}: metrics.jsonl)') from None
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f'{folder}/metrics.jsonl: not what a run writes ({error})') from None
-    meta = checkpoint.newest_meta(folder / 'checkpoints')
+    meta = checkpoint.newest_meta(folder / checkpoint.FOLDER)
     if not meta or not lines:
         raise InputError(f'{folder}: nothing of this run was saved yet')
     config, about = meta.get('config', {}), meta.get('about', {})
@@ -114,8 +114,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     axes.set(xlabel='epochs', ylabel=measure, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.4)
     axes.legend(title=f'best {measure}')
-    with files.replacing(path) as file:
-        figure.savefig(file, dpi=120, format='png')
+    visualize.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

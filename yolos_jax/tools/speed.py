@@ -154,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, pretrained, images)
-    args.output.mkdir(parents=True, exist_ok=True)
     files.write_json(args.output / 'speed.json', numbers | {'size': pretrained.size, 'method': METHOD})
     print(table(numbers, pretrained.model, pretrained.size))
     print(METHOD)

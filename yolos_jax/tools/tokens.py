@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, visualize, weights
 from yolos_jax.data import records
+from yolos_jax.data.annotations import LARGE, SMALL
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 
 SHOWN = 10  # tokens in boxes.png, as in the paper's figure 4
-SMALL, LARGE = 32**2, 96**2  # square pixels, COCO's
 METHOD = (
     "rho is Pearson's, over all pairs of tokens in every image: of the cosine similarity of two learned "
     'token embeddings with the distance of the centres of the predicted boxes (Euclidean, in 0..1), and '
@@ -102,8 +102,7 @@ def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
             ax.scatter(boxes[:, token, 0], boxes[:, token, 1], s=4, c=colours[:, token])
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], title=f'token {token}', aspect='equal')
     figure.suptitle('centres of predicted boxes: blue small, green medium, red large')
-    with files.replacing(path) as file:
-        figure.savefig(file, dpi=100, format='png')
+    visualize.save(figure, path)
 
 
 def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: Sequence[str]) -> None:
@@ -116,8 +115,7 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
     ax.set_xticks(place, [*map(visualize.plain, names)], rotation=90 if len(names) > 8 else 0, fontsize=8)
     ax.set_ylabel('share')
     ax.legend()
-    with files.replacing(path) as file:
-        figure.savefig(file, dpi=100, format='png')
+    visualize.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,7 +139,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key, average in (('', False), (', images averaged first', True)):
         numbers[f'rho with distance{key}'] = correlation(tokens, boxes[..., :2], average)
         numbers[f'rho with classes{key}'] = class_correlation(tokens, outputs['pred_logits'], average)
-    args.output.mkdir(parents=True, exist_ok=True)
     sizes = np.stack([data.heights, data.widths], axis=1)[outputs['index']]
     draw_boxes(args.output / 'boxes.png', boxes, sizes)
     labels = sorted(pretrained.classes)

@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import files
+from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, param_shapes
 from yolos_jax.weights import sizes
 from yolos_jax.weights.pretrained import Pretrained
 
+FOLDER = 'checkpoints'  # of a run, in its workdir
 STATE, META = 'state', 'meta'
 DEIT = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
 AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
@@ -50,7 +52,7 @@ def steps(folder: str | Path) -> list[int]:
     """The steps in a folder of checkpoints, ascending; none where it is something else."""
     folder = Path(folder)
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(step for step in numbers if (folder / str(step) / META / 'metadata').exists())
+    return sorted(step for step in numbers if (folder / str(step) / COMMITTED).exists())
 
 
 def read(folder: str | Path, step: int | None = None) -> Pretrained:
@@ -89,13 +91,13 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
     folder = Path(folder).absolute()
     if not (available := steps(folder)):
         raise InputError(f'{folder}: no checkpoint in this folder')
-    aps = {step: saved_ap(folder / str(step)) for step in available}
+    step_aps = aps(folder)
     if 'classifier' in newest_meta(folder):
         raise InputError(
             f'{folder}: of a pre-training; what a detector starts from is its {DEIT}, which its first '
             'evaluation writes'
         )
-    order = sorted(available, key=lambda step: (rank(aps[step]), step), reverse=True)
+    order = sorted(available, key=lambda step: (rank(step_aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:
         path = folder / str(candidate)
@@ -108,7 +110,7 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
         if not problem:
             if problems:
                 print(f'{"; ".join(problems)}; step {candidate} is read instead', file=sys.stderr)
-            ap = aps.get(candidate)
+            ap = step_aps.get(candidate)
             (params,) = params.values()
             return params, meta | {'step': candidate} | ({} if ap is None else {'AP': ap})
         problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
@@ -117,7 +119,7 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
 
 def read_meta(path: Path) -> dict:
     """The meta of a step's folder; raises ValueError where it is not what was saved."""
-    meta = json.loads((path / META / 'metadata').read_text())
+    meta = json.loads((path / COMMITTED).read_text())
     # version 0.1 had neither key; no single flipped bit changes both
     if ('sha256' in meta) != ('format' in meta) or 'sha256' in meta and meta['sha256'] != _digest(meta):
         raise ValueError('its meta is not what was saved')
@@ -262,6 +264,11 @@ def write_ap(path: Path, ap: float) -> None:
 def saved_ap(path: Path) -> float | None:
     """The AP of a step's folder; None where it was not measured. Damage counts as not measured."""
     return _saved_ap(path)[0]
+
+
+def aps(folder: Path) -> dict[int, float | None]:
+    """The AP of each step in a folder of checkpoints, as `saved_ap`."""
+    return {step: saved_ap(folder / str(step)) for step in steps(folder)}
 
 
 def ap_is_damaged(path: Path) -> bool:

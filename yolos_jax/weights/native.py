@@ -9,7 +9,7 @@ from pathlib import Path
 from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.weights import checkpoint, model_card, names, tensors
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.pretrained import Pretrained, about_ids
 from yolos_jax.weights.tensors import TensorFile
 
 FILE, (CONFIG, *_) = tensors.WITH_CONFIG[0], tensors.BESIDE
@@ -28,10 +28,7 @@ def read(file: TensorFile) -> Pretrained:
         model = checkpoint.model_of(config['model'])
         classes = {int(number): str(name) for number, name in config['classes'].items()}
         size, max_size = map(int, config['eval_size'])
-        ids = config.get('about', {}).get('category_ids', {})
-        about = (
-            {'category_ids': {str(int(label)): int(number) for label, number in ids.items()}} if ids else {}
-        )
+        about = about_ids(config.get('about', {}).get('category_ids'))
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         if isinstance(error, InputError):
             raise

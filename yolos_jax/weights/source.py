@@ -49,7 +49,7 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
         return Source(path, None, path.parent, int(path.name))
     if step is None and (path / deit.FILE).is_file():  # of a pre-training
         path = path / deit.FILE
-    for folder in (path, path / 'checkpoints'):
+    for folder in (path, path / checkpoint.FOLDER):
         if folder.is_dir() and (steps := checkpoint.steps(folder)):
             if step is not None and step not in steps:
                 raise InputError(f'{path}: has no step {step}, but {", ".join(map(str, steps))}', 'step')

@@ -161,11 +161,10 @@ def _check_hash(path: Path, digest: str) -> bool:
     for source, file, start in expected:
         actual = digest if file == path else sha256(file) if file.exists() else 'none'
         if not actual.startswith(start):
+            advice = f' or, if you changed it yourself, remove {sidecar}' if source == sidecar.name else ''
             raise InputError(
                 f'{file}: damaged, or another file: its SHA-256 is {actual}, and {source} says '
-                f'{start[:64]}; fetch it again'
-                + f' or, if you changed it yourself, remove {sidecar}'
-                * (source == sidecar.name)
+                f'{start[:64]}; fetch it again{advice}'
             )
     return bool(expected)
 

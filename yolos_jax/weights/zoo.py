@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
-from yolos_jax.weights import deit
+from yolos_jax.weights import checkpoint, deit
+from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG
 
 REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
-DESCRIPTION = ('config.json', 'preprocessor_config.json')
-WEIGHTS = ('model.safetensors', 'pytorch_model.bin')  # the second where the first is not there
 CHUNK = 1 << 20  # bytes
-COMMITTED = re.compile(r'(checkpoints/)?\d+/meta/metadata')  # a whole step of a run in a bucket has it
+STEP = re.compile(rf'({checkpoint.FOLDER}/)?\d+/{bucket.COMMITTED}')  # of a whole one
 SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
 ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
 
@@ -95,13 +94,11 @@ def from_bucket(url: str) -> Path:
     folder = bucket.Bucket(url)
     names = folder.names()
     if not names:
-        return bucket.Bucket(parent).kept(name, files.cache())
-    steps = [PurePath(n).parent.parent for n in names if COMMITTED.fullmatch(n)]
-    wanted = (
-        [n for n in names if '/' not in n and Path(n).suffix in SUFFIXES]
-        if not steps
-        else [n for n in names if n == deit.FILE or any(step in PurePath(n).parents for step in steps)]
-    )
+        return bucket.Bucket(parent).copy([name], files.cache()) / name
+    if steps := [PurePath(n).parent.parent for n in names if STEP.fullmatch(n)]:
+        wanted = [n for n in names if n == deit.FILE or any(step in PurePath(n).parents for step in steps)]
+    else:
+        wanted = [n for n in names if '/' not in n and Path(n).suffix in SUFFIXES]
     return folder.copy(wanted, files.cache())
 
 
@@ -117,10 +114,10 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
 
     name = f'{repository}@{revision}' if revision else repository
     try:
-        for weights in WEIGHTS:
+        for weights in WITH_CONFIG:  # the second where the first is not there
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    repository, revision=revision, allow_patterns=[*DESCRIPTION, weights]
+                    repository, revision=revision, allow_patterns=[*BESIDE, weights]
                 )
             )
             if (folder / weights).exists():
@@ -132,7 +129,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
             f'{name}: no such file or folder, and no repository of this name can be fetched ({reason}); '
             f'where there is a network: {ELSEWHERE.format(repository + option)}'
         ) from None
-    raise InputError(f'{name}: this repository has neither {" nor ".join(WEIGHTS)}')
+    raise InputError(f'{name}: this repository has neither {" nor ".join(WITH_CONFIG)}')
 
 
 def fetch(name: str, file: File, folder: Path) -> Path:
