@@ -130,8 +130,7 @@ def read_detector(path, **unsaid):
     """The `Pretrained` in a file or folder of weights."""
     from yolos_jax import weights
 
-    with weights.open(path) as source:
-        return source.detector(**unsaid)
+    return weights.read(path, **unsaid)
 
 
 D, DEPTH, SIDE, H = 32, 2, 4, 2  # of `make_vit`: width, blocks, patches along a side, heads

@@ -42,6 +42,33 @@ class Detections:
     image: Picture | None = None
     size: tuple[int, int] | None = None
 
+    @classmethod
+    def of_tokens(
+        cls,
+        outputs: dict,
+        tokens: np.ndarray,
+        names: dict[int, str],
+        size: tuple[int, int],
+        *,
+        ids: dict[int, int] | None = None,
+        image: Picture | None = None,
+    ) -> 'Detections':
+        """What some [DET] tokens detect in an image.
+
+        outputs: of the image, as `steps.make_predict_step` gives them: 'boxes' [Q, 4], 'scores' [Q] and
+        'labels' [Q]. tokens: their indices, best first. names: {label: class name}; size: of the image.
+        ids: {label: category id}, where they differ.
+        """
+        labels, (height, width) = outputs['labels'][tokens].tolist(), size
+        return cls(
+            boxes=outputs['boxes'][tokens] * np.float32([width, height, width, height]),
+            scores=outputs['scores'][tokens],
+            labels=np.array([ids[label] for label in labels] if ids else labels, np.int64),
+            names=[names.get(label, f'class {label}') for label in labels],
+            image=image,
+            size=size,
+        )
+
     def __len__(self) -> int:
         return len(self.boxes)
 
@@ -50,7 +77,7 @@ class Detections:
         return itertools.starmap(Detection, zip(*columns, strict=True))
 
     def __repr__(self) -> str:
-        best = ', '.join(f'{x.name} {x.score:.2f}' for x in itertools.islice(self, 5))
+        best = ', '.join(self[:5].captions())
         return f'<{len(self)} detections{": " if best else ""}{best}{", ..." if len(self) > 5 else ""}>'
 
     def select(self, rows: Sequence[int]) -> 'Detections':
@@ -64,6 +91,10 @@ class Detections:
         if isinstance(rows, int | np.integer):
             return next(itertools.islice(self, range(len(self))[rows], None))
         return self.select(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
+
+    def captions(self) -> list[str]:
+        """The name and score of each object."""
+        return [f'{one.name} {one.score:.2f}' for one in self]
 
     def to_coco(self, image_id: int) -> list[dict]:
         """The objects as COCO's results, for pycocotools: 'bbox' is [x, y, width, height] in pixels."""
@@ -112,13 +143,12 @@ class Detections:
         image = self.image if image is None else image
         if image is None:
             raise InputError('these detections have no image to draw on; give one')
-        kept = visualize.without_duplicates(self.boxes, self.labels, duplicates)
-        captions = [f'{self.names[i]} {self.scores[i]:.2f}' for i in kept]
+        kept = self[visualize.without_duplicates(self.boxes, self.labels, duplicates)]
         array = pixels.to_rgb(to_rgbx(image))
         height, width = self.size or array.shape[:2]
         scale = np.float32([array.shape[1] / width, array.shape[0] / height] * 2)
-        boxes = self.boxes[kept] * scale
-        return Image.fromarray(visualize.draw(array, boxes, self.labels[kept], captions, font))
+        drawn = visualize.draw(array, kept.boxes * scale, kept.labels, kept.captions(), font)
+        return Image.fromarray(drawn)
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows."""
@@ -127,6 +157,12 @@ class Detections:
         file = io.BytesIO()
         self.draw().save(file, 'png')
         return file.getvalue()
+
+
+def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """The indices of the scores that reach a threshold."""
+    order = np.argsort(-scores, kind='stable')
+    return order[scores[order] >= threshold]
 
 
 def to_rgbx(image: Picture) -> np.ndarray:

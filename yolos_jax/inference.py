@@ -15,7 +15,7 @@ import numpy as np
 
 from yolos_jax import attention, cpus, steps, weights
 from yolos_jax.data import geometry, pixels
-from yolos_jax.detections import Detections, Picture, to_rgbx
+from yolos_jax.detections import Detections, Picture, best_first, to_rgbx
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
@@ -84,8 +84,7 @@ class Detector:
         The other options are those of the constructor.
         """
         unsaid = {name: options.pop(name) for name in weights.UNSAID if name in options}
-        with weights.open(path, step) as source:
-            return cls(source.detector(log=log, **unsaid), **options)
+        return cls(weights.read(path, step, log=log, **unsaid), **options)
 
     def __call__(
         self, images: Picture | Sequence[Picture], threshold: float = 0.5
@@ -136,11 +135,13 @@ class Detector:
                 while ahead or computing:
                     now, ahead = ahead, read() if ahead else []
                     results, computing = computing, self._compute([job.result() for job in now])
-                    for item in _in_order(results):
-                        if isinstance(item, InputError) and not errors:
+                    for item in results:
+                        if not isinstance(item, InputError):
+                            yield self._best(*item, threshold)
+                        elif errors:
+                            yield item
+                        else:
                             raise item
-                        is_error = isinstance(item, InputError)
-                        yield item if is_error else self._detections(item, threshold)
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -170,35 +171,32 @@ class Detector:
         """What `steps.make_predict_step` gives for a batch of 'patches' and 'grid', as numpy arrays."""
         return jax.device_get(self._step(self.params, batch))
 
-    def _compute(self, prepared: list) -> list:
-        """Start to compute; gives (positions, images, outputs) for each batch, and for each error."""
-        by_length, batches = collections.defaultdict(list), []
-        for position, one in enumerate(prepared):
-            if isinstance(one, InputError):
-                batches.append(([position], [one], None))
-            else:
-                by_length[len(one.patches)].append((position, one))
+    def _compute(self, images: list) -> list:
+        """Start to compute: (image, outputs of its batch, its row there) for each; errors stay."""
+        items, by_length = list(images), collections.defaultdict(list)
+        for i, image in enumerate(images):
+            if isinstance(image, Prepared):
+                by_length[len(image.patches)].append(i)
         for length, members in by_length.items():
             for start in range(0, len(members), self.batch_size):
-                positions, images = zip(*members[start : start + self.batch_size], strict=True)
+                rows = dict(enumerate(members[start : start + self.batch_size]))
                 patches = np.zeros((self.batch_size, length, PATCH_DIM), np.uint8)
                 grid = np.ones((self.batch_size, 2), np.int32)  # a row without an image is one black patch
-                for row, one in enumerate(images):
-                    patches[row], grid[row] = one.patches, one.grid
+                for row, i in rows.items():
+                    patches[row], grid[row] = images[i].patches, images[i].grid
                 outputs = self._step(self.params, {'patches': patches, 'grid': grid})
-                batches.append((positions, [one._replace(patches=None) for one in images], outputs))
-        return batches
+                for row, i in rows.items():
+                    items[i] = images[i]._replace(patches=None), outputs, row
+        return items
 
-    def _detections(self, item: tuple, threshold: float) -> Detections:
-        one, outputs = item
-        height, width = one.size
-        scores, labels, boxes = (outputs[name] for name in ('scores', 'labels', 'boxes'))
-        order = np.argsort(-scores, kind='stable')
-        order = order[scores[order] >= threshold]
-        boxes = boxes[order] * np.float32([width, height, width, height])
-        names = [self._names.get(label, f'class {label}') for label in labels[order].tolist()]
-        labels = np.array([self._ids[label] for label in labels[order].tolist()], np.int64)
-        return Detections(boxes, scores[order], labels, names, one.image, one.size)
+    def _best(self, prepared: 'Prepared', outputs: dict, row: int, threshold: float) -> Detections:
+        of_image = {name: np.asarray(values)[row] for name, values in outputs.items()}
+        return self.detections(prepared, of_image, best_first(of_image['scores'], threshold))
+
+    def detections(self, prepared: 'Prepared', outputs: dict, tokens: np.ndarray) -> Detections:
+        """What some tokens detect in an image, whose outputs these are; as `Detections.of_tokens`."""
+        options = dict(ids=self._ids, image=prepared.image)
+        return Detections.of_tokens(outputs, tokens, self._names, prepared.size, **options)
 
 
 class Prepared(NamedTuple):
@@ -219,14 +217,3 @@ def sequence_lengths(size: int, max_size: int) -> list[int]:
     counts = geometry.fixed(np.full(len(widths), 1200), np.array(widths), size, max_size).counts
     most = (size // PATCH) * (min(max_size, 2 * size) // PATCH)
     return sorted({*counts.tolist(), most})
-
-
-def _in_order(batches: list) -> Iterator:
-    """(image, outputs) for each image of computed batches, or its error, in the order they came."""
-    items = {}
-    for positions, images, outputs in batches:
-        rows = jax.device_get(outputs)
-        for row, (position, one) in enumerate(zip(positions, images, strict=True)):
-            outputs_of_one = rows and {name: values[row] for name, values in rows.items()}
-            items[position] = (one, outputs_of_one) if rows else one
-    return (items[position] for position in sorted(items))

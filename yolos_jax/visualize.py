@@ -12,9 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from yolos_jax import files
-from yolos_jax.data import pixels
-from yolos_jax.data.batches import start_image
-from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 
 LONGEST = 4096  # pixels of a side that enlarging may lead to: JPEG and memory have bounds
@@ -65,25 +62,6 @@ def draw(
 def enlargement(width: int, height: int) -> int:
     """How many times as large `draw` makes an image of this size."""
     return max(min(-(-320 // min(width, height)), LONGEST // max(width, height)), 1)
-
-
-def first_images(
-    outputs: dict, records: Records, classes: dict[int, str], count: int = 8, threshold: float = 0.5
-) -> list[np.ndarray]:
-    """Pictures of the first images of a split with what was detected in them.
-
-    outputs: as `evaluation.detect` gives them; classes: {label: name}.
-    """
-    pictures = []
-    for row, index in enumerate(outputs['index'][:count].tolist()):
-        image = pixels.to_rgb(start_image(records, index)())
-        scores, labels = outputs['scores'][row], outputs['labels'][row]
-        shown = scores >= threshold
-        boxes = outputs['boxes'][row][shown] * np.tile(image.shape[1::-1], 2)
-        names = [classes.get(label, f'class {label}') for label in labels[shown].tolist()]
-        captions = [f'{name} {score:.2f}' for name, score in zip(names, scores[shown], strict=True)]
-        pictures.append(draw(image, boxes, labels[shown], captions))
-    return pictures
 
 
 def without_duplicates(boxes: np.ndarray, labels: np.ndarray, iou: float = DUPLICATE) -> np.ndarray:

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, files, optim, steps, visualize
+from yolos_jax import evaluation, files, optim, steps
 from yolos_jax.configs import common
-from yolos_jax.data import annotations, cache, compare, geometry, records, sources
-from yolos_jax.data.batches import EvalBatches, TrainBatches
+from yolos_jax.data import annotations, cache, compare, geometry, pixels, records, sources
+from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
+from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
 from yolos_jax.run import cluster, workdir
@@ -33,6 +34,7 @@ from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
+SHOWN = 8  # images of an evaluation, in TensorBoard
 TRUTH = 'val.json'  # in a run's folder: its validation set, where no file describes it
 
 
@@ -81,7 +83,7 @@ class Detection(Setup):
         numbers, _ = evaluation.score(val_set.truth(), results)
         log.print(evaluation.table(numbers))
         log.write(done, numbers | evaluation.mean_losses(outputs))
-        log.pictures(done, visualize.first_images(outputs, val_set, self.start.classes))
+        log.pictures(done, first_images(outputs, val_set, self.start.classes))
         return numbers['AP']
 
     def finish(self, folder: Path, aps: dict[int, float | None], about: dict, _: Log) -> None:
@@ -94,6 +96,17 @@ class Detection(Setup):
             about['AP'] = aps[step]
         with files.replacing(folder / 'README.md') as file:
             file.write(model_card.text(dataclasses.replace(self.start, about=about)).encode())
+
+
+def first_images(outputs: dict, data: records.Records, names: dict[int, str]) -> list[np.ndarray]:
+    """Pictures of the first images of a split with what was detected; outputs: of `evaluation.detect`."""
+    pictures = []
+    for row, index in enumerate(outputs['index'][:SHOWN].tolist()):
+        of_image = {name: outputs[name][row] for name in ('boxes', 'scores', 'labels')}
+        image, tokens = pixels.to_rgb(start_image(data, index)()), best_first(of_image['scores'], 0.5)
+        detections = Detections.of_tokens(of_image, tokens, names, image.shape[:2], image=image)
+        pictures.append(np.asarray(detections.draw()))
+    return pictures
 
 
 def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:

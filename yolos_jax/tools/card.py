@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measured['report'] = read(args.evaluation / 'report.json')
     if args.speed:
         measured['speed'] = read(args.speed / 'speed.json')
-    with weights.open(args.weights, args.step) as source:
-        pretrained = source.detector(log=print)
+    pretrained = weights.read(args.weights, args.step, log=print)
     of_metrics, of_weights = measured.get('metrics', {}).get('about', {}), pretrained.about
     for key in ('step', 'sha256'):
         if key in of_metrics and key in of_weights and of_metrics[key] != of_weights[key]:

@@ -92,8 +92,8 @@ def read_detector(
     args: argparse.Namespace, data: records.Records
 ) -> tuple[weights.Pretrained, dict[int, int]]:
     """The detector, and the category in the data of each of its labels; prints what to know of both."""
-    with weights.open(args.weights, args.step) as source:
-        pretrained = source.detector(args.heads, args.pos_grid, args.mid_pos_grid, log=print)
+    unsaid = {name: getattr(args, name) for name in weights.UNSAID}
+    pretrained = weights.read(args.weights, args.step, log=print, **unsaid)
     if args.classes:
         classes = annotations.read_classes(args.classes)
         pretrained = dataclasses.replace(pretrained, classes=classes)

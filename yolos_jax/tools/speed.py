@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from yolos_jax import Detector, cpus, files, weights
+from yolos_jax import Detector, cpus, files
 from yolos_jax.data import pixels, records
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
@@ -70,12 +70,9 @@ def _heads(model: Yolos) -> int:
     return model.num_det_tokens * (4 * D * D + D * (model.num_classes + 1 + 4))
 
 
-def measure(
-    detector: Detector, pretrained: weights.Pretrained, images: Sequence[Callable[[], np.ndarray]]
-) -> dict:
+def measure(detector: Detector, images: Sequence[Callable[[], np.ndarray]]) -> dict:
     """What there is to say about a detector on some images, as plain numbers; each call reads one, RGB."""
-    model, sizes = pretrained.model, []
-    inputs = []
+    model, arrays, sizes, inputs = detector.model, jax.tree.leaves(detector.params), [], []
     for read in images:
         prepared = detector.prepare(read())
         inputs.append({'patches': prepared.patches[None], 'grid': prepared.grid[None]})
@@ -87,8 +84,8 @@ def measure(
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         'images': len(images),
-        'parameters': sum(x.size for x in jax.tree.leaves(pretrained.params)),
-        'bytes': sum(x.nbytes for x in jax.tree.leaves(pretrained.params)),
+        'parameters': sum(x.size for x in arrays),
+        'bytes': sum(x.nbytes for x in arrays),
         'gflops': float(np.mean([macs(model, grid) for grid in sizes])) / 1e9,
         'gflops_computed': float(np.mean([computed_macs(model, length) for length in lengths])) / 1e9,
         'fps': _rates(detector.outputs, inputs),
@@ -147,15 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--images', type=int, default=100, help='how many, the first (100)')
     args = parser.parse_args(arguments)
     data = records.read(args.data, args.split)
-    with weights.open(args.weights) as source:
-        pretrained = source.detector(log=print)
-    detector = Detector(pretrained, batch_size=1)
+    detector = Detector.from_pretrained(args.weights, log=print, batch_size=1)
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]
-    numbers = measure(detector, pretrained, images)
-    files.write_json(args.output / 'speed.json', numbers | {'size': pretrained.size, 'method': METHOD})
-    print(table(numbers, pretrained.model, pretrained.size))
+    numbers = measure(detector, images)
+    files.write_json(args.output / 'speed.json', numbers | {'size': detector.size, 'method': METHOD})
+    print(table(numbers, detector.model, detector.size))
     print(METHOD)
 
 

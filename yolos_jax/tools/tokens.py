@@ -127,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--output', required=True, type=Path, help='a folder')
     args = parser.parse_args(arguments)
     data = records.read(args.data, args.split)
-    with weights.open(args.weights) as source:
-        pretrained = source.detector(log=print)
+    pretrained = weights.read(args.weights, log=print)
     labels, notes = evaluation.category_ids(pretrained, data)
     print(*notes, sep='\n', end='\n' if notes else '')
     data = evaluation.relabelled(data, labels)

@@ -59,8 +59,7 @@ def logits_of(detector: weights.Pretrained, image: Image.Image) -> np.ndarray:
 
 def check_golden(name: str, golden: Golden, path: Path) -> dict:
     """Published beside measured values of an image, and whether they are the same."""
-    with weights.open(name) as source:
-        detector = source.detector(log=print)
+    detector = weights.read(name, log=print)
     with Image.open(path) as image:
         logits = logits_of(detector, image)
     scores = jax.nn.softmax(logits, axis=-1)[:, :-1]

@@ -1,10 +1,11 @@
 """Weights of detectors and of pre-trained ViTs: any file in, four forms out.
 
-open one (`open`), look at what it holds (`Source`), and take a detector (`Pretrained`) or a backbone.
+Read a detector (`read`); or open a file (`open`), look at what it holds (`Source`), and take a detector
+(`Pretrained`) or a backbone.
 """
 
 from yolos_jax.weights.pretrained import Pretrained
-from yolos_jax.weights.source import UNSAID, Source, init_from_backbone, load
+from yolos_jax.weights.source import UNSAID, Source, init_from_backbone, load, read
 from yolos_jax.weights.source import open_source as open  # noqa: F401  `import *` would hide Python's
 
-__all__ = ['UNSAID', 'Pretrained', 'Source', 'init_from_backbone', 'load']
+__all__ = ['UNSAID', 'Pretrained', 'Source', 'init_from_backbone', 'load', 'read']

@@ -20,10 +20,18 @@ DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detec
 
 
 def load(path: str | Path, step: int | None = None, **unsaid: Any) -> tuple[Yolos, dict]:
-    """A detector as (model, params), as `open_source` takes it; unsaid: for `Source.detector`."""
-    with open_source(path, step) as source:
-        pretrained = source.detector(**unsaid)
+    """The model and parameters of a detector, as `read`."""
+    pretrained = read(path, step, **unsaid)
     return pretrained.model, pretrained.params
+
+
+def read(path: str | Path, step: int | None = None, **options: Any) -> Pretrained:
+    """The detector in a file or folder, read into memory.
+
+    path, step: as for `open_source`; options: those of `Source.detector`. Raises as they do.
+    """
+    with open_source(path, step) as source:
+        return source.detector(**options)
 
 
 def init_from_backbone(path: str | Path, model: Yolos, rng: jax.Array) -> dict:
