@@ -220,7 +220,7 @@ def spawn(command, logs, processes, devices, last=()):
         place = [f'--coordinator={coordinator}', f'--num_processes={processes}', f'--process_id={i}']
         own = [*(place if processes > 1 else []), *(last if i == processes - 1 else [])]
         with open(logs / f'log-{i}', 'a') as log:
-            one = [sys.executable, *command, *own]
+            one = [sys.executable, ROOT / 'tests' / 'member.py', *command, *own]
             started.append(subprocess.Popen(one, env=environment, stdout=log, stderr=log))
     return started
 
