@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -263,3 +264,37 @@ def to_yolo(coco, root):
     names = [category['name'] for category in annotated(coco, 'train2017')['categories']]
     description = {'path': str(root), 'train': 'images/train', 'val': 'images/val', 'names': names}
     (root / 'data.yaml').write_text(yaml.safe_dump(description))
+
+
+def launch(config, folder, stop_after=None, devices=1, on_step=None, start=None):
+    """Train on so many devices; SIGTERM arrives after step `stop_after`. start: `train` or `pretrain`."""
+    import jax
+
+    from yolos_jax.run import mesh as meshes
+    from yolos_jax.run.stop import StopSignal
+    from yolos_jax.run.train import train
+
+    def act(step):
+        if on_step:
+            on_step(step)
+        if step.number + 1 == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+
+    stop = StopSignal()
+    try:
+        mesh = meshes.make_mesh(jax.devices()[:devices])
+        return (start or train)(config, folder, mesh=mesh, on_step=act, stop=stop)
+    finally:
+        stop.release()
+
+
+def swap_classes(coco, split):
+    """Give the first two categories of an annotation file each other's number."""
+    content = annotated(coco, split)
+    first, second = (category['id'] for category in content['categories'][:2])
+    swapped = {first: second, second: first}
+    for category in content['categories']:
+        category['id'] = swapped.get(category['id'], category['id'])
+    for one in content['annotations']:
+        one['category_id'] = swapped.get(one['category_id'], one['category_id'])
+    (coco / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -159,6 +161,15 @@ def test_a_damaged_preprocessor_is_not_taken_for_imagenets(text, vit_model, tmp_
     vit_model[1].save_pretrained(tmp_path)
     (tmp_path / 'preprocessor_config.json').write_text(text)
     with pytest.raises(InputError, match=r'preprocessor_config\.json.* JSON object|cannot be read'):
+        yolos_jax.init_from_backbone(tmp_path, Yolos(**DETECTOR), jax.random.key(0))
+
+
+@pytest.mark.parametrize(('key', 'value'), [('hidden_act', 'relu'), ('rope_theta', 50.0)])
+def test_a_vit_that_computes_something_else_is_refused(key, value, vit_model, tmp_path):
+    vit_model[1].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | {key: value}))
+    with pytest.raises(InputError, match=f'config.json says {key} is .?{value}.?; only'):
         yolos_jax.init_from_backbone(tmp_path, Yolos(**DETECTOR), jax.random.key(0))
 
 

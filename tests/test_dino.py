@@ -82,6 +82,12 @@ def tokens(params, ours, image, det=False):
     return LayerNorm(ours.eps).apply({'params': backbone['norm']}, x)
 
 
+@pytest.mark.parametrize('width', [4, 64, 196, 392])  # of which 4 / 196 and 4 / 392 are rounded
+def test_every_channel_of_a_head_has_an_angle(width):
+    cosines, sines = rope.angles(jnp.array([[2, 3]]), 6, 1, width)
+    assert cosines.shape == sines.shape == (1, 7, width)
+
+
 @pytest.mark.parametrize('grid', [(3, 3), (4, 7), (9, 5)])
 @pytest.mark.parametrize('ours', [V2, V3], ids=['DINOv2', 'DINOv3'])
 def test_features_are_those_of_transformers(ours, grid, vits):

@@ -129,9 +129,9 @@ def test_objects_are_relabelled_and_left_out_as_a_detector_knows_them(coco_folde
         assert new_labels.tolist() == [{1: 7, 3: 0}[x] for x in labels[kept].tolist()]
 
 
-def known(classes):
+def known(classes, **about):
     """A detector with these classes."""
-    return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96)
+    return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96, about)
 
 
 def test_classes_that_are_numbered_differently_are_matched_by_name_and_that_is_said(tmp_path):
@@ -144,3 +144,14 @@ def test_classes_that_are_numbered_differently_are_matched_by_name_and_that_is_s
     assert labels == {2: 2} and 'cannot be detected: dog' in ' '.join(notes)
     with pytest.raises(InputError, match='none of its classes .cat, dog. is one of those .* .bird.'):
         evaluation.category_ids(known({2: 'bird'}), data)
+
+
+def test_labels_that_are_no_category_ids_are_those_of_the_data_they_were_made_from(tmp_path):
+    """Of names that differ in upper case alone too."""
+    content = coco_content()
+    content['categories'] = [{'id': 10_001, 'name': 'cat'}, {'id': 10_002, 'name': 'Cat'}]
+    for one in content['annotations']:
+        one['category_id'] += 9_999 if one['category_id'] == 2 else 9_997
+    data = records.read(write_coco(tmp_path, content), 'val')
+    detector = known(data.classes, category_ids={str(k): x for k, x in data.category_ids.items()})
+    assert evaluation.category_ids(detector, data) == ({0: 10_001, 1: 10_002}, [])

@@ -232,6 +232,12 @@ def test_arguments_of_another_kind_are_named(saved):
         Detector(str(saved))
     with pytest.raises(InputError, match='batch_size is -1'):
         Detector.from_pretrained(saved, batch_size=-1)
+    with pytest.raises(InputError, match="batch_size is '4'"):
+        Detector.from_pretrained(saved, batch_size='4')
+    with pytest.raises(InputError, match="device is 'cpu', none of jax.devices"):
+        Detector.from_pretrained(saved, device='cpu')
+    with pytest.raises(InputError, match='a class has the number 4, and the model 4 classes'):
+        dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
 
 
 def test_a_detector_says_that_it_does_not_survive_a_fork(saved):

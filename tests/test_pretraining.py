@@ -1,8 +1,9 @@
 """Pre-training: its parity with a torch loop of timm's formulae, its runs, and what starts from it."""
 
+import functools
 import shutil
-import signal
 
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -17,15 +18,15 @@ from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run import workdir
-from yolos_jax.run.pretraining import pretrain
-from yolos_jax.run.stop import StopSignal
+from yolos_jax.run import setup, workdir
+from yolos_jax.run.pretraining import group_size, pretrain
 from yolos_jax.weights import checkpoint, deit, names
 
 B, GROUP, SIZE = 16, 8, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = augmentation.Recipe(size=SIZE, repeats=3, erasing=0.5, mixup=0.8, cutmix=1.0, group=GROUP)
 MODEL = Classifier(width=64, depth=3, heads=2, num_classes=20, size=SIZE)
+launch = functools.partial(helpers.launch, start=pretrain)
 
 
 def config_of(folder, **changes):
@@ -35,20 +36,6 @@ def config_of(folder, **changes):
     config.augment.update(mix_group=GROUP, erasing=0.5)
     config.update(changes)
     return config
-
-
-def launch(config, folder, stop_after=None, devices=1):
-    stop = StopSignal()
-
-    def act(step):
-        if step.number + 1 == stop_after:
-            signal.raise_signal(signal.SIGTERM)
-
-    try:
-        mesh = meshes.make_mesh(jax.devices()[:devices])
-        return pretrain(config, folder, mesh=mesh, on_step=act, stop=stop)
-    finally:
-        stop.release()
 
 
 def loss_lines(folder):
@@ -221,6 +208,15 @@ def test_a_batch_in_parts_gives_the_losses_of_the_whole(unbroken, class_folder, 
     launch(config_of(class_folder, accumulate_steps=2), tmp_path)
     losses = [[line['loss'] for line in loss_lines(x) if 'loss' in line] for x in (tmp_path, unbroken)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_batch_in_which_nothing_is_mixed_can_be_computed_in_parts(class_folder):
+    config = config_of(class_folder, accumulate_steps=4)
+    config.augment.update(mix_group=0)
+    with pytest.raises(InputError, match='16 images do not divide into so many parts of whole groups'):
+        setup.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
+    config.augment.update(mixup=0.0, cutmix=0.0)
+    setup.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
 
 
 def test_a_detector_starts_from_the_workdir(unbroken, capsys):

@@ -7,30 +7,24 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import make_vit, metric_lines, read_detector, result, tiny_config, torches
+from helpers import (
+    launch,
+    make_vit,
+    metric_lines,
+    read_detector,
+    result,
+    swap_classes,
+    tiny_config,
+    torches,
+)
 from yolos_jax.configs import finetune
 
 from yolos_jax import optim, weights
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import detection
-from yolos_jax.run import mesh as meshes
 from yolos_jax.run.starting_point import frozen_blocks, model_fields
-from yolos_jax.run.stop import StopSignal
-from yolos_jax.run.train import train
 from yolos_jax.weights import Pretrained, checkpoint
-
-
-def launch(config, folder, stop_after=None, devices=1):
-    def act(step):
-        if step.number + 1 == stop_after:
-            stop.number = 15
-
-    stop = StopSignal()
-    try:
-        return train(config, folder, mesh=meshes.make_mesh(jax.devices()[:devices]), on_step=act, stop=stop)
-    finally:
-        stop.release()
 
 
 @pytest.fixture(scope='module')
@@ -196,6 +190,18 @@ def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys)
     assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
     with pytest.raises(InputError, match='epochs: 2 then, 1 now'):
         launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
+
+
+def test_a_run_whose_validation_classes_are_matched_by_name_resumes(coco_folder, tmp_path, capsys):
+    swap_classes(shutil.copytree(coco_folder, tmp_path / 'data'), 'val2017')
+    config = tiny_config(data=tmp_path / 'data', epochs=1)
+    launch(config, tmp_path / 'run', stop_after=4)
+    launch(config, tmp_path / 'run')
+    assert 'matched by name' in capsys.readouterr().out
+    assert [line['step'] for line in metric_lines(tmp_path / 'run') if 'AP' in line] == [6]
+    swap_classes(tmp_path / 'data', 'val2017')
+    with pytest.raises(InputError, match='labels of val differ'):
+        launch(config, tmp_path / 'run')
 
 
 def test_a_resumed_run_does_not_need_the_weights_it_started_from(coco_folder, tmp_path):

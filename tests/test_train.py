@@ -1,7 +1,6 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, make_vit, read_detector, result, tiny_config, torches
+from helpers import ROOT, launch, make_vit, read_detector, result, tiny_config, torches
 from yolos_jax.configs import finetune
 
 from yolos_jax.data import records
@@ -20,26 +19,8 @@ from yolos_jax.errors import DivergedError, InputError
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
 from yolos_jax.run.starting_point import make_start
-from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import adapt, checkpoint
-
-
-def launch(config, folder, stop_after=None, devices=1, on_step=None):
-    """Train on so many devices; SIGTERM arrives after step `stop_after`."""
-
-    def act(step):
-        if on_step:
-            on_step(step)
-        if step.number + 1 == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stop = StopSignal()
-    try:
-        mesh = meshes.make_mesh(jax.devices()[:devices])
-        return train(config, folder, mesh=mesh, on_step=act, stop=stop)
-    finally:
-        stop.release()
 
 
 @pytest.fixture(scope='module')

@@ -110,13 +110,14 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     Raises:
         InputError: no class is the same.
     """
-    classes = pretrained.classes
+    classes, ids = pretrained.classes, pretrained.category_ids
     data_names = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
-    if all(classes.get(number, '').lower() == name for number, name in data_names.items()):
-        return {label: label for label in range(pretrained.model.num_classes)}, []
+    own_names = {ids[label]: name.lower() for label, name in classes.items()}
+    if all(own_names.get(number) == name for number, name in data_names.items()):
+        return ids, []
     by_name = {name: number for number, name in data_names.items()}
     labels = {
-        label: label if data_names.get(label) == name.lower() else by_name[name.lower()]
+        label: ids[label] if data_names.get(ids[label]) == name.lower() else by_name[name.lower()]
         for label, name in classes.items()
         if name.lower() in by_name
     }
@@ -128,7 +129,7 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     notes = []
     if len(by_name) < len(data_names):
         notes.append(f'{records.source.path}: several of its classes have one name, and count as one class')
-    if any(label != number for label, number in labels.items()):
+    if any(ids[label] != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
     absent = [name for number, name in data_names.items() if number not in labels.values()]
     if absent:

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import hashlib
 import itertools
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,16 +49,17 @@ class Detector:
                 f'a Detector is made of a Pretrained, not of {type(pretrained).__name__}; of a path '
                 'Detector.from_pretrained makes one'
             )
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f'batch_size is {batch_size}', 'batch_size')
+        if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size > 0):
+            raise InputError(f'batch_size is {batch_size!r}, no number of images', 'batch_size')
+        if not isinstance(device, jax.Device | None):
+            raise InputError(f'device is {device!r}, none of jax.devices()', 'device')
         if dtype not in (None, 'float32', 'bfloat16'):
             raise InputError(f'dtype is {dtype!r}, not float32 or bfloat16', 'dtype')
         device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
         kernel = attention.for_platform(device.platform, dtype)
         self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=dtype)
         self._names, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
-        ids = pretrained.about.get('category_ids', {})
-        self._ids = {label: ids.get(str(label), label) for label in range(model.num_classes)}
+        self._ids = pretrained.category_ids
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self._lengths = sequence_lengths(self.size, self.max_size)
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
@@ -122,10 +124,10 @@ class Detector:
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
         try:
-            is_score = float(threshold) <= 1
+            least_score = float(threshold)
         except (TypeError, ValueError):
-            is_score = False
-        if not is_score:
+            least_score = np.nan
+        if not least_score <= 1:
             raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
         images, size = iter(images), WINDOW * self.batch_size
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
@@ -137,7 +139,7 @@ class Detector:
                     results, computing = computing, self._compute([job.result() for job in now])
                     for item in results:
                         if not isinstance(item, InputError):
-                            yield self._best(*item, threshold)
+                            yield self._best(*item, least_score)
                         elif errors:
                             yield item
                         else:

@@ -23,7 +23,7 @@ def angles(grid: jax.Array, length: int, special: int, width: int) -> tuple[jax.
     patch, columns = jnp.arange(length), grid[:, 1:]
     places = jnp.stack([patch // columns, patch % columns], axis=-1)  # [B, N, 2]
     centres = 2 * (places + 0.5) / grid[:, None] - 1
-    frequencies = BASE ** -np.arange(0, 1, 4 / width, np.float32)  # [d / 4]
+    frequencies = BASE ** -(np.arange(width // 4, dtype=np.float32) * np.float32(4 / width))  # [d / 4]
     angle = 2 * np.float32(np.pi) * centres[..., None] * frequencies
     angle = jnp.tile(angle.reshape(*angle.shape[:2], width // 2), 2)  # [B, N, d]
     angle = jnp.pad(angle, [(0, 0), (special, 0), (0, 0)])

@@ -3,7 +3,7 @@
 import inspect
 import re
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ def find(name: str) -> str:
     if installed.is_file() and name in (installed.stem, installed.name, f'configs/{installed.name}'):
         return str(installed)
     raise InputError(f'{name}: no such config file, and no installed one: {", ".join(names())}')
+
+
+def is_pretraining(config: Container[str]) -> bool:
+    """Whether a config, or its flat form, is one for pre-training and not for a detector."""
+    return 'smoothing' in config
 
 
 def resolved(arguments: Sequence[str]) -> list[str]:

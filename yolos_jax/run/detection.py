@@ -1,7 +1,6 @@
 """Training of a detector: data, detector, batches, optimiser and steps, made once from a config."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, workdir
+from yolos_jax.run import cluster, config_files, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.setup import (
@@ -25,10 +24,9 @@ from yolos_jax.run.setup import (
     check_agreement,
     check_batch_size,
     check_enough,
-    check_keys,
     check_numbers,
-    completed,
     make_state,
+    resumed,
 )
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
@@ -39,7 +37,7 @@ TRUTH = 'val.json'  # in a run's folder: its validation set, where no file descr
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection(Setup):
+class DetectorSetup(Setup):
     """What a run that trains a detector works with."""
 
     start: Pretrained
@@ -54,29 +52,26 @@ class Detection(Setup):
         }
         return checkpoint.describe(self.start) | {'training': self.computers() | images}
 
-    def summary(self, first: int) -> str:
-        """What the run is about to do, for the reader; `tools.check_data` says more about the data."""
+    def about_data(self) -> list[str]:
+        """Lines for the summary; `tools.check_data` says more about the data."""
         train_set, (lengths, waste) = self.batches.records, self.batches.waste()
         val_set, objects = self.val_batches.records, np.diff(train_set.first)
         dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
-        lines = [
+        return [
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(self.start.classes)} classes, {train_set.source.path}',
             f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
             f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
             f'weights      {self.config.init_from or "from scratch (no init_from)"}',
         ]
-        return self.summary_of(first, self.start.params, lines)
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """The ids of images in the annotations."""
         return self.batches.records.ids[indices]
 
-    def evaluate(self, state: dict, done: int, log: Log, is_alive: Callable[[], None], _: float) -> float:
+    def evaluate(self, state: dict, done: int, log: Log, on_batch: Callable[[], None], _: float) -> float:
         """Measure the AP on the validation split; all twelve numbers are logged."""
-        predict, val_set = functools.partial(self.predict, steps.evaluated(state)), self.val_batches.records
-        options = dict(rows=self.rows, gather=cluster.gather, on_batch=is_alive, threads=self.threads)
-        outputs = evaluation.detect(predict, self.val_batches, **options)
+        outputs, val_set = self.detect(state, on_batch), self.val_batches.records
         if not cluster.is_first():
             return np.nan
         results = evaluation.to_results(outputs, val_set, self.labels)
@@ -109,19 +104,18 @@ def first_images(outputs: dict, data: records.Records, names: dict[int, str]) ->
     return pictures
 
 
-def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
+def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSetup:
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
-    config, folder = completed(config, common.get_config()), work.folder
+    if config_files.is_pretraining(config):
+        raise InputError('this config is one for pre-training, not for training a detector')
+    (config, saved, notes), folder = resumed(config, common.get_config(), work), work.folder
     check_values(config)
     check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
-    saved = checkpoint.newest_meta(folder / checkpoint.FOLDER)
-    if not saved:  # earlier versions started runs with such configs, which are to be resumed
-        check_keys(config, common.get_config())
+    if not saved:
         check_used(config)
-    notes = workdir.check_same(saved['config'], workdir.flat(config), folder) if saved else []
     train_set, val_set = read_data(config, folder)
     digests = {'train': train_set.digests, 'val': val_set.digests}
-    workdir.check_same_data(saved.get('data', {}) if saved else {}, digests, folder)
+    workdir.check_same_data(saved.get('data', {}), digests, folder)
     write_truth(config, val_set, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
     batches = make_batches(config, train_set, start)
@@ -155,8 +149,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Detection:
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
     predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
-    return Detection(
+    return DetectorSetup(
         start=start,
+        digests=digests,
         batches=batches,
         val_batches=val_batches,
         rate=rate,
@@ -224,8 +219,6 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
-    if 'smoothing' in config:
-        raise InputError('this config is one for pre-training, not for training a detector')
     check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):

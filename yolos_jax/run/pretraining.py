@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import attention, classification, evaluation, optim, steps
+from yolos_jax import attention, classification, optim, steps
 from yolos_jax.classifier import Classifier, init_params
 from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.run import cluster, workdir
+from yolos_jax.run import cluster, config_files, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.setup import (
@@ -26,28 +25,21 @@ from yolos_jax.run.setup import (
     check_agreement,
     check_batch_size,
     check_enough,
-    check_keys,
     check_numbers,
-    completed,
     make_state,
+    resumed,
 )
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.teacher import make_teacher, read_classifier, resized
 from yolos_jax.run.train import Step, check_arguments, run_to_end
-from yolos_jax.weights import checkpoint, deit
+from yolos_jax.weights import deit
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretraining(Setup):
+class PretrainingSetup(Setup):
     """What a run that pre-trains a ViT works with."""
 
     model: Classifier
-    teacher: str  # a digest of what it teaches, '' without one
-
-    def digests(self) -> dict[str, Any]:
-        """What is the same for the same data, of both splits."""
-        of_data = super().digests()
-        return of_data | {'train': of_data['train'] | {'teacher': self.teacher}}
 
     def describe(self) -> dict:
         """What a checkpoint says of the classifier and its training."""
@@ -59,34 +51,24 @@ class Pretraining(Setup):
             'training': self.computers(),
         }
 
-    def summary(self, first: int) -> str:
-        """What the run is about to do, for the reader."""
+    def about_data(self) -> list[str]:
+        """Lines for the summary."""
         train_set, val_set, recipe = self.batches.records, self.val_batches.records, self.config.augment
-        lines = [
+        return [
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(train_set.classes)} classes, {train_set.path}',
             f'epoch        {len(train_set) // recipe.repeats} images, {recipe.repeats} of each in a batch',
         ]
-        return self.summary_of(first, self.state['params'], lines)
 
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
         """The numbers of images in the order of their names."""
         return indices
 
     def evaluate(
-        self, state: dict, done: int, log: Log, is_alive: Callable[[], None], best: float
+        self, state: dict, done: int, log: Log, on_batch: Callable[[], None], best: float
     ) -> float:
         """Measure the top-1 accuracy on the validation split; the best weights so far go to deit.pth."""
-        params = steps.evaluated(state)
-        outputs = evaluation.detect(
-            functools.partial(self.predict, params),
-            self.val_batches,
-            rows=self.rows,
-            gather=cluster.gather,
-            on_batch=is_alive,
-            threads=self.threads,
-        )
-        params = cluster.fetch(params)
+        outputs, params = self.detect(state, on_batch), cluster.fetch(steps.evaluated(state))
         if not cluster.is_first():
             return np.nan
         numbers = {name: float(outputs[name].mean()) for name in ('top1', 'top5', 'val_loss')}
@@ -117,25 +99,22 @@ def pretrain(
     return run_to_end(functools.partial(prepare, config, mesh), location, on_step, stuck=stuck, stop=stop)
 
 
-def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretraining:
+def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> PretrainingSetup:
     """The data, the classifier, the batches, the optimiser and the steps of a run."""
-    if 'smoothing' not in config:
+    if not config_files.is_pretraining(config):
         raise InputError('this config is one for training a detector, not for pre-training')
-    config = completed(config, deit_ti.get_config())
+    config, saved, notes = resumed(config, deit_ti.get_config(), work)
     check_values(config)
-    group = config.augment.mix_group or config.batch_size
+    group = group_size(config)
     check_batch_size(config, mesh, group, 'augment.mix_group')
-    saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
-    notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder) if saved else []
-    if not saved:
-        check_keys(config, deit_ti.get_config())
     train_set, val_set = read_data(config)
     check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
     teacher = make_teacher(config, model, train_set, group)
     notes += teacher.notes
     batches = make_batches(config, train_set, group, teacher.labels)
-    digests = {'train': train_set.digests, 'val': val_set.digests, 'teacher': teacher.digest}
+    digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
+    workdir.check_same_data(saved.get('data', {}), digests, work.folder)
     check_agreement(config, work, batches, digests)
     fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
     params = jax.device_get(fresh)
@@ -149,7 +128,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
     )
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
-    return Pretraining(
+    return PretrainingSetup(
         batches=batches,
         val_batches=class_batches.EvalBatches(val_set, model.size, config.batch_size),
         rate=rate,
@@ -161,7 +140,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         threads=cluster.threads(),
         notes=notes,
         model=model,
-        teacher=teacher.digest,
+        digests=digests,
     )
 
 
@@ -177,6 +156,13 @@ def check_values(config: ConfigDict) -> None:
             f'model.width is {config.model.width}, not a multiple of model.heads, {config.model.heads}',
             'model.heads',
         )
+
+
+def group_size(config: ConfigDict) -> int:
+    """How many images are mixed alike: of a batch that is computed in parts, each has whole groups."""
+    if not config.augment.mixup and not config.augment.cutmix:
+        return 1
+    return config.augment.mix_group or config.batch_size
 
 
 def read_data(config: ConfigDict) -> tuple[labelled.LabelledImages, labelled.LabelledImages]:

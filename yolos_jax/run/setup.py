@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import yolos_jax
-from yolos_jax import steps
+from yolos_jax import evaluation, steps
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
+from yolos_jax.weights import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Setup(abc.ABC):
     train_step: Callable
     predict: Callable  # of a batch of the validation split, numpy in and out
     state: dict
+    digests: dict  # of the data: the same for the same
     config: ConfigDict
     mesh: Mesh
     threads: int  # of this process, for loading
@@ -66,27 +68,35 @@ class Setup(abc.ABC):
             'software': f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}',
         }
 
-    def summary_of(self, first: int, params: dict, lines: list[str]) -> str:
-        """What the run is about to do from a step, for the reader; lines: about its data."""
+    def detect(self, state: dict, on_batch: Callable[[], None]) -> dict:
+        """What `predict` gives for the validation split, as `evaluation.detect` with these options."""
+        return evaluation.detect(
+            functools.partial(self.predict, steps.evaluated(state)),
+            self.val_batches,
+            rows=self.rows,
+            gather=cluster.gather,
+            on_batch=on_batch,
+            threads=self.threads,
+        )
+
+    def summary(self, first: int) -> str:
+        """What the run is about to do from a step, for the reader."""
         kind, epochs = self.mesh.devices.flat[0].device_kind, self.config.epochs
+        count = sum(x.size for x in jax.tree.leaves(self.state['params']))
         return '\n'.join(
             [
                 f'devices      {self.mesh.size} x {kind}, processes {jax.process_count()}, '
                 f'threads {self.threads}, jax {jax.__version__}',
-                f'parameters   {sum(x.size for x in jax.tree.leaves(params)):,}',
-                *lines,
+                f'parameters   {count:,}',
+                *self.about_data(),
                 f'steps        {epochs} epochs of {self.batches.steps_per_epoch}, from step {first}',
                 *(f'note         {note}' for note in self.notes),
             ]
         )
 
     @abc.abstractmethod
-    def summary(self, first: int) -> str:
-        """What the run is about to do from a step, for the reader."""
-
-    def digests(self) -> dict[str, Any]:
-        """What is the same for the same data, of both splits."""
-        return {'train': self.batches.records.digests, 'val': self.val_batches.records.digests}
+    def about_data(self) -> list[str]:
+        """Lines for the summary."""
 
     @abc.abstractmethod
     def describe(self) -> dict:
@@ -98,17 +108,17 @@ class Setup(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(
-        self, state: dict, done: int, log: Log, is_alive: Callable[[], None], best: float
+        self, state: dict, done: int, log: Log, on_batch: Callable[[], None], best: float
     ) -> float:
         """Measure the state after so many steps on the validation split, and log that.
 
-        is_alive: called after each batch. best: the best AP of the run so far, -inf before the first.
+        on_batch: called after each batch. best: the best AP of the run so far, -inf before the first.
         Returns the AP, or what is in its place; that and `best` are of use in the first process only.
         """
 
     @abc.abstractmethod
     def finish(self, folder: Path, aps: dict[int, float | None], about: dict, log: Log) -> None:
-        """Write at the end what tells about the run. aps: of the steps saved. about: of a checkpoint."""
+        """Write the run's last files. aps: of the steps saved. about: the meta of its checkpoints."""
 
 
 RANGES = {  # of the numbers of a config: the least and the greatest
@@ -147,6 +157,22 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'smoothing': (0, 0.99),
     'drop_path': (0, 0.9),
 }
+
+
+def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tuple:
+    """A config completed, the meta of the run in the folder ({} of none), and lines for the reader.
+
+    known: a config with all keys.
+
+    Raises:
+        InputError: the run had another config, or a new run's has a key that nothing reads.
+    """
+    config = completed(config, known)
+    saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
+    if saved:
+        return config, saved, workdir.check_same(saved['config'], workdir.flat(config), work.folder)
+    check_keys(config, known)  # earlier versions started runs with others, which are to be resumed
+    return config, {}, []
 
 
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:

@@ -63,15 +63,15 @@ class Run(NamedTuple):
         """Whether the run was asked to stop after this step."""
         return self.stop is not None and self.stop.after(step)
 
-    def is_alive(self) -> None:
+    def check_in(self) -> None:
         """For what takes long and is no step: tells the watchdog; raises StopRun where asked to stop."""
         self.progress()
         if self.stop:
             self.stop.check()
 
-    def is_waiting(self) -> None:
-        """As `is_alive`, in a time that is not counted as training."""
-        self.is_alive()
+    def check_in_untimed(self) -> None:
+        """As `check_in`, in a time that is not counted as training."""
+        self.check_in()
         self.throughput.restart()
 
 
@@ -171,7 +171,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -
             return None
         for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
-            program = programs.of(state, batch, run.is_waiting)
+            program = programs.of(state, batch, run.check_in_untimed)
             clock, ids = time.monotonic(), setup.image_ids(indices)
             with interrupts_held():
                 complete = False
@@ -214,7 +214,7 @@ def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
     if cluster.anywhere(run.checkpoints.ap(done) is None):
         best = run.checkpoints.best()
         best_ap = -np.inf if best is None else checkpoint.rank(run.checkpoints.ap(best))
-        ap = setup.evaluate(state, done, run.log, run.is_alive, best_ap)
+        ap = setup.evaluate(state, done, run.log, run.check_in, best_ap)
         run.checkpoints.note_ap(done, cluster.from_first(ap))
         run.throughput.restart()
     patience = setup.config.patience
@@ -268,11 +268,8 @@ def resume(
     """The state to train on from, and what its steps are counted in and saved to."""
     folder = work.folder
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror)
-    data = setup.digests()
-    about = setup.describe() | {'config': workdir.flat(setup.config), 'data': data}
+    about = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
-    if meta:
-        workdir.check_same_data(meta.get('data', {}), data, folder)
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
     options = dict(per_epoch=setup.batches.steps_per_epoch, speaks=cluster.is_first(), evaluated=evaluated)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from yolos_jax import bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, lease
+from yolos_jax.run.config_files import is_pretraining
 from yolos_jax.run.mirror import PROGRAMS, Mirror
 
 # what may differ when a run resumes: it changes what is written, not what is computed
@@ -174,7 +175,7 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
             return current[key] < saved[key]
         return key not in FREE and saved[key] != current.get(key)
 
-    kinds = ['a pre-training' if 'smoothing' in config else 'a detector' for config in (saved, current)]
+    kinds = ['a pre-training' if is_pretraining(x) else 'a detector' for x in (saved, current)]
     if len(set(kinds)) > 1:
         raise InputError(f'{workdir}: holds a run of {kinds[0]}; {kinds[1]} needs another workdir')
     differ = [

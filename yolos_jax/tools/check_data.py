@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = {}
     if args.config:
         config = config_files.read(args.config)
-        if 'smoothing' in config:
+        if config_files.is_pretraining(config):
             raise InputError(f'{args.config}: a config for pre-training, which has no boxes', 'config')
         recipe = geometry.Recipe(**config.augment) if config.augment.sizes else RECIPE
         names = ('num_lengths', 'batch_size', 'max_targets')

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from yolos_jax import files, visualize
 from yolos_jax.errors import InputError
-from yolos_jax.run import cli
+from yolos_jax.run import cli, config_files
 from yolos_jax.weights import checkpoint
 
 NUMBERS = {  # what is compared, the first one above all
@@ -74,7 +74,7 @@ def read(folder: Path, name: str) -> Run:
         raise InputError(f'{folder}: nothing of this run was saved yet')
     config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
-    measure = 'top1' if 'smoothing' in config else 'AP'  # only pre-training smooths labels
+    measure = 'top1' if config_files.is_pretraining(config) else 'AP'
     return Run(name, start, config, measure, evaluations[measure], epochs)
 
 

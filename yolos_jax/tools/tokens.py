@@ -20,6 +20,7 @@ from yolos_jax import attention, evaluation, files, visualize, weights
 from yolos_jax.data import records
 from yolos_jax.data.annotations import LARGE, SMALL
 from yolos_jax.data.batches import EvalBatches
+from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 
@@ -128,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     data = records.read(args.data, args.split)
     pretrained = weights.read(args.weights, log=print)
+    if pretrained.model.num_det_tokens < 3:
+        raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
     labels, notes = evaluation.category_ids(pretrained, data)
     print(*notes, sep='\n', end='\n' if notes else '')
     data = evaluation.relabelled(data, labels)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from yolos_jax import posembed
+from yolos_jax import posembed, rope
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, google, hf_names, names, statistics
 from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
 
+GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'  # the tanh forms differ by 4e-4 in features
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
 # wrappers around the ViT, the outermost first
@@ -51,6 +52,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         InputError: the file is no ViT, or one of another shape.
     """
     vit = _read(file)
+    _check_config(statistics.json_beside(file, BESIDE[0]))
     for name, value in _fields(vit.tensors).items():
         if getattr(model, name) != value:
             raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
@@ -77,6 +79,14 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         f'fresh {len(kept)}: {summary(kept)}{of_table}',
         f'ignored {len(vit.ignored)}: {summary(vit.ignored) or "nothing"}',
     ]
+
+
+def _check_config(config: dict) -> None:
+    """Raises InputError where a config.json asks for other activations or rotary positions than ours."""
+    if (activation := config.get('hidden_act', GELUS[0])) not in GELUS:
+        raise InputError(f'{BESIDE[0]} says hidden_act is {activation!r}; only {GELUS[0]!r} works')
+    if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
+        raise InputError(f'{BESIDE[0]} says rope_theta is {base!r}; only {rope.BASE:g} works')
 
 
 def fields(file: TensorFile) -> dict:

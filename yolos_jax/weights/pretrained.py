@@ -35,6 +35,19 @@ class Pretrained:
     max_size: int
     about: dict = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises InputError where a class has a number that the class head has not."""
+        if wrong := [label for label in self.classes if not 0 <= label < self.model.num_classes]:
+            raise InputError(
+                f'a class has the number {wrong[0]}, and the model {self.model.num_classes} classes'
+            )
+
+    @property
+    def category_ids(self) -> dict[int, int]:
+        """{label: category id} of all labels of the class head."""
+        ids = self.about.get('category_ids', {})
+        return {label: int(ids.get(str(label), label)) for label in range(self.model.num_classes)}
+
     def check(self) -> None:
         """Raises InputError where the parameters are not the model's, or not finite; for writers."""
         leaves = jax.tree_util.tree_leaves_with_path
