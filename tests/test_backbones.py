@@ -156,6 +156,24 @@ def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
         np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
 
 
+def test_the_vit_alone_is_read_with_its_own_table(vit_model, tmp_path):
+    folder, theirs = vit_model
+    image = noise(16 * SIDE, 16 * SIDE)
+    with torch.no_grad():
+        expected = theirs(to_torch(image)).last_hidden_state[0]
+    torch.save({'model': torches(make_vit())}, tmp_path / 'deit.pth')
+    with weights.open(tmp_path / 'deit.pth') as source:
+        with pytest.raises(InputError, match=f'deit.pth: it does not say how many heads its {D} channels'):
+            source.vit()
+        models = [source.vit(heads=H)]
+    with weights.open(folder) as source:
+        models.append(source.vit())
+    for vit, params in models:
+        features = vit.apply({'params': params}, *patchify([image]))
+        np.testing.assert_allclose(features['cls'][0], expected[0], atol=2e-5)
+        np.testing.assert_allclose(features['patches'][0], expected[1:], atol=2e-5)
+
+
 @pytest.mark.parametrize('text', ['{"image_mean": [0.5, 0.5', '[]', '{"pretrained_cfg": 7}'])
 def test_a_damaged_preprocessor_is_not_taken_for_imagenets(text, vit_model, tmp_path):
     vit_model[1].save_pretrained(tmp_path)

@@ -82,6 +82,22 @@ def tokens(params, ours, image, det=False):
     return LayerNorm(ours.eps).apply({'params': backbone['norm']}, x)
 
 
+@pytest.mark.parametrize('ours', [V2, V3], ids=['DINOv2', 'DINOv3'])
+def test_the_vit_alone_has_the_features_of_transformers(ours, vits):
+    """With its own table, and padding after the patches."""
+    theirs, folder = vits[ours]
+    with weights.open(folder) as source:
+        vit, params = source.vit()
+    rows, columns = vit.pos_grid or (3, 5)
+    image = noise(16 * rows, 16 * columns)
+    with torch.no_grad():
+        expected = theirs(to_torch(image)).last_hidden_state[0]
+    features = vit.apply({'params': params}, *patchify([image], rows * columns + 7))
+    assert features['patches'].shape == (1, rows * columns + 7, D)
+    np.testing.assert_allclose(features['cls'][0], expected[0], atol=2e-5)
+    np.testing.assert_allclose(features['patches'][0, : rows * columns], expected[1 + R :], atol=2e-5)
+
+
 @pytest.mark.parametrize('width', [4, 64, 196, 392])  # of which 4 / 196 and 4 / 392 are rounded
 def test_every_channel_of_a_head_has_an_angle(width):
     cosines, sines = rope.angles(jnp.array([[2, 3]]), 6, 1, width)

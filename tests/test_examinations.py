@@ -85,7 +85,7 @@ def test_attention_is_that_of_transformers(name, block):
     expected = theirs[:, -Q:, 1:-Q].numpy()  # [CLS], patches, [DET]
     model, params = _ours(hf)
     patches, grid = patchify([image], 70)
-    ours = attention.make_maps(model, block)(params, patches, grid)
+    ours = attention.maps(model, params, patches, grid, block)
     assert ours.shape == (1, model.heads, Q, 70)
     np.testing.assert_allclose(ours[0, :, :, :48], expected, atol=1e-5)
     assert not np.asarray(ours[..., 48:]).any()
@@ -102,7 +102,7 @@ def test_attention_to_an_object_is_drawn_where_the_object_is(length):
     with_object = image.copy()
     with_object[32:64, 80:112] = 250, 20, 20  # rows 2 and 3, columns 5 and 6 of patches
     patches, grid = patchify([image, with_object], length)
-    before, after = np.asarray(attention.make_maps(model)(params, patches, grid))[..., :48]
+    before, after = np.asarray(attention.maps(model, params, patches, grid))[..., :48]
     factor = np.log(after / before)
     change = abs(factor - np.median(factor, axis=-1, keepdims=True)).reshape(-1, 6, 8).max(axis=0)
     inside = np.zeros((6, 8), bool)
@@ -132,9 +132,9 @@ def _ours(hf):
 
 
 def test_a_block_that_is_not_there_is_named(saved):
-    model, _ = yolos_jax.load(saved)
+    model, params = yolos_jax.load(saved)
     with pytest.raises(InputError, match='block is 3, and the model has 3'):
-        attention.make_maps(model, 3)
+        attention.maps(model, params, *patchify([noise(64, 64)]), 3)
 
 
 def test_an_overlay_is_brightest_where_the_weight_is():

@@ -64,8 +64,8 @@ class Classifier(nn.Module):
         x = Backbone(
             width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=int(self.distilled),
             registers=0, rope=False, pos_grid=(self.side, self.side), mid_pos_grid=None, eps=self.eps,
-            dtype=self.dtype, remat=self.remat, attention_kernel=self.attention_kernel, class_token=True,
-            name='backbone',
+            dtype=self.dtype, remat=self.remat, attention_kernel=self.attention_kernel,
+            rows_out=(0, 1 + self.distilled), name='backbone',
         )(patches, grid, kept)  # fmt: skip
         heads = ['head', 'head_dist'][: x.shape[1]]
         dense = [Dense(self.num_classes, jnp.float32, kernel_init=_normal, name=name) for name in heads]

@@ -89,15 +89,7 @@ class Yolos(nn.Module):
         Raises:
             ValueError: patches are not uint8 [B, N, 768] or the width does not divide into heads.
         """
-        if patches.dtype != jnp.uint8 or patches.ndim != 3 or patches.shape[-1] != PATCH_DIM:
-            raise ValueError(
-                f'patches are {patches.dtype} {list(patches.shape)}; the model takes uint8 [B, N, 768] '
-                'as yolos_jax.patchify makes them (pixels are normalised on the device)'
-            )
-        if self.width % self.heads or self.rope and self.width // self.heads % 4:
-            raise ValueError(
-                f'width {self.width} is not a multiple of heads {self.heads}{", 4 times" * self.rope}'
-            )
+        _check(self, patches)
         backbone = Backbone(
             width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=self.num_det_tokens,
             registers=self.registers, rope=self.rope, pos_grid=self.pos_grid,
@@ -110,12 +102,60 @@ class Yolos(nn.Module):
         return {'pred_logits': logits, 'pred_boxes': boxes}
 
 
-def init_params(model: Yolos, rng: jax.Array) -> dict:
+class Vit(nn.Module):
+    """The ViT of a detector alone, for its features: no [DET] tokens, no tables between the blocks.
+
+    Its attributes are as those of `Yolos`, its parameters too, but for what it lacks.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    pos_grid: tuple | None
+    registers: int = 0
+    rope: bool = False
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    attention_kernel: Callable = attention.cached
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, grid: jax.Array) -> dict[str, jax.Array]:
+        """Features of B images, after the last norm; patches, grid: as for `Yolos`, and raises as it does.
+
+        Returns:
+            'cls' [B, D], of the [CLS] token, and 'patches' [B, N, D], float32; those of padding mean
+            nothing.
+        """
+        _check(self, patches)
+        x = Backbone(
+            width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=0,
+            registers=self.registers, rope=self.rope, pos_grid=self.pos_grid, mid_pos_grid=None,
+            eps=self.eps, dtype=self.dtype, remat=False, attention_kernel=self.attention_kernel,
+            rows_out=(0, None), name='backbone',
+        )(patches, grid)  # fmt: skip
+        first = 1 + self.registers
+        return {'cls': x[:, 0], 'patches': x[:, first : first + patches.shape[1]]}
+
+
+def _check(model: Yolos | Vit, patches: jax.Array) -> None:
+    """Raises ValueError as the models do."""
+    if patches.dtype != jnp.uint8 or patches.ndim != 3 or patches.shape[-1] != PATCH_DIM:
+        raise ValueError(
+            f'patches are {patches.dtype} {list(patches.shape)}; the model takes uint8 [B, N, 768] '
+            'as yolos_jax.patchify makes them (pixels are normalised on the device)'
+        )
+    if model.width % model.heads or model.rope and model.width // model.heads % 4:
+        raise ValueError(
+            f'width {model.width} is not a multiple of heads {model.heads}{", 4 times" * model.rope}'
+        )
+
+
+def init_params(model: Yolos | Vit, rng: jax.Array) -> dict:
     """Fresh parameters of a model, as arrays on the default device."""
     return jax.jit(lambda rng: model.init(rng, *_one_patch())['params'])(rng)
 
 
-def param_shapes(model: Yolos) -> dict:
+def param_shapes(model: Yolos | Vit) -> dict:
     """The shapes and types of a model's parameters; nothing is computed."""
     return jax.eval_shape(lambda rng: model.init(rng, *_one_patch())['params'], jax.random.key(0))
 

@@ -175,9 +175,10 @@ class PatchEmbed(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The ViT: patches [B, N, 768] and grid [B, 2] to the features of the [DET] tokens [B, Q, D].
+    """The ViT: patches [B, N, 768] and grid [B, 2] to features after the last norm, [B, M, D].
 
-    class_token: those of [CLS] come before them; Q may be 0 then. kept: float32 [L, 2, B], for the blocks.
+    rows_out: which tokens come out, from and to; the [DET] tokens when None. kept: float32 [L, 2, B], for
+    the blocks.
 
     The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
     one stacked parameter under the names of the reference checkpoint.
@@ -195,7 +196,7 @@ class Backbone(nn.Module):
     dtype: Any
     remat: bool
     attention_kernel: Callable
-    class_token: bool = False
+    rows_out: tuple[int, int | None] | None = None
 
     def setup(self) -> None:
         D, Q = self.width, self.num_det_tokens
@@ -267,7 +268,10 @@ class Backbone(nn.Module):
     def last_block(
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
     ) -> jax.Array:
-        """The [DET] tokens [B, Q, D] after the last block: exact, and 7 % of the model's work saved."""
+        """The tokens that come out, [B, M, D], after the last block.
+
+        Of a detector these are the [DET] tokens alone: exact, and 7 % of its work saved.
+        """
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
         kept = None if kept is None else kept[-1]
         return self._block().apply(last, x, lengths, self._rows_out(), self._turns(grid, x), kept)
@@ -279,7 +283,7 @@ class Backbone(nn.Module):
         return rope.angles(grid, x.shape[1] - special, special, width) if self.rope else None
 
     def _rows_out(self) -> slice:
-        return slice(0 if self.class_token else 1 + self.registers, self._special())
+        return slice(*(self.rows_out or (1 + self.registers, self._special())))
 
     def _special(self) -> int:
         return 1 + self.registers + self.num_det_tokens

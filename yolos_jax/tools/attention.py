@@ -26,6 +26,11 @@ from yolos_jax.tools.predict import find_images
 SIDE, GAP, MARGIN = 220, 6, 24  # pixels of a page's pictures, between them, and above them
 
 
+def maps(model: Yolos, params: dict, patches: np.ndarray, grid: np.ndarray, block: int = -1) -> jax.Array:
+    """The weights of [DET] tokens on patches in a block, as `make_maps`."""
+    return make_maps(model, block)(params, patches, grid)
+
+
 def make_maps(model: Yolos, block: int = -1) -> Callable:
     """A function of parameters, patches and grid (as for the model), compiled once for a length.
 
@@ -51,7 +56,7 @@ def make_maps(model: Yolos, block: int = -1) -> Callable:
     part = model.clone(depth=depth, attention_kernel=keeping)
 
     @jax.jit
-    def maps(params: dict, patches: jax.Array, grid: jax.Array) -> jax.Array:
+    def maps_of(params: dict, patches: jax.Array, grid: jax.Array) -> jax.Array:
         backbone = dict(params['backbone'])
         backbone['blocks'] = jax.tree.map(lambda x: x[:depth], backbone['blocks'])
         if model.mid_pos_grid is not None:
@@ -59,7 +64,7 @@ def make_maps(model: Yolos, block: int = -1) -> Callable:
         part.apply({'params': params | {'backbone': backbone}}, patches, grid)
         return seen.pop()[..., model.special :]
 
-    return maps
+    return maps_of
 
 
 def look(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos
+from yolos_jax.model import Vit, Yolos
 from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference, tensors, zoo
 from yolos_jax.weights.pretrained import Pretrained
 
@@ -163,6 +163,18 @@ class Source:
         for line in report:
             log(f'  {line}')
         return params
+
+    def vit(self, heads: int | None = None) -> tuple[Vit, dict]:
+        """This ViT alone, and its parameters: a backbone's features, before any detector starts from it.
+
+        heads: where neither the file nor its width says how many there are. Of a distilled ViT the
+        distillation token is left out, as for a detector.
+
+        Raises:
+            InputError: this is no ViT, a detector, or its heads are unknown.
+        """
+        with _naming(self._backbone_file().path):
+            return backbones.features(self.file, heads)
 
     def _backbone_file(self) -> tensors.TensorFile:
         if self.is_detector:
