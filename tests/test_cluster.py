@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from yolos_jax import cpus
 from yolos_jax.bucket import Bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, lease
+from yolos_jax.run import mesh as meshes
+from yolos_jax.tools import make_shapes
 
 SCRIPT = ROOT / 'tests' / 'acting_train.py'
 SHORT = '--config.save_every=1', '--config.epochs=2'
@@ -91,6 +94,35 @@ def test_evaluation_by_two_processes_is_that_of_one(alone, coco_folder, tmp_path
         results.append([(out / name).read_text() for name in ('metrics.json', 'predictions.json')])
     assert results[0] == results[1]
     assert set(json.loads(results[0][1])[0]) == {'image_id', 'category_id', 'bbox', 'score'}
+
+
+def test_processes_that_evaluate_something_else_stop_and_say_what(alone, coco_folder, tmp_path):
+    command = [ROOT / 'eval.py', f'--weights={alone}', f'--data={coco_folder}', f'--output={tmp_path}']
+    codes, logs = finish(spawn(command, tmp_path, 2, 1, last=['--size=64']), tmp_path)
+    assert 0 not in codes and 'disagree: the size of the images of process 1' in ''.join(logs), logs
+
+
+def test_sigterm_is_heard_between_the_batches_of_an_evaluation(tmp_path):
+    """Of either process; it comes in the last step of an epoch, and JAX looks for it once a second."""
+    make_shapes.write(tmp_path / 'data', {'train2017': 24, 'val2017': 600})
+    folder = tmp_path / 'run'
+    run(tmp_path / 'data', folder, 2, 1, '--config.eval_every=1', what='term:2', status=143)
+    assert max(losses(folder)) == 3 and not any('AP' in line for line in metric_lines(folder))
+
+
+def test_processes_that_are_done_wait_for_the_first(tmp_path):
+    """For longer than the heartbeat: it may score, or put a checkpoint into a bucket."""
+    (tmp_path / 'script.py').write_text(
+        'import argparse, time\n'
+        'from yolos_jax.run import cli, cluster\n'
+        'parser = argparse.ArgumentParser()\n'
+        'cli.add_cluster_flags(parser)\n'
+        'args = parser.parse_args()\n'
+        'cluster.start(args.coordinator, args.num_processes, args.process_id, 5)\n'
+        'time.sleep(15 * cluster.is_first())\n'
+    )
+    codes, logs = finish(spawn([tmp_path / 'script.py'], tmp_path, 2, 1), tmp_path)
+    assert codes == [0, 0], logs
 
 
 def resume_on_other_layouts(layouts, alone, coco_folder, folder, *more):
@@ -237,6 +269,27 @@ def test_a_half_described_cluster_is_refused():
     with pytest.raises(InputError, match='need num_processes and process_id too') as error:
         cluster.start(coordinator='localhost:1')
     assert error.value.argument == 'num_processes'
+
+
+@pytest.mark.parametrize(('name', 'value'), [('OMPI_COMM_WORLD_SIZE', '2'), ('JOB_COMPLETION_INDEX', '1')])
+def test_one_of_several_that_jax_does_not_see_is_refused(name, value):
+    script = (
+        'from yolos_jax.errors import InputError\n'
+        'from yolos_jax.run import cluster\n'
+        'cluster.start(num_processes=1)\n'
+        'try:\n    cluster.start()\nexcept InputError as error:\n    print(error)'
+    )
+    environment = os.environ | {name: value}
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert f'{name} is {value}, so there are several processes' in done.stdout, done.stderr
+
+
+def test_processes_with_different_numbers_of_devices_are_refused():
+    devices = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
+    with pytest.raises(InputError, match='1 in process 0, 2 in process 1'):
+        meshes.check_alike(devices)
 
 
 def test_one_process_is_alone_and_agrees_with_itself():

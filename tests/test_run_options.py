@@ -320,6 +320,23 @@ def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, average
         assert not (tmp_path / 'lr[1e-4]').exists()
 
 
+def test_a_start_that_failed_does_not_choose_the_validation_set_of_the_next(coco_folder, tmp_path):
+    config = tiny_config(data=coco_folder, epochs=1, val_fraction=0.1, init_from='/nowhere.pth')
+    with pytest.raises(InputError, match='nowhere.pth'):
+        launch(config, tmp_path)
+    launch(tiny_config(data=coco_folder, epochs=1, val_fraction=0.5), tmp_path, stop_after=1)
+    assert '12 images to train, 12 to evaluate' in (tmp_path / 'log.txt').read_text()
+
+
+def test_a_copy_of_a_run_without_its_arrays_is_refused(averaged, coco_folder, tmp_path):
+    """It would start from parameters that are zero."""
+    shutil.copytree(averaged, tmp_path / 'run', ignore=shutil.ignore_patterns('state'))
+    with pytest.raises(InputError, match='no checkpoint is whole .parts of .* are missing'):
+        launch(tiny_config(data=coco_folder, epochs=2, eval_every=1, ema=0.99), tmp_path / 'run')
+    names = [sorted(p.name for p in (x / 'checkpoints').iterdir()) for x in (averaged, tmp_path / 'run')]
+    assert names[0] == names[1]
+
+
 def test_a_run_that_is_refused_leaves_the_validation_set_of_the_other(coco_folder, tmp_path):
     data = shutil.copytree(coco_folder, tmp_path / 'data')
     config = tiny_config(data=data, epochs=1, val_fraction=0.2)

@@ -4,14 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import annotated, coco_content, tiny_config, to_yolo
+from helpers import TINY, annotated, coco_content, tiny_config, to_yolo
 from PIL import Image
 
 from yolos_jax import evaluation
 from yolos_jax.data import annotations, compare, loader, records, sources
 from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
 from yolos_jax.run import detection
+from yolos_jax.weights import Pretrained
 
 SPLITS = {'train2017': 30, 'val2017': 15}
 
@@ -62,7 +64,7 @@ def objects(data):
 
 def scored(data):
     """The AP of detections that are the objects of every other image, moved by a tenth of their size."""
-    detector = evaluation.category_ids(_Detector(data.classes), data)[0]
+    detector = evaluation.category_ids(detector_of(data.classes), data)[0]
     results = []
     for i in np.argsort([data.start_read(i)() for i in range(len(data))]):
         boxes, labels = data.objects(i)
@@ -74,10 +76,8 @@ def scored(data):
     return evaluation.score(data.truth(), results)
 
 
-class _Detector:
-    def __init__(self, classes):
-        self.classes = classes
-        self.model = type('Model', (), {'num_classes': max(classes) + 1})
+def detector_of(classes):
+    return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96)
 
 
 @pytest.mark.parametrize('export', [roboflow, cvat, label_studio, to_yolo], ids=lambda f: f.__name__)
@@ -100,7 +100,7 @@ def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_pat
 def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp_path):
     export(coco, tmp_path / 'data')
     config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
-    _, val = detection.read_data(config, tmp_path / 'run')
+    _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
     detection.write_truth(config, val, tmp_path / 'run')
     again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path / 'data'))
     assert again.ids.tolist() == val.ids.tolist()
@@ -130,17 +130,19 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     (tmp_path / 'val.json').unlink()
     (tmp_path / 'train.json').rename(tmp_path / 'result.json')
     config = tiny_config(data=tmp_path, val_fraction=0.2)
-    train, val = detection.read_data(config, tmp_path / 'run')
+    train, val = detection.read_data(config, tmp_path / 'run', resumes=False)
     detection.write_truth(config, val, tmp_path / 'run')
     assert (len(train), len(val)) == (24, 6)
     written = annotations.read(tmp_path / 'run' / 'val.json')
     assert written.ids.tolist() == val.ids.tolist()
     np.testing.assert_allclose(written.boxes, val.truth().boxes)
     with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
-        detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run')
+        detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_fraction'
     config = tiny_config(data=coco)
-    detection.write_truth(config, detection.read_data(config, tmp_path / 'other')[1], tmp_path / 'other')
+    detection.write_truth(
+        config, detection.read_data(config, tmp_path / 'other', resumes=False)[1], tmp_path / 'other'
+    )
     assert not (tmp_path / 'other' / 'val.json').exists()  # its own file describes it
 
 
@@ -210,7 +212,7 @@ def test_large_category_ids_are_numbered_in_their_order(tmp_path):
     r = records.read(tmp_path, 'val')
     assert r.classes == {0: 'dog', 1: 'cat'} and r.category_ids == {0: 41, 1: 700_000_123}
     assert r.labels.tolist() == [1, 0] and 'numbered in their order' in ' '.join(r.notes)
-    ids, _ = evaluation.category_ids(_Detector(r.classes), r)
+    ids, _ = evaluation.category_ids(detector_of(r.classes), r)
     assert ids == r.category_ids
 
 

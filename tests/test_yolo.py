@@ -44,7 +44,7 @@ def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
     with pytest.raises(InputError, match='images/val is not there'):
         records.read(tmp_path, 'val')
     config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
-    assert len(detection.read_data(config, tmp_path / 'run')[1])
+    assert len(detection.read_data(config, tmp_path / 'run', resumes=False)[1])
 
 
 def test_key_points_after_a_box_are_left_out(coco, tmp_path):

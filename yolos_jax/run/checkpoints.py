@@ -202,9 +202,18 @@ class Checkpoints:
 
 
 def _tidy(folder: Path) -> None:
-    """Move what Orbax would not open the folder for: steps without their parts, and damaged APs."""
-    for path in [path for path in folder.iterdir() if path.name.isdigit()]:
-        if not ((path / META).is_dir() and (path / STATE).is_dir()):
+    """Move what Orbax would not open the folder for: steps without their parts, and damaged APs.
+
+    Raises:
+        InputError: no step has its parts.
+    """
+    steps = [path for path in folder.iterdir() if path.name.isdigit()]
+    cut = [path for path in steps if not ((path / META).is_dir() and (path / STATE).is_dir())]
+    if steps and cut == steps:
+        names = ', '.join(sorted(path.name for path in cut))
+        raise InputError(f'{folder}: no checkpoint is whole (parts of {names} are missing)')
+    for path in steps:
+        if path in cut:
             _set_aside(path, 'parts of it are missing')
         elif checkpoint.ap_is_damaged(path):
             with contextlib.suppress(FileNotFoundError):

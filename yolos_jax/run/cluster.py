@@ -22,6 +22,8 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import rendezvous
 
 STUCK = 1800  # seconds without a step after which a process of several ends
+# what Open MPI, MPICH and indexed jobs of Kubernetes set, and to what at most where there is one process
+LAUNCHERS = {'OMPI_COMM_WORLD_SIZE': 1, 'PMI_SIZE': 1, 'JOB_COMPLETION_INDEX': 0}
 _heartbeat = 30  # seconds, as `start` was told
 
 
@@ -60,14 +62,27 @@ def start(
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
-            heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=heartbeat,
+            heartbeat_timeout_seconds=heartbeat,
+            shutdown_timeout_seconds=STUCK,  # the first process scores and uploads when the others are done
         )  # fmt: skip
     except ValueError as error:
         if not missing:
             raise InputError(f'coordinator {coordinator}: {error}', 'coordinator') from None
+        _check_alone()
     except RuntimeError as error:
         where = coordinator or 'the cluster that was detected (num_processes 1: alone in any case)'
         raise InputError(f'cannot join {where}: {error}', 'num_processes') from None
+
+
+def _check_alone() -> None:
+    """Raises InputError where this process was started as one of several that JAX does not see."""
+    for name, of_one in LAUNCHERS.items():
+        if os.environ.get(name, '').isdecimal() and int(os.environ[name]) > of_one:
+            raise InputError(
+                f'{name} is {os.environ[name]}, so there are several processes, and JAX does not see how '
+                'they meet; say where (host:port of process 0), or num_processes 1 for each to be alone',
+                'coordinator',
+            )
 
 
 def is_first() -> bool:

@@ -113,7 +113,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
         check_used(config)
-    train_set, val_set = read_data(config, folder)
+    train_set, val_set = read_data(config, folder, resumes=bool(saved))
     digests = {'train': train_set.digests, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, folder)
     write_truth(config, val_set, folder)
@@ -176,13 +176,18 @@ def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Re
     return notes + (compare.notes(train_set, val_set) if cluster.is_first() else [])
 
 
-def read_data(config: ConfigDict, folder: Path) -> tuple[records.Records, records.Records]:
-    """The training and validation sets; their indices are kept in the folder."""
+def read_data(
+    config: ConfigDict, folder: Path, *, resumes: bool
+) -> tuple[records.Records, records.Records]:
+    """The training and validation sets; their indices are kept in the folder.
+
+    resumes: with the part of the images that validated before.
+    """
     index = folder / 'index'
     train_set = records.from_source(
         source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
     )
-    if config.val_fraction and (folder / TRUTH).exists():  # of an earlier start
+    if config.val_fraction and resumes and (folder / TRUTH).exists():
         train_set, val_set = records.parted(train_set, annotations.read(folder / TRUTH).ids)
     elif config.val_fraction:
         train_set, val_set = records.part(train_set, config.val_fraction, config.seed)

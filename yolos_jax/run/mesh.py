@@ -1,5 +1,6 @@
 """The mesh of devices, where arrays live on it, and the way host batches become global arrays."""
 
+import collections
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,8 +20,17 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     slice: XLA sums within slices before it sums between them, over the slower network.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=place_of)
+    check_alike(devices)
     # Explicit, the default type, would refuse to join sharded patches and replicated [DET] tokens
     return Mesh(np.array(devices), (BATCH,), axis_types=(AxisType.Auto,))
+
+
+def check_alike(devices: Sequence[jax.Device]) -> None:
+    """Raises InputError where some processes have more devices than others."""
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        listed = ', '.join(f'{count} in process {process}' for process, count in sorted(counts.items())[:8])
+        raise InputError(f'the processes have different numbers of devices: {listed}')
 
 
 def place_of(device: jax.Device) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number = None  # of the signal that asked
+        self._asked = 0  # how often `together` was called
         self._holding = False
         self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
 
@@ -46,16 +47,16 @@ class StopSignal:
         if not cluster.is_alone():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def check(self) -> None:
-        """Raises StopRun where the run was asked to; call it where the run is not training."""
-        if self.number is not None and cluster.is_alone():
-            raise StopRun
+    def alone(self) -> bool:
+        """Whether to stop, where the processes do not all come equally often; of several: never."""
+        return self.number is not None and cluster.is_alone()
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step; every process asks at every step."""
+    def together(self) -> bool:
+        """Whether to stop; every process asks after each step, and each batch of an evaluation."""
         if cluster.is_alone():
             return self.number is not None
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 @contextlib.contextmanager

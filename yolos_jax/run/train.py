@@ -59,19 +59,21 @@ class Run(NamedTuple):
             self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
         return not self.means.nonfinite_streak
 
-    def stops_after(self, step: int) -> bool:
-        """Whether the run was asked to stop after this step."""
-        return self.stop is not None and self.stop.after(step)
+    def stops(self) -> bool:
+        """Whether the run was asked to stop; every process calls it at the same places."""
+        return self.stop is not None and self.stop.together()
 
-    def check_in(self) -> None:
-        """For what takes long and is no step: tells the watchdog; raises StopRun where asked to stop."""
+    def after_batch(self) -> None:
+        """For each batch of an evaluation: tells the watchdog; raises StopRun where asked to stop."""
         self.progress()
-        if self.stop:
-            self.stop.check()
+        if self.stops():
+            raise StopRun
 
-    def check_in_untimed(self) -> None:
-        """As `check_in`, in a time that is not counted as training."""
-        self.check_in()
+    def while_compiling(self) -> None:
+        """As `after_batch`, several times a second, and in a time that is not counted as training."""
+        self.progress()
+        if self.stop and self.stop.alone():
+            raise StopRun
         self.throughput.restart()
 
 
@@ -171,7 +173,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -
             return None
         for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
-            program = programs.of(state, batch, run.check_in_untimed)
+            program = programs.of(state, batch, run.while_compiling)
             clock, ids = time.monotonic(), setup.image_ids(indices)
             with interrupts_held():
                 complete = False
@@ -187,7 +189,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -
                         and on_step(Step(step, ids, batch['patches'].shape[1], metrics)) is True
                     )
                 finally:
-                    stops = run.stops_after(step) or done
+                    stops = run.stops() or done
                     finish_step(setup, run, state, step, stops=stops)
                     complete = True  # a checkpoint of this step continues as the run would have
             if stops:
@@ -214,7 +216,7 @@ def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
     if cluster.anywhere(run.checkpoints.ap(done) is None):
         best = run.checkpoints.best()
         best_ap = -np.inf if best is None else checkpoint.rank(run.checkpoints.ap(best))
-        ap = setup.evaluate(state, done, run.log, run.check_in, best_ap)
+        ap = setup.evaluate(state, done, run.log, run.after_batch, best_ap)
         run.checkpoints.note_ap(done, cluster.from_first(ap))
         run.throughput.restart()
     patience = setup.config.patience

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
+from yolos_jax.weights import checkpoint
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -137,11 +139,13 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     pretrained, labels = read_detector(args, data)
     size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
     batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
+    if not cluster.is_alone():
+        agree(args, batches, pretrained)
     truth = data.truth()
     fields = groups.read_fields(data, truth, args.by)  # what cannot be read is said before any work
     detect = make_detect(args, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
-    corrupted = corruptions_of(detect, data, labels) if args.corruptions else []
+    corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else []
     if not cluster.is_first():
         return
     numbers, classes = evaluation.score(truth, results)
@@ -168,11 +172,30 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         print(f'report: {args.output}/report.html')
 
 
+def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretrained) -> None:
+    """Raises InputError where the processes of an evaluation are not about to do the same."""
+    cluster.agree(
+        {
+            'the size of the images': (batches['size'], batches['max_size']),
+            'batch_size': batches['batch_size'],
+            'dtype': args.dtype,
+            'corruptions': args.corruptions,
+            'the data': batches['records'].digests,
+            'the detector': checkpoint.describe(pretrained)['model'],
+            'the weights': checkpoint.checksums(pretrained.params),
+            'the version of jax': jax.__version__,
+        }
+    )
+
+
 def corruptions_of(
-    detect: Callable[..., dict], data: records.Records, labels: dict[int, int]
+    detect: Callable[..., dict],
+    data: records.Records,
+    truth: annotations.Annotations,
+    labels: dict[int, int],
 ) -> list[Corrupted]:
     """The AP under each corruption at each strength."""
-    truth, result = data.truth(), []
+    result = []
     for name in corruptions.CORRUPTIONS:
         values = []
         for strength in corruptions.STRENGTHS:
