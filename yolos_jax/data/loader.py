@@ -100,16 +100,16 @@ def load(
     with concurrent.futures.ThreadPoolExecutor(threads or cpus.usable()) as pool:
         try:
             while True:
-                while len(waiting) < AHEAD and (batch := next(started, None)) is not None:
-                    waiting.append(_submit(pool, source, batch))
+                while len(waiting) < AHEAD and (one := next(started, None)) is not None:
+                    waiting.append((one.step, one.rows.required, *_submit(pool, source, one)))
                 if not waiting:
                     return
-                job = waiting.popleft()
-                concurrent.futures.wait(job.groups)  # awake once a batch, not once an image
-                indices = np.concatenate([group.result() for group in job.groups]).astype(np.int64)
-                if job.required and -1 in indices:
-                    raise InputError(f'no image of batch {job.step} can be read')
-                yield job.step, job.batch, indices
+                step, required, batch, jobs = waiting.popleft()
+                concurrent.futures.wait(jobs)  # awake once a batch, not once an image
+                indices = np.concatenate([job.result() for job in jobs]).astype(np.int64)
+                if required and -1 in indices:
+                    raise InputError(f'no image of batch {step} can be read')
+                yield step, batch, indices
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -150,26 +150,18 @@ def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_St
     yield from started
 
 
-class _Job(NamedTuple):
-    """A batch that threads are filling."""
-
-    step: int
-    batch: dict
-    groups: list[concurrent.futures.Future]  # each gives the records in its rows
-    required: bool
-
-
-def _submit(pool: concurrent.futures.Executor, source: Batches, started: _Started) -> _Job:
-    step, rows, groups = started
-    count, jobs, done = sum(len(group.rows) for group in groups), [], 0
-    batch = source.empty(count, rows.length)
-    for group in groups:
+def _submit(
+    pool: concurrent.futures.Executor, source: Batches, started: _Started
+) -> tuple[dict, list[concurrent.futures.Future]]:
+    """A batch that threads are filling, and for each group what gives the records in its rows."""
+    count, jobs, done = sum(len(group.rows) for group in started.groups), [], 0
+    batch = source.empty(count, started.rows.length)
+    for group in started.groups:
         span = range(done, done := done + len(group.rows))
-        arrays = [
-            {name: values[i, ...] for name, values in batch.items()} for i in span
-        ]  # views, of a number too
-        jobs.append(pool.submit(fill_rows, source, rows.fill, group, arrays))
-    return _Job(step, batch, jobs, rows.required)
+        # views, of a number too
+        arrays = [{name: values[i, ...] for name, values in batch.items()} for i in span]
+        jobs.append(pool.submit(fill_rows, source, started.rows.fill, group, arrays))
+    return batch, jobs
 
 
 def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> list[int]:

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -136,6 +136,26 @@ def _help(main: Callable, keys: Callable) -> str:
             *config_files.keys(keys, config_files.read(name) if name else keys()),
         ]
     )
+
+
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `weights.read`."""
+    parser.add_argument('--weights', required=True, help=WEIGHTS)
+    parser.add_argument('--step', type=int, help=STEP)
+
+
+def add_unsaid_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What `weights.UNSAID` names."""
+    group = parser.add_argument_group('what a .pth of no published model does not say')
+    group.add_argument('--heads', type=int)
+    group.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    group.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    return group
+
+
+def unsaid(args: argparse.Namespace) -> dict[str, Any]:
+    """Their values."""
+    return {'heads': args.heads, 'pos_grid': args.pos_grid, 'mid_pos_grid': args.mid_pos_grid}
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,7 @@
 """The detector that a run starts from: a new one, or one with weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,47 +27,67 @@ def make_start(
         `init_from` is not read again.
     """
     dtype = jnp.dtype(config.model.dtype)
-    compute = {
-        'dtype': dtype,
-        'remat': config.model.remat,
-        'attention_kernel': attention.for_platform(platform, dtype),
-    }
+    kernel = attention.for_platform(platform, dtype)
+    compute = {'dtype': dtype, 'remat': config.model.remat, 'attention_kernel': kernel}
     model = Yolos(**model_fields(config) | compute, num_classes=train_set.num_classes)
-    classes, rng, about = train_set.classes, jax.random.key(config.seed), {}
-    size, max_size = config.eval_size, config.eval_max_size
     if saved:
-        model, about = checkpoint.model_of(saved['model']).clone(**compute), saved['about']
-        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
-        size, max_size = saved['eval_size']
-    elif not config.init_from:
-        check_model_is_given(config)
-        if frozen_blocks(config, model):
-            raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
-        params = init_params(model, rng)
+        start = restored(saved, train_set)
+    elif config.init_from:
+        start = from_weights(config, model, train_set)
     else:
-        with weights.open(config.init_from) as source:
-            about = source.about
-            if source.is_detector:
-                pretrained = start_from_detector(config, source.detector(log=print), train_set)
-                size, max_size = size or pretrained.size, max_size or pretrained.max_size
-                model, params = pretrained.model.clone(**compute), pretrained.params
-            else:
-                check_model_is_given(config)
-                if frozen_blocks(config, model) == model.depth:
-                    raise InputError(
-                        f'freeze is {config.freeze}, and {config.init_from} has no [DET] tokens, which '
-                        f'have to be trained: {model.depth - 1} trains them and the last block',
-                        'freeze',
-                    )
-                params = source.backbone(model, rng)
-    if not size or not max_size or not (config.augment.sizes or config.init_from or saved):
+        start = from_scratch(config, model, train_set)
+    ids, about = train_set.category_ids, start.about
+    if any(label != number for label, number in ids.items()):
+        about = about | {'category_ids': {str(label): number for label, number in ids.items()}}
+    return dataclasses.replace(
+        start,
+        model=start.model.clone(**compute),
+        params=jax.device_get(start.params),  # devices hold the state alone, which may be in parts
+        classes=train_set.classes,
+        about=about,
+    )
+
+
+def restored(saved: dict, train_set: records.Records) -> Pretrained:
+    """The detector of a checkpoint that will be restored: its parameters are zeros."""
+    model = checkpoint.model_of(saved['model'])
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
+    return Pretrained(model, params, train_set.classes, *saved['eval_size'], saved['about'])
+
+
+def from_scratch(config: ConfigDict, model: Yolos, train_set: records.Records) -> Pretrained:
+    """A new detector; raises InputError where the config leaves something to weights."""
+    check_model_is_given(config)
+    if frozen_blocks(config, model):
+        raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
+    if not config.eval_size or not config.eval_max_size or not config.augment.sizes:
         raise InputError(
             'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
         )
-    if any(label != number for label, number in train_set.category_ids.items()):
-        about = about | {'category_ids': {str(k): number for k, number in train_set.category_ids.items()}}
-    params = jax.device_get(params)  # devices hold the state alone, which may be in parts
-    return Pretrained(model, params, classes, size, max_size, about)
+    params = init_params(model, jax.random.key(config.seed))
+    return Pretrained(model, params, train_set.classes, config.eval_size, config.eval_max_size)
+
+
+def from_weights(config: ConfigDict, model: Yolos, train_set: records.Records) -> Pretrained:
+    """The detector in `init_from`, or `model` with the backbone that is there."""
+    size, max_size = config.eval_size, config.eval_max_size
+    with weights.open(config.init_from) as source:
+        if source.is_detector:
+            pretrained = start_from_detector(config, source.detector(log=print), train_set)
+            size, max_size = size or pretrained.size, max_size or pretrained.max_size
+            model, params = pretrained.model, pretrained.params
+        else:
+            check_model_is_given(config)
+            if frozen_blocks(config, model) == model.depth:
+                raise InputError(
+                    f'freeze is {config.freeze}, and {config.init_from} has no [DET] tokens, which '
+                    f'have to be trained: {model.depth - 1} trains them and the last block',
+                    'freeze',
+                )
+            params = source.backbone(model, jax.random.key(config.seed))
+        if not size or not max_size:
+            raise InputError('eval_size is that of a detector, and init_from is none', 'init_from')
+        return Pretrained(model, params, train_set.classes, size, max_size, source.about)
 
 
 def start_from_detector(

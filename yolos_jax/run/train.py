@@ -147,7 +147,7 @@ def run_to_end(
         if stop:
             stop.hold()
         try:
-            stopped = train_steps(setup, run, state, on_step)
+            stopped = train_steps(setup, run, state, on_step or (lambda _: None))
         finally:
             run.checkpoints.close()
             run.log.close()
@@ -162,7 +162,7 @@ def run_to_end(
         return None
 
 
-def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -> int | None:
+def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int | None:
     """The loop; returns what `train` does."""
     config, mesh, complete, done = setup.config, setup.mesh, True, False
     first = int(state['step'])
@@ -184,10 +184,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable | None) -
                 run.log.advance()
                 run.progress()
                 try:
-                    done = (
-                        bool(on_step)
-                        and on_step(Step(step, ids, batch['patches'].shape[1], metrics)) is True
-                    )
+                    done = on_step(Step(step, ids, batch['patches'].shape[1], metrics)) is True
                 finally:
                     stops = run.stops() or done
                     finish_step(setup, run, state, step, stops=stops)

@@ -122,14 +122,14 @@ def overlay(image: Image.Image, weight: np.ndarray) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, type=Path, help='a folder for the pages')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
     paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
-    detector = Detector.from_pretrained(args.weights, log=print, batch_size=1)
+    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     maps = make_maps(detector.model, args.block)
     for path, name in files.names_for(paths).items():
         try:

@@ -19,8 +19,7 @@ from yolos_jax.weights import model_card
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
-    parser.add_argument('--step', type=int, help=cli.STEP)
+    cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, type=Path, help='the file to write')
     parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')
     parser.add_argument('--speed', type=Path, help='an output folder of yolos speed')

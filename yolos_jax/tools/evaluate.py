@@ -32,8 +32,7 @@ from yolos_jax.weights import checkpoint
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
-    parser.add_argument('--step', type=int, help=cli.STEP)
+    cli.add_weights_flags(parser)
     parser.add_argument('--data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--json', help='a COCO file, in place of --data')
     parser.add_argument('--images', help='with --json: the folder of its images (the folder of the file)')
@@ -55,10 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
     )
-    unsaid = parser.add_argument_group('what a .pth of no published model does not say')
-    unsaid.add_argument('--heads', type=int)
-    unsaid.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
-    unsaid.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
+    unsaid = cli.add_unsaid_flags(parser)
     unsaid.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
     cli.add_cluster_flags(parser)
     return parser.parse_args(arguments)
@@ -94,8 +90,7 @@ def read_detector(
     args: argparse.Namespace, data: records.Records
 ) -> tuple[weights.Pretrained, dict[int, int]]:
     """The detector, and the category in the data of each of its labels; prints what to know of both."""
-    unsaid = {name: getattr(args, name) for name in weights.UNSAID}
-    pretrained = weights.read(args.weights, args.step, log=print, **unsaid)
+    pretrained = weights.read(args.weights, args.step, log=print, **cli.unsaid(args))
     if args.classes:
         classes = annotations.read_classes(args.classes)
         pretrained = dataclasses.replace(pretrained, classes=classes)

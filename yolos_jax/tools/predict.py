@@ -62,8 +62,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
-    parser.add_argument('--step', type=int, help=cli.STEP)
+    cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
     parser.add_argument('--classes', nargs='+', metavar='NAME', help='detections of these classes only')

@@ -137,14 +137,14 @@ def _image(data: records.Records, i: int) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    cli.add_weights_flags(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder for speed.json')
     parser.add_argument('--images', type=int, default=100, help='how many, the first (100)')
     args = parser.parse_args(arguments)
     data = records.read(args.data, args.split)
-    detector = Detector.from_pretrained(args.weights, log=print, batch_size=1)
+    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]

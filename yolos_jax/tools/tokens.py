@@ -122,13 +122,13 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and examine."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', required=True, help=cli.WEIGHTS)
+    cli.add_weights_flags(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder')
     args = parser.parse_args(arguments)
     data = records.read(args.data, args.split)
-    pretrained = weights.read(args.weights, log=print)
+    pretrained = weights.read(args.weights, args.step, log=print)
     if pretrained.model.num_det_tokens < 3:
         raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
     labels, notes = evaluation.category_ids(pretrained, data)

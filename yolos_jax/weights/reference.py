@@ -1,5 +1,6 @@
 """The original's .pth (hustvl/YOLOS): read with what it says of the model, and written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from yolos_jax import files, model
@@ -42,27 +43,19 @@ def read(
             f'does not say the heads of its {depth} blocks of width {width}; give heads', 'heads'
         )
 
-    def grid_of(name: str, given: tuple | None, argument: str) -> tuple | None:
-        table = state.get(f'backbone.{name}_embed')
-        if table is None:
-            return None
-        rows, sides = table.shape[-2] - 1 - tokens, args.get(argument)
-        in_file = tuple(side // PATCH for side in sides) if sides else None
-        for grid in (given, in_file, published.get(f'{name}_grid')):
-            if grid and grid[0] * grid[1] == rows:
-                return tuple(grid)
-        raise InputError(
-            f'does not say the grid of its {name}_embed ({rows} patches); give {name}_grid as rows, '
-            'columns',
-            f'{name}_grid',
-        )
-
+    candidates = {
+        'pos': (pos_grid, _grid_of(args.get('init_pe_size')), published.get('pos_grid')),
+        'mid_pos': (mid_pos_grid, _grid_of(args.get('mid_pe_size')), published.get('mid_pos_grid')),
+    }
+    grids = {
+        f'{name}_grid': _fitting(state.get(f'backbone.{name}_embed'), tokens, name, grids)
+        for name, grids in candidates.items()
+    }
     built = Yolos(
         width=width,
         depth=depth,
         heads=heads,
-        pos_grid=grid_of('pos', pos_grid, 'init_pe_size'),
-        mid_pos_grid=grid_of('mid_pos', mid_pos_grid, 'mid_pe_size'),
+        **grids,
         num_classes=names.num_classes(state),
         num_det_tokens=tokens,
         eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
@@ -73,6 +66,25 @@ def read(
     max_size = args.get('max_size') or size * 1333 // 800
     about = about_ids(file.about.get('category_ids'))
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
+
+
+def _grid_of(sides: list[int] | None) -> tuple[int, int] | None:
+    """The grid of the reference's init_pe_size or mid_pe_size, in pixels."""
+    return tuple(side // PATCH for side in sides) if sides else None
+
+
+def _fitting(table: tensors.Tensor | None, tokens: int, name: str, grids: Sequence) -> tuple | None:
+    """The first of the grids that a position table has; raises InputError where it has none of them."""
+    if table is None:
+        return None
+    rows = table.shape[-2] - 1 - tokens
+    for grid in grids:
+        if grid and grid[0] * grid[1] == rows:
+            return tuple(grid)
+    raise InputError(
+        f'does not say the grid of its {name}_embed ({rows} patches); give {name}_grid as rows, columns',
+        f'{name}_grid',
+    )
 
 
 def published_size(width: int) -> tuple[int, int]:
