@@ -127,11 +127,11 @@ def coco_content():
     }  # fmt: skip
 
 
-def read_detector(path, **unsaid):
+def read_detector(path, **hints):
     """The `Pretrained` in a file or folder of weights."""
     from yolos_jax import weights
 
-    return weights.read(path, **unsaid)
+    return weights.read(path, **hints)
 
 
 D, DEPTH, SIDE, H = 32, 2, 4, 2  # of `make_vit`: width, blocks, patches along a side, heads

@@ -74,11 +74,11 @@ def tokens(params, ours, image, det=False):
         special[0] = special[0] + table[:, :1]
         special[2:] = [token + table[:, -ours.num_det_tokens :] for token in special[2:]]
     x = jnp.concatenate([*special, embed], axis=1)
-    turns = rope.angles(grid, embed.shape[1], 1 + R + Q, D // H) if ours.rope else None
+    angles = rope.angles(grid, embed.shape[1], 1 + R + Q, D // H) if ours.rope else None
     for i in range(DEPTH):
         block = {'params': jax.tree.map(lambda p, i=i: p[i], backbone['blocks'])}
         apply = Block(H, ours.eps, jnp.float32).apply
-        x = apply(block, x, jnp.array([x.shape[1]]), turns=turns)
+        x = apply(block, x, jnp.array([x.shape[1]]), angles=angles)
     return LayerNorm(ours.eps).apply({'params': backbone['norm']}, x)
 
 

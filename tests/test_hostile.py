@@ -19,11 +19,11 @@ from yolos_jax.model import Yolos, init_params
 from yolos_jax.weights import checkpoint
 
 
-def refused(path, **unsaid):
+def refused(path, **hints):
     """The message with which a file is refused: one line of plain text."""
     with pytest.raises(InputError) as error:
         with weights.open(path) as source:
-            source.detector(**unsaid)
+            source.detector(**hints)
     text = str(error.value)
     assert text.isprintable() and len(text) <= len(str(path)) + 300
     return text

@@ -32,8 +32,8 @@ def state_dict(hf, prefix=''):
     return {prefix + k: torch.from_numpy(v.numpy()) for k, v in reference_tensors(hf).items()}
 
 
-def check(path, expected, **unsaid):
-    yolos, params = yolos_jax.load(path, **unsaid)
+def check(path, expected, **hints):
+    yolos, params = yolos_jax.load(path, **hints)
     assert (yolos.num_classes, yolos.num_det_tokens) == (C, TINY['num_det_tokens'])
     pretrained = names.from_params(params, yolos)
     assert pretrained.keys() == expected.keys()

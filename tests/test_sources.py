@@ -8,7 +8,7 @@ from helpers import TINY, annotated, coco_content, tiny_config, to_yolo
 from PIL import Image
 
 from yolos_jax import evaluation
-from yolos_jax.data import annotations, compare, loader, records, sources
+from yolos_jax.data import annotations, loader, overlap, records, sources
 from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -254,11 +254,11 @@ def test_images_in_both_splits_are_found_by_their_bytes(coco, tmp_path):
     same = tmp_path / 'coco' / 'val2017' / '000000000003.jpg'
     shutil.copy(tmp_path / 'coco' / 'train2017' / '000000000009.jpg', same)
     train, val = (records.read(tmp_path / 'coco', split) for split in SPLITS)
-    ((ours, theirs),) = compare.in_both(train, val)
+    ((ours, theirs),) = overlap.in_both(train, val)
     assert ours.endswith('train2017/000000000009.jpg') and theirs == str(same)
-    assert '1 images are in both splits' in ' '.join(compare.notes(train, val))
+    assert '1 images are in both splits' in ' '.join(overlap.notes(train, val))
     clean = [records.read(coco, split) for split in SPLITS]
-    assert compare.in_both(*clean) == []
+    assert overlap.in_both(*clean) == []
 
 
 def test_classes_of_one_split_only_are_noted(coco):
@@ -266,8 +266,8 @@ def test_classes_of_one_split_only_are_noted(coco):
     without = records.select(val, np.array([0]))
     shown = {val.classes[label] for label in without.labels.tolist()}
     assert len(shown) < 3
-    assert 'none to evaluate' in ' '.join(compare.notes(train, without))
-    assert 'none to train on' in ' '.join(compare.notes(without, train))
+    assert 'none to evaluate' in ' '.join(overlap.notes(train, without))
+    assert 'none to train on' in ' '.join(overlap.notes(without, train))
 
 
 def test_a_json_file_and_a_folder_of_images_are_enough(coco):

@@ -29,8 +29,8 @@ def make_loss(
     def loss(params: dict, part: dict, whole: dict) -> tuple:
         images = mixing.augmented(part, group)
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(part['noise'])
-        kept = stochastic_depth(keys, model.depth, drop_path) if drop_path else None
-        logits = model.apply({'params': params}, images, kept)
+        branch_scale = stochastic_depth(keys, model.depth, drop_path) if drop_path else None
+        logits = model.apply({'params': params}, images, branch_scale)
         options = dict(num_classes=model.num_classes, smoothing=smoothing, group=group)
         wanted = mixing.targets(part['labels'], part['share'], **options)
         total = loss_true = optax.softmax_cross_entropy(logits[:, 0], wanted).mean()

@@ -48,12 +48,12 @@ class Classifier(nn.Module):
         return self.size // PATCH
 
     @nn.compact
-    def __call__(self, patches: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+    def __call__(self, patches: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:
         """Logits of B images.
 
         Args:
             patches: [B, side * side, 768], uint8, or float32 that is normalised already.
-            kept: float32 [depth, 2, B], what the branches of the blocks are multiplied with
+            branch_scale: float32 [depth, 2, B], what the branches of the blocks are multiplied with
                 (`stochastic_depth`); None keeps all.
 
         Returns:
@@ -66,7 +66,7 @@ class Classifier(nn.Module):
             registers=0, rope=False, pos_grid=(self.side, self.side), mid_pos_grid=None, eps=self.eps,
             dtype=self.dtype, remat=self.remat, attention_kernel=self.attention_kernel,
             rows_out=(0, 1 + self.distilled), name='backbone',
-        )(patches, grid, kept)  # fmt: skip
+        )(patches, grid, branch_scale)  # fmt: skip
         heads = ['head', 'head_dist'][: x.shape[1]]
         dense = [Dense(self.num_classes, jnp.float32, kernel_init=_normal, name=name) for name in heads]
         return jnp.stack([head(x[:, i]) for i, head in enumerate(dense)], axis=1)

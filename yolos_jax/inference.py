@@ -85,8 +85,8 @@ class Detector:
         step: as for `weights.open`. log, and heads, pos_grid and mid_pos_grid: as for `Source.detector`.
         The other options are those of the constructor.
         """
-        unsaid = {name: options.pop(name) for name in weights.UNSAID if name in options}
-        return cls(weights.read(path, step, log=log, **unsaid), **options)
+        hints = {name: options.pop(name) for name in weights.HINTS if name in options}
+        return cls(weights.read(path, step, log=log, **hints), **options)
 
     def __call__(
         self, images: Picture | Sequence[Picture], threshold: float = 0.5

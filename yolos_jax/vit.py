@@ -107,11 +107,11 @@ class Attention(nn.Module):
     kernel: Callable  # one of `attention`'s
 
     @nn.compact
-    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, turns: tuple | None) -> jax.Array:
+    def __call__(self, x: jax.Array, lengths: jax.Array, rows: slice, angles: tuple | None) -> jax.Array:
         heads_first = attention.heads_first(self.kernel)
         q, k, v = QueryKeyValue(self.heads, self.dtype, heads_first, name='qkv')(x, rows)
-        if turns:
-            q, k = rope.turn(q, *(y[:, rows] for y in turns)), rope.turn(k, *turns)
+        if angles:
+            q, k = rope.turn(q, *(y[:, rows] for y in angles)), rope.turn(k, *angles)
         return JoinHeads(self.dtype, heads_first, name='proj')(self.kernel(q, k, v, lengths))
 
 
@@ -129,8 +129,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block; only the tokens in `rows` come out.
 
-    turns: `rope.angles`. kept: float32 [2, B], what attention and perceptron are multiplied with before
-    they are added (stochastic depth).
+    angles: `rope.angles`. branch_scale: float32 [2, B], what attention and perceptron are multiplied with
+    before they are added (stochastic depth).
     """
 
     heads: int
@@ -144,15 +144,16 @@ class Block(nn.Module):
         x: jax.Array,
         lengths: jax.Array,
         rows: slice = slice(None),
-        turns: tuple | None = None,
-        kept: jax.Array | None = None,
+        angles: tuple | None = None,
+        branch_scale: jax.Array | None = None,
     ) -> jax.Array:
-        of_rows = lambda y, i: y if kept is None else y * kept[i, :, None, None].astype(y.dtype)
+        scale = None if branch_scale is None else branch_scale[:, :, None, None]
+        scaled = lambda y, i: y if scale is None else y * scale[i].astype(y.dtype)
         y = LayerNorm(self.eps, name='norm1')(x).astype(self.dtype)
         attend = Attention(self.heads, self.dtype, self.attention_kernel, name='attn')
-        x = x[:, rows] + of_rows(attend(y, lengths, rows, turns), 0)
+        x = x[:, rows] + scaled(attend(y, lengths, rows, angles), 0)
         y = LayerNorm(self.eps, name='norm2')(x).astype(self.dtype)
-        return x + of_rows(Mlp(self.dtype, name='mlp')(y), 1)
+        return x + scaled(Mlp(self.dtype, name='mlp')(y), 1)
 
 
 def normalised(patches: jax.Array) -> jax.Array:
@@ -177,8 +178,8 @@ class PatchEmbed(nn.Module):
 class Backbone(nn.Module):
     """The ViT: patches [B, N, 768] and grid [B, 2] to features after the last norm, [B, M, D].
 
-    rows_out: which tokens come out, from and to; the [DET] tokens when None. kept: float32 [L, 2, B], for
-    the blocks.
+    rows_out: which tokens come out, from and to; the [DET] tokens when None. branch_scale: float32
+    [L, 2, B], for the blocks.
 
     The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
     one stacked parameter under the names of the reference checkpoint.
@@ -216,15 +217,17 @@ class Backbone(nn.Module):
             self.mid_pos_embed = self.param('mid_pos_embed', _small_normal, shape)
         self.norm = LayerNorm(self.eps)
 
-    def __call__(self, patches: jax.Array, grid: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, patches: jax.Array, grid: jax.Array, branch_scale: jax.Array | None = None
+    ) -> jax.Array:
         special, N = self._special(), patches.shape[1]
         lengths = special + grid[:, 0] * grid[:, 1]
         more = attention.padded(self.attention_kernel, special + N) - special - N
         x = self.embed(jnp.pad(patches, [(0, 0), (0, more), (0, 0)]), grid)
         if self.is_initializing():  # `setup` has made the parameters of the blocks
             return self.norm(x[:, self._rows_out()])
-        x = self.encode(x, grid, lengths, kept)
-        return self.norm(self.last_block(x, grid, lengths, kept))
+        x = self.encode(x, grid, lengths, branch_scale)
+        return self.norm(self.last_block(x, grid, lengths, branch_scale))
 
     def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
         """The tokens [B, S, D] of the first block: [CLS], registers, [DET] and patches, with positions."""
@@ -241,7 +244,7 @@ class Backbone(nn.Module):
         return x + self._positions(self.pos_embed, self.pos_grid, layout)
 
     def encode(
-        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
         """The tokens [B, S, D] after all blocks but the last."""
         block = self._block()
@@ -250,12 +253,18 @@ class Backbone(nn.Module):
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
             layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
-        if kept is not None:
-            layers['kept'] = kept[:-1]
-        turns = self._turns(grid, x)
+        if branch_scale is not None:
+            layers['branch_scale'] = branch_scale[:-1]
+        angles = self._angles(grid, x)
 
         def step(x: jax.Array, layer: dict) -> tuple:
-            x = block.apply({'params': layer['block']}, x, lengths, turns=turns, kept=layer.get('kept'))
+            x = block.apply(
+                {'params': layer['block']},
+                x,
+                lengths,
+                angles=angles,
+                branch_scale=layer.get('branch_scale'),
+            )
             if layout is not None:
                 x = x + self._positions(layer['positions'][None], self.mid_pos_grid, layout)
             return x, None
@@ -266,17 +275,17 @@ class Backbone(nn.Module):
         return x
 
     def last_block(
-        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, kept: jax.Array | None = None
+        self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
         """The tokens that come out, [B, M, D], after the last block.
 
         Of a detector these are the [DET] tokens alone: exact, and 7 % of its work saved.
         """
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
-        kept = None if kept is None else kept[-1]
-        return self._block().apply(last, x, lengths, self._rows_out(), self._turns(grid, x), kept)
+        branch_scale = None if branch_scale is None else branch_scale[-1]
+        return self._block().apply(last, x, lengths, self._rows_out(), self._angles(grid, x), branch_scale)
 
-    def _turns(self, grid: jax.Array, x: jax.Array) -> tuple | None:
+    def _angles(self, grid: jax.Array, x: jax.Array) -> tuple | None:
         """By what the queries and keys of tokens [B, S, D] are turned."""
         special = self._special()
         width = self.width // self.heads

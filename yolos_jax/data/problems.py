@@ -75,9 +75,9 @@ def _checks(a: Annotations) -> list[_Check]:
     image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
     return [
-        _Check('image ids that stand twice', _repeated(a.ids), int),
-        _Check('category ids that stand twice', _repeated(category_ids), int),
-        _Check('annotation ids that stand twice', _repeated(annotation_ids), int),
+        _Check('image ids that occur twice', _repeated(a.ids), int),
+        _Check('category ids that occur twice', _repeated(category_ids), int),
+        _Check('annotation ids that occur twice', _repeated(annotation_ids), int),
         _Check('category ids below 0', category_ids < 0, lambda i: category_ids[i]),
         _Check(
             'images without a size',

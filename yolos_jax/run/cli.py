@@ -144,8 +144,8 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--step', type=int, help=STEP)
 
 
-def add_unsaid_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What `weights.UNSAID` names."""
+def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What `weights.HINTS` names."""
     group = parser.add_argument_group('what a .pth of no published model does not say')
     group.add_argument('--heads', type=int)
     group.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
@@ -153,7 +153,7 @@ def add_unsaid_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     return group
 
 
-def unsaid(args: argparse.Namespace) -> dict[str, Any]:
+def hints(args: argparse.Namespace) -> dict[str, Any]:
     """Their values."""
     return {'heads': args.heads, 'pos_grid': args.pos_grid, 'mid_pos_grid': args.mid_pos_grid}
 

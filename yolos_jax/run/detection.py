@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, optim, steps
 from yolos_jax.configs import common
-from yolos_jax.data import annotations, cache, compare, geometry, pixels, records, sources
+from yolos_jax.data import annotations, cache, geometry, overlap, pixels, records, sources
 from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
@@ -173,7 +173,7 @@ def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Re
         notes.append(f'{config.train_split}: classes without an object: {shown(unseen)}')
     notes += [f'{config.train_split}: {note}' for note in train_set.notes]
     notes += [f'{config.val_split}: {note}' for note in val_set.notes]
-    return notes + (compare.notes(train_set, val_set) if cluster.is_first() else [])
+    return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])
 
 
 def read_data(

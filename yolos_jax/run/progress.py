@@ -38,20 +38,20 @@ class Log:
         total: int,
         *,
         per_epoch: int = 1,
-        speaks: bool = True,
+        writes: bool = True,
         evaluated: bool = True,
     ) -> None:
         """Open the files.
 
-        first, total: the step the run starts from, and its last. per_epoch: steps of an epoch. speaks:
+        first, total: the step the run starts from, and its last. per_epoch: steps of an epoch. writes:
             False writes nothing.
 
         What an earlier run wrote beyond `first` is dropped, and its evaluation of that step where it has
         not `evaluated` it for good, so that the files of a resumed run are those of an unbroken one.
         """
-        self._speaks, self._total, self._pending, self._failed = speaks, total, '', False
+        self._writes, self._total, self._pending, self._failed = writes, total, '', False
         self.folder = Path(workdir)
-        self._path = Path(workdir) / 'metrics.jsonl' if speaks else Path(os.devnull)
+        self._path = Path(workdir) / 'metrics.jsonl' if writes else Path(os.devnull)
         self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
 
         def is_dropped(line: dict) -> bool:
@@ -64,13 +64,13 @@ class Log:
             total=total,
             initial=first,
             dynamic_ncols=True,
-            disable=not (speaks and sys.stderr.isatty()),
+            disable=not (writes and sys.stderr.isatty()),
             bar_format='{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
         )
 
     def _drop(self, dropped: Callable[[dict], bool]) -> int:
         """Write the file again without lines that are dropped or damaged; returns the last step in it."""
-        if not self._speaks:
+        if not self._writes:
             return 0
         kept, last, damaged = [], 0, 0
         for line in self._path.read_bytes().splitlines(True) if self._path.exists() else []:
@@ -108,7 +108,7 @@ class Log:
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
-        if self._speaks:
+        if self._writes:
             self._board.scalars(step, metrics)
         shown = {
             k: f'{metrics[k]:.4g}'
@@ -126,12 +126,12 @@ class Log:
 
     def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
         """Pictures, uint8 [height, width, 3], in TensorBoard."""
-        if self._speaks:
+        if self._writes:
             self._board.pictures(step, images)
 
     def print(self, text: str) -> None:
         """A line on the terminal, above the bar, and in log.txt."""
-        if self._speaks:
+        if self._writes:
             tqdm.write(text)
             sys.stdout.flush()
             self._keep(text)

@@ -271,7 +271,7 @@ def resume(
     state, meta = checkpoints.restore(setup.state) or (setup.state, {})
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
-    options = dict(per_epoch=setup.batches.steps_per_epoch, speaks=cluster.is_first(), evaluated=evaluated)
+    options = dict(per_epoch=setup.batches.steps_per_epoch, writes=cluster.is_first(), evaluated=evaluated)
     log = Log(folder, first, setup.total, **options)
     if cluster.is_first():
         files.write_json(folder / 'config.json', about['config'])

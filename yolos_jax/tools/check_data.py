@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from yolos_jax import cpus
-from yolos_jax.data import compare, geometry, pixels, records, sources
+from yolos_jax.data import geometry, overlap, pixels, records, sources
 from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, find_problems
@@ -147,7 +147,7 @@ def between(all_findings: list[Findings]) -> list[str]:
     """What there is to say about the training and the validation split together."""
     data = {findings.split: findings.records for findings in all_findings if findings.records}
     train, val = (next((data[name] for name in names if name in data), None) for names in sources.SYNONYMS)
-    return compare.notes(train, val) if train and val else []
+    return overlap.notes(train, val) if train and val else []
 
 
 def text(findings: Findings) -> str:

@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--output', required=True, help='a new folder, or its URL in a bucket')
     parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
-    cli.add_unsaid_flags(parser)
+    cli.add_hint_flags(parser)
     change = parser.add_argument_group('for another task')
     change.add_argument('--new_classes', metavar='JSON', help='a COCO annotation file with the classes')
     change.add_argument('--new_det_tokens', type=int, metavar='N')
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bucket.new_folder(args.output) as folder:
         with weights.open(args.input, args.step) as source:
             if source.is_detector:
-                pretrained = source.detector(**cli.unsaid(args), log=print)
+                pretrained = source.detector(**cli.hints(args), log=print)
             else:
                 pretrained = from_backbone(source, args.seed)
         pretrained = adapted(pretrained, args)

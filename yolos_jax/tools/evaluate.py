@@ -54,8 +54,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
     )
-    unsaid = cli.add_unsaid_flags(parser)
-    unsaid.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
+    hints = cli.add_hint_flags(parser)
+    hints.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
     cli.add_cluster_flags(parser)
     return parser.parse_args(arguments)
 
@@ -90,7 +90,7 @@ def read_detector(
     args: argparse.Namespace, data: records.Records
 ) -> tuple[weights.Pretrained, dict[int, int]]:
     """The detector, and the category in the data of each of its labels; prints what to know of both."""
-    pretrained = weights.read(args.weights, args.step, log=print, **cli.unsaid(args))
+    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
     if args.classes:
         classes = annotations.read_classes(args.classes)
         pretrained = dataclasses.replace(pretrained, classes=classes)

@@ -5,7 +5,7 @@ Read a detector (`read`); or open a file (`open`), look at what it holds (`Sourc
 """
 
 from yolos_jax.weights.pretrained import Pretrained
-from yolos_jax.weights.source import UNSAID, Source, init_from_backbone, load, read
+from yolos_jax.weights.source import HINTS, Source, init_from_backbone, load, read
 from yolos_jax.weights.source import open_source as open  # noqa: F401  `import *` would hide Python's
 
-__all__ = ['UNSAID', 'Pretrained', 'Source', 'init_from_backbone', 'load', 'read']
+__all__ = ['HINTS', 'Pretrained', 'Source', 'init_from_backbone', 'load', 'read']

@@ -15,13 +15,13 @@ from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
-UNSAID = 'heads', 'pos_grid', 'mid_pos_grid'  # what `Source.detector` may be told of a .pth
+HINTS = 'heads', 'pos_grid', 'mid_pos_grid'  # what `Source.detector` may be told of a .pth
 DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detector has is called
 
 
-def load(path: str | Path, step: int | None = None, **unsaid: Any) -> tuple[Yolos, dict]:
+def load(path: str | Path, step: int | None = None, **hints: Any) -> tuple[Yolos, dict]:
     """The model and parameters of a detector, as `read`."""
-    pretrained = read(path, step, **unsaid)
+    pretrained = read(path, step, **hints)
     return pretrained.model, pretrained.params
 
 
