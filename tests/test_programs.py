@@ -19,7 +19,11 @@ STATE = {'sum': jnp.float32(0)}
 
 
 def batch_of(length):
-    return {'patches': jnp.ones((2, length, 3))}
+    return {'patches': np.ones((2, length, 3), np.float32)}
+
+
+def programs_of(step, lengths, log):
+    return Programs(step, MESH, state=STATE, empty=batch_of, lengths=np.array(lengths), log=log)
 
 
 def add(state, batch):
@@ -34,12 +38,11 @@ def test_lengths_are_compiled_ahead_in_the_order_in_which_they_come():
         if len(lines) == 3:
             done.set()
 
-    programs = Programs(jax.jit(add), MESH, np.array([5, 7, 5, 4, 7]), log)
-    program = programs.of(STATE, batch_of(5), lambda: None)
-    assert program(STATE, batch_of(5))[0]['sum'] == 30
-    assert done.wait(60) and lines == [5, 7, 4]
-    later = programs.of(STATE, batch_of(9), lambda: None)  # of another epoch
-    assert later(STATE, batch_of(9))[0]['sum'] == 54
+    programs = programs_of(jax.jit(add), [5, 7, 5, 4, 7], log)
+    assert done.wait(60) and lines == [5, 7, 4]  # before any batch is there
+    for length in (5, 9):  # the second of another epoch
+        program = programs.of(length, lambda: None)
+        assert program(STATE, meshes.shard(batch_of(length), MESH))[0]['sum'] == 6 * length
     programs.close()
 
 
@@ -55,9 +58,9 @@ def test_who_waits_for_a_program_is_called_back_and_hears_of_its_error():
         if len(calls) == 3:
             released.set()
 
-    programs = Programs(jax.jit(slow), MESH, np.array([5]), print)
+    programs = programs_of(jax.jit(slow), [5], print)
     with pytest.raises(ValueError, match='no such program'):
-        programs.of(STATE, batch_of(5), on_wait)
+        programs.of(5, on_wait)
     assert len(calls) >= 3
     programs.close()
 

@@ -129,6 +129,12 @@ def shard(batch: dict, mesh: Mesh) -> dict:
     return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
 
 
+def shapes(batch: dict, mesh: Mesh) -> dict:
+    """The shapes, types and places of a whole batch {name: array} as `shard` makes it."""
+    rows, of = over_rows(mesh), jax.dtypes.canonicalize_dtype
+    return {name: jax.ShapeDtypeStruct(x.shape, of(x.dtype), sharding=rows) for name, x in batch.items()}
+
+
 def fetch_rows(x: jax.Array) -> np.ndarray:
     """This process's rows of a global array that is spread over the mesh."""
     parts = sorted(x.addressable_shards, key=lambda part: part.index[0].start or 0)

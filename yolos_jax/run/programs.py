@@ -8,39 +8,48 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from yolos_jax.run import mesh as meshes
+
 
 class Programs:
     """Programs of a training step by the length of their sequences.
 
-    A thread compiles them one after the other while steps of those that are done run. The thread also
-    leaves the caller free to hear a signal: XLA does not return to Python before a program is done.
+    A thread compiles them one after the other while the first batch is loaded and steps of those that are
+    done run. The thread also leaves the caller free to hear a signal: XLA does not return to Python before
+    a program is done.
     """
 
-    def __init__(self, step: Callable, mesh: Mesh, lengths: np.ndarray, log: Callable[[str], None]) -> None:
-        """Nothing is compiled before the first call of `of`.
+    def __init__(
+        self,
+        step: Callable,
+        mesh: Mesh,
+        *,
+        state: dict,
+        empty: Callable[[int], dict],
+        lengths: np.ndarray,
+        log: Callable[[str], None],
+    ) -> None:
+        """Begins to compile.
 
-        step: jitted, (state, batch) -> (state, metrics). lengths: of the next steps, to compile for in the
-        order in which they come. log: receives a line for each program.
+        step: jitted, (state, batch) -> (state, metrics). state: the first one. empty: gives the arrays of a
+        whole batch of a length, of all processes. lengths: of the next steps, to compile for in the order
+        in which they come. log: receives a line for each program.
         """
-        self._step, self._mesh, self._log = step, mesh, log
-        _, first = np.unique(lengths, return_index=True)
-        self._ahead = lengths[np.sort(first)].tolist()
+        self._step, self._mesh, self._empty, self._log = step, mesh, empty, log
+        describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        self._state = jax.tree.map(describe, state)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'compile')
-        self._jobs: dict[int, concurrent.futures.Future] = {}
+        _, first = np.unique(lengths, return_index=True)
+        self._jobs = {n: self._thread.submit(self._compile, n) for n in lengths[np.sort(first)].tolist()}
 
-    def of(self, state: dict, batch: dict, on_wait: Callable[[], None]) -> Callable:
-        """The program for a batch; until it is there `on_wait` is called several times a second.
+    def of(self, length: int, on_wait: Callable[[], None]) -> Callable:
+        """The program for a length; until it is there `on_wait` is called several times a second.
 
         Raises:
             Exception: what the compiler or `on_wait` raised.
         """
-        length = batch['patches'].shape[1]
         if length not in self._jobs:
-            describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            shapes = jax.tree.map(describe, (state, batch))
-            for each in [length, *self._ahead]:
-                if each not in self._jobs:
-                    self._jobs[each] = self._thread.submit(self._compile, *shapes, each)
+            self._jobs[length] = self._thread.submit(self._compile, length)
         job = self._jobs[length]
         while not job.done():
             concurrent.futures.wait([job], 0.2)
@@ -51,11 +60,10 @@ class Programs:
         """Give up what is not compiled yet; does not wait for the program in hand."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, state: dict, batch: dict, length: int) -> Callable:
-        clock, patches = time.monotonic(), batch['patches']
-        B, _, pixels = patches.shape
-        patches = jax.ShapeDtypeStruct((B, length, pixels), patches.dtype, sharding=patches.sharding)
+    def _compile(self, length: int) -> Callable:
+        clock, batch = time.monotonic(), meshes.shapes(self._empty(length), self._mesh)
         with jax.set_mesh(self._mesh):
-            program = self._step.lower(state, batch | {'patches': patches}).compile()
-        self._log(f'compiled for {B} sequences of {length} patches in {time.monotonic() - clock:.0f} s')
+            program = self._step.lower(self._state, batch).compile()
+        count, seconds = batch['patches'].shape[0], time.monotonic() - clock
+        self._log(f'compiled for {count} sequences of {length} patches in {seconds:.0f} s')
         return program

@@ -167,13 +167,20 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
     config, mesh, complete, done = setup.config, setup.mesh, True, False
     first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
-    programs = Programs(setup.train_step, mesh, setup.lengths_from(first), run.log.print)
+    programs = Programs(
+        setup.train_step,
+        mesh,
+        state=state,
+        empty=functools.partial(setup.batches.empty, config.batch_size),
+        lengths=setup.lengths_from(first) if todo else np.zeros(0, np.int64),
+        log=run.log.print,
+    )
     try:
         if evaluate_if_due(setup, run, state, first):  # the run before ended, perhaps, before it could
             return None
         for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
-            program = programs.of(state, batch, run.while_compiling)
+            program = programs.of(batch['patches'].shape[1], run.while_compiling)
             clock, ids = time.monotonic(), setup.image_ids(indices)
             with interrupts_held():
                 complete = False
