@@ -138,7 +138,7 @@ def reference(data, i, drawn):
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
     batch = empty_batch(1, int(drawn.counts[i]), 100)
-    row = {name: values[0] for name, values in batch.items()}
+    row = {name: values[0, ...] for name, values in batch.items()}
     filler(source.records, drawn)(0, i, source.start_image(i)(), row)
 
 
@@ -149,7 +149,7 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder), args.images)
-        size = np.mean([len(data.read(i)) for i in range(len(data))]) / 1000
+        size = np.mean([len(data.start_read(i)()) for i in range(len(data))]) / 1000
         print(f'{len(data)} images, {size:.0f} kB on average')
         for name, config in (('S', yolos_s), ('Ti', yolos_ti)):
             recipe = geometry.Recipe(**config.get_config().augment)

@@ -12,4 +12,5 @@ def get_config() -> ConfigDict:
     c.model.width = 330
     c.model.depth = 14
     c.model.heads = 6
+    c.model.size = 240  # as the original's
     return c

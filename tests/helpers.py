@@ -200,7 +200,7 @@ def result(folder):
     params, meta = checkpoint.read_params(checkpoints, checkpoint.steps(checkpoints)[-1])
     lines = metric_lines(folder)
     for line in lines:
-        for name in ('images_per_s', 'goodput', 'time'):
+        for name in ('images_per_s', 'goodput', 'starts', 'steps_lost', 'time'):
             line.pop(name, None)
     return params, meta['checksums'], lines
 

@@ -71,6 +71,20 @@ def test_boxes_of_two_decimals_come_back_exactly(data_set):
         np.testing.assert_array_equal(array_records._row('', example)[-1].astype(np.float32), boxes)
 
 
+@pytest.mark.parametrize('box', [(8, 23, -5, 64), (8, 23, 5, -64)])
+def test_a_box_of_negative_width_is_stored_without_an_area(box, coco_folder, tmp_path):
+    """As training takes it: it is dropped and counted."""
+    data = shutil.copytree(coco_folder, tmp_path / 'data')
+    path = data / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['bbox'] = box
+    path.write_text(json.dumps(content))
+    build_tfds.build(data, tmp_path / 'out')
+    expected = records.read(data, 'val2017')
+    stored = records.read(tmp_path / 'out' / 'coco' / '2017' / '1.1.0', 'val2017')
+    assert stored.dropped == expected.dropped and len(stored.boxes) == len(expected.boxes)
+
+
 def test_tensorflow_is_not_imported(data_set):
     script = (
         'import sys\nfrom yolos_jax.data import records\n'

@@ -6,10 +6,10 @@ import sys
 import pytest
 from helpers import ROOT
 
+SCRIPTS = [x.stem for x in sorted((ROOT / 'benchmarks').glob('*.py')) if 'ArgumentParser' in x.read_text()]
 
-@pytest.mark.parametrize(
-    'name', ['data', 'gpu', 'peers', 'report', 'scaling', 'start', 'tpu_compile', 'tpu_model']
-)
+
+@pytest.mark.parametrize('name', SCRIPTS)
 def test_a_benchmark_starts(name):
     """Everything it imports is there; what it measures takes minutes."""
     command = [sys.executable, f'benchmarks/{name}.py', '--help']

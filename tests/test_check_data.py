@@ -88,6 +88,11 @@ def test_images_in_both_splits_are_said(coco_folder, tmp_path, capsys):
     shutil.copy(root / 'train2017' / '000000000009.jpg', root / 'val2017' / '000000000003.jpg')
     _, printed = run(capsys, root, '--config=quickstart')
     assert 'note: 1 images are in both splits' in printed
+    for name, of_cvat in (('train2017', 'Train'), ('val2017', 'Validation')):
+        (root / name).rename(root / of_cvat)
+        folder = root / 'annotations'
+        (folder / f'instances_{name}.json').rename(folder / f'instances_{of_cvat}.json')
+    assert 'note: 1 images are in both splits' in run(capsys, root, '--config=quickstart')[1]
 
 
 def test_counts_are_those_of_the_annotations(coco_folder):

@@ -152,6 +152,10 @@ def test_pages_of_attention_are_written(saved, coco_folder, tmp_path):
     attention.main([f'--weights={saved}', f'--output={tmp_path}', '--threshold=0', str(image)])
     page = Image.open(tmp_path / '000000000003.png')
     assert page.width > 3 * 200 and page.height > TINY['num_det_tokens'] * 100
+    attention.main([f'--weights={saved}', f'--output={tmp_path}', '--threshold=0', str(image)])  # its own
+    Image.new('RGB', (9, 9)).save(tmp_path / '000000000003.png')
+    with pytest.raises(InputError, match='000000000003.png: is there already'):
+        attention.main([f'--weights={saved}', f'--output={tmp_path}', '--threshold=0', str(image)])
 
 
 def test_correlations_are_numpys_on_tokens_made_for_them():

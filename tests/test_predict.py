@@ -49,6 +49,10 @@ def run(saved, out, *arguments):
     return json.loads((out / 'predictions.json').read_text())
 
 
+def entries(out):
+    return json.loads((out / 'predictions.json').read_text())
+
+
 def lines(out):
     return [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
 
@@ -75,6 +79,35 @@ def test_photographs_are_never_replaced(saved, photographs):
             run(saved, photographs, *paths)
         assert error.value.argument == 'output'
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
+
+
+def test_files_that_are_in_the_output_already_are_never_replaced(saved, photographs, tmp_path):
+    """Photographs, videos and pages of others, whose names a call would take."""
+    inside, frames = photographs / 'sub', [np.zeros((96, 128, 3), np.uint8)]
+    inside.mkdir()
+    names = [f'{i:012}.jpg' for i in (1, 2)]
+    for name in names:
+        shutil.copy(photographs / name, inside / name)
+    make_video(inside / 'film.mp4', frames)
+    make_video(photographs / 'film.mp4', 2 * frames)
+    theirs = {path: path.read_bytes() for path in photographs.iterdir() if path.is_file()}
+    for _ in range(2):
+        run(saved, photographs, inside, '--threshold=0.05')
+        assert all(path.read_bytes() == content for path, content in theirs.items())
+    assert [entry['picture'] for entry in entries(photographs)] == [f'{i:012}-2.jpg' for i in (1, 2)]
+    assert (photographs / 'film-2.mp4').exists() and not (photographs / 'film-3.mp4').exists()
+    run(saved, photographs, inside, '--threshold=0.1', '--overwrite')
+    assert all(path.read_bytes() == content for path, content in theirs.items())
+    assert not (photographs / f'{1:012}-3.jpg').exists()
+
+
+def test_a_video_that_has_changed_is_done_again(saved, tmp_path):
+    film, lines = tmp_path / 'film.mp4', tmp_path / 'out' / 'film.jsonl'
+    for count in (1, 3):
+        make_video(film, count * [np.zeros((96, 128, 3), np.uint8)])
+        os.utime(film, (count, count))
+        run(saved, tmp_path / 'out', film, '--no-pictures')
+        assert len(lines.read_text().splitlines()) == count
 
 
 def test_an_output_within_the_input_is_no_input(saved, photographs):

@@ -112,6 +112,9 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
     Log(tmp_path, 5, 30).close()
     assert '3 damaged lines were left out' in capsys.readouterr().out
     assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
+    (tmp_path / 'metrics.jsonl').write_bytes(b'".\n' + lines[0] + b'{"step"')  # the last of a killed run
+    Log(tmp_path, 5, 30).close()
+    assert '1 damaged line was left out' in capsys.readouterr().out
 
 
 def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):

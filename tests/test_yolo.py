@@ -1,5 +1,6 @@
 """Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image."""
 
+import codecs
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 from helpers import tiny_config, to_yolo
 from PIL import Image, ImageOps
 
-from yolos_jax.data import records, sources
+from yolos_jax.data import pixels, records, sources
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
 from yolos_jax.run import detection
@@ -78,6 +79,47 @@ def test_yolos_boxes_lie_on_photographs_turned_upright(orientation, coco, tmp_pa
     i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
     np.testing.assert_allclose(data.objects(i)[0], [[4, 8, 20, 24]])
     assert start_image(data, i)()[9:23, 5:19, :3].max() < 20
+
+
+@pytest.mark.parametrize('form', ['jpeg', 'png', 'webp', 'tiff'])
+@pytest.mark.parametrize('orientation', [1, 3, 6])
+def test_the_size_of_a_turned_image_is_that_of_its_pixels(orientation, form, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (40, 30)).save(tmp_path / 'x', form, exif=exif)
+    expected = pixels.read_image(tmp_path / 'x', upright=True).shape[:2]
+    assert pixels.upright_size(tmp_path / 'x') == expected == ((40, 30) if orientation == 6 else (30, 40))
+
+
+def test_the_validation_set_of_a_run_lies_on_upright_photographs_too(coco, tmp_path):
+    """Half a turn leaves the size as it is."""
+    to_yolo(coco, tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for file in (tmp_path / 'images').rglob('*.jpg'):
+        Image.open(file).rotate(180).save(file, exif=exif, quality=95)
+    for root in (tmp_path, tmp_path / 'data.yaml'):
+        config = tiny_config(data=root, val_fraction=0.3)
+        _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
+        detection.write_truth(config, val, tmp_path / 'run')
+        again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path))
+        assert again.files.tolist() and len(again) == len(val)
+        for i in range(len(val)):
+            np.testing.assert_array_equal(start_image(again, i)(), start_image(val, i)())
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    expected = records.read(tmp_path, 'val')
+    for file in (tmp_path / 'labels').rglob('*.txt'):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    names = sorted((tmp_path / 'images' / 'val').iterdir())
+    (tmp_path / 'val.txt').write_text('\ufeff' + '\n'.join(map(str, names)))
+    description = yaml.safe_load((tmp_path / 'data.yaml').read_text()) | {'val': 'val.txt'}
+    (tmp_path / 'data.yaml').write_text(yaml.safe_dump(description))
+    data = records.read(tmp_path, 'val')
+    assert len(data) == len(expected)
+    np.testing.assert_array_equal(data.boxes, expected.boxes)
 
 
 def _with_orientation(image, orientation):

@@ -11,7 +11,7 @@ __version__ = '0.2.0'
 
 _numba_cache.set_up()
 with _epy.lazy_api_imports(globals()):
-    from yolos_jax import data, losses, matcher, optim, steps, tools, weights
+    from yolos_jax import data, losses, matcher, model, optim, steps, tools, weights
     from yolos_jax.detections import Detections
     from yolos_jax.errors import InputError
     from yolos_jax.inference import Detector
@@ -23,6 +23,6 @@ with _epy.lazy_api_imports(globals()):
 
 __all__ = [
     'YOLOS_B', 'YOLOS_S', 'YOLOS_S_DWR', 'YOLOS_TI', 'Detections', 'Detector', 'InputError', 'Yolos',
-    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'optim', 'patchify', 'pretrain', 'steps',
-    'tools', 'train', 'weights',
+    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'model', 'optim', 'patchify', 'pretrain',
+    'steps', 'tools', 'train', 'weights',
 ]  # fmt: skip

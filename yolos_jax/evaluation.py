@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import losses
-from yolos_jax.data import loader
+from yolos_jax.data import loader, sources
 from yolos_jax.data.annotations import Annotations, class_names
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError, shown
@@ -182,8 +182,10 @@ def ground_truth(a: Annotations) -> COCO:
     return truth
 
 
-def coco_content(a: Annotations) -> dict:
+def coco_content(a: Annotations, *, upright: bool = False) -> dict:
     """The annotations as the content of a COCO file.
+
+    upright: that boxes lie on photographs turned upright, which `sources.of_files` reads there.
 
     Missing areas are width x height. Annotations are numbered from 1, for pycocotools takes a match with
     number 0 for none.
@@ -191,7 +193,7 @@ def coco_content(a: Annotations) -> dict:
     areas = np.where(np.isnan(a.areas), a.boxes[:, 2] * a.boxes[:, 3], a.areas)
     images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)
     objects = zip(*(x.tolist() for x in (a.owners, a.labels, a.boxes, areas, a.crowd)), strict=True)
-    return {
+    return (dict(sources.UPRIGHT) if upright else {}) | {
         'images': [dict(zip(('id', 'file_name', 'height', 'width'), x, strict=True)) for x in images],
         'annotations': [
             dict(id=i, image_id=image, category_id=label, bbox=box, area=area, iscrowd=int(crowd))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from yolos_jax import cpus
 from yolos_jax.data.folders import Folder
 from yolos_jax.data.records import Records
 from yolos_jax.errors import shown
@@ -33,7 +34,7 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
     """The names of image files with the same bytes in both; not looked for in other forms of storage."""
     if not (isinstance(train.images, Folder) and isinstance(val.images, Folder)):
         return []
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cpus.usable()) as pool:
         paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
         paths = [[name for name in names if os.path.isfile(name)] for names in paths]
         for key in (os.path.getsize, _ends, _digest):  # each looks only at what the one before left

@@ -17,7 +17,8 @@ from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
 EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
-ENDINGS = '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.ppm'  # of image files
+# of image files
+ENDINGS = tuple('.jpg .jpeg .jfif .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm'.split())
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
 UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
@@ -55,7 +56,8 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
     with _naming(path), Image.open(path) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
+        # of a TIFF Pillow gives the size when it is turned
+        turned = image.format != 'TIFF' and image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
         return image.size if turned else (image.height, image.width)
 
 

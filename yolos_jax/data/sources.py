@@ -6,6 +6,7 @@ COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-da
 
 import collections
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 PREFIX, ROBOFLOW = 'instances_', '_annotations.coco.json'
+UPRIGHT = {'info': {'upright': True}}  # so a COCO file of ours begins whose boxes lie on upright images
 # names that tools give to the same split; asked for one of them, another that is there is taken
 SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'validation'))
 
@@ -100,6 +102,10 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
 
 def of_json(file: Path, places: Sequence[Folder | BucketFolder]) -> Source:
     """The source of a COCO file whose images are in one of some folders."""
+    mark = json.dumps(UPRIGHT).encode()[:-1]
+    with open(file, 'rb') as content:
+        if content.read(len(mark)) == mark:  # of local files, as YOLO's are
+            places = [dataclasses.replace(x, upright=True) if isinstance(x, Folder) else x for x in places]
     return Source(
         file,
         lambda names: locate(names, places, file),

@@ -92,7 +92,7 @@ def _images(base: Path, entry: object, file: Path) -> list[Path]:
         if place.is_dir():
             images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:
-            lines = [line.strip() for line in place.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
 
@@ -173,7 +173,7 @@ def _boxes(file: Path, key_points: int) -> np.ndarray:
     """
     rows = []
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text('utf-8-sig').splitlines()
     except FileNotFoundError:
         lines = []  # an image without objects
     except (OSError, ValueError) as error:

@@ -201,8 +201,9 @@ def read_data(
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
     """Write FOLDER/val.json of a validation set that no JSON describes as it is."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        truth = val_set.truth_in(config.data) if config.data else val_set.truth()
-        files.write_json(folder / TRUTH, evaluation.coco_content(truth))
+        root = Path(config.data).parent if Path(config.data).is_file() else config.data  # data.yaml
+        truth = val_set.truth_in(root) if config.data else val_set.truth()
+        files.write_json(folder / TRUTH, evaluation.coco_content(truth, upright=val_set.images.upright))
 
 
 def source_of(config: ConfigDict, name: str) -> sources.Source:

@@ -87,7 +87,7 @@ class PretrainingSetup(Setup):
 
 def pretrain(
     config: ConfigDict,
-    location: str | Path,
+    workdir: str | Path,
     mesh: Mesh | None = None,
     on_step: Callable[[Step], bool | None] | None = None,
     *,
@@ -95,8 +95,8 @@ def pretrain(
     stop: StopSignal | None = None,
 ) -> int | None:
     """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as of `train`."""
-    mesh = check_arguments(config, location, mesh)
-    return run_to_end(functools.partial(prepare, config, mesh), location, on_step, stuck=stuck, stop=stop)
+    mesh = check_arguments(config, workdir, mesh)
+    return run_to_end(functools.partial(prepare, config, mesh), workdir, on_step, stuck=stuck, stop=stop)
 
 
 def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> PretrainingSetup:

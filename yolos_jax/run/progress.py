@@ -79,14 +79,15 @@ class Log:
                 last = max(last, content['step'])
                 kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
             except (ValueError, TypeError, KeyError):
-                damaged += 1
+                damaged += line.endswith(b'\n')  # else it is what a killed run was writing
         try:
             with files.replacing(self._path) as file:
                 file.writelines(kept)
         except OSError as error:
             raise InputError(f'{self._path}: cannot be written ({error.strerror})') from None
-        if damaged > 1:  # one is the line that a killed run was writing
-            self.print(f'{self._path}: {damaged} damaged lines were left out')
+        if damaged:
+            lines = 'lines were' if damaged > 1 else 'line was'
+            self.print(f'{self._path}: {damaged} damaged {lines} left out')
         return last
 
     def advance(self) -> None:

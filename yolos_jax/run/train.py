@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
 def train(
     config: ConfigDict,
-    location: str | Path,
+    workdir: str | Path,
     mesh: Mesh | None = None,
     on_step: Callable[[Step], bool | None] | None = None,
     *,
@@ -90,7 +90,7 @@ def train(
 
     Args:
         config: `configs.common` describes its values.
-        location: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
+        workdir: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
             TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
         mesh: of `run.mesh`; all devices when None.
         on_step: called after each step was dispatched; the run is saved and stops where it returns True,
@@ -108,9 +108,9 @@ def train(
         InputError: the config, the data, the weights or the folder cannot be used.
         DivergedError: the loss was not finite for ten steps in a row, or at the end.
     """
-    mesh = check_arguments(config, location, mesh)
+    mesh = check_arguments(config, workdir, mesh)
     prepare = functools.partial(detection.prepare, config, mesh)
-    return run_to_end(prepare, location, on_step, stuck=stuck, stop=stop)
+    return run_to_end(prepare, workdir, on_step, stuck=stuck, stop=stop)
 
 
 def check_arguments(config: ConfigDict, location: str | Path, mesh: Mesh | None) -> Mesh:
@@ -306,6 +306,8 @@ def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
             'images_per_s': run.throughput.images_per_s(),
             'learning_rate': float(setup.rate(step)),
             'goodput': run.goodput.share(),
+            'starts': run.goodput.starts,
+            'steps_lost': run.goodput.steps_lost,
         }
         | ({} if memory is None else {'device_memory_gb': memory / 1e9})
         | run.checkpoints.measurements()

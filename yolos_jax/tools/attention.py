@@ -14,13 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from yolos_jax import Detector, attention, files, visualize
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
-from yolos_jax.tools import video
+from yolos_jax.tools import prediction_files, video
 from yolos_jax.tools.predict import find_images
 
 SIDE, GAP, MARGIN = 220, 6, 24  # pixels of a page's pictures, between them, and above them
@@ -132,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     maps = make_maps(detector.model, args.block)
     for path, name in files.names_for(paths).items():
+        target = args.output / f'{name}.png'
+        if target.exists() and not prediction_files.is_own(target):
+            raise InputError(f'{target}: is there already, and not of this command', 'output')
         try:
             detections, weights = look(detector, maps, path, args.threshold)
         except InputError as error:
@@ -140,9 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not len(detections):
             print(f'{path}: nothing above {args.threshold}')
             continue
-        with files.replacing(args.output / f'{name}.png') as file:
-            sheet(detections, weights).save(file, 'png')
-        print(args.output / f'{name}.png')
+        made_by = PngInfo()
+        made_by.add_text('comment', prediction_files.MADE_BY)
+        with files.replacing(target) as file:
+            sheet(detections, weights).save(file, 'png', pnginfo=made_by)
+        print(target)
 
 
 if __name__ == '__main__':

@@ -94,7 +94,7 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
     if (height, width) == annotated:
         used = 'upright' if images.upright else 'as stored'
         return (f'{TURNED}, annotated and used {used}', name) if turned > 1 else (None, name)
-    if turned > 4 and (width, height) == annotated:
+    if not images.upright and turned > 4 and (width, height) == annotated:
         return f'{TURNED}, annotated and used upright', name
     sizes = f'{height}x{width}, annotated {annotated[0]}x{annotated[1]}'
     return 'of another size than annotated', f'{name} is {sizes}'
@@ -145,7 +145,7 @@ def tables(r: records.Records) -> list:
 
 def between(all_findings: list[Findings]) -> list[str]:
     """What there is to say about the training and the validation split together."""
-    data = {findings.split: findings.records for findings in all_findings if findings.records}
+    data = {findings.split.lower(): findings.records for findings in all_findings if findings.records}
     train, val = (next((data[name] for name in names if name in data), None) for names in sources.SYNONYMS)
     return overlap.notes(train, val) if train and val else []
 

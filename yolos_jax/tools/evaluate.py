@@ -23,6 +23,7 @@ from yolos_jax.analysis.analysis import Corrupted, analyse
 from yolos_jax.data import annotations, corruptions, records, sources
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
+from yolos_jax.patches import PATCH
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
@@ -133,6 +134,9 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     data = read_data(args)
     pretrained, labels = read_detector(args, data)
     size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
+    for name, side in (('size', size), ('max_size', max_size)):
+        if side < PATCH:
+            raise InputError(f'{name} is {side}, less than a patch of {PATCH} pixels', name)
     batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
     if not cluster.is_alone():
         agree(args, batches, pretrained)

@@ -24,7 +24,7 @@ from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, workdir
 from yolos_jax.tools import video
-from yolos_jax.tools.prediction_files import Predictions, as_coco, named
+from yolos_jax.tools.prediction_files import MADE_BY, Predictions, as_coco, named
 
 WRITERS = 2  # threads that draw and write, beside those that read
 LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
@@ -131,13 +131,14 @@ def _annotate(
     """Write what is made of videos; returns how many could not be read."""
     drawn, bad = lambda detections: _drawn(detections, args), 0
     for path, target in predictions.new_videos(videos):
+        about = named(path)
         try:
             problem = video.annotate(detector, path, target, args.threshold, drawn)
         except InputError as error:
             print(f'left out: {error}', file=sys.stderr)
             bad += 1
         else:
-            predictions.add_video(path, target)
+            predictions.add_video(about, target)
             if problem:
                 print(f'{path}: seems to be cut off: {problem}', file=sys.stderr)
     return bad
@@ -184,7 +185,7 @@ def _write(entry: dict, detections: Detections, name: str | None, args: argparse
     if picture:
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
         with files.replacing(args.output / name) as file:
-            picture.save(file, 'jpeg', quality=92)
+            picture.save(file, 'jpeg', quality=92, comment=MADE_BY)
     size = {'width': width, 'height': height}
     return {**entry, 'picture': name, **size, 'detections': detections.to_list()}
 

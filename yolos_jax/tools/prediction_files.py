@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from yolos_jax import files
 from yolos_jax.errors import InputError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
+MADE_BY = b'drawn by yolos_jax'  # a comment in each picture
 
 
 class Predictions:
@@ -48,10 +51,14 @@ class Predictions:
         files.write_json(folder / SETTINGS, settings)
         self.done = {_source(entry) for entry in kept}
         self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
-        self._videos = {}  # {name: the video it is of}
+        self._videos = {}  # {name: the video it is of, as `named`}
         if not overwrite and (folder / VIDEOS).exists():
-            self._videos = json.loads((folder / VIDEOS).read_text())
+            videos = json.loads((folder / VIDEOS).read_text())  # earlier versions had paths alone
+            self._videos = {k: {'file': v} if isinstance(v, str) else v for k, v in videos.items()}
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
+        own = {*self._names, *self._videos, *self._replaced}
+        self._others = {path.stem for path in folder.iterdir() if path.stem not in own and not is_own(path)}
+        self._names |= self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
     def __enter__(self) -> 'Predictions':
@@ -69,15 +76,15 @@ class Predictions:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
         done_names = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
         for path in paths:
-            names = {source: name for name, source in self._videos.items() if not path.is_char_device()}
+            names = {of['file']: name for name, of in self._videos.items() if not path.is_char_device()}
             name = names.get(os.path.abspath(path))
-            if name is None or name not in done_names:
-                taken = {*self._videos, *done_names, Path(LINES).stem}
+            if name is None or name not in done_names or _has_changed(self._videos[name]):
+                taken = {*self._videos, *done_names, *self._others, Path(LINES).stem}
                 yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
-    def add_video(self, path: Path, target: Path) -> None:
-        """Note that a video is done."""
-        self._videos[target.stem] = os.path.abspath(path)
+    def add_video(self, about: dict, target: Path) -> None:
+        """Note that a video is done; about: `named`, before it was read."""
+        self._videos[target.stem] = {key: about[key] for key in ('file', 'modified') if key in about}
         files.write_json(self._folder / VIDEOS, self._videos)
 
     def free_name(self, stem: str) -> str:
@@ -118,6 +125,15 @@ class Predictions:
             return json.loads((self._folder / SETTINGS).read_text())
         except (OSError, ValueError):
             return {}
+
+
+def is_own(path: Path) -> bool:
+    """Whether a picture in the output is one that was drawn here, and not a photograph of the user's."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get('comment') in (MADE_BY, MADE_BY.decode())
+    except OSError:  # no picture
+        return False
 
 
 def named(path: Path) -> dict:

@@ -86,6 +86,7 @@ def _stored(images: Any, file: str, row: int, size: tuple[int, int]) -> bytes:
 def _object(a: Annotations, k: int, labels: dict[int, int], height: int, width: int) -> dict:
     """Annotation k as tensorflow-datasets stores it; labels: {category id: label}."""
     x, y, w, h = a.boxes[k]
+    w, h = max(w, 0), max(h, 0)
     box = np.clip([y / height, x / width, (y + h) / height, (x + w) / width], 0, 1)
     return {
         'area': int(w * h),

@@ -17,11 +17,10 @@ from yolos_jax import posembed, rope
 from yolos_jax.errors import InputError
 from yolos_jax.model import Vit, Yolos, init_params, param_shapes
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import dino, google, hf_names, names, statistics
+from yolos_jax.weights import dino, google, hf_names, names, sizes, statistics
 from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
 
 GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'  # the tanh forms differ by 4e-4 in features
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # by width, of ViT-Ti, S, B, L and H
 DINOV3_EPS = 1e-5  # of LayerNorm; the others have 1e-6, or say theirs
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
@@ -95,7 +94,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     _check_config(config)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
-    heads = heads or _heads(file, width) or HEADS.get(width)
+    heads = heads or _heads(file, width) or sizes.HEADS.get(width)
     if heads is None:
         raise InputError(f'it does not say how many heads its {width} channels have; give heads', 'heads')
     side = None if table is None else math.isqrt(table.shape[1] - 1)

@@ -13,11 +13,10 @@ import numpy as np
 from yolos_jax.classifier import Classifier, param_shapes
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import checkpoint, names, tensors, torchfile
+from yolos_jax.weights import checkpoint, names, sizes, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILE = checkpoint.DEIT
-HEAD_WIDTH = 64  # of the published models
 
 
 def write(params: dict, model: Classifier, path: Path, about: dict | None = None) -> None:
@@ -59,7 +58,7 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     if distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)
     (width,), (num_classes, _) = by_name['patch_embed.proj.bias'].shape, by_name['head.weight'].shape
-    heads = file.about.get('heads', width / HEAD_WIDTH)
+    heads = file.about.get('heads', sizes.HEADS.get(width, width / 64))
     if heads != int(heads) or not heads:
         raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
     model = Classifier(

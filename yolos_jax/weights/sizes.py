@@ -3,6 +3,7 @@
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 
+HEADS = {192: 3, 330: 6, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of ViT-Ti, S (dWr), S, B, L and H, by width
 LARGEST = {  # far beyond any ViT; a file that says more is damaged or hostile
     'width': 16_384,
     'depth': 256,
