@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import TINY, make_hf, noise, to_torch
 from PIL import Image
+from transformers import YolosImageProcessor
 
 from yolos_jax.errors import InputError
 from yolos_jax.tools import verify
@@ -19,25 +20,38 @@ def published(tmp_path_factory):
     hf.save_pretrained(folder / 'tiny')
     size = {'size': {'shortest_edge': 64, 'longest_edge': 128}}
     (folder / 'tiny' / 'preprocessor_config.json').write_text(json.dumps(size))
-    Image.fromarray(noise(120, 150)).save(folder / 'image.png')
-    resized = np.asarray(Image.open(folder / 'image.png').resize((80, 64), Image.BILINEAR))
+    image = Image.fromarray(noise(120, 190))
+    image.save(folder / 'image.png')
+    inputs = YolosImageProcessor.from_pretrained(folder / 'tiny')(image, return_tensors='pt', resample=2)
+    assert inputs['pixel_values'].shape[2:] == (64, 96)  # of 64 x 101, both multiples of 16
     with torch.no_grad():
-        logits = hf(pixel_values=to_torch(resized)).logits[0]
-    best = logits.softmax(-1)[:, :-1].max(-1)
-    order = [i for i in best.values.argsort(descending=True).tolist() if best.values[i] > 0.3]
-    return folder, verify.Golden(tuple(logits[0, :3].tolist()), tuple(best.indices[order].tolist()))
+        outputs = hf(pixel_values=to_torch(np.asarray(image.resize((96, 64), Image.BILINEAR))))
+    width, height = image.size
+    best = outputs.logits[0].softmax(-1)[:, :-1].max(-1)
+    kept = best.values > 0.3
+    cx, cy, w, h = outputs.pred_boxes[0, kept][0].tolist()
+    box = (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
+    return folder, verify.Golden(
+        outputs.logits[0, :3, :3].tolist(),
+        outputs.pred_boxes[0, :3, :3].tolist(),
+        best.values[kept].tolist(),
+        best.indices[kept].tolist(),
+        box,
+    )
 
 
 def test_values_that_are_published_are_found_the_same_and_others_different(published):
     folder, golden = published
     image = folder / 'image.png'
-    assert len(golden.labels) > 0
+    assert len(golden.labels) > 1 and golden.scores != sorted(golden.scores, reverse=True)
     assert verify.check_golden(str(folder / 'tiny'), golden, image)['same']
-    for wrong in (
-        golden._replace(logits=(golden.logits[0] + 0.01, *golden.logits[1:])),
-        golden._replace(labels=(*golden.labels, 1)),
-    ):
-        assert not verify.check_golden(str(folder / 'tiny'), wrong, image)['same']
+    for what, value in golden._asdict().items():
+        wrong = np.array(value)
+        wrong.flat[0] += 1
+        other = golden._replace(**{what: wrong.tolist()})
+        assert not verify.check_golden(str(folder / 'tiny'), other, image)['same']
+    fewer = golden._replace(labels=golden.labels[1:])
+    assert not verify.check_golden(str(folder / 'tiny'), fewer, image)['same']
 
 
 def test_ap_is_compared_and_what_is_done_is_not_done_again(published, coco_folder, tmp_path, capsys):
