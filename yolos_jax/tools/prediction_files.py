@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from yolos_jax import files
+from yolos_jax.data import pixels
 from yolos_jax.errors import InputError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
@@ -57,7 +58,8 @@ class Predictions:
             self._videos = {k: {'file': v} if isinstance(v, str) else v for k, v in videos.items()}
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         own = {*self._names, *self._videos, *self._replaced}
-        self._others = {path.stem for path in folder.iterdir() if path.stem not in own and not is_own(path)}
+        there = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
+        self._others = {path.stem for path in there if not is_own(path)}
         self._names |= self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
@@ -132,7 +134,7 @@ def is_own(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get('comment') in (MADE_BY, MADE_BY.decode())
-    except OSError:  # no picture
+    except pixels.UNREADABLE:  # no picture
         return False
 
 
