@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'yolos_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # who may import whom: a file imports from its own floor and those before
 FLOORS = [
-    {'errors', 'files', 'patches', 'cpus', 'bucket', 'numba_cache'},
+    {'errors', 'files', 'patches', 'cpus', 'bucket', 'numba_cache', 'lazy'},
     {
         'data',
         'spmd',
@@ -91,6 +91,13 @@ def test_flax_is_imported_by_the_models_alone_and_data_needs_no_jax():
 def test_scripts_load_no_torch_and_no_tensorflow():
     script = 'import sys\nfrom yolos_jax.tools import convert, evaluate, predict, train\n'
     script += 'assert not {"torch", "tensorflow", "tensorflow_datasets", "transformers"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
+
+
+def test_names_are_there_after_one_import():
+    script = 'import yolos_jax as y\n'
+    script += 'y.model.Vit, y.data.geometry.resize_shape, y.tools.speed.macs, y.tools.attention.maps\n'
+    script += 'assert not hasattr(y.tools, "nothing")'
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 

@@ -1,14 +1,5 @@
-"""Commands: python -m yolos_jax.tools.NAME.
+"""Commands: python -m yolos_jax.tools.NAME."""
 
-A module is imported when its name is first used.
-"""
+from yolos_jax import lazy
 
-import importlib
-from types import ModuleType
-
-
-def __getattr__(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f'{__name__}.{name}')
-    except ModuleNotFoundError:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
+__getattr__ = lazy.modules_of(__name__)

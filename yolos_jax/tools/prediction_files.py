@@ -58,8 +58,8 @@ class Predictions:
             self._videos = {k: {'file': v} if isinstance(v, str) else v for k, v in videos.items()}
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         own = {*self._names, *self._videos, *self._replaced}
-        there = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
-        self._others = {path.stem for path in there if not is_own(path)}
+        others = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
+        self._others = {path.stem for path in others if not is_own(path)}
         self._names |= self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 

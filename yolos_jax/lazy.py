@@ -1,0 +1,19 @@
+"""Modules of a package that are imported when their names are first used."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+
+def modules_of(package: str) -> Callable[[str], ModuleType]:
+    """A package's `__getattr__` (PEP 562), so that `yolos_jax.tools.speed` needs no import of its own."""
+
+    def get(name: str) -> ModuleType:
+        try:
+            return importlib.import_module(f'{package}.{name}')
+        except ModuleNotFoundError as error:
+            if error.name != f'{package}.{name}':  # of another package, which is missing
+                raise
+            raise AttributeError(f'module {package!r} has no attribute {name!r}') from None
+
+    return get
