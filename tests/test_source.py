@@ -50,6 +50,12 @@ def test_a_training_file_of_the_reference_is_read(new_format, hf, expected, tmp_
     assert yolos.eps == 1e-6 and yolos.pos_grid == yolos.mid_pos_grid == (4, 6)
 
 
+def test_a_damaged_config_beside_a_file_of_the_reference_is_of_something_else(hf, expected, tmp_path):
+    (tmp_path / 'config.json').write_text('[')
+    torch.save(state_dict(hf), tmp_path / 'x.pth')
+    check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
+
+
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_a_bare_state_dict_is_read(prefix, hf, expected, tmp_path):
     torch.save(state_dict(hf, prefix), tmp_path / 'x.pth')

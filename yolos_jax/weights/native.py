@@ -17,8 +17,11 @@ MODEL_TYPE = 'yolos_jax'
 
 
 def is_native(file: TensorFile) -> bool:
-    """Whether a file has a config.json of ours beside it; raises InputError where that cannot be read."""
-    return file.beside(CONFIG).get('model_type') == MODEL_TYPE
+    """Whether a file has a config.json of ours beside it; raises InputError where that cannot be read.
+
+    Beside a .pth it would be that of something else.
+    """
+    return file.path.suffix == '.safetensors' and file.beside(CONFIG).get('model_type') == MODEL_TYPE
 
 
 def read(file: TensorFile) -> Pretrained:
