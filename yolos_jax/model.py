@@ -5,6 +5,7 @@ Parameters carry the names of the reference checkpoint (hustvl/YOLOS, models/det
 Letters: as in `vit`; C classes.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,12 @@ class Yolos(nn.Module):
     remat: bool = False
     attention_kernel: Callable = attention.cached
 
+    def __post_init__(self) -> None:
+        # lists, which JSON has, could not be hashed, and `init_params` is compiled once for equal models
+        self.pos_grid = self.pos_grid and tuple(self.pos_grid)
+        self.mid_pos_grid = self.mid_pos_grid and tuple(self.mid_pos_grid)
+        super().__post_init__()
+
     @property
     def special(self) -> int:
         """How many tokens there are beside the patches."""
@@ -118,6 +125,10 @@ class Vit(nn.Module):
     dtype: Any = jnp.float32
     attention_kernel: Callable = attention.cached
 
+    def __post_init__(self) -> None:
+        self.pos_grid = self.pos_grid and tuple(self.pos_grid)  # as in `Yolos`
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, patches: jax.Array, grid: jax.Array) -> dict[str, jax.Array]:
         """Features of B images, after the last norm; patches, grid: as for `Yolos`, and raises as it does.
@@ -152,15 +163,16 @@ def _check(model: Yolos | Vit, patches: jax.Array) -> None:
 
 def init_params(model: Yolos | Vit, rng: jax.Array) -> dict:
     """Fresh parameters of a model, as arrays on the default device."""
-    return jax.jit(lambda rng: model.init(rng, *_one_patch())['params'])(rng)
+    return _init(model, rng)
 
 
 def param_shapes(model: Yolos | Vit) -> dict:
     """The shapes and types of a model's parameters; nothing is computed."""
-    return jax.eval_shape(lambda rng: model.init(rng, *_one_patch())['params'], jax.random.key(0))
+    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
 
 
-def _one_patch() -> tuple:
-    """The smallest batch: parameters do not depend on it."""
-    rows = spmd.num_devices()
-    return np.zeros((rows, 1, PATCH_DIM), np.uint8), np.ones((rows, 2), np.int32)
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Yolos | Vit, rng: jax.Array) -> dict:
+    rows = spmd.num_devices()  # of the smallest batch: parameters do not depend on it
+    one_patch = np.zeros((rows, 1, PATCH_DIM), np.uint8), np.ones((rows, 2), np.int32)
+    return model.init(rng, *one_patch)['params']

@@ -1,5 +1,6 @@
 """The training step and the prediction step: pure functions of a state or parameters, and a batch."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -110,6 +111,7 @@ def make_update(
     return step
 
 
+@functools.cache  # equal models share what is compiled
 def make_predict_step(model: Yolos) -> Callable:
     """The prediction step `step(params, batch) -> detections`, jitted.
 
@@ -125,6 +127,7 @@ def make_predict_step(model: Yolos) -> Callable:
     return step
 
 
+@functools.cache
 def make_evaluation_step(model: Yolos) -> Callable:
     """As `make_predict_step`, of a batch with targets, whose `losses.of_images` are given too."""
 

@@ -153,7 +153,8 @@ def curves(workdir: str | Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, whose backend is a notebook's own
 
     lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-    figure = Figure(figsize=(14, 4.5), layout='constrained')
+    figure = Figure(figsize=(14, 4.5))
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.12, top=0.97, wspace=0.14)
     losses = 'loss', 'val_loss', 'loss_ce', 'loss_bbox', 'loss_giou'
     shown = losses, ('AP', 'top1'), ('AP50', 'AP75', 'top5')
     for axes, names in zip(figure.subplots(1, 3), shown, strict=True):

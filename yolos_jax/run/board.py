@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 
 
 class Board:
@@ -26,25 +27,28 @@ class Board:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step."""
-        with _left_out('torch', 'boto3'):
-            from tensorboardX.summary import scalar
-        self._write(step, (scalar(name, value) for name, value in values.items()))
+        self._write(step, [{'tag': name, 'simple_value': value} for name, value in values.items()])
 
     def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
         """Pictures, uint8 [height, width, 3]."""
-        with _left_out('torch', 'boto3'):
-            from tensorboardX.summary import image
-        named = ((f'validation/{i}', x) for i, x in enumerate(images))
-        self._write(step, (image(name, x, dataformats='HWC') for name, x in named))
+        # as JPEG: PNG files would fill a long run's folder and take longer to write than to detect
+        encode = lambda image: {
+            'height': image.shape[0],
+            'width': image.shape[1],
+            'colorspace': 3,
+            'encoded_image_string': simplejpeg.encode_jpeg(image, quality=85),
+        }
+        self._write(step, [{'tag': f'validation/{i}', 'image': encode(x)} for i, x in enumerate(images)])
 
-    def _write(self, step: int, summaries: Iterable[Any]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+    def _write(self, step: int, values: list[dict[str, Any]]) -> None:
+        """values: of TensorBoard's Summary.Value."""
+        with _left_out('torch', 'boto3'):
+            from tensorboardX.proto.event_pb2 import Event
 
         try:
             if self._events is None:
                 self._events = self._open()
-            for summary in summaries:
-                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary={'value': values}))
             self._events.flush()
         except OSError:
             self._events = None

@@ -1,6 +1,7 @@
 """The mesh of devices, where arrays live on it, and the way host batches become global arrays."""
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -141,6 +142,7 @@ def fetch_rows(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(part.data) for part in parts])
 
 
+@functools.cache  # equal models share what is compiled
 def make_predictor(predict_step: Callable, mesh: Mesh) -> Callable[[dict, dict], dict]:
     """`predict(params, batch)`: a prediction step on this process's rows of a batch, numpy in and out."""
     step = jax.jit(predict_step, out_shardings=over_rows(mesh))
