@@ -1,5 +1,6 @@
 """The loss of pre-training, and what an evaluation counts: pure functions, as of `steps`."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -64,6 +65,7 @@ def of_labels(num_classes: int, group: int) -> Callable:
     return teach
 
 
+@functools.cache  # equal models share what is compiled
 def make_evaluation_step(model: Classifier) -> Callable:
     """The step `step(params, batch) -> counts`, jitted, of a batch of 'patches' and 'labels'.
 

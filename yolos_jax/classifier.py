@@ -6,6 +6,7 @@ token.
 Letters: as in `vit`; K heads: 1, or 2 with a distillation token.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,7 @@ def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> d
         `SINES` times as strong. A normal of 0.02 suits widths of hundreds; kernels of width 128 are four
         times as large by Xavier's rule.
     """
-    params = jax.jit(lambda rng: model.init(rng, _one_image(model))['params'])(rng)
+    params = _init(model, rng)
     if xavier:
         table = params['backbone']['pos_embed'].at[0, 1 : 1 + model.side**2].multiply(SINES)
         return params | {'backbone': params['backbone'] | {'pos_embed': table}}
@@ -110,10 +111,10 @@ def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> d
 
 def param_shapes(model: Classifier) -> dict:
     """The shapes and types of a classifier's parameters; nothing is computed."""
-    init = lambda rng: model.init(rng, _one_image(model))['params']
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
 
 
-def _one_image(model: Classifier) -> np.ndarray:
-    """The smallest batch: parameters do not depend on it."""
-    return np.zeros((spmd.num_devices(), model.side**2, PATCH_DIM), np.uint8)
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Classifier, rng: jax.Array) -> dict:
+    rows = spmd.num_devices()  # of the smallest batch: parameters do not depend on it
+    return model.init(rng, np.zeros((rows, model.side**2, PATCH_DIM), np.uint8))['params']
