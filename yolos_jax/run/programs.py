@@ -36,7 +36,8 @@ class Programs:
         in which they come. log: receives a line for each program.
         """
         self._step, self._mesh, self._empty, self._log = step, mesh, empty, log
-        describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        # with the order in memory (`mesh.in_memory`): on a TPU the default of 4-D arrays is another
+        describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.format)
         self._state = jax.tree.map(describe, state)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'compile')
         _, first = np.unique(lengths, return_index=True)
