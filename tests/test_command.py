@@ -66,6 +66,7 @@ def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
         (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),
         (['--config=quickstart', '--workdir=w', '--config.model.widht=1'], 'Did you mean "width"'),
         (['--config=quickstart', '--workdir=w', '--wokdir=x'], 'Did you mean: workdir'),
+        (['--config=quickstart', '--workdir=w', 'config.epochs=3'], 'config.epochs=3 is no flag'),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):

@@ -95,6 +95,9 @@ def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
         assert data_set.classes == folder.classes and len(data_set) == len(folder)
         read = lambda images: sorted(images.start_read(i)() for i in range(len(images)))
         assert read(data_set) == read(folder)  # the data set is in another order
+    fewer = dataclasses.replace(data_set, classes=data_set.classes[:1])
+    with pytest.raises(InputError, match='a label is [0-9]+, of 1 classes'):
+        fewer.digests  # noqa: B018  reads examples
     again = Imagenet(class_folder, data_dir=tmp_path / 'again')
     again.download_and_prepare()
     shutil.copytree(again.data_dir, tmp_path / 'copy')

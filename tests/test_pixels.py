@@ -31,9 +31,10 @@ def test_every_mode_becomes_rgb_as_pillow_makes_it(mode, kind):
     np.testing.assert_array_equal(pixels.decode(data, 'x')[..., :3], expected)
 
 
-def test_sixteen_bits_become_eight():
+@pytest.mark.parametrize('kind', ['PNG', 'PPM'])
+def test_sixteen_bits_become_eight(kind):
     grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
-    decoded = pixels.decode(encode(Image.fromarray(grey), 'PNG'), 'x')[..., :3]
+    decoded = pixels.decode(encode(Image.fromarray(grey), kind), 'x')[..., :3]
     np.testing.assert_array_equal(decoded, np.repeat(grey[..., None] >> 8, 3, axis=2))
 
 

@@ -339,7 +339,11 @@ def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_pat
         file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match=r'0000.jpg: .* more than 3 of 60 images are bad'):
         launch(config_of(tmp_path / 'forms'), tmp_path / 'run')
+    for file in sorted((tmp_path / 'forms' / 'val').glob('*/0000.jpg'))[:11]:
+        file.write_bytes(b'')
     launch(config_of(tmp_path / 'forms', bad_images=12, epochs=2), tmp_path / 'tolerant')
+    right = loss_lines(tmp_path / 'tolerant')[-1]['top5'] * 40  # those that cannot be read are wrong
+    assert right > 0 and abs(right - round(right)) < 1e-5
 
 
 def test_two_processes_pre_train_as_one_does(unbroken, class_folder, tmp_path):

@@ -30,6 +30,14 @@ def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path
         records.read(tmp_path, 'val')
 
 
+@pytest.mark.parametrize('content', [b'names:\n\t0: cup\n', 'names: [café]'.encode('cp1252')])
+def test_a_description_that_cannot_be_read_is_named(content, coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'data.yaml').write_bytes(content)
+    with pytest.raises(InputError, match=r'data\.yaml: cannot be read \('):
+        records.read(tmp_path, 'val')
+
+
 def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
     to_yolo(coco, tmp_path)
     (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')

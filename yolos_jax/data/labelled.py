@@ -54,9 +54,15 @@ class LabelledImages:
         """
         if not len(self.files):
             example = self.images.examples.start_read(i)
-            return lambda: _bytes_and_label(example())
+            return lambda: self._bytes_and_label(example())
         read = self.images.start_read(self.files[i], i)
         return lambda: (read(), int(self.labels[i]))
+
+    def _bytes_and_label(self, example: dict) -> tuple[bytes, int]:
+        image, label = example['image'], int(example['label'])
+        if not 0 <= label < len(self.classes):
+            raise InputError(f'{self.path}: a label is {label}, of {len(self.classes)} classes', 'data')
+        return image, label
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -126,9 +132,7 @@ def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:
     if not {'image', 'label'} <= set(features):
         raise InputError(f'{folder}: its examples have no label, but {", ".join(features)}', 'data')
     count, path = len(split.examples), f'{folder}: {split.split}'
-    classes = list(features['label'].names)
+    classes = list(getattr(features['label'], 'names', []))
+    if not classes:
+        raise InputError(f'{folder}: its label is no ClassLabel with names', 'data')
     return LabelledImages(path, classes, empty, empty, split, count, tolerated(count))
-
-
-def _bytes_and_label(example: dict) -> tuple[bytes, int]:
-    return example['image'], int(example['label'])

@@ -85,6 +85,8 @@ def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
         InputError: it is larger than Pillow's limit, or its pixels have 32 bits.
     """
     _check_size(image.height, image.width)
+    if image.mode == 'I' and image.format == 'PPM':  # Pillow's mode for a PGM of 16 bits
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if upright:
         with contextlib.suppress(*UNREADABLE):  # an EXIF that cannot be read turns nothing
             image = ImageOps.exif_transpose(image)

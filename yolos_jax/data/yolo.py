@@ -39,24 +39,29 @@ class Description:
 
 
 def description(root: Path) -> Path | None:
-    """The .yaml file of a data set in YOLO's form, where a folder (or the file itself) is one."""
+    """The .yaml file of a data set in YOLO's form, where a folder (or the file itself) is one.
+
+    Raises InputError where it has a data.yaml that cannot be read.
+    """
     if root.is_file():
         return root if root.suffix in ('.yaml', '.yml') else None
     files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
-    return next((file for file in files if 'names' in (_load(file) or {})), None)
+    return next((file for file in files if 'names' in _load(file)), None)
 
 
-def _load(file: Path) -> dict | None:
+def _load(file: Path) -> dict:
     try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+        content = yaml.safe_load(file.read_text('utf-8-sig'))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if file.stem != 'data':
+            return {}
+        raise InputError(f'{file}: cannot be read ({" ".join(str(error).split())})', 'data') from None
+    return content if isinstance(content, dict) else {}
 
 
 def read_description(file: Path) -> Description:
     """The content of a data.yaml; raises InputError where it cannot be used."""
-    content = _load(file) or {}
+    content = _load(file)
     names = content.get('names')
     if isinstance(names, list):
         names = dict(enumerate(names))

@@ -109,7 +109,10 @@ def _flag_of(argument: str) -> str:
 def _parse(arguments: list[str]) -> list[str]:
     """Parse absl's flags; what is wrong with them is one line."""
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        if rest[1:]:
+            sys.exit(f'error: {rest[1]} is no flag; flags begin with --')
+        return rest
     except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
         text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
         sys.exit(f'error: --config has no key {text}')

@@ -9,11 +9,14 @@ the last one stopped.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
+from yolos_jax import bucket
 from yolos_jax.configs import deit_ti
 from yolos_jax.run import cli, cluster, pretraining
 from yolos_jax.run.train import Step
 from yolos_jax.tools import train
+from yolos_jax.weights import deit
 
 KEYS = deit_ti.get_config
 DETECTORS = {  # configs by width, depth and heads
@@ -30,10 +33,11 @@ def main(on_step: Callable[[Step], bool | None] | None = None) -> None:
     train.main(on_step, pretraining.pretrain)
     model = train.CONFIG.value.model
     config = DETECTORS.get((model.width, model.depth, model.heads), 'CONFIG')
-    if cluster.is_first():
+    place = train.WORKDIR.value
+    if cluster.is_first() and (bucket.is_url(place) or Path(place, deit.FILE).exists()):
         print(
             f'start a detector from it with: yolos train --config={config} --workdir=DIR '
-            f'--config.data=COCO --config.init_from={train.WORKDIR.value}'
+            f'--config.data=COCO --config.init_from={place}'
         )
 
 
