@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 
-def shown(names: Iterable[str]) -> str:
-    """The first five of some names, for a message."""
-    names = list(names)
-    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+def shown(names: Iterable, most: int = 5) -> str:
+    """The first few of some names or numbers, for a message."""
+    names = [str(name) for name in names]
+    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 
 class InputError(ValueError):

@@ -126,6 +126,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def sha256(path: str | Path) -> str:
+    """A file's SHA-256 in hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def read_at(file: BinaryIO, start: int, size: int) -> np.ndarray:
     """`size` bytes of an open file from `start` on, uint8 [size]; where the file stands does not change.
 

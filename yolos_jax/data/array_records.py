@@ -15,11 +15,11 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from yolos_jax.data import class_names, pixels, record_ranges
+from yolos_jax.data import class_names, pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
@@ -35,6 +35,13 @@ def splits(folder: Folder | BucketFolder) -> list[str]:
     coco = {name: ours for ours, name in SPLITS.items()}
     stored = json.loads(folder.local(INFO).read_text())['splits']
     return [coco.get(split['name'], split['name']) for split in stored]
+
+
+class Examples(NamedTuple):
+    """The examples of a split."""
+
+    count: int
+    start_read: Callable[[int], Callable[[], dict]]  # of a row: what gives it; a bucket is asked for it now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Split:
     def _started(self) -> Iterator[Callable[[], dict]]:
         """Every example, begun to be read some time before it is given."""
         started = collections.deque()
-        for row in range(len(self.examples)):
+        for row in range(self.examples.count):
             started.append(self.examples.start_read(row))
             if len(started) == AHEAD:
                 yield started.popleft()
@@ -112,54 +119,27 @@ class Split:
         return self._builder.info.features
 
     @functools.cached_property
-    def examples(self) -> 'FileExamples | BucketExamples':
+    def examples(self) -> Examples:
         """The examples; raises InputError where they are in another format."""
+        import tensorflow_datasets as tfds
+
         info, stored = self._builder.info, SPLITS.get(self.split, self.split)
         if info.file_format.value != 'array_record':
             raise InputError(
                 f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it anew '
                 'with yolos tfds'
             )
+        decoders = {'image': tfds.decode.SkipDecoding()}  # images are left encoded
         if isinstance(self.folder, Folder):
-            return FileExamples(self._builder, stored)
-        files = sorted(info.splits[stored].filenames)
-        return BucketExamples(self._builder, self.folder.records(files))
+            source = self._builder.as_data_source(stored, decoders=decoders)
+            return Examples(len(source), lambda row: functools.partial(source.__getitem__, row))
+        records = self.folder.records(sorted(info.splits[stored].filenames))
 
+        def start_read(row: int) -> Callable[[], dict]:
+            record = records.start_read(row)
+            return lambda: info.features.deserialize_example_np(record(), decoders=decoders)
 
-class FileExamples:
-    """The examples of a split whose files are on a file system."""
-
-    def __init__(self, builder: Any, split: str) -> None:
-        self._source = builder.as_data_source(split, decoders=_decoders())
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def start_read(self, row: int) -> Callable[[], dict]:
-        """What gives an example."""
-        return functools.partial(self._source.__getitem__, row)
-
-
-class BucketExamples:
-    """The examples of a split whose files are in a bucket."""
-
-    def __init__(self, builder: Any, records: record_ranges.RecordRanges) -> None:
-        self._features, self._records, self._decoders = builder.info.features, records, _decoders()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def start_read(self, row: int) -> Callable[[], dict]:
-        """Ask for an example: what waits for it."""
-        record = self._records.start_read(row)
-        return lambda: self._features.deserialize_example_np(record(), decoders=self._decoders)
-
-
-def _decoders() -> dict:
-    """That images are left encoded."""
-    import tensorflow_datasets as tfds
-
-    return {'image': tfds.decode.SkipDecoding()}
+        return Examples(len(records), start_read)
 
 
 def _annotations(folder: Folder | BucketFolder, rows: list[tuple], categories: list) -> Annotations:

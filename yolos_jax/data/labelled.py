@@ -131,7 +131,7 @@ def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:
     features = split.features
     if not {'image', 'label'} <= set(features):
         raise InputError(f'{folder}: its examples have no label, but {", ".join(features)}', 'data')
-    count, path = len(split.examples), f'{folder}: {split.split}'
+    count, path = split.examples.count, f'{folder}: {split.split}'
     classes = list(getattr(features['label'], 'names', []))
     if not classes:
         raise InputError(f'{folder}: its label is no ClassLabel with names', 'data')

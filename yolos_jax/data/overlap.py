@@ -1,13 +1,12 @@
 """What a training and a validation split have in common and should not, or have not and should."""
 
 import collections
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from yolos_jax import cpus
+from yolos_jax import cpus, files
 from yolos_jax.data.folders import Folder
 from yolos_jax.data.records import Records
 from yolos_jax.errors import shown
@@ -37,7 +36,7 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
     with ThreadPoolExecutor(cpus.usable()) as pool:
         paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
         paths = [[name for name in names if os.path.isfile(name)] for names in paths]
-        for key in (os.path.getsize, _ends, _digest):  # each looks only at what the one before left
+        for key in (os.path.getsize, _ends, files.sha256):  # each looks only at what the one before left
             keys = [dict(zip(names, pool.map(key, names), strict=True)) for names in paths]
             common = set(keys[0].values()) & set(keys[1].values())
             paths = [[name for name in names if keys[i][name] in common] for i, names in enumerate(paths)]
@@ -52,8 +51,3 @@ def _ends(path: str) -> bytes:
         first = file.read(ENDS)
         file.seek(-min(ENDS, os.path.getsize(path)), os.SEEK_END)
         return first + file.read()
-
-
-def _digest(path: str) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -244,9 +244,7 @@ def flatten(a: annotations.Annotations) -> dict:
 
 
 def _stamp(source: sources.Source) -> dict:
-    with open(source.stamped, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    stat = source.stamped.stat()
+    digest, stat = files.sha256(source.stamped), source.stamped.stat()
     of_file = {'size': stat.st_size, 'time': stat.st_mtime_ns, 'sha256': digest}
     return {'version': INDEX_VERSION, 'data': source.version, **of_file}
 

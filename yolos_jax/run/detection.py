@@ -16,18 +16,9 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, config_files, workdir
+from yolos_jax.run import cluster, config_files, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
-from yolos_jax.run.setup import (
-    Setup,
-    check_agreement,
-    check_batch_size,
-    check_enough,
-    check_numbers,
-    make_state,
-    resumed,
-)
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
@@ -37,7 +28,7 @@ TRUTH = 'val.json'  # in a run's folder: its validation set, where no file descr
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorSetup(Setup):
+class DetectorSetup(setup.Setup):
     """What a run that trains a detector works with."""
 
     start: Pretrained
@@ -108,9 +99,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     if config_files.is_pretraining(config):
         raise InputError('this config is one for pre-training, not for training a detector')
-    (config, saved, notes), folder = resumed(config, common.get_config(), work), work.folder
+    (config, saved, notes), folder = setup.resumed(config, common.get_config(), work), work.folder
     check_values(config)
-    check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
+    setup.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
         check_used(config)
     train_set, val_set = read_data(config, folder, resumes=bool(saved))
@@ -131,7 +122,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         max_targets=config.max_targets,
     )
     notes += of_classes + notes_on(config, train_set, val_set)
-    check_agreement(config, work, batches, digests)
+    setup.check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     frozen = frozen_blocks(config, start.model)
     optimizer = optim.make_optimizer(
@@ -142,7 +133,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         frozen_blocks=frozen,
         fresh_factor=fresh_factor(config),
     )
-    state, layout = make_state(config, start.params, optimizer, mesh)
+    state, layout = setup.make_state(config, start.params, optimizer, mesh)
     loss = steps.make_loss(start.model, config.images_per_group)
     if frozen:
         loss = optim.of_trained(loss, optim.trained(start.params, frozen))
@@ -225,7 +216,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
-    check_numbers(config)
+    setup.check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
         if not all(16 <= size <= 10_000 for size in values[name]):
@@ -276,7 +267,7 @@ def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
 
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
-    check_enough(len(train_set), train_set.source.path, config)
+    setup.check_enough(len(train_set), train_set.source.path, config)
     if not len(train_set.boxes):
         raise InputError(f'{train_set.source.path}: not one object is annotated in {config.train_split}')
     return TrainBatches.make(

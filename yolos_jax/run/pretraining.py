@@ -17,18 +17,9 @@ from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.run import cluster, config_files, workdir
+from yolos_jax.run import cluster, config_files, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
-from yolos_jax.run.setup import (
-    Setup,
-    check_agreement,
-    check_batch_size,
-    check_enough,
-    check_numbers,
-    make_state,
-    resumed,
-)
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.teacher import make_teacher, read_classifier, resized
 from yolos_jax.run.train import Step, check_arguments, run_to_end
@@ -36,7 +27,7 @@ from yolos_jax.weights import deit
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainingSetup(Setup):
+class PretrainingSetup(setup.Setup):
     """What a run that pre-trains a ViT works with."""
 
     model: Classifier
@@ -107,19 +98,19 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     """The data, the classifier, the batches, the optimiser and the steps of a run."""
     if not config_files.is_pretraining(config):
         raise InputError('this config is one for training a detector, not for pre-training')
-    config, saved, notes = resumed(config, deit_ti.get_config(), work)
+    config, saved, notes = setup.resumed(config, deit_ti.get_config(), work)
     check_values(config)
     group = group_size(config)
-    check_batch_size(config, mesh, group, 'augment.mix_group')
+    setup.check_batch_size(config, mesh, group, 'augment.mix_group')
     train_set, val_set = read_data(config)
-    check_enough(len(train_set), train_set.path, config)
+    setup.check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
     teacher = make_teacher(config, model, train_set, group)
     notes += teacher.notes
     batches = make_batches(config, train_set, group, teacher.labels)
     digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, work.folder)
-    check_agreement(config, work, batches, digests)
+    setup.check_agreement(config, work, batches, digests)
     fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
     params = jax.device_get(fresh)
     if config.init_from and not saved:
@@ -127,7 +118,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         notes += report
     rate = make_rate(config, batches.steps_per_epoch)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
-    state, layout = make_state(config, params, optimizer, mesh, teacher.params)
+    state, layout = setup.make_state(config, params, optimizer, mesh, teacher.params)
     loss = classification.make_loss(
         model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
     )
@@ -150,7 +141,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where the config cannot be used."""
-    check_numbers(config)
+    setup.check_numbers(config)
     if not config.data:
         raise InputError('no data: name a folder', 'data')
     if config.model.size % PATCH:

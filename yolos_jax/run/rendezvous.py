@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 
 LIMIT = 300  # seconds until all must have come, as JAX has it
 TELL = 10  # seconds between lines that say who is missing
@@ -88,7 +88,8 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
                     _keep_alive(connection, heartbeat)
                     connections[number] = connection
                     selector.register(connection, selectors.EVENT_READ, number)
-                waiting.check(_names(set(range(1, num_processes)) - set(connections)))
+                missing = [number for number in range(1, num_processes) if number not in connections]
+                waiting.check(f'process{"es" * (len(missing) > 1)} {shown(missing, 8)}')
         except InputError as error:
             _tell(connections, str(error).encode())
             raise
@@ -151,8 +152,3 @@ def _tell(connections: dict[int, socket.socket], word: bytes) -> None:
     for connection in connections.values():
         with contextlib.suppress(OSError):
             connection.sendall(word)
-
-
-def _names(numbers: set[int]) -> str:
-    shown = ', '.join(map(str, sorted(numbers)[:8])) + (', ...' if len(numbers) > 8 else '')
-    return f'process {shown}' if len(numbers) == 1 else f'processes {shown}'

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import bucket, files, visualize
 from yolos_jax.data import loader
-from yolos_jax.errors import DivergedError, InputError
+from yolos_jax.errors import DivergedError, InputError, shown
 from yolos_jax.run import cluster, detection, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
@@ -243,7 +243,7 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         means.settle()
         run.goodput.add(time.monotonic() - clock)
     for text, ids in means.pop_spikes():
-        run.log.print(f'at about step {done}: {text}; images {ids_text(ids)}')
+        run.log.print(f'at about step {done}: {text}; images {shown(ids, 16)}')
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:
@@ -319,11 +319,6 @@ def diverged(means: Means, done: int) -> DivergedError:
     return DivergedError(
         f'the loss was not finite in {means.nonfinite_streak} steps up to step {done} (or the gradient, or '
         f'the new parameters); none of them was saved. The last had the images '
-        f'{ids_text(means.image_ids)}. A smaller learning rate often helps',
+        f'{shown(means.image_ids, 16)}. A smaller learning rate often helps',
         'learning_rate',
     )
-
-
-def ids_text(ids: np.ndarray) -> str:
-    """Image ids for a message."""
-    return ', '.join(map(str, np.asarray(ids).tolist()[:16])) + (', ...' if len(ids) > 16 else '')

@@ -113,12 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image = args.image or args.data and Path(args.data) / IMAGE
     if not image:
         raise InputError(f'neither COCO nor its image {IMAGE} is given', 'data')
-    published = {detector.repository: detector.ap for detector in zoo.DETECTORS.values()}
     jobs = {f'{name} values': (check_golden, name, golden, image) for name, golden in GOLDEN.items()}
     if args.data:
-        for name, ap in published.items():
+        for name, ap in zoo.DETECTORS.items():
             jobs[f'{name} AP'] = check_ap, name, ap, args.data, args.output / name.replace('/', '_')
-    known = [*published, *GOLDEN]
+    known = [*zoo.DETECTORS, *GOLDEN]
     if unknown := set(args.names) - {*known}:
         raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}', 'names')
     jobs = {name: job for name, job in jobs.items() if not args.names or job[1] in args.names}

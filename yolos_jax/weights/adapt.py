@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from yolos_jax import posembed
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
 from yolos_jax.weights import checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
@@ -36,9 +36,7 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
     changed = _changed(pretrained, {'num_classes': count}, {'class_embed': head}, classes=dict(classes))
     changed.about.pop('category_ids', None)  # of the classes it had
-    kept = ', '.join(pretrained.classes[known] for _, known in pairs[:5]) + (
-        ', ...' if len(pairs) > 5 else ''
-    )
+    kept = shown(pretrained.classes[known] for _, known in pairs)
     return changed, (
         f'class head: {len(classes)} classes, {len(pairs)} of them kept'
         f'{f" ({kept})" if pairs else ""}, {len(classes) - len(pairs)} fresh'

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos, param_shapes
 from yolos_jax.patches import PATCH
 from yolos_jax.weights.tensors import Tensor
@@ -126,13 +126,9 @@ def _compare(tensors: dict, shapes: dict) -> None:
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
     problems = {'missing': missing, 'not expected': extra, 'of another shape': other}
-    text = '; '.join(
-        f'{len(names)} {what}: {", ".join(names[:8])}{", ..." if len(names) > 8 else ""}'
-        for what, names in problems.items()
-        if names
-    )
-    if text:
-        raise InputError(f'these are not the tensors of the model: {text}')
+    texts = [f'{len(names)} {what}: {shown(names, 8)}' for what, names in problems.items() if names]
+    if texts:
+        raise InputError(f'these are not the tensors of the model: {"; ".join(texts)}')
 
 
 def num_classes(tensors: dict) -> int:

@@ -125,18 +125,12 @@ def summary(names: Iterable[str]) -> str:
     return ', '.join(dict.fromkeys(re.sub(r'(?<=[._])\d+(?=[./])', '*', name) for name in names))
 
 
-def sha256(path: str | Path) -> str:
-    """A file's SHA-256 in hexadecimal digits."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def write_hash(path: Path, *others: Path, digest: str | None = None) -> None:
     """Write `path`.sha256, as sha256sum does: the hashes that are compared when `path` is read.
 
     digest: that of `path`, where it is known.
     """
-    hashes = [digest or sha256(path), *map(sha256, others)]
+    hashes = [digest or files.sha256(path), *map(files.sha256, others)]
     lines = [f'{value}  {file.name}\n' for value, file in zip(hashes, (path, *others), strict=True)]
     with files.replacing(path.with_name(path.name + SIDECAR)) as file:
         file.write(''.join(lines).encode())
@@ -159,7 +153,7 @@ def _check_hash(path: Path, digest: str) -> bool:
             file = path.with_name(Path(name.strip()).name or path.name)
             expected.append((sidecar.name, file, start.lower()))
     for source, file, start in expected:
-        actual = digest if file == path else sha256(file) if file.exists() else 'none'
+        actual = digest if file == path else files.sha256(file) if file.exists() else 'none'
         if not actual.startswith(start):
             advice = f' or, if you changed it yourself, remove {sidecar}' if source == sidecar.name else ''
             raise InputError(

@@ -10,7 +10,6 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -26,40 +25,20 @@ SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
 ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
 
 
-class Detector(NamedTuple):
-    """A published detector: its repository at Hugging Face, licence, and AP on COCO val2017."""
-
-    repository: str
-    licence: str
-    ap: float
-
-
-class File(NamedTuple):
-    """A published file: its link, how its SHA-256 begins, and its licence."""
-
-    link: str
-    sha256: str
-    licence: str
-
-
-DETECTORS = {
-    'YOLOS-Ti': Detector('hustvl/yolos-tiny', 'Apache-2.0', 28.7),
-    'YOLOS-S, 200 epochs of pre-training': Detector('hustvl/yolos-small-200', 'Apache-2.0', 36.1),
-    'YOLOS-S, 300 epochs of pre-training': Detector('hustvl/yolos-small-300', 'Apache-2.0', 36.1),
-    'YOLOS-S (dWr)': Detector('hustvl/yolos-small-dwr', 'Apache-2.0', 37.6),
-    'YOLOS-B': Detector('hustvl/yolos-base', 'Apache-2.0', 42.0),
-}
+DETECTORS = {  # repositories at Hugging Face: AP on COCO val2017, of 100
+    'hustvl/yolos-tiny': 28.7, 'hustvl/yolos-small-200': 36.1, 'hustvl/yolos-small-300': 36.1,
+    'hustvl/yolos-small-dwr': 37.6, 'hustvl/yolos-base': 42.0,
+}  # fmt: skip
 _META = 'https://dl.fbaipublicfiles.com/'
-_DEIT, _DINO, _DINO2 = f'{_META}deit/', f'{_META}dino/', f'{_META}dinov2/'
-FILES = {  # by the name of the file; DINO's do not say their hash
-    'deit_tiny_patch16_224-a1311bcf.pth': File(_DEIT, 'a1311bcf', 'Apache-2.0'),
-    'deit_small_patch16_224-cd65a155.pth': File(_DEIT, 'cd65a155', 'Apache-2.0'),
-    'deit_base_distilled_patch16_384-d0272ac0.pth': File(_DEIT, 'd0272ac0', 'Apache-2.0'),
-    'dino_deitsmall16_pretrain.pth': File(f'{_DINO}dino_deitsmall16_pretrain/', '', 'Apache-2.0'),
-    'dino_vitbase16_pretrain.pth': File(f'{_DINO}dino_vitbase16_pretrain/', '', 'Apache-2.0'),
-    'dinov2_vits14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vits14/', '', 'Apache-2.0'),
-    'dinov2_vitb14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vitb14/', '', 'Apache-2.0'),
-    'dinov2_vitl14_reg4_pretrain.pth': File(f'{_DINO2}dinov2_vitl14/', '', 'Apache-2.0'),
+FILES = {  # names of files: the links of their folders
+    'deit_tiny_patch16_224-a1311bcf.pth': f'{_META}deit/',
+    'deit_small_patch16_224-cd65a155.pth': f'{_META}deit/',
+    'deit_base_distilled_patch16_384-d0272ac0.pth': f'{_META}deit/',
+    'dino_deitsmall16_pretrain.pth': f'{_META}dino/dino_deitsmall16_pretrain/',
+    'dino_vitbase16_pretrain.pth': f'{_META}dino/dino_vitbase16_pretrain/',
+    'dinov2_vits14_reg4_pretrain.pth': f'{_META}dinov2/dinov2_vits14/',
+    'dinov2_vitb14_reg4_pretrain.pth': f'{_META}dinov2/dinov2_vitb14/',
+    'dinov2_vitl14_reg4_pretrain.pth': f'{_META}dinov2/dinov2_vitl14/',
 }
 
 
@@ -132,8 +111,8 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
     raise InputError(f'{name}: this repository has neither {" nor ".join(WITH_CONFIG)}')
 
 
-def fetch(name: str, file: File, folder: Path) -> Path:
-    """A file of the table in a cache folder, fetched where it is not there.
+def fetch(name: str, link: str, folder: Path) -> Path:
+    """A file in a cache folder, fetched from below a link where it is not there.
 
     What was cut off is resumed. The hash that is part of a name is compared when the file is read.
 
@@ -149,13 +128,13 @@ def fetch(name: str, file: File, folder: Path) -> Path:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, and the others wait
             if not path.exists():
-                _download(file.link + name, part)
+                _download(link + name, part)
                 os.replace(part, path)
     except (OSError, ValueError) as error:
         reason = getattr(error, 'reason', None) or error
         raise InputError(
-            f'{name}: no such file, and {file.link}{name} cannot be fetched ({reason}); where there is a '
-            f'network: curl -LO {file.link}{name}'
+            f'{name}: no such file, and {link}{name} cannot be fetched ({reason}); where there is a '
+            f'network: curl -LO {link}{name}'
         ) from None
     return path
 
