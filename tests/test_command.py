@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -73,6 +74,12 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
     done = yolos('train', *arguments, cwd=tmp_path)
     assert done.returncode == 1 and says in done.stderr, done.stderr
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+def test_a_home_folder_after_an_equals_sign_is_that_of_the_user(tmp_path):
+    """bash expands ~ at the start of a word alone."""
+    to_home = ('convert', '--input=~/nowhere.pth', '--output=out')
+    assert f'{Path.home()}/nowhere.pth: no such' in yolos(*to_home, cwd=tmp_path).stderr
 
 
 def test_a_config_is_found_by_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):

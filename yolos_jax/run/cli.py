@@ -32,6 +32,9 @@ def start(name: str) -> None:
     falls into JAX's callback of the garbage collection would be lost, and the command would go on.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # bash leaves the ~ of --workdir=~/runs as it is, and the folder would be called so
+    home = lambda argument: re.sub('(?<==)~(?=/|$)', str(Path.home()), argument, count=1)
+    sys.argv[1:] = map(home, sys.argv[1:])
     module = importlib.import_module(f'yolos_jax.tools.{name}')
     if name in ('train', 'pretrain'):  # which take signals themselves (`stop.StopSignal`)
         run_with_flags(module.main, module.KEYS)
