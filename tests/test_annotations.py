@@ -64,10 +64,12 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     content = change(annotations__0__bbox=[10, 10, -5, 5])
     first = content['annotations'][0]
     content['annotations'].append(first | {'id': 5, 'bbox': [-5, 10, 20, 20]})
+    content['annotations'].append(first | {'id': 6, 'bbox': [-50, 10, 20, 20]})
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert [str(problem) for problem in problems] == [
-        '2 boxes without an area (dropped): annotation id 1, annotation id 4',
+        '3 boxes without an area in their image (dropped): annotation id 1, annotation id 4, '
+        'annotation id 6',
         '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
         'annotation id 5 in b.jpg',
     ]

@@ -58,9 +58,9 @@ def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
         r'note: 1 images of another size than annotated: .*000000000003.jpg is 50x50, annotated',
         r'note: 1 images turned by EXIF, annotated and used as stored: .*000000000004.jpg',
         r'note: 1 images turned by EXIF, annotated and used upright: .*000000000005.jpg',
-        r'note: 1 boxes without an area \(dropped\): annotation id 900',
+        r'note: 1 boxes without an area in their image \(dropped\): annotation id 900',
         r'note: 1 boxes that leave the image by more than a pixel \(cut\): annotation id 901',
-        r'with more than 100 objects +1 \(10.0%\)',
+        r'note: 1 images with more than \d+ objects, of which the largest are targets: 000000000007.jpg',
         r'without an area, left out +1\b',
     ):
         assert re.search(line, val), line
@@ -115,6 +115,40 @@ def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
     with pytest.raises(InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'):
         run(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('config', 'says', 'code'),
+    [
+        ([], 'STOPS A RUN: not one object is annotated', 1),
+        (['--config=quickstart'], 'STOPS A RUN: 3 images are less than one batch of 8', 1),
+        ([], 'note: 3 images are less than one batch of 8 (--config.batch_size)', 1),
+        ([], 'note: no validation split; --config.val_fraction=0.1', 1),
+        (['--split', 'train'], 'STOPS A RUN: not one object', 1),
+    ],
+)
+def test_what_is_too_little_to_train_on_is_said(config, says, code, tmp_path, capsys):
+    images = [{'id': i, 'file_name': f'{i}.jpg', 'width': 40, 'height': 30} for i in range(3)]
+    content = {'images': images, 'annotations': [], 'categories': [{'id': 1, 'name': 'cup'}]}
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    for i in range(3):
+        Image.new('RGB', (40, 30)).save(tmp_path / f'{i}.jpg')
+    status, printed = run(capsys, tmp_path, *config)
+    assert status == code and says in printed, printed
+
+
+def test_a_split_to_evaluate_on_may_be_without_objects(coco_folder, tmp_path, capsys):
+    root = tmp_path / 'data'
+    shutil.copytree(coco_folder, root)
+    path = root / 'annotations' / 'instances_val2017.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'annotations': []}))
+    code, printed = run(capsys, root)
+    assert code == 0 and 'note: not one object is annotated' in printed.split('== val2017 ==')[1]
+
+
+def test_a_file_in_place_of_a_folder_is_named(coco_folder, capsys):
+    with pytest.raises(InputError, match='json: a file; name the data folder that it is in'):
+        run(capsys, coco_folder / 'annotations' / 'instances_val2017.json')
 
 
 def test_a_config_of_pre_training_is_refused(coco_folder):

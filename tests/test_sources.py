@@ -139,6 +139,13 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
         detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_fraction'
+    with pytest.raises(InputError, match='no split vla, but result') as error:
+        detection.read_data(tiny_config(data=tmp_path, val_split='vla'), tmp_path / 'run', resumes=False)
+    assert error.value.argument == 'val_split'
+    moved = tiny_config(data=tmp_path, train_json=str(tmp_path / 'result.json'), train_images=str(coco))
+    with pytest.raises(InputError, match='the images it names') as error:
+        detection.read_data(moved, tmp_path / 'run', resumes=False)
+    assert error.value.argument == 'train_images'
     config = tiny_config(data=coco)
     detection.write_truth(
         config, detection.read_data(config, tmp_path / 'other', resumes=False)[1], tmp_path / 'other'

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from yolos_jax.data import pixels, records, sources
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
-from yolos_jax.run import detection
+from yolos_jax.run import detection, train
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,14 @@ def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_
     data = records.read(tmp_path, 'val')
     assert len(data) == 14 and not any(name.endswith('003.jpg') for name in data.files)
     assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
+
+
+def test_labels_that_are_nowhere_are_said_before_training(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    shutil.rmtree(tmp_path / 'labels')
+    config = tiny_config(data=tmp_path, batch_size=8)
+    with pytest.raises(InputError, match='not one object .*; no image has a file of labels, as .*/labels/'):
+        train.train(config, tmp_path / 'run')
 
 
 def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):

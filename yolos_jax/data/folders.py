@@ -15,6 +15,8 @@ from yolos_jax.bucket import Bucket
 from yolos_jax.data.record_ranges import RecordRanges
 from yolos_jax.errors import InputError
 
+YAML = '.yaml', '.yml'  # a file that describes a data set in YOLO's form and stands for its folder
+
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
@@ -193,6 +195,8 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
         # consoles mark folders by objects that end in /
         if names := frozenset(name for name in store.names() if name and not name.endswith('/')):
             return BucketFolder(store, names)
-    elif Path(root).exists():
+    elif Path(root).is_dir() or Path(root).suffix in YAML and Path(root).is_file():
         return Folder(Path(root))
+    elif Path(root).exists():
+        raise InputError(f'{root}: a file; name the data folder that it is in', argument)
     raise InputError(f'{root}: no such data folder', argument)

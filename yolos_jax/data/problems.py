@@ -130,7 +130,7 @@ def _box_checks(a: Annotations) -> list[_Check]:
         ),
         _Check('categories of one name', _repeated(names), str, stops=False),
         _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
-        _Check('boxes without an area (dropped)', flat, annotation, stops=False),
+        _Check('boxes without an area in their image (dropped)', flat, annotation, stops=False),
         _Check(
             f'boxes that leave the image by more than a pixel (cut{hint})',
             outside,
@@ -141,13 +141,15 @@ def _box_checks(a: Annotations) -> list[_Check]:
 
 
 def odd_boxes(a: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image (its row in the file) of every annotation [m], and which boxes have no area, or leave it.
+    """The image (its row in the file) of every annotation [m], and which boxes are dropped, or leave it.
 
-    By more than a pixel, that is; crowds do not count. For annotations that do not stop a run.
+    Dropped are those without an area in their image; the others leave it by more than a pixel. Crowds do
+    not count. For annotations that do not stop a run.
     """
     order = np.argsort(a.ids)
     image = order[np.searchsorted(a.ids[order], a.owners)]
     size = np.stack([a.widths[image], a.heights[image]], axis=1)
-    flat = ~(a.boxes[:, 2:] > 0).all(axis=1)
-    outside = (a.boxes[:, :2] < -1) | (a.boxes[:, :2] + a.boxes[:, 2:] > size + 1)
-    return image, flat & ~a.crowd, outside.any(axis=1) & ~a.crowd
+    low, high = a.boxes[:, :2], a.boxes[:, :2] + a.boxes[:, 2:]
+    flat = ~(np.minimum(high, size) > np.maximum(low, 0)).all(axis=1)
+    outside = ((low < -1) | (high > size + 1)).any(axis=1)
+    return image, flat & ~a.crowd, outside & ~flat & ~a.crowd

@@ -84,7 +84,7 @@ def find(root: str | Path, split: str) -> Source:
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
     places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside)]
-    return of_json(folder.local(files[name]), [*places, folder])
+    return of_json(folder.local(files[name]), [*places, folder], 'data')
 
 
 def yolo_description(folder: Folder | BucketFolder) -> Path | None:
@@ -100,25 +100,25 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
     return None
 
 
-def of_json(file: Path, places: Sequence[Folder | BucketFolder]) -> Source:
-    """The source of a COCO file whose images are in one of some folders."""
+def of_json(file: Path, places: Sequence[Folder | BucketFolder], argument: str) -> Source:
+    """The source of a COCO file whose images are in one of some folders; argument: which names them."""
     mark = json.dumps(UPRIGHT).encode()[:-1]
     with open(file, 'rb') as content:
         if content.read(len(mark)) == mark:  # of local files, as YOLO's are
             places = [dataclasses.replace(x, upright=True) if isinstance(x, Folder) else x for x in places]
     return Source(
         file,
-        lambda names: locate(names, places, file),
+        lambda names: locate(names, places, file, argument),
         lambda: annotations.read(file),
         stamped=file,
         truth=file,
     )
 
 
-def of_files(file: str | Path, images: str | Path | None = None) -> Source:
+def of_files(file: str | Path, images: str | Path | None = None, argument: str = 'images') -> Source:
     """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
 
-    Either may be in a bucket, by its URL.
+    Either may be in a bucket, by its URL. argument: which names the folder, for errors.
 
     Raises:
         InputError: the file or the folder is not there.
@@ -127,8 +127,8 @@ def of_files(file: str | Path, images: str | Path | None = None) -> Source:
     beside = folders.open_folder(parent or '.', None)
     if not beside.has(name):
         raise InputError(f'{file}: no such annotation file')
-    places = [folders.open_folder(images, 'images')] if images else [beside, beside.inside('images')]
-    return of_json(beside.local(name), places)
+    places = [folders.open_folder(images, argument)] if images else [beside, beside.inside('images')]
+    return of_json(beside.local(name), places, argument)
 
 
 def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
@@ -146,7 +146,7 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     return {Path(file).stem.removesuffix('.coco'): file for file in folder.glob('*.json')}
 
 
-def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) -> str:
+def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | str) -> str:
     """The name under which a split is there; raises InputError with those that are."""
     if split in available:
         return split
@@ -168,7 +168,7 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder) ->
 
 
 def locate(
-    files: np.ndarray, places: Sequence[Folder | BucketFolder], annotation_file: Path
+    files: np.ndarray, places: Sequence[Folder | BucketFolder], annotation_file: Path, argument: str
 ) -> tuple[Folder | BucketFolder, np.ndarray]:
     """The folder that images are in, and their names there.
 
@@ -190,13 +190,13 @@ def locate(
         raise InputError(
             f'{annotation_file}: the images it names ({sample[0][:80]}, ...) are not in {places[0]}, nor '
             'where else exports put them',
-            'images',
+            argument,
         )
     names = files.tolist()
     located = [form(name) for name in names]
     if len(set(located)) < len(set(names)):  # cam1/1.jpg and cam2/1.jpg
         twice, _ = collections.Counter(dict(zip(names, located, strict=True)).values()).most_common(1)[0]
-        raise InputError(f'{annotation_file}: names several images that would be {place}/{twice}', 'images')
+        raise InputError(f'{annotation_file}: names several images that would be {place}/{twice}', argument)
     return place, np.array(located, str)
 
 

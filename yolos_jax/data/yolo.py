@@ -17,6 +17,7 @@ import yaml
 from yolos_jax import files
 from yolos_jax.data import pixels
 from yolos_jax.data.annotations import Annotations, tolerated
+from yolos_jax.data.folders import YAML
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
@@ -44,7 +45,7 @@ def description(root: Path) -> Path | None:
     Raises InputError where it has a data.yaml that cannot be read.
     """
     if root.is_file():
-        return root if root.suffix in ('.yaml', '.yml') else None
+        return root if root.suffix in YAML else None
     files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
     return next((file for file in files if 'names' in _load(file)), None)
 
@@ -130,6 +131,9 @@ def read(data: Description, split: str) -> Annotations:
             raise InputError(f'{bad[0]}; {len(bad)} of {len(sized)} images are bad')
         sizes = np.array([sized[image] for image in images], np.int64).reshape(-1, 2)
         rows = list(pool.map(lambda image: _boxes(labels_of(image), data.key_points), images))
+    notes = [f'left out: {text}' for text in bad]
+    if images and not any(labels_of(image).exists() for image in images):
+        notes.append(f'no image has a file of labels, as {labels_of(images[0])} would be')
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
     labels = rows[:, 0].astype(np.int64)
@@ -150,7 +154,7 @@ def read(data: Description, split: str) -> Annotations:
         areas=np.full(len(rows), np.nan),
         boxes=boxes,
         categories=sorted(data.classes.items()),
-        notes=tuple(f'left out: {text}' for text in bad),
+        notes=tuple(notes),
     )
 
 

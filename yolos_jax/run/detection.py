@@ -47,7 +47,10 @@ class DetectorSetup(setup.Setup):
         """Lines for the summary; `tools.check_data` says more about the data."""
         train_set, (lengths, waste) = self.batches.records, self.batches.waste()
         val_set, objects = self.val_batches.records, np.diff(train_set.first)
-        dropped = ', '.join(f'{count} {reason}' for reason, count in train_set.dropped.items())
+        most = self.config.max_targets
+        beyond = np.maximum(objects - most, 0).sum()
+        reasons = train_set.dropped | ({f'beyond {most} of an image': beyond} if beyond else {})
+        dropped = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
         return [
             f'data         {len(train_set)} images to train, {len(val_set)} to evaluate, '
             f'{len(self.start.classes)} classes, {train_set.source.path}',
@@ -200,7 +203,7 @@ def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> N
 def source_of(config: ConfigDict, name: str) -> sources.Source:
     """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
     if file := config[f'{name}_json']:
-        return sources.of_files(file, config[f'{name}_images'])
+        return sources.of_files(file, config[f'{name}_images'], argument=f'{name}_images')
     if not config.data:
         raise InputError('no data: name a folder', 'data')
     try:
@@ -208,7 +211,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
     except InputError as error:
         if error.argument != 'split':
             raise
-        if name == 'val':
+        if name == 'val' and config.val_split == common.get_config().val_split:
             advice = 'a part of the other images, 0.1 say, can be it'
             raise InputError(f'{error}; {advice}', 'val_fraction') from None
         raise InputError(str(error), f'{name}_split') from None
@@ -269,7 +272,10 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
     """The run's batches, with bucket lengths chosen from the sizes of the data."""
     setup.check_enough(len(train_set), train_set.source.path, config)
     if not len(train_set.boxes):
-        raise InputError(f'{train_set.source.path}: not one object is annotated in {config.train_split}')
+        notes = ''.join(f'; {note}' for note in train_set.notes)
+        raise InputError(
+            f'{train_set.source.path}: not one object is annotated in {config.train_split}{notes}'
+        )
     return TrainBatches.make(
         train_set,
         make_recipe(config, start),

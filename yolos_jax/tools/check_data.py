@@ -35,9 +35,14 @@ OPTIONS = {'num_lengths': 8, 'batch_size': 8, 'max_targets': MAX_TARGETS, 'speci
 TURNED = 'turned by EXIF'
 
 
-def examine(root: Path, split: str, recipe: geometry.Recipe = RECIPE, **options: int) -> Findings:
-    """Everything there is to say about a split; options: of `TrainBatches.make`."""
-    options = OPTIONS | options
+def examine(
+    root: str | Path, split: str, recipe: geometry.Recipe = RECIPE, *, trains: bool = False, **options: int
+) -> Findings:
+    """Everything there is to say about a split.
+
+    trains: whether it is to be trained on. options: of `TrainBatches.make`; one that is given is a run's.
+    """
+    given, options = options, OPTIONS | options
     source = sources.find(root, split)
     a = source.load()
     problems = find_problems(a)
@@ -47,13 +52,15 @@ def examine(root: Path, split: str, recipe: geometry.Recipe = RECIPE, **options:
     images, files = source.images(a.files)
     a = dataclasses.replace(a, files=files)
     of_images, bad_images = check_images(images, a)
-    problems = sorted([*problems, *of_images], key=lambda problem: not problem.stops)
+    problems += of_images
     data = records.Records(
         **records.flatten(a) | {'files': files[np.argsort(a.ids)]},
         images=images,
         source=source,
         bad_images=len(a.ids),
     )
+    problems += of_training(data, options, trains=trains, of_run='batch_size' in given)
+    problems.sort(key=lambda problem: not problem.stops)
     described, batches = tables(data), None
     if len(data) >= options['batch_size']:
         batches = TrainBatches.make(data, recipe, seed=0, **options)
@@ -100,6 +107,24 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
     return 'of another size than annotated', f'{name} is {sizes}'
 
 
+def of_training(data: records.Records, options: dict, *, trains: bool, of_run: bool) -> list[Problem]:
+    """What is too few or too many in a split.
+
+    options: of `TrainBatches.make`. trains: whether it is to be trained on. of_run: whether the batch size
+    is a run's, and not a usual one.
+    """
+    problems, batch_size, most = [], options['batch_size'], options['max_targets']
+    if not len(data.boxes):
+        problems.append(Problem('not one object is annotated', 0, [], trains))
+    if len(data) < batch_size and trains:
+        what = f'{len(data)} images are less than one batch of {batch_size} (--config.batch_size)'
+        problems.append(Problem(what, 0, [], of_run))
+    if len(many := np.flatnonzero(np.diff(data.first) > most)):
+        what = f'images with more than {most} objects, of which the largest are targets'
+        problems.append(Problem(what, len(many), [data.files[i] for i in many[:5]], False))
+    return problems
+
+
 def tables(r: records.Records) -> list:
     """What `Records` hold, as [(title, [(name, value), ...]), ...]."""
     counts, areas = np.diff(r.first), (r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1)
@@ -114,7 +139,6 @@ def tables(r: records.Records) -> list:
             [
                 ('in all', f'{len(r):,}'),
                 ('without objects', part(counts == 0)),
-                (f'with more than {MAX_TARGETS} objects', part(counts > MAX_TARGETS)),
                 ('objects in one', f'{counts.mean():.1f} on average, {counts.max()} at most'),
             ],
         ),
@@ -143,11 +167,12 @@ def tables(r: records.Records) -> list:
     ]
 
 
-def between(all_findings: list[Findings]) -> list[str]:
-    """What there is to say about the training and the validation split together."""
-    data = {findings.split.lower(): findings.records for findings in all_findings if findings.records}
-    train, val = (next((data[name] for name in names if name in data), None) for names in sources.SYNONYMS)
-    return overlap.notes(train, val) if train and val else []
+def chosen(split: str, splits: Sequence[str], root: str) -> str | None:
+    """Which of the splits of a data folder training takes for this name."""
+    try:
+        return sources.choose(split, splits, root)
+    except InputError:
+        return None
 
 
 def text(findings: Findings) -> str:
@@ -168,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
     parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
     args = parser.parse_args(arguments)
-    options = {}
+    options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)
         if config_files.is_pretraining(config):
@@ -177,12 +202,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = ('num_lengths', 'batch_size', 'max_targets')
         options = {'recipe': recipe, 'special': 1 + config.model.num_det_tokens}
         options |= {name: config[name] for name in names}
-    all_findings = []
-    for split in args.split or sources.splits(args.data):
-        all_findings.append(examine(args.data, split, **options))
-        print(text(all_findings[-1]), end='\n\n')
-    for note in between(all_findings):
-        print(f'note: {note}')
+        train_split, val_split = config.train_split, config.val_split
+    splits = sources.splits(args.data)
+    train, val = (chosen(name, splits, args.data) for name in (train_split, val_split))
+    all_findings, data = [], {}
+    for split in args.split or splits:
+        name = chosen(split, splits, args.data)
+        findings = examine(args.data, split, **options, trains=name is not None and name == train)
+        all_findings.append(findings)
+        data[name] = findings.records
+        print(text(findings), end='\n\n')
+    if data.get(train) and data.get(val):
+        for note in overlap.notes(data[train], data[val]):
+            print(f'note: {note}')
+    if val is None:
+        print('note: no validation split; --config.val_fraction=0.1 takes a tenth of the other images')
     if args.html:
         data_page.write(args.html, all_findings)
         print(f'pictures: {args.html}')

@@ -68,7 +68,7 @@ def worst(findings: Findings) -> dict[str, list[int]]:
         for kind, where in findings.bad_images.items()
         if kind not in ('missing', 'unreadable')
     }
-    groups['Boxes without an area'] = image[flat]
+    groups['Boxes without an area in their image'] = image[flat]
     groups['Boxes that leave the image'] = image[outside]
     groups['Most objects'] = r.rows[np.argsort(-counts, kind='stable')[:SHOWN]]
     groups['Smallest objects'] = r.rows[np.searchsorted(r.first, smallest[: 4 * SHOWN], 'right') - 1]

@@ -55,7 +55,9 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
         eps=config.get('layer_norm_eps', EPS),
     )
     sizes.check(model)
-    classes = {int(k): v for k, v in (config.get('id2label') or {}).items() if v != UNUSED}
+    # transformers' own names where there are none
+    labels = config.get('id2label') or {i: f'LABEL_{i}' for i in range(model.num_classes)}
+    classes = {int(k): v for k, v in labels.items() if v != UNUSED}
     params = names.to_params(tensors, model)
     about = about_ids(config.get('category_ids'))
     return Pretrained(model, params, classes, *_size(preprocessor), about)
