@@ -15,7 +15,7 @@ from yolos_jax.data import geometry
 from yolos_jax.errors import InputError
 from yolos_jax.model import init_params
 from yolos_jax.patches import patchify
-from yolos_jax.tools import attention, speed, tokens
+from yolos_jax.tools import attention, card, compare, speed, tokens, verify
 
 
 def small(fields):
@@ -32,6 +32,24 @@ def saved(tmp_path_factory):
     size = {'size': {'shortest_edge': 64, 'longest_edge': 128}}
     (folder / 'preprocessor_config.json').write_text(json.dumps(size))
     return folder
+
+
+@pytest.mark.parametrize(
+    ('command', 'arguments'),
+    [
+        (attention, ['--weights=/nowhere', 'image.jpg']),
+        (tokens, ['--weights=/nowhere', '--data=/nowhere']),
+        (speed, ['--weights=/nowhere', '--data=/nowhere']),
+        (compare, ['/nowhere']),
+        (card, ['--weights=/nowhere']),
+        (verify, []),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_the_work(command, arguments, tmp_path):
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(InputError, match='x: cannot be written to: .*file is a file') as error:
+        command.main([*arguments, f'--output={tmp_path / "file" / "x" / "x"}'])
+    assert error.value.argument == 'output'
 
 
 @pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S_DWR'])

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 
 
 def test_a_killed_writer_leaves_no_folder_of_that_name(tmp_path):
@@ -47,6 +47,29 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / 'file') as file:
         file.write(b'x')
         raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('folder', ['file', 'file/in/it', 'closed/in/it'])
+def test_where_nothing_can_be_written_is_said_with_the_name_that_was_given(folder, tmp_path):
+    (tmp_path / 'file').write_text('x')
+    (tmp_path / 'closed').mkdir(0o500)
+    if folder.startswith('file') or os.geteuid():  # root may write anywhere
+        with pytest.raises(InputError, match=f'{folder}: cannot be written to'):
+            files.check_folder(tmp_path / folder)
+        with pytest.raises(StorageError, match=f'{folder}/page: cannot be written .'):
+            with files.replacing(tmp_path / folder / 'page'):
+                raise AssertionError
+    with pytest.raises(InputError, match='closed: is a folder; name a file in it'):
+        files.check_file(tmp_path / 'closed', 'html')
+
+
+def test_a_full_disk_names_the_file_and_a_fault_of_another_file_stays(tmp_path):
+    with pytest.raises(StorageError, match=r'/file: cannot be written \(No space left'):
+        with files.replacing(tmp_path / 'file'):
+            raise OSError(28, 'No space left on device')
+    with pytest.raises(FileNotFoundError, match='/other'), files.replacing(tmp_path / 'file'):
+        (tmp_path / 'other').read_text()
     assert not list(tmp_path.iterdir())
 
 

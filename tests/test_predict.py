@@ -277,13 +277,14 @@ def test_a_video_of_a_phone_held_upright_is_seen_upright(saved, tmp_path):
     assert picture[: height // 3].min() > 200 and picture[-height // 3 :].max() < 50
 
 
-def test_videos_of_one_name_are_numbered(saved, tmp_path):
+def test_videos_of_one_name_are_numbered(saved, tmp_path, capsys):
     paths = [tmp_path / name for name in ('a/film.mp4', 'b/film.mp4', 'predictions.mp4')]
     for count, path in enumerate(paths, 1):
         path.parent.mkdir(exist_ok=True)
         make_video(path, [np.zeros((96, 128, 3), np.uint8)] * count)
     out = tmp_path / 'out'
     run(saved, out, *paths, '--no-pictures')
+    assert capsys.readouterr().out.splitlines()[-2] == '3 videos'
     counts = [
         len((out / f'{n}.jsonl').read_text().splitlines()) for n in ('film', 'film-2', 'predictions-2')
     ]

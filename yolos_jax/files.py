@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 
 DAY = 24 * 3600  # seconds
 LONGEST_STEM = 230  # bytes of a file name, of the 255 that file systems allow
@@ -24,19 +24,28 @@ LONGEST_STEM = 230  # bytes of a file name, of the 255 that file systems allow
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends without an error."""
+    """A binary file that becomes `path` when the block ends without an error.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     of_name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
     part = path.with_name(f'.{of_name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename not in (None, str(part), *map(str, path.parents)):
+            raise  # of another file, which the block has to do with
+        raise StorageError(f'{path}: cannot be written ({error.strerror or error})') from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where no folder is
+            part.unlink()
 
 
 def cache() -> Path:
@@ -89,6 +98,23 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write JSON to `path`."""
     with replacing(path) as file:
         file.write(json.dumps(content).encode())
+
+
+def check_file(path: Path, argument: str) -> None:
+    """Raises InputError where a file cannot be written; argument: which names it, for errors."""
+    if path.is_dir():
+        raise InputError(f'{path}: is a folder; name a file in it', argument)
+    check_folder(path.parent, argument)
+
+
+def check_folder(folder: Path, argument: str = 'output') -> None:
+    """Raises InputError where files cannot be written to a folder, which need not be there yet."""
+    folder = folder.absolute()
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise InputError(f'{folder}: cannot be written to: {place} is a file', argument)
+    if not os.access(place, os.W_OK):
+        raise InputError(f'{folder}: cannot be written to: {place} is read-only for this user', argument)
 
 
 def check_free(folder: str | Path) -> None:

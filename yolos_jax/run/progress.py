@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
 from yolos_jax.run.board import Board
 
 SPIKE_WINDOW = 50  # steps whose median a spike is compared with
@@ -80,11 +79,8 @@ class Log:
                 kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
             except (ValueError, TypeError, KeyError):
                 damaged += line.endswith(b'\n')  # else it is what a killed run was writing
-        try:
-            with files.replacing(self._path) as file:
-                file.writelines(kept)
-        except OSError as error:
-            raise InputError(f'{self._path}: cannot be written ({error.strerror})') from None
+        with files.replacing(self._path) as file:
+            file.writelines(kept)
         if damaged:
             lines = 'lines were' if damaged > 1 else 'line was'
             self.print(f'{self._path}: {damaged} damaged {lines} left out')

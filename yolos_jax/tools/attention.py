@@ -129,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
+    files.check_folder(args.output)
     paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     maps = make_maps(detector.model, args.block)

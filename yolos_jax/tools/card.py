@@ -24,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')
     parser.add_argument('--speed', type=Path, help='an output folder of yolos speed')
     args = parser.parse_args(arguments)
-    if args.output.is_dir():
-        raise InputError(f'{args.output}: is a folder; name a file in it', 'output')
+    files.check_file(args.output, 'output')
     measured = {}
     if args.evaluation:
         measured['metrics'] = read(args.evaluation / 'metrics.json')

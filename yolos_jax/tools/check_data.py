@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from yolos_jax import cpus
+from yolos_jax import cpus, files
 from yolos_jax.data import geometry, overlap, pixels, records, sources
 from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
@@ -193,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
     parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
     args = parser.parse_args(arguments)
+    if args.html:
+        files.check_file(args.html, 'html')
     options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)

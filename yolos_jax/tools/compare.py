@@ -125,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         '--output', required=True, type=Path, help='a folder for compare.md and compare.png'
     )
     args = parser.parse_args(arguments)
+    files.check_folder(args.output)
     runs = [read(*run) for run in zip(args.runs, names_of(args.runs), strict=True)]
     if len({run.measure for run in runs}) > 1:
         raise InputError('some of these runs train detectors and some pre-train: compare them apart')

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from yolos_jax import Detector, bucket, files, visualize
 from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cli, workdir
 from yolos_jax.tools import video
 from yolos_jax.tools.prediction_files import MADE_BY, Predictions, as_coco, named
@@ -65,7 +65,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
-    parser.add_argument('--classes', nargs='+', metavar='NAME', help='detections of these classes only')
+    parser.add_argument(
+        '--classes', nargs='+', metavar='NAME', help='these classes only; name the images first'
+    )
     parser.add_argument('--max_detections', type=int, help='the best so many of an image')
     parser.add_argument('--format', choices=('list', 'coco'), default='list', help='of predictions.json')
     parser.add_argument('--overwrite', action='store_true', help='start anew, and do not continue')
@@ -121,7 +123,9 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
         files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
     count, bad = predictions.counts(paths)
     bad_videos = _annotate(detector, videos, args, predictions)
-    print(f'{count} objects in {len(paths) - len(videos) - bad} images')
+    images = [f'{count} objects in {len(paths) - len(videos) - bad} images'] * (len(paths) > len(videos))
+    films = [f'{len(videos) - bad_videos} videos'] * bool(videos)
+    print(', '.join(images + films))
     return bad + bad_videos
 
 
@@ -134,6 +138,8 @@ def _annotate(
         about = named(path)
         try:
             problem = video.annotate(detector, path, target, args.threshold, drawn)
+        except StorageError:
+            raise  # says nothing of the video
         except InputError as error:
             print(f'left out: {error}', file=sys.stderr)
             bad += 1

@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--output', required=True, type=Path, help='a folder for speed.json')
     parser.add_argument('--images', type=int, default=100, help='how many, the first (100)')
     args = parser.parse_args(arguments)
+    files.check_folder(args.output)
     data = records.read(args.data, args.split)
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     if args.images < 1:

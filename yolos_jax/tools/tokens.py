@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder')
     args = parser.parse_args(arguments)
+    files.check_folder(args.output)
     data = records.read(args.data, args.split)
     pretrained = weights.read(args.weights, args.step, log=print)
     if pretrained.model.num_det_tokens < 3:

@@ -110,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--output', type=Path, default=Path('verified'), help='a folder (verified)')
     parser.add_argument('names', nargs='*', help='repositories (all)')
     args = parser.parse_args(arguments)
+    files.check_folder(args.output)
     image = args.image or args.data and Path(args.data) / IMAGE
     if not image:
         raise InputError(f'neither COCO nor its image {IMAGE} is given', 'data')
