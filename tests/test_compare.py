@@ -9,12 +9,13 @@ from yolos_jax.tools import compare
 from yolos_jax.weights import checkpoint
 
 
-def write(folder, aps, source='', measure='AP', **config):
+def write(folder, aps, source='', measure='AP', digests=None, **config):
     """A workdir with an evaluation after each epoch, of the files that are read."""
     meta = folder / 'checkpoints' / '40' / checkpoint.META / 'metadata'
     meta.parent.mkdir(parents=True)
     about = {'source': source, 'sha256': '0'} if source else {}
-    content = {'config': {'init_from': source, 'data': str(folder)} | config, 'about': about}
+    config = {'init_from': source, 'data': str(folder)} | config
+    content = {'config': config, 'about': about, 'data': digests or {}}
     meta.write_text(json.dumps(checkpoint.sealed(content)))
     lines = [{'step': 5, 'epoch': 0.5, 'loss': 3.0}]
     evaluated = [{measure: value, 'AP50': 2 * value, 'AP_large': -1} for value in aps]
@@ -38,6 +39,19 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
         '| young | from scratch | 0.0001 | 0 |  |  |  |  |  |  |',
     ]
     assert (tmp_path / 'out' / 'compare.png').stat().st_size > 10_000
+
+
+def test_runs_on_other_data_are_told_apart_and_of_other_validation_images_it_is_said(tmp_path):
+    data = {'train': {'boxes': 'a'}, 'val': {'boxes': 'b'}}
+    others = {'more': data | {'train': {'boxes': 'c'}}, 'other': data | {'val': {'boxes': 'd'}}}
+    first = write(tmp_path / 'first', [0.5], digests=data, data='/coco')
+    for name, digests in others.items():
+        run = write(tmp_path / name, [0.4], digests=digests, data=f'/{name}')
+        compare.main([str(first), str(run), f'--output={tmp_path / "out"}'])
+        head, _, *rows, last = (tmp_path / 'out' / 'compare.md').read_text().splitlines()
+        assert head.startswith('| run | starts from | data | epochs')
+        assert rows[0].startswith('| first | from scratch | /coco |')
+        assert ('AP does not rank them' in last) == (name == 'other')
 
 
 def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):

@@ -31,6 +31,7 @@ class Run(NamedTuple):
     name: str
     start: str
     config: dict
+    digests: dict  # of the data, by split
     measure: str  # 'AP', of pre-training 'top1'
     evaluations: list[dict]
     epochs: float  # that are done
@@ -75,15 +76,21 @@ def read(folder: Path, name: str) -> Run:
     config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
     measure = 'top1' if config_files.is_pretraining(config) else 'AP'
-    return Run(name, start, config, measure, evaluations[measure], epochs)
+    return Run(name, start, config, meta.get('data', {}), measure, evaluations[measure], epochs)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The config's values that are not the same in all runs, {key: value of each run}."""
-    ignored = {'init_from', 'data', 'seed'}
+    # the same data may lie in several places
+    ignored = {'init_from', 'seed'} | ({'data'} if len(of_data(runs)) == 1 else set())
     keys = sorted(set().union(*(run.config for run in runs)) - ignored)
     values = {key: [str(run.config.get(key, '')) for run in runs] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
+
+
+def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
+    """A text for each data set, or split of one, that some of the runs have."""
+    return {json.dumps(run.digests.get(split) if split else run.digests, sort_keys=True) for run in runs}
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -130,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len({run.measure for run in runs}) > 1:
         raise InputError('some of these runs train detectors and some pre-train: compare them apart')
     text = table(runs)
+    if len(of_data(runs, 'val')) > 1:
+        text += f'\nNot all were evaluated on the same images, so {runs[0].measure} does not rank them.\n'
     with files.replacing(args.output / 'compare.md') as file:
         file.write(text.encode())
     draw(runs, args.output / 'compare.png')
