@@ -33,7 +33,7 @@ class Programs:
 
         step: jitted, (state, batch) -> (state, metrics). state: the first one. empty: gives the arrays of a
         whole batch of a length, of all processes. lengths: of the next steps, to compile for in the order
-        in which they come. log: receives a line for each program.
+        in which they come. log: receives a line at the start, and one for each program.
         """
         self._step, self._mesh, self._empty, self._log = step, mesh, empty, log
         # with the order in memory (`mesh.in_memory`): on a TPU the default of 4-D arrays is another
@@ -41,7 +41,10 @@ class Programs:
         self._state = jax.tree.map(describe, state)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'compile')
         _, first = np.unique(lengths, return_index=True)
-        self._jobs = {n: self._thread.submit(self._compile, n) for n in lengths[np.sort(first)].tolist()}
+        lengths = lengths[np.sort(first)].tolist()
+        if lengths:
+            log(f'compiling for sequences of {", ".join(map(str, lengths))} patches ...')
+        self._jobs = {n: self._thread.submit(self._compile, n) for n in lengths}
 
     def of(self, length: int, on_wait: Callable[[], None]) -> Callable:
         """The program for a length; until it is there `on_wait` is called several times a second.
