@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
     c.augment = ConfigDict()  # beside rand-m9-mstd0.5-inc1 and a random crop
-    c.augment.repeats = 3  # of an image in a batch; an epoch sees a third of the images
+    c.augment.repeats = 3  # of an image in a batch, mixed differently; an epoch sees a third of the images
     c.augment.mixup = 0.8  # of the Beta distribution; half of the groups get mixup, half CutMix; 0: never
     c.augment.cutmix = 1.0
     c.augment.mix_group = 128  # images mixed alike, the batch of a GPU in the reference; 0: the whole batch

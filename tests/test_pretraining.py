@@ -171,6 +171,21 @@ def test_a_batch_is_the_same_whoever_loads_which_rows_and_decodes_an_image_once(
     assert sorted(one.plan(0).indices.ravel()) == sorted(set(one.plan(0).indices.ravel()))
 
 
+def test_copies_of_an_image_are_dealt_to_groups_as_deits_sampler_deals_them_to_gpus(class_folder):
+    gpus, of_gpu = 4, 4
+    recipe = RECIPE._replace(group=of_gpu)
+    source = class_batches.TrainBatches(labelled.read(class_folder, 'train'), recipe, batch_size=B, seed=0)
+    drawn = source.plan(0).indices.ravel()
+    for step, batch, indices in loader.load(source, range(3)):
+        for rank in range(gpus):
+            expected = drawn[rank::gpus][of_gpu * step : of_gpu * (step + 1)]
+            np.testing.assert_array_equal(indices.reshape(gpus, of_gpu)[rank], expected)
+        ways = {}
+        for index, *way in zip(indices.tolist(), batch['weight'], *batch['box'].T, strict=True):
+            ways.setdefault(index, []).append(tuple(way))
+        assert all(len(set(of_image)) == len(of_image) for of_image in ways.values())
+
+
 @pytest.fixture(scope='module')
 def unbroken(class_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp('unbroken')

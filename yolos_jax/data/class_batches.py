@@ -49,10 +49,17 @@ class TrainBatches:
         return self._plan
 
     def rows(self, step: int) -> loader.Rows:
-        """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
+        """What is loaded for a step. A bad image is replaced by the next good one of its batch.
+
+        The copies of an image go to groups one after the other, which are mixed differently, as DeiT's
+        RASampler deals them out to GPUs.
+        """
         epoch, i = divmod(step, self.steps_per_epoch)
         indices, lengths = self.plan(epoch)
-        return loader.Rows(loader.in_turn(indices[i]), self._fill(step), int(lengths[i]), required=True)
+        candidates = loader.in_turn(indices[i])
+        groups = self._batch_size // self._recipe.group
+        dealt = [row for group in range(groups) for row in candidates[group::groups]]
+        return loader.Rows(dealt, self._fill(step), int(lengths[i]), required=True)
 
     def _fill(self, step: int) -> Callable:
         r, where = self._recipe, {'seed': self._seed, 'step': step}

@@ -106,7 +106,8 @@ def load(
                     return
                 step, required, batch, jobs = waiting.popleft()
                 concurrent.futures.wait(jobs)  # awake once a batch, not once an image
-                indices = np.concatenate([job.result() for job in jobs]).astype(np.int64)
+                of_rows = dict(itertools.chain.from_iterable(job.result().items() for job in jobs))
+                indices = np.array([of_rows[row] for row in sorted(of_rows)], np.int64)
                 if required and -1 in indices:
                     raise InputError(f'no image of batch {step} can be read')
                 yield step, batch, indices
@@ -115,9 +116,9 @@ def load(
 
 
 class _Group(NamedTuple):
-    """Rows of a batch, one after the other, that want the same image: it is read once."""
+    """Rows of a batch that want the same image, and after it the same others: it is read once."""
 
-    rows: range  # of the batch of all processes
+    rows: list[int]  # of the batch of all processes
     candidates: np.ndarray
     image: Callable[[], Any] | None  # of the first candidate, asked for already
 
@@ -134,14 +135,11 @@ def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_St
     """Each batch, with at least `READS` images of later ones asked for."""
     started, reads = collections.deque(), 0
     for step in steps:
-        rows, groups = source.rows(step), []
-        of_process = range(len(rows.candidates))[part]
-        wanted = [row[0] for row in rows.candidates]
-        for index, same in itertools.groupby(of_process, wanted.__getitem__):
-            first, *others = same
-            image = source.start_image(index) if index >= 0 else None
-            span = range(first, first + 1 + len(others))
-            groups.append(_Group(span, rows.candidates[first], image))
+        rows, wanting = source.rows(step), collections.defaultdict(list)
+        for row in range(len(rows.candidates))[part]:
+            wanting[rows.candidates[row][0]].append(row)
+        ask = lambda index: source.start_image(index) if index >= 0 else None
+        groups = [_Group(same, rows.candidates[same[0]], ask(index)) for index, same in wanting.items()]
         started.append(_Started(step, rows, groups))
         reads += len(groups)
         while reads - len(started[0].groups) >= READS:
@@ -153,18 +151,17 @@ def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_St
 def _submit(
     pool: concurrent.futures.Executor, source: Batches, started: _Started
 ) -> tuple[dict, list[concurrent.futures.Future]]:
-    """A batch that threads are filling, and for each group what gives the records in its rows."""
-    count, jobs, done = sum(len(group.rows) for group in started.groups), [], 0
-    batch = source.empty(count, started.rows.length)
+    """A batch that threads are filling, and for each group what gives {row: record in it}."""
+    ours = sorted(row for group in started.groups for row in group.rows)
+    batch, jobs = source.empty(len(ours), started.rows.length), []
     for group in started.groups:
-        span = range(done, done := done + len(group.rows))
         # views, of a number too
-        arrays = [{name: values[i, ...] for name, values in batch.items()} for i in span]
+        arrays = [{name: x[row - ours[0], ...] for name, x in batch.items()} for row in group.rows]
         jobs.append(pool.submit(fill_rows, source, started.rows.fill, group, arrays))
     return batch, jobs
 
 
-def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> list[int]:
+def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
     """Fill rows with the first of their records that can be read; returns which in each, or -1."""
     first = group.image
     for index in group.candidates[group.candidates >= 0]:
@@ -178,5 +175,5 @@ def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]
             continue
         for row, of_row in zip(group.rows, arrays, strict=True):
             fill(row, index, image, of_row)
-        return [index] * len(arrays)
-    return [-1] * len(arrays)
+        return dict.fromkeys(group.rows, index)
+    return dict.fromkeys(group.rows, -1)
