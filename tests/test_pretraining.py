@@ -253,7 +253,13 @@ def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
     launch(config, tmp_path)
     top1 = {line['step']: line['top1'] for line in metric_lines(tmp_path) if 'top1' in line}
     best = max(top1, key=lambda step: (top1[step], step))
-    assert deit.about(tmp_path / 'deit.pth') == {'heads': 2, 'step': best, 'top1': top1[best]}
+    about = {
+        'heads': 2,
+        'step': best,
+        'top1': top1[best],
+        'classes': labelled.read(class_folder, 'train').classes,
+    }
+    assert deit.about(tmp_path / 'deit.pth') == about
     steps = checkpoint.steps(tmp_path / 'checkpoints')
     checkpoint.write_ap(tmp_path / 'checkpoints' / str(steps[-1]), 1.0)  # none after it is better
     (tmp_path / 'deit.pth').write_bytes(b'of another run')

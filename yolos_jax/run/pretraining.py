@@ -21,7 +21,7 @@ from yolos_jax.run import cluster, config_files, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.stop import StopSignal
-from yolos_jax.run.teacher import make_teacher, read_classifier, resized
+from yolos_jax.run.teacher import make_teacher, other_classes, read_classifier, resized
 from yolos_jax.run.train import Step, check_arguments, run_to_end
 from yolos_jax.weights import deit
 
@@ -70,7 +70,8 @@ class PretrainingSetup(setup.Setup):
         log.write(done, numbers)
         file = log.folder / deit.FILE
         if numbers['top1'] >= best or not file.exists():
-            deit.write(params, self.model, file, {'step': done, 'top1': numbers['top1']})
+            about = {'step': done, 'top1': numbers['top1'], 'classes': self.batches.records.classes}
+            deit.write(params, self.model, file, about)
         return numbers['top1']
 
     def finish(self, folder: Path, _: dict, __: dict, log: Log) -> None:
@@ -114,8 +115,10 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
     params = jax.device_get(fresh)
     if config.init_from and not saved:
-        params, report = start_params(config.init_from, model, params)
+        params, report = start_params(config.init_from, model, params, train_set.classes)
         notes += report
+    if config.epochs <= config.warmup_epochs:
+        notes.append(f'warmup_epochs is {config.warmup_epochs}: {config.epochs} epochs only warm up')
     rate = make_rate(config, batches.steps_per_epoch)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
     state, layout = setup.make_state(config, params, optimizer, mesh, teacher.params)
@@ -202,21 +205,24 @@ def make_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
     )
 
 
-def start_params(location: str, model: Classifier, fresh: dict) -> tuple[dict, list[str]]:
+def start_params(
+    location: str, model: Classifier, fresh: dict, classes: list[str]
+) -> tuple[dict, list[str]]:
     """The parameters of a classifier to go on from, and lines for the reader.
 
-    As DeiT's main.py --finetune: its positions are resampled to the model's size, and heads for another
-    number of classes are fresh.
+    As DeiT's main.py --finetune: its positions are resampled to the model's size, and heads for other
+    classes are fresh.
 
     Raises:
         InputError: it is no classifier, or one of another shape.
     """
-    classifier, params, _ = read_classifier(location, 'init_from')
+    saved = read_classifier(location, 'init_from')
+    classifier, params = saved.model, saved.params
     for name in ('width', 'depth', 'heads', 'distilled'):
         if (value := getattr(classifier, name)) != (asked := getattr(model, name)):
             raise InputError(f'{location}: a classifier of {name} {value}, and not {asked}', 'init_from')
     notes = [f'starts from {location}']
-    if classifier.num_classes != model.num_classes:
+    if difference := other_classes(saved, classes):
         params = fresh | {'backbone': params['backbone']}
-        notes.append(f'of {classifier.num_classes} classes and not {model.num_classes}: heads are fresh')
+        notes.append(f'of {difference}: heads are fresh')
     return resized(params, classifier.side, model.side), notes

@@ -15,6 +15,15 @@ from yolos_jax.errors import InputError
 from yolos_jax.weights import deit, tensors, zoo
 
 
+class SavedClassifier(NamedTuple):
+    """A classifier in a file."""
+
+    model: Classifier
+    params: dict
+    sha256: str  # of the file
+    classes: list[str] | None  # where the file says them
+
+
 class Teacher(NamedTuple):
     """What a student learns from beside true labels."""
 
@@ -45,21 +54,27 @@ def make_teacher(
         return Teacher(
             labels=labels, teach=teach, digest=hashlib.sha256(labels.tobytes()).hexdigest(), notes=notes
         )
-    teacher, params, sha256 = read_classifier(config.teacher, 'teacher')
-    if teacher.num_classes != model.num_classes:
-        raise InputError(
-            f'{config.teacher}: a classifier of {teacher.num_classes} classes; these data have '
-            f'{model.num_classes}',
-            'teacher',
-        )
-    params = resized(params, teacher.side, model.side)
+    teacher = read_classifier(config.teacher, 'teacher')
+    if difference := other_classes(teacher, train_set.classes):
+        raise InputError(f'{config.teacher}: a classifier of {difference}', 'teacher')
+    params = resized(teacher.params, teacher.model.side, model.side)
     options = dict(size=model.size, dtype=model.dtype, attention_kernel=model.attention_kernel)
-    teacher = teacher.clone(**options)
-    return Teacher(params=params, teach=classification.of_model(teacher), digest=sha256)
+    teach = classification.of_model(teacher.model.clone(**options))
+    return Teacher(params=params, teach=teach, digest=teacher.sha256)
 
 
-def read_classifier(location: str, argument: str) -> tuple[Classifier, dict, str]:
-    """A classifier of a workdir or a .pth, its parameters, and the SHA-256 of its file.
+def other_classes(saved: SavedClassifier, classes: list[str]) -> str:
+    """How the classes of a classifier are others than those of the data, in words, where they are."""
+    count = saved.model.num_classes
+    if count != len(classes):
+        return f'{count} classes and not {len(classes)}'
+    pairs = zip(saved.classes or classes, classes, strict=True)
+    different = next(((theirs, ours) for theirs, ours in pairs if theirs != ours), None)
+    return 'other classes, {} and not {}'.format(*different) if different else ''
+
+
+def read_classifier(location: str, argument: str) -> SavedClassifier:
+    """The classifier of a workdir or a .pth.
 
     argument: which names it, for errors. Raises InputError where there is none.
     """
@@ -67,8 +82,14 @@ def read_classifier(location: str, argument: str) -> tuple[Classifier, dict, str
     path = path / deit.FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f'{path}: no such file', argument)
-    with contextlib.closing(tensors.read(path)) as file:
-        return *deit.read(file), file.sha256
+    try:
+        with contextlib.closing(tensors.read(path)) as file:
+            model, params = deit.read(file)
+            classes = file.about.get('classes')
+            known = isinstance(classes, list) and len(classes) == model.num_classes
+            return SavedClassifier(model, params, file.sha256, classes if known else None)
+    except InputError as error:
+        raise InputError(str(error), argument) from None
 
 
 def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
@@ -82,8 +103,8 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
         raise InputError(
             f'{path}: is {shape}, not the logits of {count} images and {num_classes} classes', 'teacher'
         )
-    if not np.isfinite(logits).all():
-        raise InputError(f'{path}: has logits that are not finite', 'teacher')
+    if logits.dtype.kind not in 'fiu' or not np.isfinite(logits).all():
+        raise InputError(f'{path}: has logits that are no finite numbers', 'teacher')
     return logits
 
 

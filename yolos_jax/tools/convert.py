@@ -50,7 +50,8 @@ def from_backbone(source: weights.Source, seed: int) -> Pretrained:
         size = ', '.join(f'{key} {value}' for key, value in fields.items())
         raise InputError(
             f'{source.path}: a ViT of {size}, which no published detector has; give the file to yolos '
-            'train as --config.init_from, with a config for it: yolos_dinov2_s, yolos_dinov3_s or _b'
+            'train as --config.init_from, with a config whose model is so (as yolos_dinov2_s, '
+            'yolos_dinov3_s and _b are)'
         )
     model = Yolos(**published[0])
     params = source.backbone(model, jax.random.key(seed))

@@ -6,6 +6,7 @@ The original's `finetune_det` and timm read it; it says how many heads there are
 import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from yolos_jax.classifier import Classifier, param_shapes
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import checkpoint, names, sizes, tensors, torchfile
+from yolos_jax.weights import checkpoint, names, sizes, statistics, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILE = checkpoint.DEIT
@@ -22,7 +23,7 @@ FILE = checkpoint.DEIT
 def write(params: dict, model: Classifier, path: Path, about: dict | None = None) -> None:
     """Write a file, in place of the one that was there.
 
-    about: {name: number} to be found beside the weights.
+    about: {name: a number, a text, or a list of them} to be found beside the weights.
     """
     by_name = names.from_tree(params, param_shapes(model), model.depth)
     by_name = {_timm(name): tensor for name, tensor in by_name.items()}
@@ -45,6 +46,8 @@ def about(path: Path) -> dict:
 def read(file: TensorFile) -> tuple[Classifier, dict]:
     """The classifier in an open file, of DeiT, timm or this project.
 
+    Pixel statistics that a folder of timm says go into the patch projection, as of all weights here.
+
     Raises:
         InputError: it is none, or one of another form.
     """
@@ -54,12 +57,16 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     ]
     if missing:
         raise InputError(f'{file.path}: no classifier: {missing[0]} is missing')
+    mean, std = statistics.beside(file)
+    if statistics.differ(mean, std):
+        statistics.fold(by_name, 'patch_embed.proj.', mean, std)
+        print(f'{file.path}: {statistics.report(mean, std)}', file=sys.stderr)
     distilled = 'dist_token' in by_name
     if distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)
     (width,), (num_classes, _) = by_name['patch_embed.proj.bias'].shape, by_name['head.weight'].shape
-    heads = file.about.get('heads', sizes.HEADS.get(width, width / 64))
-    if heads != int(heads) or not heads:
+    heads = file.about.get('heads') or sizes.HEADS.get(width, width / 64)
+    if not isinstance(heads, int | float) or heads != heads // 1 or heads < 1 or width % heads:
         raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
     model = Classifier(
         width=width,

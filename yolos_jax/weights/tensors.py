@@ -265,7 +265,8 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
             break
         about |= {key: value for key, value in content.items() if key != inner}
         content = content[inner]
-    return {k: v for k, v in content.items() if isinstance(v, unpickle.Tensor)}, about
+    named = lambda name, value: isinstance(name, str) and isinstance(value, unpickle.Tensor)
+    return {k: v for k, v in content.items() if named(k, v)}, about
 
 
 def write_safetensors(path: str | Path, tensors: dict) -> None:
