@@ -168,6 +168,12 @@ def test_the_vit_alone_is_read_with_its_own_table(vit_model, tmp_path):
         models = [source.vit(heads=H)]
     with weights.open(folder) as source:
         models.append(source.vit())
+    distilled = torches(make_vit())
+    token, (first, others) = torch.randn(1, 1, D), distilled['pos_embed'].split([1, SIDE**2], dim=1)
+    distilled |= {'dist_token': token, 'pos_embed': torch.cat([first, token, others], dim=1)}
+    torch.save({'model': distilled}, tmp_path / 'distilled.pth')
+    with weights.open(tmp_path / 'distilled.pth') as source:
+        models.append(source.vit(heads=H))
     for vit, params in models:
         features = vit.apply({'params': params}, *patchify([image]))
         np.testing.assert_allclose(features['cls'][0], expected[0], atol=2e-5)

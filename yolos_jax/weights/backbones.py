@@ -90,7 +90,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     Raises:
         InputError: there is no ViT, or its heads are unknown.
     """
-    vit, config = _read(file), statistics.json_beside(file, BESIDE[0])
+    vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, BESIDE[0])
     _check_config(config)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
@@ -166,7 +166,8 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
     return result, ignored
 
 
-def _read(file: TensorFile) -> _Vit:
+def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
+    """The ViT in a file; keeps_class_row: of the positions of a distilled one, as `_with_class_row`."""
     (tensors, ignored), report = _unwrapped(file.tensors), []
     mean, std = statistics.beside(file)
     if google.is_google(tensors):
@@ -187,7 +188,7 @@ def _read(file: TensorFile) -> _Vit:
         if name not in tensors:
             raise InputError(f'no ViT: {name} is missing (it has {summary(list(tensors)[:5])}, ...)')
     if 'pos_embed' in tensors:
-        tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report)
+        tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report, keep=keeps_class_row)
     kernel = tensors['patch_embed.proj.weight']
     if (side := kernel.shape[-1]) < PATCH and kernel.shape[1:] == (3, side, side):
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
@@ -198,14 +199,20 @@ def _read(file: TensorFile) -> _Vit:
     return _Vit(tensors, ignored, report)
 
 
-def _with_class_row(table: Tensor, report: list[str]) -> Tensor:
-    """pos_embed [1, 1 + n, D], n square: from n, 1 + n (class token) or 2 + n (distillation too) rows."""
+def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
+    """pos_embed [1, 1 + n, D], n square: from n, 1 + n (class token) or 2 + n (distillation too) rows.
+
+    keep: of the last, the class token's own row, and not, as `finetune_det` of the reference takes, the
+    distillation token's.
+    """
     if len(table.shape) != 3 or table.shape[0] != 1:
         raise InputError(f'no ViT: pos_embed is {list(table.shape)}')
     _, rows, D = table.shape
     extra = next((k for k in (1, 2, 0) if math.isqrt(max(rows - k, 0)) ** 2 == rows - k > 0), None)
     if extra is None:
         raise InputError(f'its {rows} positions are no square grid')
+    if extra == 2 and keep:
+        return Tensor((1, rows - 1, D), lambda: np.delete(table.numpy(), 1, axis=1))
     if extra == 2:
         report.append('distilled: the distillation position becomes that of [CLS]')
         return Tensor((1, rows - 1, D), lambda: table.numpy()[:, 1:])

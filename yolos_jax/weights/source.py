@@ -168,7 +168,7 @@ class Source:
         """This ViT alone, and its parameters: a backbone's features, before any detector starts from it.
 
         heads: where neither the file nor its width says how many there are. Of a distilled ViT the
-        distillation token is left out, as for a detector.
+        distillation token is left out, with its position.
 
         Raises:
             InputError: this is no ViT, a detector, or its heads are unknown.
