@@ -44,7 +44,7 @@ def random_batch(images: int, grid: tuple[int, int], length: int | None = None) 
 
 def make_model(fields: dict, dtype: str, **options) -> Yolos:
     """The model with the kernel for this machine's devices."""
-    kernel = attention.for_platform(jax.devices()[0].platform, jnp.dtype(dtype))
+    kernel = attention.for_platform(attention.platform_of(jax.devices()[0]), jnp.dtype(dtype))
     return Yolos(**fields, dtype=jnp.dtype(dtype), **{'attention_kernel': kernel} | options)
 
 

@@ -1,6 +1,7 @@
 """float32 means float32: what the lowered programs ask of matrix units, read from their text."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,22 @@ def test_float32_never_goes_to_a_fused_kernel():
     assert attention.for_platform('tpu', jnp.bfloat16) is attention.splash
     for dtype in (jnp.float32, jnp.bfloat16):
         assert attention.for_platform('cpu', dtype) is attention.cached
+
+
+@pytest.mark.parametrize(
+    ('platform', 'capability', 'kernel'),
+    [
+        ('gpu', '9.0', attention.fused),
+        ('gpu', '8.0', attention.fused),
+        ('gpu', '7.5', attention.dense),
+        ('gpu', 'gfx942', attention.dense),
+        ('tpu', None, attention.splash),
+        ('METAL', None, attention.dense),
+    ],
+)
+def test_a_gpu_without_cudnns_attention_gets_another(platform, capability, kernel):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    assert attention.for_platform(attention.platform_of(device), jnp.bfloat16) is kernel
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])

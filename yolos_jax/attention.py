@@ -14,23 +14,36 @@ import jax.numpy as jnp
 
 from yolos_jax import spmd
 
-MASKED = -1e30  # a score that is as good as none
+MASKED = -1e30  # a score whose weight is 0
 FEW = 2**21  # scores of a batch, all heads, up to which `cached` takes them at once: 8 MB
 CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
 ROWS = 256  # of the queries that it takes at a time where there would be more
-FUSED_MULTIPLE = 8  # of the lengths that `fused` gets: JAX refuses odd ones when it trains
+AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
+FUSED_MULTIPLE = 8  # of the lengths that `fused` gets, as in all that was measured
 BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip is idle most of the time
 
 
+def platform_of(device: jax.Device) -> str:
+    """A device as `for_platform` takes it: 'cpu', 'tpu', 'gpu' where cuDNN has attention, else 'old gpu'.
+
+    cuDNN has it from Ampere on, which has bfloat16 too: not on a T4 or V100, nor on AMD's.
+    """
+    if device.platform not in ('gpu', 'cuda', 'rocm'):
+        return device.platform
+    try:
+        return 'gpu' if float(device.compute_capability) >= AMPERE else 'old gpu'
+    except ValueError:  # AMD's say gfx942, say
+        return 'old gpu'
+
+
 def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
-    """The kernel for a platform ('cpu', 'gpu', 'cuda', 'rocm' or 'tpu') and the type of the activations.
+    """The kernel for a platform (`platform_of`) and the type of the activations.
 
     float32 is for exact work: it never goes to a fused kernel, whose products are rounded to bfloat16
     or TF32.
     """
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    exact_and_half = {'cpu': (cached, cached), 'tpu': (dense, splash)}
-    exact_and_half |= dict.fromkeys(('gpu', 'cuda', 'rocm'), (dense, fused))
+    exact_and_half = {'cpu': (cached, cached), 'tpu': (dense, splash), 'gpu': (dense, fused)}
     return exact_and_half.get(platform, (dense, dense))[half]
 
 

@@ -56,7 +56,7 @@ class Detector:
         if dtype not in (None, 'float32', 'bfloat16'):
             raise InputError(f'dtype is {dtype!r}, not float32 or bfloat16', 'dtype')
         device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
-        kernel = attention.for_platform(device.platform, dtype)
+        kernel = attention.for_platform(attention.platform_of(device), dtype)
         self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=dtype)
         self._names, self.size, self.max_size = pretrained.classes, pretrained.size, pretrained.max_size
         self._ids = pretrained.category_ids

@@ -10,6 +10,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from yolos_jax import attention
 from yolos_jax.errors import InputError
 from yolos_jax.spmd import BATCH
 
@@ -46,8 +47,8 @@ def check(mesh: Mesh) -> None:
 
 
 def platform(mesh: Mesh) -> str:
-    """'cpu', 'gpu' or 'tpu'."""
-    return mesh.devices.flat[0].platform
+    """What the devices are, as `attention.for_platform` takes it."""
+    return attention.platform_of(mesh.devices.flat[0])
 
 
 def check_divides(batch_size: int, mesh: Mesh) -> None:

@@ -82,7 +82,7 @@ def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, n
 
     'pred_logits' [I, Q, C + 1], 'pred_boxes' [I, Q, 4] cxcywh in 0..1, and 'index' [I], the records.
     """
-    kernel = attention.for_platform(jax.devices()[0].platform, model.dtype)
+    kernel = attention.for_platform(attention.platform_of(jax.devices()[0]), model.dtype)
     apply = jax.jit(model.clone(attention_kernel=kernel).apply)
     predict = lambda batch: jax.device_get(apply({'params': params}, batch['patches'], batch['grid']))
     with tqdm(total=len(batches), unit='batch') as bar:
