@@ -62,21 +62,17 @@ class Lease:
     def _renew(self) -> None:
         """Write the lock where it is as it was left, or note that it is not."""
         with self._turn:
-            self._write()
-
-    def _write(self) -> None:
-        start = time.monotonic()
-        name = f'process {os.getpid()} on {socket.gethostname()}'
-        content = json.dumps({'name': name, 'time': time.time(), 'token': self._token})
-        generation = self._bucket.write_if(LOCK, content.encode(), self._generation)
-        if generation is None:
-            now = self._bucket.version(LOCK)
-            owner = _owner(now)
-            if owner and owner['token'] != self._token:
-                self._lost = owner['name']
-                return
-            generation = now.generation  # it was written, and the answer lost, or was removed by hand
-        self._generation, self._renewed = generation, start
+            start = time.monotonic()
+            name = f'process {os.getpid()} on {socket.gethostname()}'
+            content = json.dumps({'name': name, 'time': time.time(), 'token': self._token})
+            generation = self._bucket.write_if(LOCK, content.encode(), self._generation)
+            if generation is None:
+                now = self._bucket.version(LOCK)
+                if (owner := _owner(now)) and owner['token'] != self._token:
+                    self._lost = owner['name']
+                    return
+                generation = now.generation  # it was written, and the answer lost, or was removed by hand
+            self._generation, self._renewed = generation, start
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT) and not self._lost:
