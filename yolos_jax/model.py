@@ -161,18 +161,14 @@ def _check(model: Yolos | Vit, patches: jax.Array) -> None:
         )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: Yolos | Vit, rng: jax.Array) -> dict:
     """Fresh parameters of a model, as arrays on the default device."""
-    return _init(model, rng)
+    rows = spmd.num_devices()  # of the smallest batch: parameters do not depend on it
+    one_patch = np.zeros((rows, 1, PATCH_DIM), np.uint8), np.ones((rows, 2), np.int32)
+    return model.init(rng, *one_patch)['params']
 
 
 def param_shapes(model: Yolos | Vit) -> dict:
     """The shapes and types of a model's parameters; nothing is computed."""
-    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(model: Yolos | Vit, rng: jax.Array) -> dict:
-    rows = spmd.num_devices()  # of the smallest batch: parameters do not depend on it
-    one_patch = np.zeros((rows, 1, PATCH_DIM), np.uint8), np.ones((rows, 2), np.int32)
-    return model.init(rng, *one_patch)['params']
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
