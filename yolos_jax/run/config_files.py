@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 def names_like(get_config: Callable) -> list[str]:
     """The names of those that have the keys of the config that `get_config` makes."""
-    return [name for name in names() if _values(read(name)).keys() >= _values(get_config()).keys()]
+    return [name for name in names() if values(read(name)).keys() >= values(get_config()).keys()]
 
 
 def read(name: str) -> ConfigDict:
@@ -64,17 +64,18 @@ def resolved(arguments: Sequence[str]) -> list[str]:
 
 def keys(get_config: Callable, config: ConfigDict) -> list[str]:
     """A line for each key that `get_config` comments: its value in `config`, and the comment."""
-    values, lines = _values(get_config()) | _values(config), []
+    by_key, lines = values(get_config()) | values(config), []
     for line in inspect.getsource(get_config).splitlines():
-        if (match := re.match(r'\s+c\.([\w.]+) = .+?(?:\s+# (.*))?$', line)) and match[1] in values:
-            value = str(values[match[1]]).replace(' ', '')
+        if (match := re.match(r'\s+c\.([\w.]+) = .+?(?:\s+# (.*))?$', line)) and match[1] in by_key:
+            value = str(by_key[match[1]]).replace(' ', '')
             lines.append(f'  --config.{match[1]}={value}'.ljust(46) + (match[2] or ''))
     return lines
 
 
-def _values(config: ConfigDict, parent: str = '') -> dict[str, Any]:
+def values(config: ConfigDict | dict, parent: str = '') -> dict[str, Any]:
+    """The values of a config by their keys, {'key.key': value}; parent: what all keys begin with."""
     result = {}
     for name, value in config.items():
-        is_inner = isinstance(value, ConfigDict)
-        result |= _values(value, f'{parent}{name}.') if is_inner else {parent + name: value}
+        is_inner = isinstance(value, ConfigDict | dict)
+        result |= values(value, f'{parent}{name}.') if is_inner else {parent + name: value}
     return result

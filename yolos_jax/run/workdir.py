@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import bucket
 from yolos_jax.errors import InputError
-from yolos_jax.run import cluster, lease
-from yolos_jax.run.config_files import is_pretraining
+from yolos_jax.run import cluster, config_files, lease
 from yolos_jax.run.mirror import PROGRAMS, Mirror
 
 # what may differ when a run resumes: it changes what is written, not what is computed
@@ -130,12 +129,8 @@ def owner(workdir: Workdir) -> str | None:
 
 
 def flat(config: ConfigDict) -> dict:
-    """A config as {'key.key': plain value}, as it comes back from a file."""
-    result = {}
-    for key, value in json.loads(config.to_json()).items():
-        nested = value if isinstance(value, dict) else {'': value}
-        result |= {f'{key}.{inner}'.rstrip('.'): x for inner, x in nested.items()}
-    return result
+    """The values of a config by their keys, as they come back from a file: lists in place of tuples."""
+    return config_files.values(json.loads(config.to_json()))
 
 
 def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
@@ -175,7 +170,7 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
             return current[key] < saved[key]
         return key not in FREE and saved[key] != current.get(key)
 
-    kinds = ['a pre-training' if is_pretraining(x) else 'a detector' for x in (saved, current)]
+    kinds = ['a pre-training' if config_files.is_pretraining(x) else 'a detector' for x in (saved, current)]
     if len(set(kinds)) > 1:
         raise InputError(f'{workdir}: holds a run of {kinds[0]}; {kinds[1]} needs another workdir')
     differ = [
