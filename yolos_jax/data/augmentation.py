@@ -1,5 +1,4 @@
-"""The augmentation of DeiT's pre-training, as timm makes it: crop, RandAugment, rectangles to erase and
-mix.
+"""The augmentation of DeiT's pre-training, as timm makes it: crops, RandAugment, erasing and mixing.
 
 Here are the pixels that Pillow makes, the same bits as timm's for the same draws, and all draws: arrays
 over the images of a batch from (seed, step) alone. What is done to normalised pixels is in `mixing`.
@@ -58,26 +57,20 @@ def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.nd
 
     They are as `mixing` takes them. Where mixup and CutMix are both in use, half of the groups get each.
     """
-    size, group, mixup, cutmix = recipe.size, recipe.group, recipe.mixup, recipe.cutmix
+    size, mixup, cutmix = recipe.size, recipe.mixup, recipe.cutmix
     rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 34)]))
-    count = rows // group
-    weight, box, share = (
-        np.ones(count, np.float32),
-        np.zeros((count, 4), np.int32),
-        np.ones(count, np.float32),
-    )
-    for i in range(count):
-        cuts = cutmix and (not mixup or rng.random() < 0.5)
-        if cuts:
-            box[i] = cut_box(size, rng.beta(cutmix, cutmix), rng.integers(size, size=2))
-            top, left, bottom, right = box[i]
+    groups = rows // recipe.group
+    weight, share = np.ones((2, groups), np.float32)
+    box = np.zeros((groups, 4), np.int32)
+    for i in range(groups):
+        if cutmix and (not mixup or rng.random() < 0.5):
+            top, left, bottom, right = cut_box(size, rng.beta(cutmix, cutmix), rng.integers(size, size=2))
+            box[i] = top, left, bottom, right
             share[i] = 1 - (bottom - top) * (right - left) / size**2
         elif mixup:
             weight[i] = share[i] = rng.beta(mixup, mixup)
-    return {
-        name: np.repeat(x, group, axis=0)
-        for name, x in (('weight', weight), ('box', box), ('share', share))
-    }
+    of_groups = {'weight': weight, 'box': box, 'share': share}
+    return {name: np.repeat(x, recipe.group, axis=0) for name, x in of_groups.items()}
 
 
 def cut_box(size: int, share: float, centre: np.ndarray) -> tuple[int, int, int, int]:
