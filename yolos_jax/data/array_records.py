@@ -27,7 +27,7 @@ from yolos_jax.errors import InputError
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
 INFO = 'dataset_info.json'  # is there in every data set
-AHEAD = 256  # examples that are asked for at once while all are read
+AHEAD = 256  # examples that a bucket is asked for before they are needed, while all are read
 
 
 def splits(folder: Folder | BucketFolder) -> list[str]:
@@ -90,17 +90,17 @@ class Split:
         names = self._builder.info.features['objects']['label'].names
         categories = _categories(self.folder, names)
         with ThreadPoolExecutor() as pool:
-            rows = list(pool.map(lambda example: _row(self.folder, example()), self._started()))
+            rows = list(pool.map(lambda example: _row(self.folder, example()), self._ask_ahead()))
         return _annotations(self.folder, rows, categories)
 
-    def _started(self) -> Iterator[Callable[[], dict]]:
-        """Every example, begun to be read some time before it is given."""
-        started = collections.deque()
+    def _ask_ahead(self) -> Iterator[Callable[[], dict]]:
+        """What gives each example; a bucket is asked for it `AHEAD` examples before."""
+        asked = collections.deque()
         for row in range(self.examples.count):
-            started.append(self.examples.start_read(row))
-            if len(started) == AHEAD:
-                yield started.popleft()
-        yield from started
+            asked.append(self.examples.start_read(row))
+            if len(asked) == AHEAD:
+                yield asked.popleft()
+        yield from asked
 
     @functools.cached_property
     def _builder(self) -> Any:

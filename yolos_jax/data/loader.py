@@ -75,7 +75,7 @@ class BadImages:
 
 
 def load(
-    source: Batches, steps: Iterable[int], part: slice = slice(None), threads: int | None = None
+    batches: Batches, steps: Iterable[int], part: slice = slice(None), threads: int | None = None
 ) -> Iterator[tuple[int, dict, np.ndarray]]:
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
@@ -84,7 +84,7 @@ def load(
     same in every run and on any number of processes. In an evaluation its row stays empty.
 
     Args:
-        source: what to load. part: the rows of each batch to load. threads: that read and decode; when
+        batches: what to load. part: the rows of each batch to load. threads: that read and decode; when
             None as many as there are CPUs for this process.
 
     Returns:
@@ -96,15 +96,15 @@ def load(
     Raises:
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.
     """
-    started, waiting = _started(source, steps, part), collections.deque()
+    asked, filling = _ask_ahead(batches, steps, part), collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads or cpus.usable()) as pool:
         try:
             while True:
-                while len(waiting) < AHEAD and (one := next(started, None)) is not None:
-                    waiting.append((one.step, one.rows.required, *_submit(pool, source, one)))
-                if not waiting:
+                while len(filling) < AHEAD and (one := next(asked, None)) is not None:
+                    filling.append((one.step, one.rows.required, *_submit(pool, batches, one)))
+                if not filling:
                     return
-                step, required, batch, jobs = waiting.popleft()
+                step, required, batch, jobs = filling.popleft()
                 concurrent.futures.wait(jobs)  # awake once a batch, not once an image
                 of_rows = dict(itertools.chain.from_iterable(job.result().items() for job in jobs))
                 indices = np.array([of_rows[row] for row in sorted(of_rows)], np.int64)
@@ -123,7 +123,7 @@ class _Group(NamedTuple):
     image: Callable[[], Any] | None  # of the first candidate, asked for already
 
 
-class _Started(NamedTuple):
+class _Asked(NamedTuple):
     """A batch whose images are asked for."""
 
     step: int
@@ -131,47 +131,47 @@ class _Started(NamedTuple):
     groups: list[_Group]
 
 
-def _started(source: Batches, steps: Iterable[int], part: slice) -> Iterator[_Started]:
+def _ask_ahead(batches: Batches, steps: Iterable[int], part: slice) -> Iterator[_Asked]:
     """Each batch, with at least `READS` images of later ones asked for."""
-    started, reads = collections.deque(), 0
+    asked, reads = collections.deque(), 0
     for step in steps:
-        rows, wanting = source.rows(step), collections.defaultdict(list)
+        rows, wanting = batches.rows(step), collections.defaultdict(list)
         for row in range(len(rows.candidates))[part]:
             wanting[rows.candidates[row][0]].append(row)
-        ask = lambda index: source.start_image(index) if index >= 0 else None
+        ask = lambda index: batches.start_image(index) if index >= 0 else None
         groups = [_Group(same, rows.candidates[same[0]], ask(index)) for index, same in wanting.items()]
-        started.append(_Started(step, rows, groups))
+        asked.append(_Asked(step, rows, groups))
         reads += len(groups)
-        while reads - len(started[0].groups) >= READS:
-            reads -= len(started[0].groups)
-            yield started.popleft()
-    yield from started
+        while reads - len(asked[0].groups) >= READS:
+            reads -= len(asked[0].groups)
+            yield asked.popleft()
+    yield from asked
 
 
 def _submit(
-    pool: concurrent.futures.Executor, source: Batches, started: _Started
+    pool: concurrent.futures.Executor, batches: Batches, asked: _Asked
 ) -> tuple[dict, list[concurrent.futures.Future]]:
     """A batch that threads are filling, and for each group what gives {row: record in it}."""
-    ours = sorted(row for group in started.groups for row in group.rows)
-    batch, jobs = source.empty(len(ours), started.rows.length), []
-    for group in started.groups:
+    ours = sorted(row for group in asked.groups for row in group.rows)
+    batch, jobs = batches.empty(len(ours), asked.rows.length), []
+    for group in asked.groups:
         # views, of a number too
         arrays = [{name: x[row - ours[0], ...] for name, x in batch.items()} for row in group.rows]
-        jobs.append(pool.submit(fill_rows, source, started.rows.fill, group, arrays))
+        jobs.append(pool.submit(fill_rows, batches, asked.rows.fill, group, arrays))
     return batch, jobs
 
 
-def fill_rows(source: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
+def fill_rows(batches: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
     """Fill rows with the first of their records that can be read; returns which in each, or -1."""
     first = group.image
     for index in group.candidates[group.candidates >= 0]:
-        read, first = first or source.start_image(index), None
+        read, first = first or batches.start_image(index), None
         try:
             image = read()
         except StorageError:
             raise  # says nothing of the image
         except InputError as error:
-            source.bad.note(index, error)
+            batches.bad.note(index, error)
             continue
         for row, of_row in zip(group.rows, arrays, strict=True):
             fill(row, index, image, of_row)

@@ -117,11 +117,11 @@ def make_detect(
     rows, threads = meshes.rows_of_process(batches['batch_size'], mesh), cluster.threads()
 
     def detect(name: str = '', alter: Callable | None = None) -> dict:
-        source = EvalBatches(**batches, alter=alter)
+        altered = EvalBatches(**batches, alter=alter)
         options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
-        with tqdm(total=len(source), **options) as bar:
+        with tqdm(total=len(altered), **options) as bar:
             options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update, threads=threads)
-            return evaluation.detect(predict, source, **options)
+            return evaluation.detect(predict, altered, **options)
 
     return detect
 
