@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -113,9 +114,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     write_truth(config, val_set, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved)
     batches = make_batches(config, train_set, start)
-    if config.data_cache:
-        batches.cache = cache.DecodedImages(config.data_cache, train_set.heights, train_set.widths)
-        notes += [f'data_cache: {batches.cache.note}'] if batches.cache.note else []
+    if batches.cache and batches.cache.note:
+        notes.append(f'data_cache: {batches.cache.note}')
     labels, of_classes = evaluation.category_ids(start, val_set)
     val_batches = EvalBatches(
         evaluation.relabelled(val_set, labels),
@@ -127,30 +127,17 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     notes += of_classes + notes_on(config, train_set, val_set)
     setup.check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
-    frozen = frozen_blocks(config, start.model)
-    optimizer = optim.make_optimizer(
-        start.params,
-        rate,
-        config.weight_decay,
-        config.clip_norm,
-        frozen_blocks=frozen,
-        fresh_factor=fresh_factor(config),
-    )
+    optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
     state, layout = setup.make_state(config, start.params, optimizer, mesh)
-    loss = steps.make_loss(start.model, config.images_per_group)
-    if frozen:
-        loss = optim.of_trained(loss, optim.trained(start.params, frozen))
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
-    predict = meshes.make_predictor(steps.make_evaluation_step(start.model), mesh)
     return DetectorSetup(
         start=start,
         digests=digests,
         batches=batches,
         val_batches=val_batches,
         rate=rate,
-        train_step=step,
-        predict=predict,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh))),
+        predict=meshes.make_predictor(steps.make_evaluation_step(start.model), mesh),
         state=state,
         config=config,
         mesh=mesh,
@@ -251,6 +238,26 @@ def check_used(config: ConfigDict) -> None:
             raise InputError(f'{name} is {values[name]}, which is read only with {needs}', name)
 
 
+def make_optimizer(config: ConfigDict, start: Pretrained, rate: Callable) -> optax.GradientTransformation:
+    """The optimiser of a run; rate: step -> learning rate."""
+    return optim.make_optimizer(
+        start.params,
+        rate,
+        config.weight_decay,
+        config.clip_norm,
+        frozen_blocks=frozen_blocks(config, start.model),
+        fresh_factor=fresh_factor(config),
+    )
+
+
+def make_loss(config: ConfigDict, start: Pretrained) -> Callable:
+    """The loss of a run, whose gradient is zero where nothing is trained."""
+    loss = steps.make_loss(start.model, config.images_per_group)
+    if frozen := frozen_blocks(config, start.model):
+        return optim.of_trained(loss, optim.trained(start.params, frozen))
+    return loss
+
+
 def fresh_factor(config: ConfigDict) -> float:
     """How many times the learning rate that of heads and [DET] tokens is."""
     if not config.fresh_learning_rate:
@@ -269,14 +276,14 @@ def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
 
 
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:
-    """The run's batches, with bucket lengths chosen from the sizes of the data."""
+    """The run's batches, with bucket lengths chosen from the sizes of the data, and their cache."""
     setup.check_enough(len(train_set), train_set.source.path, config)
     if not len(train_set.boxes):
         notes = ''.join(f'; {note}' for note in train_set.notes)
         raise InputError(
             f'{train_set.source.path}: not one object is annotated in {config.train_split}{notes}'
         )
-    return TrainBatches.make(
+    batches = TrainBatches.make(
         train_set,
         make_recipe(config, start),
         num_lengths=config.num_lengths,
@@ -285,3 +292,6 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
         seed=config.seed,
         special=start.model.special,
     )
+    if config.data_cache:
+        batches.cache = cache.DecodedImages(config.data_cache, train_set.heights, train_set.widths)
+    return batches
