@@ -68,26 +68,13 @@ def make_update(
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     fixed = lambda state: {'fixed': state['fixed']} if 'fixed' in state else {}
 
-    def accumulated(params: dict, batch: dict, whole: dict) -> tuple:
-        parts = spmd.split_rows(batch, accumulate_steps)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, params, first, whole)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def add(sums: tuple, part: dict) -> tuple:
-            return jax.tree.map(jnp.add, sums, gradient(params, part, whole)), None
-
-        sums, _ = jax.lax.scan(add, zeros, parts)
-        is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
-        return jax.tree.map(lambda x: x if is_count(x) else x / accumulate_steps, sums)
-
     @jax.jit
     def step(state: dict, batch: dict) -> tuple[dict, dict]:
         if bool(ema) != ('ema' in state):
             raise ValueError(f'ema is {ema}, and the state has {"an" if "ema" in state else "no"} average')
         whole = batch | fixed(state)
         if accumulate_steps > 1:
-            (total, parts), grads = accumulated(state['params'], batch, whole)
+            (total, parts), grads = _in_parts(gradient, state['params'], batch, whole, accumulate_steps)
         else:
             (total, parts), grads = gradient(state['params'], batch, whole)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
@@ -104,11 +91,25 @@ def make_update(
             average = lambda old, x: jnp.where(finite, old + (1 - decay) * (x - old), old)
             kept['ema'] = jax.tree.map(average, state['ema'], new['params'])
         norms = {'grad_norm': grad_norm, 'weight_norm': weight_norm}
-        metrics = {'loss': total, **parts, **norms}
-        metrics['finite'] = finite & jnp.isfinite(weight_norm)
+        metrics = {'loss': total, **parts, **norms, 'finite': finite & jnp.isfinite(weight_norm)}
         return kept | fixed(state) | {'step': state['step'] + 1}, metrics
 
     return step
+
+
+def _in_parts(gradient: Callable, params: dict, batch: dict, whole: dict, count: int) -> tuple:
+    """As `gradient(params, batch, whole)`, of `count` parts of the batch one after the other."""
+    parts = spmd.split_rows(batch, count)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(gradient, params, first, whole)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(sums: tuple, part: dict) -> tuple:
+        return jax.tree.map(jnp.add, sums, gradient(params, part, whole)), None
+
+    sums, _ = jax.lax.scan(add, zeros, parts)
+    is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+    return jax.tree.map(lambda x: x if is_count(x) else x / count, sums)
 
 
 @functools.cache  # equal models share what is compiled
