@@ -34,7 +34,7 @@ def read(
             raise InputError(f'no YOLOS detector: {name} is missing or of another shape')
     width, tokens = state['backbone.pos_embed'].shape[-1], state['backbone.det_token'].shape[1]
     depth = sum(name.endswith('.norm1.weight') for name in state)
-    args = file.about.get('args')
+    args = file.about.get('args')  # of the reference's main.py
     args = args if isinstance(args, dict) else {}
     published = next((p for p in PUBLISHED if (p['width'], p['depth']) == (width, depth)), {})
     heads = heads or args.get('heads') or published.get('heads')
@@ -42,20 +42,14 @@ def read(
         raise InputError(
             f'does not say the heads of its {depth} blocks of width {width}; give heads', 'heads'
         )
-
-    candidates = {
-        'pos': (pos_grid, _grid_of(args.get('init_pe_size')), published.get('pos_grid')),
-        'mid_pos': (mid_pos_grid, _grid_of(args.get('mid_pe_size')), published.get('mid_pos_grid')),
-    }
-    grids = {
-        f'{name}_grid': _fitting(state.get(f'backbone.{name}_embed'), tokens, name, grids)
-        for name, grids in candidates.items()
-    }
+    grids = pos_grid, _grid_of(args.get('init_pe_size')), published.get('pos_grid')
+    mid_grids = mid_pos_grid, _grid_of(args.get('mid_pe_size')), published.get('mid_pos_grid')
     built = Yolos(
         width=width,
         depth=depth,
         heads=heads,
-        **grids,
+        pos_grid=_fitting(state, 'pos', grids),
+        mid_pos_grid=_fitting(state, 'mid_pos', mid_grids),
         num_classes=names.num_classes(state),
         num_det_tokens=tokens,
         eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
@@ -73,11 +67,11 @@ def _grid_of(sides: list[int] | None) -> tuple[int, int] | None:
     return tuple(side // PATCH for side in sides) if sides else None
 
 
-def _fitting(table: tensors.Tensor | None, tokens: int, name: str, grids: Sequence) -> tuple | None:
+def _fitting(state: dict, name: str, grids: Sequence) -> tuple | None:
     """The first of the grids that a position table has; raises InputError where it has none of them."""
-    if table is None:
+    if (table := state.get(f'backbone.{name}_embed')) is None:
         return None
-    rows = table.shape[-2] - 1 - tokens
+    rows = table.shape[-2] - 1 - state['backbone.det_token'].shape[1]
     for grid in grids:
         if grid and grid[0] * grid[1] == rows:
             return tuple(grid)
