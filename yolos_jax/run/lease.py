@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 
 from yolos_jax.bucket import Bucket, Version
 from yolos_jax.errors import InputError
@@ -87,13 +86,3 @@ def _owner(version: Version) -> dict | None:
         return owner if owner is None else {key: owner[key] for key in ('name', 'time', 'token')}
     except (ValueError, KeyError, TypeError):
         return None
-
-
-@contextlib.contextmanager
-def held(bucket: Bucket) -> Iterator[Lease]:
-    """The lock of a folder, until the block ends; raises InputError where another run holds it."""
-    lease = Lease(bucket)
-    try:
-        yield lease
-    finally:
-        lease.release()

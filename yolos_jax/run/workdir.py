@@ -51,7 +51,9 @@ def opened(location: str | Path) -> Iterator[Workdir]:
         return
     place, folder = bucket.Bucket(location), own_copy(location)
     with contextlib.ExitStack() as stack:
-        held = stack.enter_context(lease.held(place)) if cluster.is_first() else None
+        held = lease.Lease(place) if cluster.is_first() else None
+        if held:
+            stack.callback(held.release)
         cluster.wait('lock')
         mirror = Mirror(place, folder, programs_folder(location), held)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
