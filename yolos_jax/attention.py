@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from yolos_jax import spmd
 
 MASKED = -1e30  # a score whose weight is 0
-FEW = 2**21  # scores of a batch, all heads, up to which `cached` takes them at once: 8 MB
-CACHED = 2**23  # scores of a head that `by_head` holds at once: 32 MB, of YOLOS-S up to 2,900 tokens
-ROWS = 256  # of the queries that it takes at a time where there would be more
+FEW = 2**21  # up to so many scores, of all heads of a batch, `cached` has all at once: 8 MB
+CACHED = 2**23  # up to so many scores of a head `by_head` has all at once: 32 MB, 2,900 tokens of one image
+ROWS = 256  # queries that it takes at a time beyond that
 AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
-FUSED_MULTIPLE = 8  # of the lengths that `fused` gets, as in all that was measured
-BLOCKS = 512, 640, 768, 896, 1024  # of `splash`: of 128, its default, the chip is idle most of the time
+FUSED_MULTIPLE = 8  # what divides the lengths of sequences that `fused` gets, as in all measurements
+BLOCKS = 512, 640, 768, 896, 1024  # sides for `splash`: with its default, 128, a TPU idles most of the time
 
 
 def platform_of(device: jax.Device) -> str:
@@ -42,23 +42,24 @@ def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
     float32 is for exact work: it never goes to a fused kernel, whose products are rounded to bfloat16
     or TF32.
     """
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    exact_and_half = {'cpu': (cached, cached), 'tpu': (dense, splash), 'gpu': (dense, fused)}
-    return exact_and_half.get(platform, (dense, dense))[half]
+    if platform == 'cpu':
+        return cached
+    is_half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    return {'tpu': splash, 'gpu': fused}.get(platform, dense) if is_half else dense
 
 
 def unrolls(kernel: Callable) -> bool:
-    """Whether the blocks are to be compiled one after the other with this kernel, and not as a loop.
+    """Whether the model's blocks are compiled one after the other with this kernel, and not as a loop.
 
-    A loop stacks what its backward pass needs, which a GPU or TPU copies there and back: YOLOS-S trains
-    with 386 images/s instead of 300 on an H200, and is estimated at 23 ms outside the kernel instead of 29
-    on a TPU (docs/measurements.md).
+    A GPU or TPU copies what the backward pass of a loop needs to a stack and back. Without a loop YOLOS-S
+    trains with 386 images/s instead of 300 on an H200, and on a TPU takes 23 ms outside the kernel instead
+    of 29, by estimate (docs/measurements.md).
     """
     return _is(kernel, fused) or _is(kernel, splash)
 
 
 def heads_first(kernel: Callable) -> bool:
-    """Whether the kernel's device has the heads of q, k and v before their tokens in memory, as a TPU."""
+    """Whether heads come before tokens in the memory of the kernel's device: they do on a TPU."""
     return _is(kernel, splash)
 
 
@@ -70,6 +71,7 @@ def padded(kernel: Callable, size: int) -> int:
 
 
 def _is(kernel: Callable, function: Callable) -> bool:
+    """Whether a kernel is this function, with arguments filled in perhaps (functools.partial)."""
     return getattr(kernel, 'func', kernel) is function
 
 
@@ -111,7 +113,7 @@ def fused(
 def splash(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """The TPU's block kernel; few queries (the last block's [DET] tokens) do not fill its blocks."""
+    """The TPU's block kernel; `dense` for a model's last block, whose queries are too few for it."""
     if q.shape[2] != k.shape[2]:
         return dense(q, k, v, lengths)
     return spmd.over_batch(functools.partial(_splash, interpret=interpret))(q, k, v, lengths)
@@ -136,7 +138,11 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interp
 
 
 def splash_block(size: int) -> int:
-    """The side of the blocks of a sequence: one block up to 1,024, else what pads it least, the largest."""
+    """The side of the blocks that `splash` cuts a sequence into.
+
+    Up to 1,024 tokens are one block. Of the sides for more, the one that pads the sequence least is taken,
+    and the largest of several.
+    """
     if size <= BLOCKS[-1]:
         return size + -size % 128  # the kernel asks for multiples of 128
     return min(BLOCKS, key=lambda block: (-size % block, -block))
@@ -149,8 +155,8 @@ def _is_real(k: jax.Array, lengths: jax.Array) -> jax.Array:
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
     """All heads at once where their scores fit the cache of a CPU, otherwise one at a time.
 
-    Of attention and its gradient, at once takes 0.5 to 0.9 of the time up to `FEW` scores, and 1.2 to 1.7
-    times as long beyond (docs/measurements.md).
+    With its gradient, attention to all heads at once takes 0.5 to 0.9 of the time of one head after the
+    other up to `FEW` scores, and 1.2 to 1.7 times as long beyond (docs/measurements.md).
     """
     B, H, M, _ = q.shape
     return (dense if B * H * M * k.shape[2] <= FEW else by_head)(q, k, v, lengths)
