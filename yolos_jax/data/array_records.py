@@ -1,9 +1,9 @@
 """COCO as tensorflow-datasets prepares it (coco/2017), read from array_record files without TensorFlow.
 
 A data set is a folder DIR/coco/2017/1.1.0 with dataset_info.json and array_record files, made by
-`yolos tfds` or by tensorflow-datasets itself. Images are stored as the bytes of
-their files, boxes as float32 [ymin, xmin, ymax, xmax] over the image's size, labels as indices into the
-sorted list of categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
+`yolos tfds` or by tensorflow-datasets itself. Images are stored as the bytes of their files, boxes as
+float32 [ymin, xmin, ymax, xmax] over the image's size, labels as indices into the sorted list of
+categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
 
 In a bucket the examples are read by requests for their bytes (`record_ranges`); what describes the data set
 is copied. Evaluation is always by the official file: annotations/instances_val2017.json in the same folder.

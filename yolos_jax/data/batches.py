@@ -135,7 +135,7 @@ class EvalBatches:
 
 
 def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarray]:
-    """A batch of black images of one patch without targets, as `load` describes it."""
+    """A batch of black images of one patch without targets, as `loader.load` describes it."""
     return {
         'patches': np.zeros((rows, length, PATCH_DIM), np.uint8),
         'grid': np.ones((rows, 2), np.int32),

@@ -60,7 +60,7 @@ class Folder:
         """How to name an image to a reader."""
         return str(self.path / file)
 
-    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
+    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Split
         """What gives the bytes of a file, or raises InputError where it cannot be read."""
         return functools.partial(self._read, file)
 
@@ -160,7 +160,7 @@ class BucketFolder:
         """How to name an image to a reader."""
         return f'{self.bucket.url}/{self._object(file)}'
 
-    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Images
+    def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Split
         """Ask for the bytes of an object: what waits for them, or raises InputError."""
         return self.bucket.start_read(self._object(file)).result
 

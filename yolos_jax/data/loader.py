@@ -80,18 +80,18 @@ def load(
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
     An image that cannot be read, or is not of the size that the annotations give, is replaced by the next
-    readable one of its batch, for which the plan is a function of (seed, step) alone, so the batch is the
-    same in every run and on any number of processes. In an evaluation its row stays empty.
+    readable one of its batch. Which images a batch has is a function of (seed, step) alone, so the batch is
+    the same in every run and on any number of processes. In an evaluation the image's row stays empty.
 
     Args:
         batches: what to load. part: the rows of each batch to load. threads: that read and decode; when
             None as many as there are CPUs for this process.
 
     Returns:
-        batch: 'patches' uint8 [B, N, 768], 'grid' int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32
-        [B, T, 4] cxcywh in 0..1, 'valid' bool [B, T] and 'dropped' int32 [B], objects beyond T; a row
-        without a record is black, 1x1, and has no targets. indices int64 [B]: the records in the batch, -1
-        for none.
+        batch: the arrays of `batches.empty`, filled. A detector's are 'patches' uint8 [B, N, 768], 'grid'
+        int32 [B, 2], 'labels' int32 [B, T], 'boxes' float32 [B, T, 4] cxcywh in 0..1, 'valid' bool [B, T]
+        and 'dropped' int32 [B], objects beyond T; a row without a record is black, 1x1, and has no targets.
+        indices int64 [B]: the records in the batch, -1 for none.
 
     Raises:
         InputError: too many images are bad (`BadImages`), or all those of a batch; the message names one.

@@ -144,8 +144,8 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
         state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
         # the order of axes too, which Orbax leaves alone
-        in_memory = jax.tree.map(lambda x: x.format, like)
-        state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=in_memory)(state)
+        formats = jax.tree.map(lambda x: x.format, like)
+        state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=formats)(state)
         return state, meta | {'checksums': dict(meta['checksums'])}
 
     def close(self) -> None:

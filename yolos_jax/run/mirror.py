@@ -24,7 +24,7 @@ PROGRAMS = 'compiled'
 
 
 class Mirror:
-    """A folder in a bucket, and a local one that is made equal to it and then it to that one."""
+    """A run's folder in a bucket and its local copy: `pull` fills it, `push` writes back what changed."""
 
     def __init__(self, bucket: Bucket, folder: Path, programs: Path, lease: Lease | None) -> None:
         """programs: where compiled programs are locally; lease: of the process that writes."""

@@ -47,8 +47,11 @@ class StopSignal:
         if not cluster.is_alone():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def alone(self) -> bool:
-        """Whether to stop, where the processes do not all come equally often; of several: never."""
+    def without_others(self) -> bool:
+        """Whether to stop where processes do not pass equally often, so that `together` cannot be asked.
+
+        Of several processes none stops there: the others would wait for it.
+        """
         return self.number is not None and cluster.is_alone()
 
     def together(self) -> bool:

@@ -72,7 +72,7 @@ class Run(NamedTuple):
     def while_compiling(self) -> None:
         """As `after_batch`, several times a second, and in a time that is not counted as training."""
         self.progress()
-        if self.stop and self.stop.alone():
+        if self.stop and self.stop.without_others():
             raise StopRun
         self.throughput.restart()
 

@@ -1,4 +1,4 @@
-"""Commands: python -m yolos_jax.tools.NAME."""
+"""Commands: `yolos NAME`, as `command` lists them, or python -m yolos_jax.tools.MODULE."""
 
 from yolos_jax import lazy
 

@@ -139,7 +139,10 @@ def figure(image: np.ndarray, caption: str, side: int = 720) -> str:
 
 
 class Line(NamedTuple):
-    """A line of a chart: points x, y in 0..1; without a colour thin, and named where a pointer rests."""
+    """A line of a chart, of points (x, y) in 0..1.
+
+    The legend names lines with a colour. Others are thin, and show their name under the pointer.
+    """
 
     name: str
     x: np.ndarray
