@@ -78,6 +78,8 @@ class Namespace(dict):
 class _Inert:
     """A value of the file that is of no use here (a path, a numpy scalar); nothing is made of it."""
 
+    def __init__(self, *_: object) -> None: ...
+
 
 class Interpreter:
     """Runs the instructions that torch.save writes, and no other."""
@@ -224,10 +226,6 @@ def _first(value, *_):
     return value
 
 
-def _inert(*_):
-    return _Inert()
-
-
 _CONSTANTS = {
     'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False,
     'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': _Inert,
@@ -252,5 +250,5 @@ _MAKERS |= dict.fromkeys(
         ('collections', 'defaultdict'), ('builtins', 'set'), ('__builtin__', 'set'), ('numpy', 'dtype'),
         ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar'), ('_codecs', 'encode'),
     ],
-    _inert,
+    _Inert,
 )  # fmt: skip
