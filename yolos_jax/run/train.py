@@ -154,7 +154,9 @@ def run_to_end(
         run.log.print(str(run.goodput))
         if cluster.is_first():
             visualize.curves(work.folder)
-            finish(setup, run, work.folder)
+            counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
+            aps = checkpoint.aps(run.checkpoints.folder)
+            setup.finish(work.folder, aps, run.about | counts, run.log)
         if stopped is not None:
             return stopped
         if run.means.nonfinite_streak:
@@ -289,13 +291,6 @@ def resume(
     log.print(setup.summary(first))
     energy = Energy(meta.get('energy'))
     return state, Run(checkpoints, about, means, goodput, energy, Throughput(), log, progress, stop)
-
-
-def finish(setup: Setup, run: Run, folder: Path) -> None:
-    """Write what tells about the run."""
-    aps = checkpoint.aps(run.checkpoints.folder)
-    counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
-    setup.finish(folder, aps, run.about | counts, run.log)
 
 
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
