@@ -70,8 +70,8 @@ class Detector:
     def fingerprint(self) -> str:
         """A hash of all that detections depend on."""
         fields = [getattr(self.model, name) for name in weights.checkpoint.MODEL_FIELDS]
-        about = fields, self.size, self.max_size, self.classes, str(jnp.dtype(self.model.dtype))
-        digest = hashlib.sha256(repr(about).encode())
+        settings = fields, self.size, self.max_size, self.classes, str(jnp.dtype(self.model.dtype))
+        digest = hashlib.sha256(repr(settings).encode())
         for array in jax.tree.leaves(self.params):
             digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()

@@ -67,8 +67,8 @@ class LabelledImages:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Texts that are the same for the same data wherever they lie, by what they are of."""
-        about = json.dumps([self.classes, self.count]).encode()
-        of_names = hashlib.sha256(about + self.files.tobytes() + self.labels.tobytes()).hexdigest()
+        classes = json.dumps([self.classes, self.count]).encode()
+        of_names = hashlib.sha256(classes + self.files.tobytes() + self.labels.tobytes()).hexdigest()
         result = {'images and classes': of_names}
         if not len(self.files):
             result['examples'] = self._digest_of_examples()

@@ -76,12 +76,12 @@ class DetectorSetup(setup.Setup):
         log.pictures(done, first_images(outputs, val_set, self.start.classes))
         return numbers['AP']
 
-    def finish(self, folder: Path, aps: dict[int, float | None], about: dict, _: Log) -> None:
+    def finish(self, folder: Path, aps: dict[int, float | None], meta: dict, _: Log) -> None:
         """Write the model card: of the best step, or the last where none was evaluated."""
         if not aps:
             return
         step = max(aps, key=lambda step: (checkpoint.rank(aps[step]), step))
-        about = self.start.about | about | {'step': step}
+        about = self.start.about | meta | {'step': step}
         if aps[step] is not None:
             about['AP'] = aps[step]
         with files.replacing(folder / 'README.md') as file:

@@ -117,8 +117,8 @@ class Setup(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish(self, folder: Path, aps: dict[int, float | None], about: dict, log: Log) -> None:
-        """Write the run's last files. aps: of the steps saved. about: the meta of its checkpoints."""
+    def finish(self, folder: Path, aps: dict[int, float | None], meta: dict, log: Log) -> None:
+        """Write the run's last files. aps: of the steps saved. meta: of its checkpoints."""
 
 
 RANGES = {  # of the numbers of a config: the least and the greatest
@@ -240,9 +240,9 @@ def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, dig
     cluster.wait('workdir')
     plan = batches.plan(0)
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
-    about = {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
-    about |= {f'the {name} data': digest for name, digest in digests.items()}
-    cluster.agree(workdir.flat(config) | about | {'the version of jax': jax.__version__})
+    facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
+    facts |= {f'the {name} data': digest for name, digest in digests.items()}
+    cluster.agree(facts | {'the version of jax': jax.__version__})
 
 
 def make_state(

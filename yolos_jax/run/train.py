@@ -42,7 +42,7 @@ class Run(NamedTuple):
     """What a run's steps are counted in and saved to, and who may stop it."""
 
     checkpoints: Checkpoints
-    about: dict  # the same in every checkpoint
+    meta: dict  # what is the same in every checkpoint's
     means: Means
     goodput: Goodput
     energy: Energy
@@ -56,7 +56,7 @@ class Run(NamedTuple):
         self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
-            self.checkpoints.save(state, self.about | counts | {'energy': self.energy.joules})
+            self.checkpoints.save(state, self.meta | counts | {'energy': self.energy.joules})
         return not self.means.nonfinite_streak
 
     def stops(self) -> bool:
@@ -156,7 +156,7 @@ def run_to_end(
             visualize.curves(work.folder)
             counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
             aps = checkpoint.aps(run.checkpoints.folder)
-            setup.finish(work.folder, aps, run.about | counts, run.log)
+            setup.finish(work.folder, aps, run.meta | counts, run.log)
         if stopped is not None:
             return stopped
         if run.means.nonfinite_streak:
@@ -276,21 +276,21 @@ def resume(
     """The state to train on from, and what its steps are counted in and saved to."""
     folder = work.folder
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror)
-    about = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
-    state, meta = checkpoints.restore(setup.state) or (setup.state, {})
+    meta = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
+    state, saved = checkpoints.restore(setup.state) or (setup.state, {})
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
     options = dict(per_epoch=setup.batches.steps_per_epoch, writes=cluster.is_first(), evaluated=evaluated)
     log = Log(folder, first, setup.total, **options)
     if cluster.is_first():
-        files.write_json(folder / 'config.json', about['config'])
-        log.config(about['config'])
+        files.write_json(folder / 'config.json', meta['config'])
+        log.config(meta['config'])
     # version 0.1 called the means a tally
-    means = Means(meta.get('means') or meta.get('tally'), spike_factor=setup.config.spike_factor)
-    goodput = Goodput(meta.get('goodput'), steps_lost=max(log.last_step - first, 0))
+    means = Means(saved.get('means') or saved.get('tally'), spike_factor=setup.config.spike_factor)
+    goodput = Goodput(saved.get('goodput'), steps_lost=max(log.last_step - first, 0))
     log.print(setup.summary(first))
-    energy = Energy(meta.get('energy'))
-    return state, Run(checkpoints, about, means, goodput, energy, Throughput(), log, progress, stop)
+    energy = Energy(saved.get('energy'))
+    return state, Run(checkpoints, meta, means, goodput, energy, Throughput(), log, progress, stop)
 
 
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:

@@ -135,7 +135,7 @@ def _annotate(
     """Write what is made of videos; returns how many could not be read."""
     drawn, bad = lambda detections: _drawn(detections, args), 0
     for path, target in predictions.new_videos(videos):
-        about = named(path)
+        entry = named(path)
         try:
             problem = video.annotate(detector, path, target, args.threshold, drawn)
         except StorageError:
@@ -144,7 +144,7 @@ def _annotate(
             print(f'left out: {error}', file=sys.stderr)
             bad += 1
         else:
-            predictions.add_video(about, target)
+            predictions.add_video(entry, target)
             if problem:
                 print(f'{path}: seems to be cut off: {problem}', file=sys.stderr)
     return bad
@@ -158,9 +158,9 @@ def _entries(
     pool: concurrent.futures.Executor,
 ) -> Iterator[dict]:
     """The entry of every file in order; pictures are drawn and written by threads meanwhile."""
-    writing, about = collections.deque(), [named(path) for path in paths]  # before they are read
+    writing, entries = collections.deque(), [named(path) for path in paths]  # before they are read
     results = detector.stream(paths, args.threshold, errors=True, pixels=not args.no_pictures)
-    for path, entry, detections in zip(paths, about, results, strict=True):
+    for path, entry, detections in zip(paths, entries, results, strict=True):
         if isinstance(detections, InputError):
             print(f'left out: {detections}', file=sys.stderr)
             writing.append(entry | {'error': str(detections)})

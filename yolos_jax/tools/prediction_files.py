@@ -84,9 +84,9 @@ class Predictions:
                 taken = {*self._videos, *done_names, *self._others, Path(LINES).stem}
                 yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
-    def add_video(self, about: dict, target: Path) -> None:
-        """Note that a video is done; about: `named`, before it was read."""
-        self._videos[target.stem] = {key: about[key] for key in ('file', 'modified') if key in about}
+    def add_video(self, entry: dict, target: Path) -> None:
+        """Note that a video is done; entry: `named`, before it was read."""
+        self._videos[target.stem] = {key: entry[key] for key in ('file', 'modified') if key in entry}
         files.write_json(self._folder / VIDEOS, self._videos)
 
     def free_name(self, stem: str) -> str:
