@@ -116,8 +116,6 @@ def _fitted(
         size -= 1
     while lettering.getlength(text) > width - 8 and len(text) > 1:
         text = text.rstrip('\N{HORIZONTAL ELLIPSIS}')[:-1] + '\N{HORIZONTAL ELLIPSIS}'
-        if text == '\N{HORIZONTAL ELLIPSIS}':
-            break
     return lettering, text
 
 

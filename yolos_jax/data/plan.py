@@ -12,8 +12,7 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
     Lengths are such that, with the `special` tokens ([CLS] and [DET]), a sequence is a multiple of a
     power of two: fused kernels work in tiles.
     """
-    tile = 1 << max(int(np.log2(max(most, 32) / 32)), 3)  # 128 for COCO at 800 pixels, 8 at least
-    tile = min(tile, 128)
+    tile = 1 << min(max(int(np.log2(most / 32)), 3), 7)  # 128 for COCO at 800 pixels, 8 at least
     up = lambda n: -(-(n + special) // tile) * tile - special
     ends = np.arange(up(1), up(most) + tile, tile)
     slot = np.searchsorted(ends, up(np.asarray(counts)))

@@ -52,7 +52,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     longest = max(map(len, parts))
     tails = (['/'.join(part[-count:]) for part in parts] for count in range(1, longest + 1))
-    return next((names for names in tails if len(set(names)) == len(set(parts))), [*map(str, folders)])
+    return next(names for names in tails if len(set(names)) == len(set(parts)))
 
 
 def read(folder: Path, name: str) -> Run:

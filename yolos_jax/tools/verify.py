@@ -62,7 +62,7 @@ GOLDEN = {
 def measure(detector: weights.Pretrained, image: Image.Image) -> Golden:
     """What the detector says of an image; resized by Pillow, as by the test."""
     height, width = geometry.resize_shape(image.height, image.width, detector.size, detector.max_size)
-    resized = image.convert('RGB').resize((int(width), int(height)), Image.BILINEAR)
+    resized = image.convert('RGB').resize((width, height), Image.BILINEAR)
     patches, grid = yolos_jax.patchify([np.asarray(resized)])
     outputs = jax.jit(detector.model.apply)({'params': detector.params}, patches, grid)
     logits, boxes = (np.asarray(outputs[name][0], np.float64) for name in ('pred_logits', 'pred_boxes'))
