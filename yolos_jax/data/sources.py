@@ -158,13 +158,18 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | s
     if len(available) == 1 and split in SYNONYMS[0] and available[0].lower() not in SYNONYMS[1]:
         return available[0]  # tools that know no splits export one, whatever its name
     if not available:
-        raise InputError(
-            f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '
-            f'*/{ROBOFLOW} (Roboflow), *.json (Label Studio), data.yaml (YOLO) or dataset_info.json '
-            '(tensorflow-datasets)',
-            'data',
-        )
+        raise no_data_set(root)
     raise InputError(f'{root}: has no split {split}, but {", ".join(available)}', 'split')
+
+
+def no_data_set(root: Folder | BucketFolder | str) -> InputError:
+    """The error for a folder in none of the layouts."""
+    return InputError(
+        f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '
+        f'*/{ROBOFLOW} (Roboflow), *.json (Label Studio), data.yaml (YOLO) or dataset_info.json '
+        '(tensorflow-datasets)',
+        'data',
+    )
 
 
 def locate(
@@ -207,5 +212,6 @@ def splits(root: str | Path) -> list[str]:
         return array_records.splits(folder)
     if description := yolo_description(folder):
         return list(yolo.read_description(description).splits)
-    names = list(coco_files(folder))
-    return names or [choose('', names, folder)]
+    if names := list(coco_files(folder)):
+        return names
+    raise no_data_set(folder)
