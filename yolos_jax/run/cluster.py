@@ -135,7 +135,7 @@ def _joined(x: jax.Array) -> np.ndarray:
 
 
 def from_first(number: float | None) -> float:
-    """A number that process 0 knows, in every process; the others' argument is ignored."""
+    """A number that process 0 knows, in every process, NaN for None; the others' argument is ignored."""
     return float(gather(np.array([number], np.float64))[0])
 
 

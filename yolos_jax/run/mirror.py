@@ -62,8 +62,13 @@ class Mirror:
 
     def start_push(self, after: Callable[[], None] = lambda: None) -> None:
         """Push in a thread, once `after` has returned; a push that is under way is waited for first."""
+
+        def push() -> None:
+            after()
+            self._push_now()
+
         self.finish_push()
-        self._push = self._pool.submit(lambda: (after(), self._push_now()))
+        self._push = self._pool.submit(push)
 
     def push_now_and_then(self, every: float = EVERY) -> None:
         """Push in a thread, where none is under way and the last is `every` seconds ago.
