@@ -86,7 +86,7 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
     results, dataset = None, _dataset(pretrained.about)
     ap = (metrics or pretrained.about).get('AP')
     if ap is not None and ap >= 0:  # -1: of a split without objects
-        split = (metrics or {}).get('about', {}).get('split') or _val_split(_config(pretrained))
+        split = (metrics or {}).get('about', {}).get('split') or _val_split(pretrained.about)
         results = [
             EvalResult(
                 task_type='object-detection',
@@ -108,13 +108,11 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
     ).to_yaml()
 
 
-def _config(pretrained: Pretrained) -> dict[str, Any]:
-    return pretrained.about.get('config', {})
-
-
-def _val_split(config: dict[str, Any]) -> str:
-    part = f'a part of {config.get("train_split")}' if config.get('val_fraction') else ''
-    return part or config.get('val_split', '')
+def _val_split(about: dict[str, Any]) -> str:
+    config = about.get('config', {})
+    if config.get('val_fraction'):
+        return f'a part of {config.get("train_split")}'
+    return config.get('val_split', '')
 
 
 def _dataset(about: dict[str, Any]) -> str:
@@ -132,7 +130,7 @@ def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
 
 def _model(pretrained: Pretrained) -> list[str]:
     model, about = pretrained.model, pretrained.about
-    start = _config(pretrained).get('init_from')
+    start = about.get('config', {}).get('init_from')
     source = 'not known' if start is None else PurePath(start).name or 'no other weights'
     if 'source' in about:
         source = f'{about["source"]}, SHA-256 {about["sha256"]}'
@@ -210,9 +208,10 @@ def _training(about: dict[str, Any]) -> list[str]:
 def _evaluation(
     about: dict[str, Any], metrics: dict[str, Any] | None, report: dict[str, Any] | None
 ) -> list[str]:
+    if not metrics and 'AP' not in about:
+        return ['Not measured.']
     if not metrics:
-        split = _val_split(about.get('config', {}))
-        return [f'AP {about["AP"]:.3f} on {split}, by training.' if 'AP' in about else 'Not measured.']
+        return [f'AP {about["AP"]:.3f} on {_val_split(about)}, by training.']
     of = metrics['about']
     is_file = of['split'].endswith('.json')  # of a file and not of a data folder
     data = f'--json={of["split"]} --images=FOLDER' if is_file else f'--data=FOLDER --split={of["split"]}'
