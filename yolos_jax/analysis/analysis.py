@@ -54,7 +54,7 @@ class Analysis:
             },
             'confusion': self.confusion.tolist(),
             'calibration': {name: np.asarray(x).tolist() for name, x in self.calibration._asdict().items()},
-            'groups': {title: [dataclasses.asdict(x) for x in of] for title, of in self.groups.items()},
+            'groups': {title: [*map(dataclasses.asdict, parts)] for title, parts in self.groups.items()},
             'corrupted': {x.name: x.ap for x in self.corrupted},
         }
 

@@ -133,8 +133,8 @@ def shard(batch: dict, mesh: Mesh) -> dict:
 
 def shapes(batch: dict, mesh: Mesh) -> dict:
     """The shapes, types and places of a whole batch {name: array} as `shard` makes it."""
-    rows, of = over_rows(mesh), jax.dtypes.canonicalize_dtype
-    return {name: jax.ShapeDtypeStruct(x.shape, of(x.dtype), sharding=rows) for name, x in batch.items()}
+    rows, dtype = over_rows(mesh), jax.dtypes.canonicalize_dtype
+    return {name: jax.ShapeDtypeStruct(x.shape, dtype(x.dtype), sharding=rows) for name, x in batch.items()}
 
 
 def fetch_rows(x: jax.Array) -> np.ndarray:

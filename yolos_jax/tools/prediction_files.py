@@ -78,7 +78,7 @@ class Predictions:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
         done_names = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
         for path in paths:
-            names = {of['file']: name for name, of in self._videos.items() if not path.is_char_device()}
+            names = {x['file']: name for name, x in self._videos.items() if not path.is_char_device()}
             name = names.get(os.path.abspath(path))
             if name is None or name not in done_names or _has_changed(self._videos[name]):
                 taken = {*self._videos, *done_names, *self._others, Path(LINES).stem}

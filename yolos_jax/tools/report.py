@@ -74,7 +74,7 @@ def render(analysis: Analysis, records: Records, numbers: dict[str, float], abou
         _errors(analysis),
         _confusion(analysis),
         _calibration(analysis),
-        *(_group(title, of) for title, of in analysis.groups.items()),
+        *(_groups(title, members) for title, members in analysis.groups.items()),
         _corrupted(analysis),
         _pictures(analysis, records),
     ]
@@ -164,20 +164,20 @@ def _calibration(analysis: Analysis) -> str:
     return page.heading('Are scores to be trusted?') + page.text(words, 'quiet') + chart
 
 
-def _group(title: str, of: list[Group]) -> str:
-    of = [x for x in of if x.objects]
-    most = max((x.ap for x in of), default=0)
+def _groups(title: str, members: list[Group]) -> str:
+    members = [x for x in members if x.objects]
+    most = max((x.ap for x in members), default=0)
     rows = []
-    for x in of:
+    for x in members:
         ap = page.Bar(f'{x.ap:.3f}', x.ap / max(most, 1e-9))
         interval = f'{x.interval[0]:.3f} to {x.interval[1]:.3f}' if x.interval else ''
         rows.append((x.name, x.images, x.objects, ap, interval, x.ap50, x.ar))
-    interval = '95 % interval' if any(x.interval for x in of) else ''
+    interval = '95 % interval' if any(x.interval for x in members) else ''
     parts = [
         page.heading(title),
         page.table(rows, ['', 'images', 'objects', 'AP', interval, 'AP50', 'AR100']),
     ]
-    if small := [x.name for x in of if x.is_small]:
+    if small := [x.name for x in members if x.is_small]:
         words = (
             f'Too small to say anything about (fewer than {groups.FEW_IMAGES} images or '
             f'{groups.FEW_OBJECTS} objects): {", ".join(small)}.'

@@ -212,12 +212,12 @@ def _evaluation(
         return ['Not measured.']
     if not metrics:
         return [f'AP {about["AP"]:.3f} on {_val_split(about)}, by training.']
-    of = metrics['about']
-    is_file = of['split'].endswith('.json')  # of a file and not of a data folder
-    data = f'--json={of["split"]} --images=FOLDER' if is_file else f'--data=FOLDER --split={of["split"]}'
+    split = metrics['about']['split']
+    is_file = split.endswith('.json')  # of a file and not of a data folder
+    data = f'--json={split} --images=FOLDER' if is_file else f'--data=FOLDER --split={split}'
     command = f'yolos eval --weights=PATH {data} --output=DIR'
     numbers = [(name, f'{x:.3f}') for name, x in metrics.items() if isinstance(x, float) and x > -1]
-    lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', of['split']))]
+    lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', split))]
     classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
     lines += ['', *_table(classes, ('class', 'AP'))]
     for title, groups in (report or {}).get('groups', {}).items():
