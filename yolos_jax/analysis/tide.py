@@ -30,8 +30,10 @@ class Kind(enum.IntEnum):
 
 
 class Errors(NamedTuple):
-    """The kind of each detection, int [d], -1 if right or ignored; missed objects, bool [m]; of each kind
-    what it costs, and how many there are.
+    """What is wrong in a split.
+
+    kinds int [d]: of each detection, -1 if right or ignored. missed bool [m]: of the objects. costs and
+    counts: of each kind what it costs, and how many there are.
     """
 
     kinds: np.ndarray
@@ -70,10 +72,8 @@ def errors(outcomes: Outcomes) -> Errors:
     missed[target[mendable]] = False
 
     objects = np.bincount(split.classes[counted], minlength=len(split.class_ids))
-    total = lambda kept, right, classes, objects: _ap(
-        classes[kept], split.scores[kept], right[kept], objects
-    )
-    before = total(~ignored, right, split.detected_classes, objects)
+    ap = lambda kept, right, classes, objects: _ap(classes[kept], split.scores[kept], right[kept], objects)
+    before = ap(~ignored, right, split.detected_classes, objects)
     costs = {}
     for kind in Kind:
         wrong = kinds == kind
@@ -81,7 +81,7 @@ def errors(outcomes: Outcomes) -> Errors:
         classes = np.where(mended, split.classes[target], split.detected_classes)
         kept = ~ignored & ~wrong | mended
         left = objects - np.bincount(split.classes[missed], minlength=len(objects)) * (kind == Kind.MISSED)
-        costs[kind] = max(total(kept, right | mended, classes, left) - before, 0.0)
+        costs[kind] = max(ap(kept, right | mended, classes, left) - before, 0.0)
     counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
     return Errors(np.where(ignored, -1, kinds), missed, costs, counts)
 

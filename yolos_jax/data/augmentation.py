@@ -152,9 +152,8 @@ def erase_box(size: int, draws: dict[str, np.ndarray], probability: float) -> tu
         shape = math.exp(_between(ratio, *map(math.log, ERASE_RATIO)))
         h, w = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
         if h < size and w < size:
-            top, left = (
-                int(u * (size - side + 1)) for u, side in zip(draws['erase_place'], (h, w), strict=True)
-            )
+            place = draws['erase_place']
+            top, left = int(place[0] * (size - h + 1)), int(place[1] * (size - w + 1))
             return top, left, top + h, left + w
     return 0, 0, 0, 0
 

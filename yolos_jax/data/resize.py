@@ -69,12 +69,8 @@ def _horizontal(image, first, count, weights, flip, out):
         a, b, c, d = image[y], image[y1], image[y2], image[y3]
         for x in range(size):
             i = 4 * x
-            interleaved[i], interleaved[i + 1], interleaved[i + 2], interleaved[i + 3] = (
-                a[x],
-                b[x],
-                c[x],
-                d[x],
-            )
+            interleaved[i], interleaved[i + 1] = a[x], b[x]
+            interleaved[i + 2], interleaved[i + 3] = c[x], d[x]
         for x in range(width):
             start = size - 1 - first[x] if flip else first[x]
             _mix_column(data, start * 16, step, weights[x], count[x], to, x * 16)

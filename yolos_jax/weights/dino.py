@@ -89,8 +89,7 @@ def resample_patch(weight: Tensor, patch: int) -> Tensor:
     enlarge = np.zeros((patch, side))
     for tap, share in ((first, 1 - (centre - first)), (first + 1, centre - first)):
         np.add.at(enlarge, (np.arange(patch), np.clip(tap, 0, side - 1).astype(int)), share)
-    inverse = np.linalg.pinv(
-        enlarge
-    ).T  # [patch, p], of each axis: the product of both is that of their product
+    # [patch, p], of each axis: the product of both is that of their product
+    inverse = np.linalg.pinv(enlarge).T
     read = lambda: np.einsum('yi,xj,dcij->dcyx', inverse, inverse, weight.numpy(), optimize=True)
     return Tensor((*weight.shape[:2], patch, patch), lambda: read().astype(np.float32))
