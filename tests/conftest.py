@@ -10,9 +10,10 @@ jax.config.update('jax_num_cpu_devices', 8)  # before any device is used
 # programs are compiled once, in whichever worker and run needs them first; `make clean` empties the folder
 COMPILED = ROOT / '.cache' / 'compiled'
 os.environ |= {
-    # processes on a busy machine wait for one another, and XLA aborts those that waited for 40 s
+    # processes on a busy machine wait for one another, and XLA aborts those that waited for 40 s; without
+    # LLVM's optimisations, of programs that run for a second, compiling takes two thirds of the time
     'XLA_FLAGS': '--xla_cpu_collective_call_terminate_timeout_seconds=1000 '
-    '--xla_cpu_collective_timeout_seconds=1000',
+    '--xla_cpu_collective_timeout_seconds=1000 --xla_backend_optimization_level=0',
     'JAX_COMPILATION_CACHE_DIR': str(COMPILED),  # of the processes that tests start
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',  # many small ones take as long as a large one
 }
