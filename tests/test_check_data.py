@@ -5,6 +5,7 @@ import shutil
 import pytest
 from helpers import ROOT
 from PIL import Image
+from yolos_jax.configs import finetune
 
 from yolos_jax.errors import InputError
 from yolos_jax.tools import build_tfds, check_data
@@ -149,6 +150,12 @@ def test_a_split_to_evaluate_on_may_be_without_objects(coco_folder, tmp_path, ca
 def test_a_file_in_place_of_a_folder_is_named(coco_folder, capsys):
     with pytest.raises(InputError, match='json: a file; name the data folder that it is in'):
         run(capsys, coco_folder / 'annotations' / 'instances_val2017.json')
+
+
+def test_a_config_whose_largest_side_is_that_of_its_weights_is_checked_with_the_published_one():
+    config = finetune.get_config()
+    config.augment.update(sizes=(480, 512), max_size=0)
+    assert check_data.of_run(config, 'finetune')['recipe'].max_size == check_data.RECIPE.max_size
 
 
 def test_a_config_of_pre_training_is_refused(coco_folder):

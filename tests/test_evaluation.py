@@ -155,3 +155,5 @@ def test_labels_that_are_no_category_ids_are_those_of_the_data_they_were_made_fr
     data = records.read(write_coco(tmp_path, content), 'val')
     detector = known(data.classes, category_ids={str(k): x for k, x in data.category_ids.items()})
     assert evaluation.category_ids(detector, data) == ({0: 10_001, 1: 10_002}, [])
+    labels, notes = evaluation.category_ids(known({7: 'cat'}), data)
+    assert labels == {7: 10_002} and 'one name only the last can be detected' in ' '.join(notes)

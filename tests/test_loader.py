@@ -18,10 +18,9 @@ def train_set(coco_folder):
     return records.read(coco_folder, 'train2017')
 
 
-def make(train_set, seed=0, max_targets=6):
-    return TrainBatches(
-        train_set, RECIPE, lengths=(51, 83), batch_size=4, max_targets=max_targets, seed=seed
-    )
+def make(train_set, seed=0, max_targets=6, batch_size=4):
+    options = dict(lengths=(51, 83), batch_size=batch_size, max_targets=max_targets, seed=seed)
+    return TrainBatches(train_set, RECIPE, **options)
 
 
 def planned_of(source, step):
@@ -145,6 +144,17 @@ def test_a_bad_image_is_named_once_and_replaced_by_the_next_of_its_batch(large_f
         1,
         2,
     )  # once for each loader that met it
+
+
+def test_a_bad_image_alone_in_its_batch_is_replaced_by_one_of_the_next_of_its_length(large_folder):
+    bad = 4
+    with damage(large_folder, 'train2017', [bad + 1]) as damaged:
+        source = make(damaged, batch_size=1)
+        _, planned, lengths = source.plan(0)
+        step = int(np.flatnonzero(planned == bad)[0])
+        later = [i for i in [*range(step + 1, 1000), *range(step)] if lengths[i] == lengths[step]]
+        ((_, batch, indices),) = loader.load(source, [step])
+        assert indices.tolist() == planned[later[0]].tolist() and batch['valid'].any()
 
 
 def test_an_image_of_another_size_is_a_bad_image(large_folder, capsys):

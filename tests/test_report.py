@@ -173,6 +173,26 @@ def test_errors_by_kind_are_those_of_tide(seed):
         assert found.costs[kind] == pytest.approx(cost, abs=1e-9), name
 
 
+def test_a_class_whose_objects_are_all_missed_stays_in_the_mean_of_tide():
+    """tidecv: a class leaves it where it has no detections either, so missed objects cost nothing."""
+    truth, _ = make(crowds=0)
+    objects = dict(
+        annotation_ids=np.arange(2), owners=truth.ids[[0, 0]],
+        crowd=np.zeros(2, bool), areas=np.full(2, 2500.0),
+        labels=np.array([number for number, _ in truth.categories[:2]]),
+        boxes=np.array([[0, 0, 50, 50], [200, 200, 50, 50]], float),
+    )  # fmt: skip
+    truth = dataclasses.replace(truth, **objects)
+    detected = [(0, [0, 0, 50, 50], 0.9), (1, [400, 300, 40, 40], 0.8)]
+    results = [
+        {'image_id': int(truth.ids[0]), 'category_id': int(truth.labels[k]), 'bbox': box, 'score': score}
+        for k, box, score in detected
+    ]
+    for kept, cost in ((2, 0.0), (1, 0.5)):
+        errors = tide.errors(outcomes.match(outcomes.columns(truth, results[:kept])))
+        assert errors.costs[tide.Kind.MISSED] == pytest.approx(cost)
+
+
 def test_which_class_is_taken_for_which_is_that_of_supervision():
     truth, results = make(crowds=0)
     split = outcomes.columns(truth, results)

@@ -189,6 +189,24 @@ def test_images_of_nearly_one_name_stay_together(name, coco):
     assert not groups[0] & groups[1] and len(val) == 9
 
 
+def test_long_films_are_parted_by_frames_in_a_row(coco):
+    whole = records.read(coco, 'train2017')
+    whole = records.select(whole, np.arange(1000) % len(whole))
+    files = [f'film{i // 200}/frame_{i % 200}.jpg' for i in range(1000)]
+    train, val = (set(part.files.tolist()) for part in records.part(_renamed(whole, files), 0.1, seed=0))
+    beside = lambda file: re.sub(r'\d+(?=\.jpg)', lambda x: str(int(x[0]) + 1), file)
+    assert len(val) == 100 and sum(beside(file) in train for file in val) <= 2
+
+
+def test_images_numbered_by_their_class_are_no_frames(coco):
+    whole = records.read(coco, 'train2017')
+    single = np.flatnonzero(np.diff(whole.first) == 1)
+    whole = records.select(whole, single[np.arange(300) % len(single)])
+    files = [f'{whole.classes[label]}_{i}.jpg' for i, label in enumerate(whole.labels.tolist())]
+    train, val = records.part(_renamed(whole, files), 0.7, seed=0)
+    assert set(train.labels.tolist()) == set(val.labels.tolist()) == {1, 2, 3}
+
+
 def test_any_number_of_versions_that_roboflow_made_stay_together(coco):
     whole = records.select(records.read(coco, 'train2017'), np.arange(30))
     files = [f'{"ab"[i // 15]}_jpg.rf.{i:032x}.jpg' for i in range(30)]

@@ -46,6 +46,17 @@ def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_
     assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
 
 
+def test_a_row_of_labels_that_stands_twice_is_one_object(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    before = records.read(tmp_path, 'val')
+    file = tmp_path / 'labels' / 'val' / '000000000003.txt'
+    rows = file.read_text().splitlines()
+    file.write_text('\n'.join([rows[-1], *rows]))
+    after = records.read(tmp_path, 'val')
+    assert len(after.boxes) == len(before.boxes) and after.labels.sum() == before.labels.sum()
+    assert 'left out: 1 rows of labels that stand twice' in after.notes
+
+
 def test_labels_that_are_nowhere_are_said_before_training(coco, tmp_path):
     to_yolo(coco, tmp_path)
     shutil.rmtree(tmp_path / 'labels')

@@ -128,7 +128,7 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         )
     notes = []
     if len(by_name) < len(data_names):
-        notes.append(f'{records.source.path}: several of its classes have one name, and count as one class')
+        notes.append(f'{records.source.path}: of classes that have one name only the last can be detected')
     if any(ids[label] != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
     absent = [name for number, name in data_names.items() if number not in labels.values()]

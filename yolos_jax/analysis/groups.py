@@ -70,7 +70,10 @@ def of_outcomes(
 
 
 def by_size(split: Split) -> list[Group]:
-    """By the area of objects, as COCO's AP_small: what is detected at another size is ignored."""
+    """By the area of objects, as COCO's AP_small: what is detected at another size is ignored.
+
+    An object on a boundary is in the larger group; COCO has it in both.
+    """
     areas = split.detected_boxes[:, 2] * split.detected_boxes[:, 3]
     return _by_range(split, np.sqrt(split.areas), np.sqrt(areas), SIZES)
 

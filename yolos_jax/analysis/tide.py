@@ -33,7 +33,7 @@ class Errors(NamedTuple):
     """What is wrong in a split.
 
     kinds int [d]: of each detection, -1 if right or ignored. missed bool [m]: of the objects. costs and
-    counts: of each kind what it costs, and how many there are.
+    counts: of each kind what it costs, and how many there are, with those on crowds, as in TIDE.
     """
 
     kinds: np.ndarray
@@ -72,7 +72,11 @@ def errors(outcomes: Outcomes) -> Errors:
     missed[target[mendable]] = False
 
     objects = np.bincount(split.classes[counted], minlength=len(split.class_ids))
-    ap = lambda kept, right, classes, objects: _ap(classes[kept], split.scores[kept], right[kept], objects)
+
+    def ap(kept: np.ndarray, right: np.ndarray, classes: np.ndarray, left: np.ndarray) -> float:
+        emptied = (objects > 0) & (left == 0) & (np.bincount(classes[kept], minlength=len(left)) > 0)
+        return _ap(classes[kept], split.scores[kept], right[kept], left, emptied)
+
     before = ap(~ignored, right, split.detected_classes, objects)
     costs = {}
     for kind in Kind:
@@ -139,8 +143,13 @@ def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) 
     return best
 
 
-def _ap(classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray) -> float:
-    """The mean AP at one threshold of detections that are right or wrong, over classes with objects [K]."""
+def _ap(
+    classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray, emptied: np.ndarray
+) -> float:
+    """The mean AP at one threshold of detections that are right or wrong, over classes with objects [K].
+
+    emptied [K]: classes without objects that count as 0, as TIDE's do once their objects are taken away.
+    """
     order = np.lexsort((-scores, classes))
     first = np.searchsorted(classes[order], np.arange(len(objects) + 1))
     values = []
@@ -149,4 +158,5 @@ def _ap(classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.
         precision = hits / np.arange(1, len(hits) + 1)
         precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
         values.append(precision[np.searchsorted(hits / objects[k], RECALLS)].mean())
+    values += [0.0] * emptied.sum()
     return float(np.mean(values)) if values else 0.0

@@ -70,7 +70,8 @@ class TrainBatches:
         """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
-        return Rows(in_turn(indices[i]), filler(self.records, drawn), int(lengths[i]), required=True)
+        candidates = in_turn(indices, lengths, i)
+        return Rows(candidates, filler(self.records, drawn), int(lengths[i]), required=True)
 
     def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         """The arrays of a batch before it is loaded."""

@@ -56,7 +56,7 @@ class TrainBatches:
         """
         epoch, i = divmod(step, self.steps_per_epoch)
         indices, lengths = self.plan(epoch)
-        candidates = loader.in_turn(indices[i])
+        candidates = loader.in_turn(indices, lengths, i)
         groups = self._batch_size // self._recipe.group
         dealt = [row for group in range(groups) for row in candidates[group::groups]]
         return loader.Rows(dealt, self._fill(step), int(lengths[i]), required=True)

@@ -157,12 +157,10 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     """Records parted in two, the second with about a fraction of the images, drawn by seed.
 
     Images whose names say that they show nearly the same stay together: copies, augmented versions
-    ("x_jpg.rf.HASH.jpg" is Roboflow's), and, where there is more than one series, numbered frames of it.
+    ("x_jpg.rf.HASH.jpg" is Roboflow's), and the frames of a film (`_runs`).
     """
     names = _photographs([str(PurePath(file).with_suffix('')) for file in records.files.tolist()], fraction)
-    series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
-    largest = max(collections.Counter(series).values())
-    groups = series if largest <= len(names) * fraction / 2 else names
+    groups = _runs(names, records, most=max(int(len(set(names)) * fraction / 2), 1))
     place = {name: i for i, name in enumerate(np.random.default_rng(seed).permutation(sorted(set(groups))))}
     order = np.argsort([place[name] for name in groups], kind='stable')
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
@@ -193,6 +191,31 @@ def _photographs(names: list[str], fraction: float) -> list[str]:
     counts = collections.Counter(map(original, set(names)))
     most = min(max(len(set(names)) * fraction, 4), MOST_VERSIONS)
     return [original(name) if counts[original(name)] <= most else name for name in names]
+
+
+def _runs(names: list[str], records: Records, most: int) -> list[str]:
+    """The run of frames that each image is in, where its name is one of a numbered series; else the name.
+
+    A run is a series, or `most` of its frames in a row. The only series is that of a camera, and one that
+    has a class for itself has its name (cat_001.jpg): such images are no frames.
+    """
+    series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
+    frames, of_class = collections.defaultdict(set), collections.defaultdict(set)
+    for name, of_name in zip(names, series, strict=True):
+        frames[of_name].add(name)
+    image_of = np.repeat(np.arange(len(names)), np.diff(records.first)).tolist()
+    for label, image in zip(records.labels.tolist(), image_of, strict=True):
+        of_class[label].add(series[image])
+    named = set().union(*(owners for owners in of_class.values() if len(owners) == 1))
+    if len(frames) == 1:
+        return names
+    number = lambda name: int(re.search(r'\d*$', name)[0] or 0)
+    run = {}
+    for of_name, of_series in frames.items():
+        for place, name in enumerate(sorted(of_series, key=lambda name: (number(name), name))):
+            is_whole = len(of_series) <= most
+            run[name] = of_name if is_whole else f'{of_name} {place // most}'
+    return [name if x in named else run[name] for name, x in zip(names, series, strict=True)]
 
 
 def select(r: Records, rows: np.ndarray) -> Records:

@@ -2,7 +2,7 @@
 
 As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
 and centre, width and height over the image's size, on photographs turned upright; rows of a polygon are its
-bounding box, and key points after a box are left out.
+bounding box, key points after a box are left out, and so are rows that stand twice.
 """
 
 import dataclasses
@@ -130,10 +130,13 @@ def read(data: Description, split: str) -> Annotations:
         if len(bad) > tolerated(len(sized)):
             raise InputError(f'{bad[0]}; {len(bad)} of {len(sized)} images are bad')
         sizes = np.array([sized[image] for image in images], np.int64).reshape(-1, 2)
-        rows = list(pool.map(lambda image: _boxes(labels_of(image), data.key_points), images))
+        of_files = pool.map(lambda image: _boxes(labels_of(image), data.key_points), images)
+        rows, repeated = map(list, zip(*of_files, strict=True)) if images else ([], [])
     notes = [f'left out: {text}' for text in bad]
     if images and not any(labels_of(image).exists() for image in images):
         notes.append(f'no image has a file of labels, as {labels_of(images[0])} would be')
+    if sum(repeated):
+        notes.append(f'left out: {sum(repeated)} rows of labels that stand twice')
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
     labels = rows[:, 0].astype(np.int64)
@@ -175,12 +178,12 @@ def labels_of(image: Path) -> Path:
     return Path(*parts).with_suffix('.txt')
 
 
-def _boxes(file: Path, key_points: int) -> np.ndarray:
-    """The rows of a file of labels as class, centre and extent [n, 5]; none where there is no file.
+def _boxes(file: Path, key_points: int) -> tuple[np.ndarray, int]:
+    """The rows of a file of labels as class, centre and extent [n, 5], and how many others stood twice.
 
-    key_points: as in `Description`.
+    key_points: as in `Description`. Where there is no file there are none.
     """
-    rows = []
+    rows, repeated = {}, 0
     try:
         lines = file.read_text('utf-8-sig').splitlines()
     except FileNotFoundError:
@@ -194,6 +197,7 @@ def _boxes(file: Path, key_points: int) -> np.ndarray:
             values = [np.nan]
         if not values:
             continue
+        whole = tuple(values)
         if key_points and len(values) == 5 + key_points:
             values = values[:5]
         elif not key_points and len(values) > 5 and len(values) % 2:  # a polygon
@@ -201,5 +205,6 @@ def _boxes(file: Path, key_points: int) -> np.ndarray:
             values = [values[0], *(low + high) / 2, *(high - low)]
         if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
             raise InputError(f'{file}: line {number} is no class with a box or polygon: {line[:80]!r}')
-        rows.append(values)
-    return np.array(rows, np.float64).reshape(-1, 5)
+        repeated += whole in rows
+        rows[whole] = values
+    return np.array([*rows.values()], np.float64).reshape(-1, 5), repeated

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from yolos_jax import cpus, files
@@ -185,6 +186,17 @@ def text(findings: Findings) -> str:
     return '\n'.join(lines)
 
 
+def of_run(config: ConfigDict, name: str) -> dict:
+    """The options of `examine` for a run of a config; raises InputError where it is no detector's."""
+    if config_files.is_pretraining(config):
+        raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
+    recipe, max_size = RECIPE, config.augment.max_size or RECIPE.max_size
+    if config.augment.sizes:
+        recipe = geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
+    values = {key: config[key] for key in ('num_lengths', 'batch_size', 'max_targets')}
+    return {'recipe': recipe, 'special': 1 + config.model.num_det_tokens} | values
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -198,13 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)
-        if config_files.is_pretraining(config):
-            raise InputError(f'{args.config}: a config for pre-training, which has no boxes', 'config')
-        recipe = geometry.Recipe(**config.augment) if config.augment.sizes else RECIPE
-        names = ('num_lengths', 'batch_size', 'max_targets')
-        options = {'recipe': recipe, 'special': 1 + config.model.num_det_tokens}
-        options |= {name: config[name] for name in names}
-        train_split, val_split = config.train_split, config.val_split
+        options, train_split, val_split = of_run(config, args.config), config.train_split, config.val_split
     splits = sources.splits(args.data)
     train, val = (chosen(name, splits, args.data) for name in (train_split, val_split))
     all_findings, data = [], {}
