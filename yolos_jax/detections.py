@@ -89,7 +89,7 @@ class Detections:
     def __getitem__(self, rows: Any) -> 'Detection | Detections':
         """One object by its position, or some by a slice or as `select` takes them."""
         if isinstance(rows, int | np.integer):
-            return next(itertools.islice(self, range(len(self))[rows], None))
+            return list(self)[rows]
         return self.select(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
 
     def captions(self) -> list[str]:
