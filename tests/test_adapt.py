@@ -39,6 +39,14 @@ def test_classes_of_the_same_name_keep_their_logits(pretrained):
     )
 
 
+def test_numbers_that_are_no_class_do_not_outdo_the_kept_classes(pretrained):
+    moved = {number + 40: name for number, name in CLASSES.items()}
+    changed, _ = adapt.with_classes(pretrained, moved, 0)
+    logits = np.asarray(detect(changed, noise(64, 96))['pred_logits'])
+    unused = sorted({*range(45)} - {*moved})
+    assert logits[..., unused].max() < logits[..., [*moved]].min() - 5
+
+
 def test_a_changed_detector_is_not_the_one_that_was_measured(pretrained):
     about = {'source': 'x', 'AP': 0.4, 'step': 5, 'config': {}, 'category_ids': {'1': 10_001}}
     pretrained = dataclasses.replace(pretrained, about=about)

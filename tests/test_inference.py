@@ -110,6 +110,32 @@ def test_a_list_is_computed_in_batches_with_equal_results(batch_size, saved):
         assert one.image is image
 
 
+def test_images_that_change_after_they_were_given_are_detected_as_they_were(saved, tmp_path):
+    detector, pictures = Detector.from_pretrained(saved), [noise(60, 80, i) for i in range(9)]
+    expected = [detector(picture, 0).scores for picture in pictures]
+
+    def refilled():
+        buffer = np.zeros((60, 80, 3), np.uint8)
+        for picture in pictures:
+            buffer[:] = picture
+            yield buffer
+        buffer[:] = 0
+
+    def closed():
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / f'{i}.png')
+            with Image.open(tmp_path / f'{i}.png') as image:
+                yield image
+
+    for images in (refilled(), closed()):
+        for one, scores, picture in zip(detector.stream(images, 0), expected, pictures, strict=True):
+            np.testing.assert_allclose(one.scores, scores, atol=2e-6)
+            np.testing.assert_array_equal(np.asarray(one.image), picture)
+    lazy = Image.open(tmp_path / '3.png')
+    for one in detector([lazy] * 8, 0):
+        np.testing.assert_allclose(one.scores, expected[3], atol=2e-6)
+
+
 def test_gray_transparent_and_deep_arrays_are_seen_as_files_of_them_are(saved, tmp_path):
     detector, rng = Detector.from_pretrained(saved), np.random.default_rng(0)
     deep = rng.integers(0, 65536, (60, 80), dtype=np.uint16)
@@ -121,6 +147,7 @@ def test_gray_transparent_and_deep_arrays_are_seen_as_files_of_them_are(saved, t
         file = tmp_path / f'{name}.png'
         Image.fromarray(array).save(file)
         forms = [file, str(file), array, Image.open(file), array[..., None] if array.ndim == 2 else array]
+        forms.append(array.astype(array.dtype.newbyteorder('>')))
         expected, *others = detector(forms, 0)
         for other in others:
             np.testing.assert_array_equal(other.boxes, expected.boxes)
@@ -262,6 +289,53 @@ def test_eval_takes_what_a_file_of_an_own_model_does_not_say(coco_folder, tmp_pa
     evaluate.main([*options, f'--classes={annotations}'])
     about = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['about']
     assert about['size'] == [64, 96] and len(about['sha256']) == 64 and about['split'] == 'val2017'
+
+
+def test_eval_at_another_size_bounds_the_longer_side_in_proportion(saved, coco_folder, tmp_path):
+    evaluate.main(
+        [
+            f'--weights={saved}',
+            f'--data={coco_folder}',
+            f'--output={tmp_path}',
+            '--num_processes=1',
+            '--size=96',
+        ]
+    )
+    about = json.loads((tmp_path / 'metrics.json').read_text())['about']
+    assert about['size'] == [96, 192] and about['dtype'] == 'float32'
+    assert about['fingerprint'] == checkpoint.fingerprint(read_detector(saved).params)
+
+
+@pytest.mark.parametrize(
+    ('extra', 'says'),
+    [
+        (['--data=/nowhere', '--images=/nowhere'], 'images is /nowhere, which is read only with json'),
+        (['--data=/nowhere', '--json=/nowhere.json'], 'data and json are both given'),
+        (
+            ['--data={data}', '--classes={tmp}/large.json'],
+            'large.json: has a class 4, and the model 4 classes',
+        ),
+        (['--data={data}', '--size=0'], 'size is 0, less than a patch'),
+    ],
+)
+def test_options_of_eval_that_nothing_reads_or_that_do_not_fit_are_refused(
+    extra, says, saved, coco_folder, tmp_path
+):
+    categories = [{'id': 10_000 + i, 'name': str(i)} for i in range(5)]
+    content = {'images': [], 'annotations': [], 'categories': categories}
+    (tmp_path / 'large.json').write_text(json.dumps(content))
+    extra = [x.format(data=coco_folder, tmp=tmp_path) for x in extra]
+    with pytest.raises(InputError, match=says):
+        evaluate.main([f'--weights={saved}', f'--output={tmp_path / "out"}', '--num_processes=1', *extra])
+
+
+def test_names_of_classes_with_large_ids_are_those_of_the_file(saved, tmp_path):
+    categories = [{'id': 10_000 + i, 'name': str(i)} for i in range(4)]
+    content = {'images': [], 'annotations': [], 'categories': categories}
+    (tmp_path / 'large.json').write_text(json.dumps(content))
+    pretrained = evaluate.with_names(read_detector(saved), str(tmp_path / 'large.json'))
+    assert pretrained.classes == {i: str(i) for i in range(4)}
+    assert pretrained.category_ids == {i: 10_000 + i for i in range(4)}
 
 
 def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsys):

@@ -72,6 +72,12 @@ def test_what_was_measured_stands_in_tables_that_a_name_cannot_break(pretrained)
     assert 'yolos eval --weights=PATH --data=FOLDER --split=val2017 --output=DIR' in text
     of_file = METRICS | {'about': METRICS['about'] | {'split': 'val.json'}}
     assert '--json=val.json --images=FOLDER' in model_card.text(known(pretrained, config=CONFIG), of_file)
+    own = {'size': [pretrained.size, pretrained.max_size], 'dtype': 'float32'}
+    other = {'size': [64, 96], 'dtype': 'bfloat16'}
+    for about, options in ((own, ''), (other, ' --size=64 --max_size=96 --dtype=bfloat16')):
+        measured = METRICS | {'about': METRICS['about'] | about}
+        of_run = model_card.text(known(pretrained, config=CONFIG), measured)
+        assert f'--split=val2017{options} --output=DIR' in of_run
     assert '| cat | 0.500 |' in text and '| a/b # dog | 0.250 |' in text
     assert '| night | 3 | 9 | 0.123 | 0.100 to 0.200 |' in text
     assert 'Under fog, weak to strong: AP 0.300, 0.200, 0.100.' in text
@@ -91,9 +97,15 @@ def test_the_command_puts_measurements_in(pretrained, tmp_path, capsys):
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
     card.main(arguments)
     assert '| cat | 0.500 |' in (tmp_path / 'README.md').read_text()
-    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS | {'about': {'sha256': 'another'}}))
-    with pytest.raises(InputError, match='of other weights'):
-        card.main(arguments)
+    for key in ('sha256', 'fingerprint'):
+        (tmp_path / 'metrics.json').write_text(json.dumps(METRICS | {'about': {key: 'another'}}))
+        with pytest.raises(InputError, match=f'is of other weights, of {key} another') as error:
+            card.main(arguments)
+        assert error.value.argument == 'evaluation'
+    (tmp_path / 'speed.json').write_text(json.dumps({'fingerprint': 'another'}))
+    with pytest.raises(InputError, match='is of other weights') as error:
+        card.main([*arguments[:2], f'--speed={tmp_path}'])
+    assert error.value.argument == 'speed'
 
 
 def counter(folder, package, joules, around=10):

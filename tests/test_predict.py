@@ -21,7 +21,7 @@ from yolos_jax import weights
 from yolos_jax.data import annotations
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.tools import predict
+from yolos_jax.tools import predict, prediction_files
 from yolos_jax.weights import checkpoint
 
 CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
@@ -151,6 +151,8 @@ def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_pa
 
 def test_other_settings_are_not_mixed_with_what_is_there(saved, photographs, tmp_path):
     run(saved, tmp_path / 'out', photographs)
+    with pytest.raises(InputError, match=r'other settings \(font\)'):
+        run(saved, tmp_path / 'out', photographs, '--font=/nowhere.ttf')
     with pytest.raises(InputError, match=r'other settings \(max_detections\).*overwrite') as error:
         run(saved, tmp_path / 'out', photographs, '--max_detections=1')
     assert error.value.argument == 'output'
@@ -275,6 +277,25 @@ def test_a_video_of_a_phone_held_upright_is_seen_upright(saved, tmp_path):
     height, width, _ = picture.shape
     assert height * 96 == width * 128
     assert picture[: height // 3].min() > 200 and picture[-height // 3 :].max() < 50
+
+
+def test_videos_that_were_overwritten_are_not_done(saved, tmp_path):
+    film, image, out = tmp_path / 'film.mp4', tmp_path / 'image.jpg', tmp_path / 'out'
+    make_video(film, [np.zeros((96, 128, 3), np.uint8)])
+    Image.new('RGB', (64, 64)).save(image)
+    run(saved, out, film)
+    assert (out / 'film.mp4').exists()
+    run(saved, out, image, '--overwrite', '--max_detections=1')
+    assert not (out / 'film.mp4').exists()
+    run(saved, out, film, image, '--max_detections=1')
+    assert len(json.loads((out / 'film.jsonl').read_text())['detections']) == 1
+
+
+def test_a_coco_file_has_the_category_of_every_detection():
+    one = {'box': [0, 0, 4, 4], 'score': 1.0, 'label': 7, 'name': 'class 7'}
+    entry = {'image': 'a.jpg', 'width': 9, 'height': 9, 'detections': [one]}
+    content = prediction_files.as_coco([entry], {1: 'cat'})
+    assert content['categories'] == [{'id': 1, 'name': 'cat'}, {'id': 7, 'name': 'class 7'}]
 
 
 def test_videos_of_one_name_are_numbered(saved, tmp_path, capsys):

@@ -101,7 +101,7 @@ class Detections:
         sizes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1).tolist()
         rows = zip(sizes, self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
-            {'image_id': image_id, 'category_id': label, 'bbox': bbox, 'score': score}
+            {'image_id': int(image_id), 'category_id': label, 'bbox': bbox, 'score': score}
             for bbox, score, label in rows
         ]
 

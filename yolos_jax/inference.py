@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import numbers
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from yolos_jax import attention, cpus, steps, weights
 from yolos_jax.data import geometry, pixels
@@ -103,8 +105,8 @@ class Detector:
             RuntimeError: the process was forked after the detector was made, which JAX does not survive.
         """
         if isinstance(images, list | tuple):
-            return list(self.stream(images, threshold))
-        (detections,) = self.stream([images], threshold)
+            return list(self._stream(map(_loaded, images), threshold))
+        (detections,) = self._stream(iter([images]), threshold)
         return detections
 
     def stream(
@@ -118,9 +120,15 @@ class Detector:
         """The objects in each of any number of images, in order, as `__call__`.
 
         Threads read some images ahead, and the device computes on one batch while the next is prepared.
+        Arrays and PIL images are copied when they are given, so that a camera's buffer may be filled again.
         errors: give the `InputError` of an image that cannot be read in its place, and do not raise it.
         pixels: `Detections.image` is the array of the image's pixels, RGB, and not what was given.
         """
+        return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
+
+    def _stream(
+        self, images: Iterator[Picture], threshold: float, *, errors: bool = False, keep: bool = False
+    ) -> Iterator[Detections | InputError]:
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
         try:
@@ -129,9 +137,9 @@ class Detector:
             least_score = np.nan
         if not least_score <= 1:
             raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
-        images, size = iter(images), WINDOW * self.batch_size
+        size = WINDOW * self.batch_size
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
-            read = lambda: [pool.submit(self._read, x, pixels) for x in itertools.islice(images, size)]
+            read = lambda: [pool.submit(self._read, x, keep) for x in itertools.islice(images, size)]
             ahead, computing = read(), []
             try:
                 while ahead or computing:
@@ -208,6 +216,26 @@ class Prepared(NamedTuple):
     size: tuple[int, int]  # height, width
     patches: np.ndarray | None
     grid: np.ndarray
+
+
+def _copied(image: Picture) -> Picture:
+    """An image for threads, whatever becomes of the one that was given."""
+    if isinstance(image, Image.Image):
+        try:
+            copy = image.copy()
+        except pixels.UNREADABLE:
+            return image  # reading it says what is wrong
+        copy.format = image.format
+        return copy
+    return np.array(image) if hasattr(image, '__array__') else image
+
+
+def _loaded(image: Picture) -> Picture:
+    """An image that several threads may read: Pillow reads a file at the first use, and not thread-safe."""
+    if isinstance(image, Image.Image):
+        with contextlib.suppress(*pixels.UNREADABLE):
+            image.load()
+    return image
 
 
 def sequence_lengths(size: int, max_size: int) -> list[int]:

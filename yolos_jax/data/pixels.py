@@ -105,7 +105,7 @@ def from_array(image: np.ndarray) -> np.ndarray:
     Raises:
         InputError: it has another type or shape.
     """
-    channels = image.shape[2:]
+    channels, image = image.shape[2:], np.asarray(image, image.dtype.newbyteorder('='))
     if image.dtype not in (np.uint8, np.uint16) or channels not in ((), (1,), (3,), (4,)) or not image.size:
         raise InputError(
             f'an image is {image.dtype} {list(image.shape)}; give uint8 or uint16 [height, width] or '

@@ -233,6 +233,13 @@ def labels(numbers: Iterable[int]) -> dict[int, int]:
     return {number: i if ordered[-1] > LARGEST_CLASS else number for i, number in enumerate(ordered)}
 
 
+def numbered(names: dict[int, str]) -> tuple[dict[int, str], dict[int, int]]:
+    """Classes {category id: name} as {label: name} and {label: category id}."""
+    label = labels(names)
+    number = {place: category for category, place in label.items()}
+    return {place: names[number[place]] for place in sorted(number)}, number
+
+
 def flatten(a: annotations.Annotations) -> dict:
     """The arrays of `Records` from `annotations.Annotations`; raises InputError as `check_annotations`."""
     check_annotations(a)

@@ -164,6 +164,12 @@ def hints(args: argparse.Namespace) -> dict[str, Any]:
     return {'heads': args.heads, 'pos_grid': args.pos_grid, 'mid_pos_grid': args.mid_pos_grid}
 
 
+def check_threshold(threshold: float) -> None:
+    """Raises InputError for a least score of detections that is none."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f'threshold is {threshold}, not between 0 and 1', 'threshold')
+
+
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     """The arguments of `cluster.start`, for a script that parses its flags with argparse."""
     parser.add_argument('--coordinator', help='host:port of process 0, where no scheduler lists the hosts')

@@ -130,9 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
+    cli.check_threshold(args.threshold)
     paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     maps = make_maps(detector.model, args.block)
+    bad = 0
     for path, name in files.names_for(paths).items():
         target = args.output / f'{name}.png'
         if target.exists() and not prediction_files.is_own(target):
@@ -141,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             detections, weights = look(detector, maps, path, args.threshold)
         except InputError as error:
             print(f'left out: {error}', file=sys.stderr)
+            bad += 1
             continue
         if not len(detections):
             print(f'{path}: nothing above {args.threshold}')
@@ -150,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with files.replacing(target) as file:
             sheet(detections, weights).save(file, 'png', pnginfo=made_by)
         print(target)
+    if bad:
+        print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ def build(root: str | Path, out: str | Path) -> Path:
         InputError: there is one in `out`, the data are not whole, or its splits have different categories.
     """
     if (folder := Path(out) / 'coco' / '2017' / '1.1.0').exists():
-        raise InputError(f'{folder}: there is a data set already; choose another folder', 'out')
+        raise InputError(f'{folder}: there is a data set already; choose another folder')
     splits, by_split = {}, {}
     for split in sources.splits(root):
         by_split[split] = sources.find(root, split)

@@ -13,7 +13,7 @@ from pathlib import Path
 from yolos_jax import files, weights
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
-from yolos_jax.weights import model_card
+from yolos_jax.weights import checkpoint, model_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.speed:
         measured['speed'] = read(args.speed / 'speed.json')
     pretrained = weights.read(args.weights, args.step, log=print)
-    of_metrics, of_weights = measured.get('metrics', {}).get('about', {}), pretrained.about
-    for key in ('step', 'sha256'):
-        if key in of_metrics and key in of_weights and of_metrics[key] != of_weights[key]:
-            raise InputError(
-                f'{args.evaluation}: an evaluation of other weights, of {key} {of_metrics[key]}',
-                'evaluation',
-            )
+    about = {'fingerprint': checkpoint.fingerprint(pretrained.params), **pretrained.about}
+    evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})
+    for name, of_file in (('evaluation', evaluated), ('speed', timed)):
+        # earlier versions wrote no fingerprint
+        keys = ['fingerprint'] if 'fingerprint' in of_file else ['step', 'sha256']
+        for key in keys:
+            if key in of_file and key in about and of_file[key] != about[key]:
+                folder = getattr(args, name)
+                raise InputError(f'{folder}: is of other weights, of {key} {of_file[key]}', name)
     try:
         card = model_card.text(pretrained, **measured)
     except (LookupError, TypeError, AttributeError) as error:

@@ -62,12 +62,12 @@ def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
     """The detector with the changes asked for, each reported."""
     if args.new_classes:
         names = annotations.read_classes(args.new_classes)
-        label = records.labels(names)
-        classes = {label[number]: name for number, name in names.items()}
+        classes, ids = records.numbered(names)
         pretrained, report = adapt.with_classes(pretrained, classes, args.seed)
         if classes != names:
-            ids = {str(label[number]): number for number in names}
-            pretrained = dataclasses.replace(pretrained, about=pretrained.about | {'category_ids': ids})
+            category_ids = {str(label): number for label, number in ids.items()}
+            about = pretrained.about | {'category_ids': category_ids}
+            pretrained = dataclasses.replace(pretrained, about=about)
         print(f'  {report}')
     if args.new_det_tokens is not None:
         pretrained, report = adapt.with_det_tokens(pretrained, args.new_det_tokens, args.seed)

@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
     parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
-    parser.add_argument('--max_size', type=int, help='bound of the longer side (what the weights say)')
+    parser.add_argument('--max_size', type=int, help='bound of the longer side (in proportion to --size)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--report', action='store_true', help='write report.html as well')
     parser.add_argument(
@@ -66,15 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
     with workdir.opened(args.output) as work:  # one evaluation at a time
-        evaluate(args, work.folder)
+        try:
+            evaluate(args, work.folder)
+        except InputError as error:
+            if error.argument == 'bad_images':  # which is a run's to set
+                raise InputError(str(error)) from None
+            raise
 
 
 def read_data(args: argparse.Namespace) -> records.Records:
     """The images to evaluate on."""
+    if args.json and args.data:
+        raise InputError('data and json are both given; the images of json are in --images', 'data')
     if args.json:
         return records.from_source(sources.of_files(args.json, args.images))
     if not args.data:
         raise InputError('no data: name a folder', 'data')
+    if args.images:
+        raise InputError(f'images is {args.images}, which is read only with json', 'images')
     try:
         return records.read(args.data, args.split)
     except InputError as error:
@@ -93,8 +102,7 @@ def read_detector(
     """The detector, and the category in the data of each of its labels; prints what to know of both."""
     pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
     if args.classes:
-        classes = annotations.read_classes(args.classes)
-        pretrained = dataclasses.replace(pretrained, classes=classes)
+        pretrained = with_names(pretrained, args.classes)
     try:
         labels, notes = evaluation.category_ids(pretrained, data)
     except InputError as error:
@@ -102,6 +110,17 @@ def read_detector(
     for note in [*notes, *data.notes]:
         print(f'note: {note}')
     return pretrained, labels
+
+
+def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
+    """The detector with the class names of a COCO file; raises InputError where it has fewer classes."""
+    classes, ids = records.numbered(annotations.read_classes(file))
+    if (last := max(classes)) >= pretrained.model.num_classes:
+        raise InputError(
+            f'{file}: has a class {last}, and the model {pretrained.model.num_classes} classes', 'classes'
+        )
+    about = pretrained.about | {'category_ids': {str(label): number for label, number in ids.items()}}
+    return dataclasses.replace(pretrained, classes=classes, about=about)
 
 
 def make_detect(
@@ -133,7 +152,9 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     meshes.check_divides(batch_size, mesh)
     data = read_data(args)
     pretrained, labels = read_detector(args, data)
-    size, max_size = args.size or pretrained.size, args.max_size or pretrained.max_size
+    size = pretrained.size if args.size is None else args.size
+    bound = pretrained.max_size * size // pretrained.size  # in the same proportion
+    max_size = bound if args.max_size is None else args.max_size
     for name, side in (('size', size), ('max_size', max_size)):
         if side < PATCH:
             raise InputError(f'{name} is {side}, less than a patch of {PATCH} pixels', name)
@@ -154,6 +175,8 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         'data': str(data.source.path),
         'split': Path(args.json).name if args.json else args.split,
         'size': [size, max_size],
+        'dtype': args.dtype,
+        'fingerprint': checkpoint.fingerprint(pretrained.params),
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
     for name in report.FILES:  # of an evaluation before this one

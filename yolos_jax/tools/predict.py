@@ -85,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and detect."""
     args = parse(arguments)
     paths = find_images(args.images, Path(args.output))
-    if not 0 <= args.threshold <= 1:
-        raise InputError(f'threshold is {args.threshold}, not between 0 and 1', 'threshold')
+    cli.check_threshold(args.threshold)
     for name, least in (('max_detections', 0), ('batch_size', 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
+    args.classes = args.classes and sorted(set(args.classes))
     with workdir.opened(args.output) as work:
         args.output = work.folder
         detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
@@ -108,6 +108,7 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     settings = {
         'weights': detector.fingerprint(), 'threshold': args.threshold, 'classes': args.classes,
         'max_detections': args.max_detections, 'pictures': not args.no_pictures, 'nms': args.nms,
+        'font': args.font and str(args.font),
     }  # fmt: skip
     predictions = Predictions(args.output, settings, overwrite=args.overwrite)
     videos = [path for path in paths if video.is_video(path)]

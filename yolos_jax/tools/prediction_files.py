@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -35,8 +35,8 @@ class Predictions:
         for left in folder.glob('.*.part'):
             left.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
         earlier = self._earlier_settings()
-        if not overwrite and self._path.exists() and earlier != settings:
-            differ = ', '.join(key for key, value in settings.items() if earlier.get(key) != value)
+        differ = ', '.join(key for key, value in settings.items() if earlier.get(key) != value)
+        if not overwrite and self._path.exists() and differ:
             raise InputError(
                 f'{folder}: holds predictions with other settings ({differ}); choose another output, or '
                 'overwrite it',
@@ -47,15 +47,17 @@ class Predictions:
         pictures = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept}
         for name in pictures - {None}:
             (folder / Path(name).name).unlink(missing_ok=True)
+        videos = {} if overwrite else self._earlier_videos()
+        for name in self._earlier_videos().keys() - videos.keys():
+            for ending in ('mp4', 'jsonl'):
+                (folder / f'{name}.{ending}').unlink(missing_ok=True)
+        files.write_json(folder / VIDEOS, videos)  # before the settings: none of them may be with others
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
         self.done = {_source(entry) for entry in kept}
         self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
-        self._videos = {}  # {name: the video it is of, as `named`}
-        if not overwrite and (folder / VIDEOS).exists():
-            videos = json.loads((folder / VIDEOS).read_text())  # earlier versions had paths alone
-            self._videos = {k: {'file': v} if isinstance(v, str) else v for k, v in videos.items()}
+        self._videos = videos
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         own = {*self._names, *self._videos, *self._replaced}
         others = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
@@ -122,6 +124,13 @@ class Predictions:
                 file.write((b',\n' if i else b'\n') + _line(entry).rstrip())
             file.write(b'\n]\n')
 
+    def _earlier_videos(self) -> dict[str, dict]:
+        """{name: the video it is of, as `named`} of those that are done."""
+        if not (self._folder / VIDEOS).exists():
+            return {}
+        videos = json.loads((self._folder / VIDEOS).read_text())  # earlier versions had paths alone
+        return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
+
     def _earlier_settings(self) -> dict:
         try:
             return json.loads((self._folder / SETTINGS).read_text())
@@ -163,7 +172,7 @@ def _line(entry: dict) -> bytes:
     return json.dumps(entry).encode() + os.linesep.encode()
 
 
-def as_coco(entries: Iterable[dict], classes: dict[int, str]) -> dict:
+def as_coco(entries: Sequence[dict], classes: dict[int, str]) -> dict:
     """Entries as a COCO file with scores: images are numbered from 1, boxes are xywh."""
     images, annotations = [], []
     for number, entry in enumerate((entry for entry in entries if 'error' not in entry), 1):
@@ -176,5 +185,7 @@ def as_coco(entries: Iterable[dict], classes: dict[int, str]) -> dict:
                 {'id': len(annotations) + 1, 'image_id': number, 'category_id': one['label'], 'bbox': box}
                 | {'area': round(box[2] * box[3], 2), 'iscrowd': 0, 'score': one['score']}
             )
-    categories = [{'id': number, 'name': name} for number, name in classes.items()]
+    # of detections too: a number may have no name in the weights
+    detected = {one['label']: one['name'] for entry in entries for one in entry.get('detections', ())}
+    categories = [{'id': number, 'name': name} for number, name in sorted((detected | classes).items())]
     return {'images': images, 'annotations': annotations, 'categories': categories}

@@ -23,6 +23,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
 from yolos_jax.run import cli
+from yolos_jax.weights import checkpoint
 
 PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which shorter side
     (192, 12): (18.8, 512),
@@ -150,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)
-    files.write_json(args.output / 'speed.json', numbers | {'size': detector.size, 'method': METHOD})
+    about = {'size': detector.size, 'method': METHOD}
+    about['fingerprint'] = checkpoint.fingerprint(jax.device_get(detector.params))
+    files.write_json(args.output / 'speed.json', numbers | about)
     print(table(numbers, detector.model, detector.size))
     print(METHOD)
 

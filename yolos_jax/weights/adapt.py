@@ -16,11 +16,14 @@ from yolos_jax.model import Yolos
 from yolos_jax.weights import checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
+NEVER = -10  # the logit of what is never detected
+
 
 def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> tuple[Pretrained, str]:
     """The detector with a class head for `classes` {id: name}.
 
-    Rows of classes of the same name, and of "no object", are kept; others start as the reference's do.
+    Rows of classes of the same name, and of "no object", are kept; others start as the reference's do. A
+    number that is no class starts as what is never detected: it would outdo the kept ones.
     """
     last = pretrained.params['class_embed']['layers_2']
     old = {name.lower(): number for number, name in pretrained.classes.items()}
@@ -30,6 +33,8 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
     generator = np.random.default_rng(seed)
     fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
     kernel, bias = fresh(last['kernel'].shape[0], count + 1), fresh(count + 1)
+    unused = sorted({*range(count)} - {*classes})
+    kernel[:, unused], bias[unused] = 0, NEVER
     pairs = [(number, old[name.lower()]) for number, name in classes.items() if name.lower() in old]
     for new, known in [*pairs, (count, pretrained.model.num_classes)]:
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]

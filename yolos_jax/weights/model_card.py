@@ -61,7 +61,7 @@ def text(
         'Use': [USE.strip()],
         'Limits': _limits(pretrained, report),
         'Training': _training(pretrained.about),
-        'Evaluation': _evaluation(pretrained.about, metrics, report),
+        'Evaluation': _evaluation(pretrained, metrics, report),
         'Speed': _speed(speed),
         'Licence': [
             'That of the weights it was trained from, and what the owners of the images ask; the code that '
@@ -206,8 +206,9 @@ def _training(about: dict[str, Any]) -> list[str]:
 
 
 def _evaluation(
-    about: dict[str, Any], metrics: dict[str, Any] | None, report: dict[str, Any] | None
+    pretrained: Pretrained, metrics: dict[str, Any] | None, report: dict[str, Any] | None
 ) -> list[str]:
+    about = pretrained.about
     if not metrics and 'AP' not in about:
         return ['Not measured.']
     if not metrics:
@@ -215,7 +216,12 @@ def _evaluation(
     split = metrics['about']['split']
     is_file = split.endswith('.json')  # of a file and not of a data folder
     data = f'--json={split} --images=FOLDER' if is_file else f'--data=FOLDER --split={split}'
-    command = f'yolos eval --weights=PATH {data} --output=DIR'
+    own = [pretrained.size, pretrained.max_size]
+    size, dtype = (metrics['about'].get(key, x) for key, x in (('size', own), ('dtype', 'float32')))
+    options = '' if size == own else ' --size={} --max_size={}'.format(*size)
+    if dtype != 'float32':
+        options += f' --dtype={dtype}'
+    command = f'yolos eval --weights=PATH {data}{options} --output=DIR'
     numbers = [(name, f'{x:.3f}') for name, x in metrics.items() if isinstance(x, float) and x > -1]
     lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', split))]
     classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
