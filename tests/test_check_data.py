@@ -155,7 +155,7 @@ def test_a_file_in_place_of_a_folder_is_named(coco_folder, capsys):
 def test_a_config_whose_largest_side_is_that_of_its_weights_is_checked_with_the_published_one():
     config = finetune.get_config()
     config.augment.update(sizes=(480, 512), max_size=0)
-    assert check_data.of_run(config, 'finetune')['recipe'].max_size == check_data.RECIPE.max_size
+    assert check_data.run_options(config, 'finetune')['recipe'].max_size == check_data.RECIPE.max_size
 
 
 def test_a_config_of_pre_training_is_refused(coco_folder):

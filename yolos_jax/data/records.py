@@ -200,22 +200,21 @@ def _runs(names: list[str], records: Records, most: int) -> list[str]:
     has a class for itself has its name (cat_001.jpg): such images are no frames.
     """
     series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
-    frames, of_class = collections.defaultdict(set), collections.defaultdict(set)
-    for name, of_name in zip(names, series, strict=True):
-        frames[of_name].add(name)
-    image_of = np.repeat(np.arange(len(names)), np.diff(records.first)).tolist()
-    for label, image in zip(records.labels.tolist(), image_of, strict=True):
-        of_class[label].add(series[image])
-    named = set().union(*(owners for owners in of_class.values() if len(owners) == 1))
+    frames, having = collections.defaultdict(set), collections.defaultdict(set)
+    for one, name in zip(series, names, strict=True):
+        frames[one].add(name)
     if len(frames) == 1:
         return names
-    number = lambda name: int(re.search(r'\d*$', name)[0] or 0)
-    run = {}
-    for of_name, of_series in frames.items():
-        for place, name in enumerate(sorted(of_series, key=lambda name: (number(name), name))):
-            is_whole = len(of_series) <= most
-            run[name] = of_name if is_whole else f'{of_name} {place // most}'
-    return [name if x in named else run[name] for name, x in zip(names, series, strict=True)]
+    image_of = np.repeat(np.arange(len(names)), np.diff(records.first))
+    for label, image in zip(records.labels.tolist(), image_of.tolist(), strict=True):
+        having[label].add(series[image])
+    of_one_class = set().union(*(owners for owners in having.values() if len(owners) == 1))
+    number = lambda name: (int(re.search(r'\d*$', name)[0] or 0), name)
+    runs = {}
+    for one, members in frames.items():
+        for place, name in enumerate(sorted(members, key=number)):
+            runs[name] = one if len(members) <= most else f'{one} {place // most}'
+    return [name if one in of_one_class else runs[name] for one, name in zip(series, names, strict=True)]
 
 
 def select(r: Records, rows: np.ndarray) -> Records:

@@ -186,7 +186,7 @@ def text(findings: Findings) -> str:
     return '\n'.join(lines)
 
 
-def of_run(config: ConfigDict, name: str) -> dict:
+def run_options(config: ConfigDict, name: str) -> dict:
     """The options of `examine` for a run of a config; raises InputError where it is no detector's."""
     if config_files.is_pretraining(config):
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
@@ -210,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)
-        options, train_split, val_split = of_run(config, args.config), config.train_split, config.val_split
+        options = run_options(config, args.config)
+        train_split, val_split = config.train_split, config.val_split
     splits = sources.splits(args.data)
     train, val = (chosen(name, splits, args.data) for name in (train_split, val_split))
     all_findings, data = [], {}
