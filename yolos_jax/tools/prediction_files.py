@@ -47,11 +47,13 @@ class Predictions:
         pictures = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept}
         for name in pictures - {None}:
             (folder / Path(name).name).unlink(missing_ok=True)
-        videos = {} if overwrite else self._earlier_videos()
-        for name in self._earlier_videos().keys() - videos.keys():
+        earlier_videos = self._earlier_videos()
+        videos = {} if overwrite else earlier_videos
+        for name in earlier_videos.keys() - videos.keys():
             for ending in ('mp4', 'jsonl'):
                 (folder / f'{name}.{ending}').unlink(missing_ok=True)
-        files.write_json(folder / VIDEOS, videos)  # before the settings: none of them may be with others
+        if (folder / VIDEOS).exists():  # before the settings: none of them may be with others
+            files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
         files.write_json(folder / SETTINGS, settings)
