@@ -30,11 +30,9 @@ CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     """The folder of a small detector with random weights."""
-    yolos = Yolos(**TINY, num_classes=4)
-    folder = tmp_path_factory.mktemp('weights') / 'x'
-    checkpoint.write(
-        weights.Pretrained(yolos, init_params(yolos, jax.random.key(0)), CLASSES, 64, 128), folder
-    )
+    yolos, folder = Yolos(**TINY, num_classes=4), tmp_path_factory.mktemp('weights') / 'x'
+    params = init_params(yolos, jax.random.key(0))
+    checkpoint.write(weights.Pretrained(yolos, params, CLASSES, 64, 128), folder)
     return folder
 
 
@@ -46,10 +44,6 @@ def photographs(coco_folder, tmp_path):
 
 def run(saved, out, *arguments):
     predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', *map(str, arguments)])
-    return json.loads((out / 'predictions.json').read_text())
-
-
-def entries(out):
     return json.loads((out / 'predictions.json').read_text())
 
 
@@ -94,7 +88,8 @@ def test_files_that_are_in_the_output_already_are_never_replaced(saved, photogra
     for _ in range(2):
         run(saved, photographs, inside, '--threshold=0.05')
         assert all(path.read_bytes() == content for path, content in theirs.items())
-    assert [entry['picture'] for entry in entries(photographs)] == [f'{i:012}-2.jpg' for i in (1, 2)]
+    pictures = [entry['picture'] for entry in json.loads((photographs / 'predictions.json').read_text())]
+    assert pictures == [f'{i:012}-2.jpg' for i in (1, 2)]
     assert (photographs / 'film-2.mp4').exists() and not (photographs / 'film-3.mp4').exists()
     run(saved, photographs, inside, '--threshold=0.1', '--overwrite')
     assert all(path.read_bytes() == content for path, content in theirs.items())

@@ -13,7 +13,7 @@ from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params, param_shapes
 from yolos_jax.weights import adapt, checkpoint
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.pretrained import Pretrained, about_ids
 
 COMPUTED = 'dtype', 'remat'  # how a model is computed, whatever its weights are
 
@@ -38,7 +38,7 @@ def make_start(
         start = from_scratch(config, model, train_set)
     ids, about = train_set.category_ids, start.about
     if any(label != number for label, number in ids.items()):
-        about = about | {'category_ids': {str(label): number for label, number in ids.items()}}
+        about = about | about_ids(ids)
     return dataclasses.replace(
         start,
         model=start.model.clone(**compute),

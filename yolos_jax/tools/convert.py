@@ -22,6 +22,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, native, reference
+from yolos_jax.weights.pretrained import about_ids
 
 WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write, 'safetensors': native.write}
 
@@ -65,9 +66,7 @@ def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
         classes, ids = records.numbered(names)
         pretrained, report = adapt.with_classes(pretrained, classes, args.seed)
         if classes != names:
-            category_ids = {str(label): number for label, number in ids.items()}
-            about = pretrained.about | {'category_ids': category_ids}
-            pretrained = dataclasses.replace(pretrained, about=about)
+            pretrained = dataclasses.replace(pretrained, about=pretrained.about | about_ids(ids))
         print(f'  {report}')
     if args.new_det_tokens is not None:
         pretrained, report = adapt.with_det_tokens(pretrained, args.new_det_tokens, args.seed)

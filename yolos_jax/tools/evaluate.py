@@ -28,6 +28,7 @@ from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
 from yolos_jax.weights import checkpoint
+from yolos_jax.weights.pretrained import about_ids
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -119,8 +120,7 @@ def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
         raise InputError(
             f'{file}: has a class {last}, and the model {pretrained.model.num_classes} classes', 'classes'
         )
-    about = pretrained.about | {'category_ids': {str(label): number for label, number in ids.items()}}
-    return dataclasses.replace(pretrained, classes=classes, about=about)
+    return dataclasses.replace(pretrained, classes=classes, about=pretrained.about | about_ids(ids))
 
 
 def make_detect(
