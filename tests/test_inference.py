@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -272,6 +273,15 @@ def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
     detector._process += 1  # as in a child process; a real fork may hang in JAX
     with pytest.raises(RuntimeError, match='after a fork'):
         detector([noise(60, 80)])
+
+
+def test_a_detector_is_pickled_for_other_processes(saved):
+    detector = Detector.from_pretrained(saved, batch_size=3)
+    copy = pickle.loads(pickle.dumps(detector))
+    assert (copy.batch_size, copy.classes) == (3, detector.classes)
+    assert copy.fingerprint() == detector.fingerprint()
+    expected, detections = detector(noise(60, 80), threshold=0), copy(noise(60, 80), threshold=0)
+    np.testing.assert_array_equal(detections.boxes, expected.boxes)
 
 
 def test_eval_takes_what_a_file_of_an_own_model_does_not_say(coco_folder, tmp_path):

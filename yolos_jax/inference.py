@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import numbers
@@ -68,6 +69,12 @@ class Detector:
         self._process = os.getpid()
         self.params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model)
+        self._pretrained = dataclasses.replace(pretrained, params={})
+
+    def __reduce__(self) -> tuple:
+        """Pickled for another process, where it computes on JAX's first device."""
+        pretrained = dataclasses.replace(self._pretrained, params=jax.device_get(self.params))
+        return Detector, (pretrained, None, self.batch_size, self.model.dtype.name)
 
     def fingerprint(self) -> str:
         """A hash of all that detections depend on."""
