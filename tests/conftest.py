@@ -77,6 +77,12 @@ def data_url(place, coco_folder):
     return storage.upload(coco_folder, f'{place[0]}/data')
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first: at the end no process waits for another with one of them."""
+    long = 'test_cluster', 'test_train', 'test_docs', 'test_bucket', 'test_run_options', 'test_pretraining'
+    items.sort(key=lambda item: item.path.stem not in long)
+
+
 def pytest_runtest_setup(item):
     """Tests that are rows of the table of trials count one each, or what their marker says."""
     if row := item.get_closest_marker('row'):
