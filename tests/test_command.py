@@ -76,6 +76,13 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
+def test_a_fault_of_a_config_file_is_not_one_of_a_flag(tmp_path):
+    config = 'from yolos_jax.configs import yolos_ti\ndef get_config():\n  yolos_ti.get_config().epoch = 1'
+    (tmp_path / 'own.py').write_text(config)
+    error = yolos('train', '--config=own.py', '--workdir=w', cwd=tmp_path).stderr
+    assert error.startswith('error: Key "epoch" does not exist') and len(error) < 120
+
+
 def test_a_home_folder_after_an_equals_sign_is_that_of_the_user(tmp_path):
     """bash expands ~ at the start of a word alone."""
     to_home = ('convert', '--input=~/nowhere.pth', '--output=out')

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -370,6 +371,20 @@ def test_a_signal_ends_the_script_with_its_own_status_and_loses_nothing(
     if line != 'devices':
         step = int(re.search(r'stopped after step (\d+)', out)[1])
         assert checkpoint.steps(tmp_path / 'checkpoints') == [step]
+
+
+def test_a_run_whose_terminal_is_closed_trains_on_and_saves_when_it_hangs_up(coco_folder, tmp_path):
+    flags = [f'--workdir={tmp_path}', f'--config.data={coco_folder}', '--config.log_every=1', *SMALL]
+    process = spawn(*flags, '--config.epochs=1000', '--config.eval_every=1000')
+    next(line for line in process.stdout if line.startswith('step 2/'))
+    process.stdout.close()
+    process.stderr.close()
+    while 'step 9/' not in (tmp_path / 'log.txt').read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait() == 128 + signal.SIGHUP
+    assert checkpoint.steps(tmp_path / 'checkpoints')[0] >= 9
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_shown_on_demand(coco_folder, tmp_path):

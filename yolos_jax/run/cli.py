@@ -81,10 +81,10 @@ def leave(status: int, line: str = '', error: Exception | None = None, shown: st
     cluster = sys.modules.get('yolos_jax.run.cluster')
     if cluster and not cluster.is_alone():
         cluster.leave(error, f'{shown}error: {line}', status) if line else sys.exit(status)
-    sys.stdout.flush()
-    if line:
-        print(f'{shown}error: {line}', file=sys.stderr)
-    sys.stderr.flush()
+    for stream, text in (sys.stdout, ''), (sys.stderr, f'{shown}error: {line}\n' if line else ''):
+        with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
+            stream.write(text)
+            stream.flush()
     os._exit(status)
 
 
@@ -118,7 +118,9 @@ def _parse(arguments: list[str]) -> list[str]:
         return rest
     except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
         text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
-        sys.exit(f'error: --config has no key {text}')
+        if re.fullmatch(r'\w+(\. Did you mean .*)?', text):
+            sys.exit(f'error: --config has no key {text}')
+        sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of its file
     except flags.Error as error:
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)

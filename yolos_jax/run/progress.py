@@ -129,8 +129,9 @@ class Log:
     def print(self, text: str) -> None:
         """A line on the terminal, above the bar, and in log.txt."""
         if self._writes:
-            tqdm.write(text)
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
+                tqdm.write(text)
+                sys.stdout.flush()
             self._keep(text)
 
     def _keep(self, text: str) -> None:

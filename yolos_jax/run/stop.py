@@ -17,7 +17,9 @@ class StopRun(Exception):  # noqa: N818  no error
 
 
 class StopSignal:
-    """Whether a run was asked to stop, by SIGTERM or Ctrl-C; a second request ends it at once.
+    """Whether a run was asked to stop, by SIGTERM, Ctrl-C or the end of its terminal (SIGHUP).
+
+    A second request ends it at once, but for SIGHUP, which the shell and the kernel both send.
 
     For scripts: make it first of all. Before the run has anything to lose (`hold`), a request ends the
     process at once. Of several processes any may be asked, and all stop after the same step: there JAX
@@ -28,7 +30,10 @@ class StopSignal:
         self.number = None  # of the signal that asked
         self._asked = 0  # how often `together` was called
         self._holding = False
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            numbers.append(signal.SIGHUP)
+        self._before = {n: signal.signal(n, self._note) for n in numbers}
 
     def hold(self) -> None:
         """From here on a request is noted, for the run has something to save."""
@@ -40,10 +45,13 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.number is not None:
+            return
         if not self._holding or self.number is not None:
             os._exit(128 + number)
         self.number = number
-        os.write(2, b'\nstopping after this step; again to stop now\n')
+        with contextlib.suppress(OSError):  # the terminal is gone
+            os.write(2, b'\nstopping after this step; again to stop now\n')
         if not cluster.is_alone():
             os.kill(os.getpid(), signal.SIGTERM)
 
