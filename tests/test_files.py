@@ -28,6 +28,14 @@ def test_a_killed_writer_leaves_no_folder_of_that_name(tmp_path):
         assert not os.path.exists(part)
 
 
+def test_a_folder_is_written_through_a_link(tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'out').symlink_to(tmp_path / 'disk')
+    with files.new_folder(tmp_path / 'out') as part:
+        (part / 'x').touch()
+    assert (tmp_path / 'out').is_symlink() and os.listdir(tmp_path / 'disk') == ['x']
+
+
 def test_of_a_cache_what_was_used_longest_ago_goes(tmp_path):
     for hours in (0, 1, 100, 200, 300):
         (tmp_path / str(hours) / 'inside').mkdir(parents=True)

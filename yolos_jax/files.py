@@ -132,7 +132,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         InputError: there is something at `folder` already, or it cannot be written.
     """
     check_free(folder)
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # a link to an empty folder stays one
+    if folder.is_mount():
+        raise InputError(f'{folder}: a disk is mounted there; name a folder in it', 'output')
     prefix = f'.{folder.name}-{socket.gethostname()}-'  # then the process and something random
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
