@@ -215,6 +215,9 @@ def test_a_resumed_run_does_not_need_the_weights_it_started_from(coco_folder, tm
     launch(config, tmp_path / 'run')
     assert result(tmp_path / 'run')[1:] == result(tmp_path / 'unbroken')[1:]
     assert read_detector(tmp_path / 'run').about['source'] == 'vit.pth'
+    launch(tiny_config(data=coco_folder, epochs=2), tmp_path / 'run')
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert config['init_from'] == str(tmp_path / 'vit.pth')  # which it did start from
 
 
 def test_small_data_is_logged_once_an_epoch(coco_folder, tmp_path):

@@ -57,6 +57,7 @@ class DetectorSetup(setup.Setup):
             f'{len(self.start.classes)} classes, {train_set.source.path}',
             f'objects      {objects.sum()}, at most {objects.max()} in an image; left out: {dropped}',
             f'sequences    {" ".join(map(str, lengths))} patches, {waste:.1%} padding',
+            f'[DET] tokens {self.start.model.num_det_tokens}',
             f'weights      {self.config.init_from or "from scratch (no init_from)"}',
         ]
 

@@ -170,7 +170,13 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     config = completed(config, known)
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     if saved:
-        return config, saved, workdir.check_same(saved['config'], workdir.flat(config), work.folder)
+        notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
+        began = saved['config'].get('init_from', config.init_from)  # what the model card is to say
+        if bool(began) != bool(config.init_from):
+            notes.append(f'init_from stays {began!r}: what a run resumes from are its own weights')
+            with config.unlocked():
+                config.init_from = began
+        return config, saved, notes
     check_keys(config, known)  # earlier versions started runs with others, which are to be resumed
     return config, {}, []
 
