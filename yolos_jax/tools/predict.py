@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from yolos_jax import Detector, bucket, files, visualize
+from yolos_jax import Detector, files, visualize
 from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError, StorageError
@@ -37,8 +37,8 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         InputError: a file is not there, a folder has no images, or the output is one of the inputs.
     """
     images, output = [], output.resolve()
-    if urls := list(filter(bucket.is_url, paths)):
-        raise InputError(f'{urls[0]}: pictures are made of files here; copy them first (gcloud, aws)')
+    if urls := [path for path in paths if '://' in path]:
+        raise InputError(f'{urls[0]}: images are read from files here; copy it first (curl, gcloud, aws)')
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f'{path}: no such file or folder')

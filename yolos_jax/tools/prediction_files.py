@@ -13,6 +13,7 @@ from yolos_jax.errors import InputError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
+STAMP = 'modified', 'bytes'  # by which an image that was replaced is known
 MADE_BY = b'drawn by yolos_jax'  # a comment in each picture
 
 
@@ -90,7 +91,7 @@ class Predictions:
 
     def add_video(self, entry: dict, target: Path) -> None:
         """Note that a video is done; entry: `named`, before it was read."""
-        self._videos[target.stem] = {key: entry[key] for key in ('file', 'modified') if key in entry}
+        self._videos[target.stem] = {key: entry[key] for key in ('file', *STAMP) if key in entry}
         files.write_json(self._folder / VIDEOS, self._videos)
 
     def free_name(self, stem: str) -> str:
@@ -150,20 +151,22 @@ def is_own(path: Path) -> bool:
 
 
 def named(path: Path) -> dict:
-    """What an entry says of its image: its path as it was given, and from anywhere, and its time."""
+    """What an entry says of its image: its path as it was given, and from anywhere, its time and size."""
+    return {'image': str(path), 'file': os.path.abspath(path)} | _stamp(path)
+
+
+def _stamp(path: str | Path) -> dict:
+    """The `STAMP` of a file; {} of a link to nowhere."""
     try:
-        modified = {'modified': path.stat().st_mtime}
-    except OSError:  # a link to nowhere
-        modified = {}
-    return {'image': str(path), 'file': os.path.abspath(path)} | modified
+        stat = os.stat(path)
+    except OSError:
+        return {}
+    return dict(zip(STAMP, (stat.st_mtime, stat.st_size), strict=True))
 
 
 def _has_changed(entry: dict) -> bool:
     """Whether the image of an entry is another now; one that is gone has not changed."""
-    try:
-        return entry.get('modified', then := os.stat(_source(entry)).st_mtime) != then
-    except OSError:
-        return False
+    return any(entry.get(key, value) != value for key, value in _stamp(_source(entry)).items())
 
 
 def _source(entry: dict) -> str:
