@@ -162,6 +162,16 @@ def test_the_command_builds_a_data_set(coco_folder, tmp_path):
     assert len(records.read(tmp_path / 'coco' / '2017' / '1.1.0', 'val2017')) == 10
 
 
+def test_a_split_called_validation_is_packed_and_evaluated(coco_folder, tmp_path):
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    annotations = tmp_path / 'data' / 'annotations'
+    (annotations / 'instances_val2017.json').rename(annotations / 'instances_validation.json')
+    (tmp_path / 'data' / 'val2017').rename(tmp_path / 'data' / 'validation')
+    folder = build_tfds.build(tmp_path / 'data', tmp_path / 'out')
+    part = records.read(folder, 'val2017')
+    assert len(part) == 10 and part.source.truth.exists()
+
+
 @pytest.mark.parametrize('orientation', [1, 3, 6])
 def test_photographs_annotated_upright_are_stored_upright(orientation, tmp_path):
     """YOLO's are."""

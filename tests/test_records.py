@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import coco_content, write_coco
 
-from yolos_jax.data.records import read
+from yolos_jax.data.records import read, select
 from yolos_jax.errors import InputError
 
 
@@ -47,6 +47,35 @@ def test_images_may_lie_in_subfolders(tmp_path):
     assert read(write_coco(tmp_path, content), 'val').files[0] == 'sub/a.jpg'
 
 
+@pytest.mark.parametrize('before', ['..\\..\\label-studio\\media\\', '/data/upload/1/', 'C:\\pictures\\'])
+def test_images_that_a_tool_kept_elsewhere_are_found_by_their_names(before, tmp_path):
+    content, root = coco_content(), write_coco(tmp_path, coco_content())
+    for image in content['images']:
+        image['file_name'] = before + image['file_name']
+    write_coco(root, content, images=False)
+    assert read(root, 'val').files.tolist() == ['a.jpg', 'b.jpg']
+
+
+@pytest.mark.parametrize('name', ['../c.jpg', '/etc/passwd', 'x/../../c.jpg'])
+def test_no_image_outside_its_folder_is_opened(name, tmp_path):
+    content, root = coco_content(), write_coco(tmp_path, coco_content())
+    (root / 'c.jpg').touch()
+    content['images'][1]['file_name'] = name
+    write_coco(root, content, images=False)
+    with pytest.raises(InputError, match=f'instances_val.json: names files outside the folder .*: {name}'):
+        read(root, 'val')
+
+
+def test_images_are_selected_by_index_from_either_end_or_by_a_mask(tmp_path):
+    records = read(write_coco(tmp_path, coco_content()), 'val')
+    for rows in ([1], [-1], np.array([False, True])):
+        part = select(records, rows)
+        assert part.ids.tolist() == [7]
+        for selected, all_of_it in zip(part.objects(0), records.objects(-1), strict=True):
+            np.testing.assert_array_equal(selected, all_of_it)
+            assert len(selected) == 2
+
+
 def same(a, b):
     for name in ('ids', 'files', 'heights', 'widths', 'boxes', 'labels', 'first', 'classes', 'dropped'):
         x, y = getattr(a, name), getattr(b, name)
@@ -57,20 +86,17 @@ def same(a, b):
 
 def test_an_index_gives_the_same_records_without_the_json(tmp_path):
     path = write_coco(tmp_path, coco_content()) / 'annotations' / 'instances_val.json'
-    os.utime(path, (1, 1))
     first = read(tmp_path, 'val', tmp_path / 'index')
-    content = path.read_bytes()
-    path.write_bytes(b'x' * len(content))  # which nobody looks at
-    os.utime(path, (1, 1))
-    same(read(tmp_path, 'val', tmp_path / 'index'), first)
-    path.write_bytes(content)
-    os.utime(path, (2, 2))  # copied elsewhere, say
-    same(read(tmp_path, 'val', tmp_path / 'index'), first)
+    made = os.stat(tmp_path / 'index' / 'val.npz')
+    for _ in range(2):
+        same(read(tmp_path, 'val', tmp_path / 'index'), first)
+        os.utime(path, (2, 2))  # copied elsewhere, say
+    assert os.stat(tmp_path / 'index' / 'val.npz').st_ino == made.st_ino  # not made anew
 
 
-@pytest.mark.parametrize(('name', 'moment'), [('cow', 1), ('cows', 0)])
+@pytest.mark.parametrize(('name', 'moment'), [('cow', 0), ('cow', 1), ('cows', 0)])
 def test_an_index_follows_the_json(name, moment, tmp_path):
-    """Another content of the same size, and another size at the same time."""
+    """Another content of the same size, as it may be at the same time, and another size."""
     path = write_coco(tmp_path, coco_content()) / 'annotations' / 'instances_val.json'
     os.utime(path, (0, 0))
     read(tmp_path, 'val', tmp_path / 'index')

@@ -32,9 +32,13 @@ AHEAD = 256  # examples that a bucket is asked for before they are needed, while
 
 def splits(folder: Folder | BucketFolder) -> list[str]:
     """The splits of a data set, under COCO's names."""
-    coco = {name: ours for ours, name in SPLITS.items()}
     stored = json.loads(folder.local(INFO).read_text())['splits']
-    return [coco.get(split['name'], split['name']) for split in stored]
+    return [coco_name(split['name']) for split in stored]
+
+
+def coco_name(split: str) -> str:
+    """COCO's name of a split: `validation` of a data set is read as val2017."""
+    return {name: ours for ours, name in SPLITS.items()}.get(split, split)
 
 
 class Examples(NamedTuple):

@@ -64,7 +64,8 @@ class Records:
         return len(self.ids)
 
     def objects(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [k, 4] and labels [k] of image i."""
+        """Boxes [k, 4] and labels [k] of image i, or from the end."""
+        i = range(len(self))[i]
         span = slice(self.first[i], self.first[i + 1])
         return self.boxes[span], self.labels[span]
 
@@ -218,7 +219,8 @@ def _runs(names: list[str], records: Records, most: int) -> list[str]:
 
 
 def select(r: Records, rows: np.ndarray) -> Records:
-    """The records of some images, in the order of `rows`."""
+    """The records of some images, in the order of `rows`: indices, also from the end, or a mask."""
+    rows = np.arange(len(r))[rows]
     counts = np.diff(r.first)[rows]
     first = np.concatenate([[0], np.cumsum(counts)])
     objects = np.repeat(r.first[rows] - first[:-1], counts) + np.arange(first[-1])
@@ -274,7 +276,7 @@ def flatten(a: annotations.Annotations) -> dict:
 
 def _stamp(source: sources.Source) -> dict:
     digest, stat = files.sha256(source.stamped), source.stamped.stat()
-    of_file = {'size': stat.st_size, 'time': stat.st_mtime_ns, 'sha256': digest}
+    of_file = {'size': stat.st_size, 'time': stat.st_ctime_ns, 'sha256': digest}
     return {'version': INDEX_VERSION, 'data': source.version, **of_file}
 
 
@@ -288,7 +290,7 @@ def _read_index(index: Path, source: sources.Source) -> dict | None:
                 return None
             if stamp.get('data', '') != source.version:
                 return None
-            if stamp['time'] != stat.st_mtime_ns and stamp['sha256'] != _stamp(source)['sha256']:
+            if stamp['time'] != stat.st_ctime_ns and stamp['sha256'] != _stamp(source)['sha256']:
                 return None
             for name in ('classes', 'category_ids'):
                 about[name] = {int(label): value for label, value in about[name].items()}

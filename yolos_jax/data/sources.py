@@ -183,11 +183,15 @@ def locate(
     Raises:
         InputError: none fits, or several images would be one file.
     """
-    common = os.path.commonpath({os.path.dirname(name) for name in files.tolist()})
+    try:
+        common = os.path.commonpath({os.path.dirname(name) for name in files.tolist()})
+    except ValueError:  # absolute ones and others
+        common = ''
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
     sample = files[:100].tolist()
     tries = [(place, form) for place in places for form in forms]
-    count_in = lambda place, form: sum(place.has(form(name)) for name in sample)
+    is_inside = lambda name: not name.startswith('/') and '..' not in name.split('/')
+    count_in = lambda place, form: sum(is_inside(form(name)) and place.has(form(name)) for name in sample)
     place, form = next((t for t in tries if count_in(*t) == len(sample)), None) or max(
         tries, key=lambda t: count_in(*t)
     )
@@ -199,6 +203,10 @@ def locate(
         )
     names = files.tolist()
     located = [form(name) for name in names]
+    if outside := [name for name in located if not is_inside(name)]:
+        raise InputError(
+            f'{annotation_file}: names files outside the folder {place}: {outside[0]}', argument
+        )
     if len(set(located)) < len(set(names)):  # cam1/1.jpg and cam2/1.jpg
         twice, _ = collections.Counter(dict(zip(names, located, strict=True)).values()).most_common(1)[0]
         raise InputError(f'{annotation_file}: names several images that would be {place}/{twice}', argument)

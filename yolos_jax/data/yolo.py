@@ -66,6 +66,8 @@ def read_description(file: Path) -> Description:
     names = content.get('names')
     if isinstance(names, list):
         names = dict(enumerate(names))
+    elif isinstance(names, dict):  # some quote the numbers
+        names = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
     if not isinstance(names, dict) or not all(isinstance(key, int) for key in names) or not names:
         raise InputError(f'{file}: its names are neither a list nor a mapping of numbers', 'data')
     base = file.parent / str(content.get('path') or '')

@@ -47,7 +47,7 @@ def build(root: str | Path, out: str | Path) -> Path:
         shutil.rmtree(part / 'build')
         (part / 'annotations').mkdir()
         for split, source in by_split.items():
-            truth = part / 'annotations' / f'{sources.PREFIX}{split}.json'
+            truth = part / 'annotations' / f'{sources.PREFIX}{array_records.coco_name(split)}.json'
             if source.truth:
                 shutil.copy(source.truth, truth)
             else:
