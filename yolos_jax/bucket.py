@@ -5,6 +5,7 @@ network lost: `RETRIES` times, after growing and random pauses. For a storage th
 elsewhere, AWS_ENDPOINT_URL and AWS_REGION say where, as for Amazon's tools.
 """
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -107,28 +108,23 @@ class Bucket:
     def upload(self, paths: dict[str, Path]) -> None:
         """Write {name: file}, several at a time. A file that is not there any more is left out."""
 
-        def start(name: str) -> Any:
-            try:
-                return self._store.write(name, paths[name].read_bytes())
-            except FileNotFoundError:
-                return None
+        def put(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.write(name, paths[name].read_bytes())
 
-        def finish(name: str, future: Any) -> None:
-            with self._errors(name):
-                if future is not None:
-                    future.result(WAIT)
-
-        _windowed(paths, start, finish)
+        with concurrent.futures.ThreadPoolExecutor(FILES) as pool:
+            list(pool.map(put, paths))
 
     def download(self, paths: dict[str, Path]) -> None:
         """Read {name: file}, several at a time; each file appears whole or not at all."""
 
-        def finish(name: str, future: Any) -> None:
-            content = Reading(self, name, future).result()
+        def get(name: str) -> None:
+            content = self.read(name)
             with files.replacing(paths[name]) as file:
                 file.write(content)
 
-        _windowed(paths, self._store.read, finish)
+        with concurrent.futures.ThreadPoolExecutor(FILES) as pool:
+            list(pool.map(get, paths))
 
     def remove(self, name: str) -> None:
         """Remove an object; it need not be there."""
@@ -236,14 +232,3 @@ def _reason(error: Exception) -> str:
         re.sub(r' ?\[[^\]]*\]|(Error (reading|writing|listing)|While) .*?: ', '', text)[:200]
         or str(error)[:200]
     )
-
-
-def _windowed(names: Iterable[str], start: Any, finish: Any) -> None:
-    """Start a request for every name and finish it, so many at a time: whole files are in memory."""
-    under_way = []
-    for name in names:
-        under_way.append((name, start(name)))
-        if len(under_way) == FILES:
-            finish(*under_way.pop(0))
-    for name, future in under_way:
-        finish(name, future)
