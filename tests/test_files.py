@@ -97,5 +97,5 @@ def test_bytes_are_read_at_a_place_without_moving_the_file(tmp_path):
     with open(tmp_path / 'x', 'rb') as file:
         np.testing.assert_array_equal(files.read_at(file, 10, 5), range(10, 15))
         assert file.tell() == 0
-        with pytest.raises(OSError, match='ends before'):
+        with pytest.raises(InputError, match='x: ends before'):
             files.read_at(file, 90, 11)

@@ -164,13 +164,16 @@ def read_at(file: BinaryIO, start: int, size: int) -> np.ndarray:
     """`size` bytes of an open file from `start` on, uint8 [size]; where the file stands does not change.
 
     Raises:
-        OSError: the file ends before.
+        InputError: it cannot be read, or ends before.
     """
     data = np.empty(size, np.uint8)
     filled = 0
     while filled < size:
-        count = os.preadv(file.fileno(), [data[filled:]], start + filled)
+        try:
+            count = os.preadv(file.fileno(), [data[filled:]], start + filled)
+        except OSError as error:
+            raise InputError(f'{file.name}: {error.strerror}') from None
         if not count:
-            raise OSError(None, 'ends before its data does')
+            raise InputError(f'{file.name}: ends before its data does')
         filled += count
     return data

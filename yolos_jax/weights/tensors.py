@@ -203,15 +203,8 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
 
 def _reader(file: BinaryIO, start: int, shape: tuple, dtype: np.dtype) -> Callable[[], np.ndarray]:
     """A function that reads an array of an open file."""
-
-    def values() -> np.ndarray:
-        try:
-            data = files.read_at(file, start, math.prod(shape) * dtype.itemsize)
-        except OSError as error:
-            raise InputError(f'{file.name}: {error.strerror or error}') from None
-        return data.view(dtype).reshape(shape)
-
-    return values
+    size = math.prod(shape) * dtype.itemsize
+    return lambda: files.read_at(file, start, size).view(dtype).reshape(shape)
 
 
 def _read_npz(file: BinaryIO) -> dict[str, Tensor]:

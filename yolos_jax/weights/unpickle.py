@@ -65,10 +65,7 @@ class Storage:
 
     def read(self) -> np.ndarray:
         """Its numbers, flat."""
-        try:
-            return files.read_at(self._file, self.place, self.size).view(self.dtype)
-        except OSError as error:
-            raise InputError(f'{self._file.name}: {error.strerror or error}') from None
+        return files.read_at(self._file, self.place, self.size).view(self.dtype)
 
 
 class Namespace(dict):
