@@ -33,11 +33,8 @@ def warmup_cosine(
     epoch = np.maximum(np.arange(epochs) - 1, 0)
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * epoch / epochs))
     warm = WARMUP_START + (base - WARMUP_START) * epoch / max(warmup_epochs, 1)
-    return _per_epoch(np.where(epoch < warmup_epochs, warm, cosine), steps_per_epoch)
-
-
-def _per_epoch(rates: np.ndarray, steps_per_epoch: int) -> Callable[[int], jax.Array]:
-    table = rates.astype(np.float32)  # made in float64: near its end a cosine has few digits in float32
+    # made in float64: near its end a cosine has few digits in float32
+    table = np.where(epoch < warmup_epochs, warm, cosine).astype(np.float32)
     return lambda step: jnp.asarray(table)[jnp.minimum(step // steps_per_epoch, len(table) - 1)]
 
 

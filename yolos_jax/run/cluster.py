@@ -126,12 +126,9 @@ def threads() -> int:
 
 def fetch(tree: Any) -> Any:
     """Copies of the arrays of a tree in this process's memory, one at a time where they are in parts."""
-    whole = lambda x: x if x.is_fully_addressable or x.is_fully_replicated else _joined(x)
+    is_here = lambda x: x.is_fully_addressable or x.is_fully_replicated
+    whole = lambda x: x if is_here(x) else multihost_utils.process_allgather(x, tiled=True)
     return jax.tree.map(lambda x: np.array(whole(x)), tree)
-
-
-def _joined(x: jax.Array) -> np.ndarray:
-    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def from_first(number: float | None) -> float:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -129,15 +128,14 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     setup.check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
-    state, layout = setup.make_state(config, start.params, optimizer, mesh)
-    step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
+    state, train_step = setup.make_step(config, mesh, start.params, optimizer, loss)
     return DetectorSetup(
         start=start,
         digests=digests,
         batches=batches,
         val_batches=val_batches,
         rate=rate,
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh))),
+        train_step=train_step,
         predict=meshes.make_predictor(steps.make_evaluation_step(start.model), mesh),
         state=state,
         config=config,

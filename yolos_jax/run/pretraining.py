@@ -121,16 +121,15 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         notes.append(f'warmup_epochs is {config.warmup_epochs}: {config.epochs} epochs only warm up')
     rate = make_rate(config, batches.steps_per_epoch)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
-    state, layout = setup.make_state(config, params, optimizer, mesh, teacher.params)
     loss = classification.make_loss(
         model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
     )
-    step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
+    state, train_step = setup.make_step(config, mesh, params, optimizer, loss, teacher.params)
     return PretrainingSetup(
         batches=batches,
         val_batches=class_batches.EvalBatches(val_set, model.size, config.batch_size),
         rate=rate,
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh))),
+        train_step=train_step,
         predict=meshes.make_predictor(classification.make_evaluation_step(model), mesh),
         state=state,
         config=config,

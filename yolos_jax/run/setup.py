@@ -191,13 +191,9 @@ def check_keys(config: ConfigDict, known: ConfigDict) -> None:
 
 def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
     """A config with the keys that it lacks, since it was written before they were; as all configs say."""
-    result = ConfigDict(config)
-    with result.unlocked():
-        for name, value in known.items():
-            if isinstance(value, ConfigDict):
-                result[name] = completed(result.get(name, ConfigDict()), value)
-            elif name not in result:
-                result[name] = value
+    result = known.copy_and_resolve_references()
+    with result.unlocked(), result.ignore_type():
+        result.update(config.copy_and_resolve_references())
     return result
 
 
@@ -251,20 +247,23 @@ def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, dig
     cluster.agree(facts | {'the version of jax': jax.__version__})
 
 
-def make_state(
+def make_step(
     config: ConfigDict,
+    mesh: Mesh,
     params: dict,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    loss: Callable,
     fixed: dict | None = None,
-) -> tuple[dict, dict]:
-    """The state a run starts from, and where its arrays live: on every device, or in parts.
+) -> tuple[dict, Callable]:
+    """The state a run starts from, on every device or in parts of it, and the step of its training.
 
-    fixed: as for `steps.init_state`.
+    loss: as for `steps.make_update`. fixed: as for `steps.init_state`.
     """
     init = functools.partial(steps.init_state, optimizer=optimizer, ema=config.ema > 0)
     shapes = jax.eval_shape(init, params, fixed=fixed)
     layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
     layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
     layout = meshes.in_memory(shapes, layout)
-    return jax.jit(init, out_shardings=layout)(params, fixed=fixed), layout
+    state = jax.jit(init, out_shardings=layout)(params, fixed=fixed)
+    step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
+    return state, jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
