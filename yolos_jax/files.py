@@ -148,6 +148,8 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(0o755)  # mkdtemp's is private
         os.replace(part, folder)
+    except StorageError as error:
+        raise StorageError(str(error).replace(str(part), str(folder))) from None
     except OSError as error:
         raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
     finally:

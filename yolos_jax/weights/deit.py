@@ -5,7 +5,6 @@ The original's `finetune_det` and timm read it; it says how many heads there are
 
 import contextlib
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -29,9 +28,7 @@ def write(params: dict, model: Classifier, path: Path, about: dict | None = None
     by_name = {_timm(name): tensor for name, tensor in by_name.items()}
     if model.distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=-1, to=1)
-    part = path.with_name(f'.{path.name}.part')
-    torchfile.write(part, {'model': by_name, 'heads': model.heads} | (about or {}))
-    os.replace(part, path)
+    torchfile.write(path, {'model': by_name, 'heads': model.heads} | (about or {}))
 
 
 def about(path: Path) -> dict:

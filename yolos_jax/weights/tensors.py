@@ -274,9 +274,7 @@ def write_safetensors(path: str | Path, tensors: dict) -> None:
         end += size
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
-    with open(path, 'wb') as file:
+    with files.replacing(path) as file:
         file.write(len(text).to_bytes(8, 'little') + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor.numpy(), '<f4').data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.weights.unpickle import Interpreter
 
@@ -129,17 +130,15 @@ def write(path: str | Path, content: Any) -> None:
     tensors = []
     pickled = b'\x80\x02' + b''.join(_pickle(content, tensors)) + b'.'
     small = {'data.pkl': pickled, 'byteorder': b'little', 'version': b'3\n'}
-    with open(path, 'wb') as file:
-        with zipfile.ZipFile(file, 'w') as archive:  # uncompressed, as torch asks
-            for name, data in small.items():
-                archive.writestr(zipfile.ZipInfo(f'archive/{name}'), data)
-            for key, tensor in enumerate(tensors):
-                member = zipfile.ZipInfo(f'archive/data/{key}')
-                member.file_size = 4 * math.prod(tensor.shape)
-                with archive.open(member, 'w') as out:
-                    out.write(np.ascontiguousarray(tensor.numpy(), '<f4').reshape(-1).view(np.uint8))
-        file.flush()
-        os.fsync(file.fileno())
+    # uncompressed, as torch asks
+    with files.replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
+        for name, data in small.items():
+            archive.writestr(zipfile.ZipInfo(f'archive/{name}'), data)
+        for key, tensor in enumerate(tensors):
+            member = zipfile.ZipInfo(f'archive/data/{key}')
+            member.file_size = 4 * math.prod(tensor.shape)
+            with archive.open(member, 'w') as out:
+                out.write(np.ascontiguousarray(tensor.numpy(), '<f4').reshape(-1).view(np.uint8))
 
 
 def _pickle(value: Any, tensors: list) -> Iterator[bytes]:
