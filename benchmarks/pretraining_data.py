@@ -66,13 +66,14 @@ def main():
         write_data(Path(folder))
         records = labelled.read(folder, 'train')
         files = [Path(folder) / 'train' / file for file in records.files.tolist()]
-        out = class_batches.empty_batch(1, 196)['patches'][0]
+        images = class_batches.EvalBatches(records, SIZE, 1)
+        out = images.empty(1, 196)['patches'][0]
         draws = augmentation.draw(3 * IMAGES, seed=0, step=0)
         rows = [{name: values[i] for name, values in draws.items()} for i in range(3 * IMAGES)]
 
         def ours(repeats):
             for i in range(IMAGES // repeats):
-                image, _ = class_batches.start_image(records, i)()
+                image, _ = images.start_image(i)()
                 for row in rows[i * repeats : (i + 1) * repeats]:
                     augmentation.train_image(image, SIZE, row, out)
 

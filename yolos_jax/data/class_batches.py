@@ -17,7 +17,29 @@ class Plan(NamedTuple):
     lengths: np.ndarray  # of the sequences of each step, [steps]: all the same
 
 
-class TrainBatches:
+class _Batches:
+    """What the batches of a training and of an evaluation have in common."""
+
+    def __init__(self, records: LabelledImages) -> None:
+        self.records, self.bad = records, loader.BadImages(records)
+
+    def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
+        """What gives the pixels, RGBX, and the label of an image, or raises InputError."""
+        read, name = self.records.start_read(index), self.records.name(index)
+
+        def image() -> tuple[np.ndarray, int]:
+            data, label = read()
+            return pixels.decode(data, name), label
+
+        return image
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """A batch of black images: 'patches' uint8 [B, N, 768] and 'labels' int32 [B]."""
+        patches = np.zeros((rows, length, PATCH_DIM), np.uint8)
+        return {'patches': patches, 'labels': np.zeros(rows, np.int32)}
+
+
+class TrainBatches(_Batches):
     """The batches of a run: batch `step` is a function of (seed, step) and the images alone."""
 
     def __init__(
@@ -30,7 +52,7 @@ class TrainBatches:
         teacher: np.ndarray | None = None,
     ) -> None:
         """teacher: int32 [n], what a teacher takes each image for; it becomes 'teacher' of a batch."""
-        self.records, self.bad = records, loader.BadImages(records)
+        super().__init__(records)
         self.steps_per_epoch = len(records) // batch_size
         self._recipe, self._batch_size, self._seed, self._teacher = recipe, batch_size, seed, teacher
         self._epoch, self._plan = None, None
@@ -80,13 +102,9 @@ class TrainBatches:
 
         return fill
 
-    def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
-        """What gives the pixels and the label of an image, or raises InputError."""
-        return start_image(self.records, index)
-
     def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         """The arrays of a batch before it is loaded, as `mixing.augmented` takes them."""
-        batch = empty_batch(rows, length) | {
+        batch = super().empty(rows, length) | {
             'noise': np.zeros(rows, np.uint32),
             'weight': np.ones(rows, np.float32),
             'box': np.zeros((rows, 4), np.int32),
@@ -99,11 +117,12 @@ class TrainBatches:
         return batch
 
 
-class EvalBatches:
+class EvalBatches(_Batches):
     """Every image once, its middle; rows without an image fill up the last batch."""
 
     def __init__(self, records: LabelledImages, size: int, batch_size: int) -> None:
-        self.records, self.bad, self._size = records, loader.BadImages(records), size
+        super().__init__(records)
+        self._size = size
         order = np.concatenate([np.arange(len(records)), np.full(-len(records) % batch_size, -1)])
         self._indices = order.reshape(-1, batch_size)
 
@@ -118,27 +137,3 @@ class EvalBatches:
     def _fill(self, _: int, __: int, image: tuple, out: dict) -> None:
         image, out['labels'][...] = image
         augmentation.eval_image(image, self._size, out['patches'])
-
-    def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
-        """What gives the pixels and the label of an image, or raises InputError."""
-        return start_image(self.records, index)
-
-    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch before it is loaded."""
-        return empty_batch(rows, length)
-
-
-def start_image(records: LabelledImages, index: int) -> Callable[[], tuple[np.ndarray, int]]:
-    """What gives the pixels, RGBX, and the label of an image, or raises InputError."""
-    read = records.start_read(index)
-
-    def image() -> tuple[np.ndarray, int]:
-        data, label = read()
-        return pixels.decode(data, records.name(index)), label
-
-    return image
-
-
-def empty_batch(rows: int, length: int) -> dict[str, np.ndarray]:
-    """A batch of black images: 'patches' uint8 [B, N, 768] and 'labels' int32 [B]."""
-    return {'patches': np.zeros((rows, length, PATCH_DIM), np.uint8), 'labels': np.zeros(rows, np.int32)}
