@@ -73,9 +73,7 @@ def without_duplicates(boxes: np.ndarray, labels: np.ndarray, iou: float = DUPLI
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     for i in range(len(boxes)):
         others = [k for k in kept if labels[k] == labels[i]]
-        low = np.maximum(boxes[others, :2], boxes[i, :2])
-        high = np.minimum(boxes[others, 2:], boxes[i, 2:])
-        shared = np.prod(np.clip(high - low, 0, None), axis=1)
+        shared = _shared(boxes[others], boxes[i])
         if not (shared > iou * (areas[others] + areas[i] - shared)).any():
             kept.append(i)
     return np.array(kept, np.int64)
@@ -98,13 +96,15 @@ def _corner(
         (right - width, bottom), (right, top), (left - width, top), (left, bottom - height),
     ]  # fmt: skip
     places = np.clip(np.array(places), 0, np.maximum(np.array(size) - 1 - extent, 0)).round()
-    overlap = [sum(_shared(np.concatenate([p, p + extent]), other) for other in placed) for p in places]
+    captions = np.concatenate([places, places + extent], axis=1)
+    overlap = sum((_shared(captions, other) for other in placed), np.zeros(len(places)))
     return places[int(np.argmin(overlap))]
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> float:
-    """The area that two boxes share."""
-    return float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
+def _shared(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The area [n] that each of some boxes [n, 4] shares with another."""
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    return np.prod(np.clip(high - low, 0, None), axis=1)
 
 
 def _fitted(

@@ -167,6 +167,11 @@ def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
     return lambda: pixels.decode_sized(read(), records.name(index), size, records.images.upright)
 
 
+def photograph(records: Records, index: int) -> np.ndarray:
+    """The pixels of a record as its boxes lie on them, RGB; raises InputError where they cannot be read."""
+    return pixels.to_rgb(start_image(records, index)())
+
+
 def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:
     """An image's objects under its geometry; of more than T the largest are kept."""
     boxes, labels = records.objects(index)

@@ -24,7 +24,7 @@ def corrupt(image: np.ndarray, name: str, strength: int, seed: int) -> np.ndarra
     random = np.random.default_rng([list(CORRUPTIONS).index(name), strength, seed % 2**32])
     function, values = CORRUPTIONS[name]
     x = function(np.float32(image) / 255, values[STRENGTHS.index(strength)], random)
-    return (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(_to_pillow(x))
 
 
 def _to_pillow(x: np.ndarray) -> Image.Image:

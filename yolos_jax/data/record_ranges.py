@@ -7,7 +7,6 @@ https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md
 """
 
 import dataclasses
-import functools
 import struct
 from collections.abc import Callable, Sequence
 
@@ -42,8 +41,9 @@ class RecordRanges:
     def __init__(self, bucket: Bucket, names: Sequence[str]) -> None:
         """Read where the records are; raises InputError where a file is not one of this format."""
         self._bucket, self._names = bucket, names
-        ends = [bucket.start_read(name, slice(-BLOCK, None)) for name in names]
-        begins = [_footer_start(end) for end in ends]
+        last_blocks = [bucket.start_read(name, slice(-BLOCK, None)) for name in names]
+        # of the footers
+        begins = [_fields(_records(block, 0)[0]).get(OFFSET, 0) for block in last_blocks]
         footers = [
             bucket.start_read(name, slice(begin, None)) for name, begin in zip(names, begins, strict=True)
         ]
@@ -62,15 +62,7 @@ class RecordRanges:
         within = row - (int(self._ends[chunk - 1]) if chunk else 0)
         name, (begin, end) = self._names[self._file[chunk]], self._span[chunk].tolist()
         read = self._bucket.start_read(name, slice(begin, end))
-        return functools.partial(self._finish, read, begin=begin, within=within)
-
-    def _finish(self, read: Reading, *, begin: int, within: int) -> bytes:
-        return _records(read, begin)[within]
-
-
-def _footer_start(block: Reading) -> int:
-    """Where the footer begins, from the last block of a file."""
-    return _fields(_records(block, 0)[0]).get(OFFSET, 0)
+        return lambda: _records(read, begin)[within]
 
 
 def _shard(read: Reading, begin: int) -> Shard:

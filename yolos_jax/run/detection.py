@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, optim, steps
 from yolos_jax.configs import common
-from yolos_jax.data import annotations, cache, geometry, overlap, pixels, records, sources
-from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
+from yolos_jax.data import annotations, cache, geometry, overlap, records, sources
+from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
@@ -93,7 +93,7 @@ def first_images(outputs: dict, data: records.Records, names: dict[int, str]) ->
     pictures = []
     for row, index in enumerate(outputs['index'][:SHOWN].tolist()):
         of_image = {name: outputs[name][row] for name in ('boxes', 'scores', 'labels')}
-        image, tokens = pixels.to_rgb(start_image(data, index)()), best_first(of_image['scores'], 0.5)
+        image, tokens = photograph(data, index), best_first(of_image['scores'], 0.5)
         detections = Detections.of_tokens(of_image, tokens, names, image.shape[:2], image=image)
         pictures.append(np.asarray(detections.draw()))
     return pictures

@@ -14,8 +14,7 @@ from yolos_jax.analysis import confidence, groups, outcomes, precision, tide
 from yolos_jax.analysis.analysis import Analysis
 from yolos_jax.analysis.groups import Group
 from yolos_jax.analysis.outcomes import Split
-from yolos_jax.data import pixels
-from yolos_jax.data.batches import start_image
+from yolos_jax.data.batches import photograph
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.tools import page
@@ -246,7 +245,7 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     """An image twice: its objects, and the detections to show bool [d]."""
     index = int(np.searchsorted(records.ids, split.image_ids[image]))
     try:
-        array = pixels.to_rgb(start_image(records, index)())
+        array = photograph(records, index)
     except InputError as error:
         return page.text(str(error))
     objects, rows = split.objects_of(image), np.flatnonzero(shown)

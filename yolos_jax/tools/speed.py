@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from yolos_jax import Detector, cpus, files
-from yolos_jax.data import pixels, records
-from yolos_jax.data.batches import start_image
+from yolos_jax.data import records
+from yolos_jax.data.batches import photograph
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
@@ -131,10 +131,6 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
     return '\n'.join(f'{name:<20} {value}' for name, value in rows)
 
 
-def _image(data: records.Records, i: int) -> np.ndarray:
-    return pixels.to_rgb(start_image(data, i)())
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -149,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
-    images = [functools.partial(_image, data, i) for i in range(min(args.images, len(data)))]
+    images = [functools.partial(photograph, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)
     about = {'size': detector.size, 'method': METHOD}
     about['fingerprint'] = checkpoint.fingerprint(jax.device_get(detector.params))
