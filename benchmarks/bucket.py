@@ -10,7 +10,6 @@ fails and one answer in ten is cut short: the median time of a step after the fi
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from data import photograph
+from data import write_coco
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
@@ -31,23 +30,7 @@ from yolos_jax.data.batches import TrainBatches
 from yolos_jax.run.train import Step, train
 from yolos_jax.tools import build_tfds, make_shapes
 
-SIZE, BATCH, WARM = (480, 640), 8, 100  # pixels, images, batches that do not count
-
-
-def write_folder(root: Path, count: int) -> None:
-    """A COCO folder of so many photographs with an object each."""
-    rng, height, width = np.random.default_rng(0), *SIZE
-    (root / 'annotations').mkdir(parents=True)
-    (root / 'train2017').mkdir()
-    images = [{'id': i, 'file_name': f'{i}.jpg', 'height': height, 'width': width} for i in range(count)]
-    objects = [
-        {'id': i, 'image_id': i, 'category_id': 1, 'bbox': [9, 9, 99, 99], 'area': 9801, 'iscrowd': 0}
-        for i in range(count)
-    ]
-    for image in images:
-        (root / 'train2017' / image['file_name']).write_bytes(photograph(rng, height, width))
-    content = {'images': images, 'annotations': objects, 'categories': [{'id': 1, 'name': 'thing'}]}
-    (root / 'annotations' / 'instances_train2017.json').write_text(json.dumps(content))
+BATCH, WARM = 8, 100  # images, batches that do not count
 
 
 def serve(delay: float) -> None:
@@ -107,7 +90,7 @@ def main() -> None:
         os.environ |= storage.environment(server.stdout.readline().strip(), 'gs')
         os.environ['XDG_CACHE_HOME'] = f'{folder}/cache'
         root = Path(folder, 'coco')
-        write_folder(root, args.images)
+        write_coco(root, args.images, ['train2017'], objects=1)
         places = {'COCO folder': root, 'array_record': build_tfds.build(root, Path(folder, 'tfds'))}
         for name, local in places.items():
             url = storage.upload(local, f'gs://{storage.BUCKET}/{local.name}')

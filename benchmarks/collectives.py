@@ -5,30 +5,24 @@ import math
 import re
 
 KINDS = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|send'  # send: to another slice
-BYTES = {
-    'pred': 1,
-    's8': 1,
-    'u8': 1,
-    'bf16': 2,
-    'f16': 2,
-    's32': 4,
-    'u32': 4,
-    'f32': 4,
-    's64': 8,
-    'u64': 8,
-    'token': 0,
-}
+BYTES = dict(pred=1, s8=1, u8=1, bf16=2, f16=2, s32=4, u32=4, f32=4, s64=8, u64=8, token=0)
 
 
-def collectives(text):
-    """{kind: (how many in a run of the program, bytes of their results)}, loops counted by their trips."""
-    programs, name, entry = collections.defaultdict(list), None, None
+def computations(text):
+    """{name: lines} of a compiled program, and the name of its entry."""
+    lines, name, entry = collections.defaultdict(list), None, None
     for line in text.splitlines():
         if header := re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line):
             name = header[2]
             entry = name if header[1] else entry
         elif name:
-            programs[name].append(line)
+            lines[name].append(line)
+    return lines, entry
+
+
+def collectives(text):
+    """{kind: (how many in a run of the program, bytes of their results)}, loops counted by their trips."""
+    programs, entry = computations(text)
     totals = collections.defaultdict(lambda: [0, 0])
     _add(programs, entry, 1, totals)
     return {kind: tuple(sums) for kind, sums in totals.items()}

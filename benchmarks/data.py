@@ -23,6 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from yolos_jax.configs import yolos_s, yolos_ti
 
+from yolos_jax import files
 from yolos_jax.data import folders, geometry, loader, records
 from yolos_jax.data.batches import TrainBatches, empty_batch, filler
 from yolos_jax.data.cache import DecodedImages
@@ -41,6 +42,24 @@ def photograph(rng, height, width):
     file = io.BytesIO()
     Image.fromarray(noisy).save(file, 'jpeg', quality=90)
     return file.getvalue()
+
+
+def write_coco(root, count, splits, objects):
+    """A COCO folder whose splits have so many photographs of 640x480 each, with so many boxes in one."""
+    rng = np.random.default_rng(0)
+    images = [{'id': i, 'file_name': f'{i}.jpg', 'height': 480, 'width': 640} for i in range(1, count + 1)]
+    box = {'category_id': 1, 'iscrowd': 0, 'area': 1e4}
+    corners = rng.uniform(0, 300, (objects * count, 2)).tolist()
+    boxes = [
+        box | {'id': i + 1, 'image_id': i // objects + 1, 'bbox': [x, y, 100, 100]}
+        for i, (x, y) in enumerate(corners)
+    ]
+    content = {'images': images, 'annotations': boxes, 'categories': [{'id': 1, 'name': 'thing'}]}
+    for split in splits:
+        (root / split).mkdir(parents=True)
+        for image in images:
+            (root / split / image['file_name']).write_bytes(photograph(rng, 480, 640))
+        files.write_json(root / 'annotations' / f'instances_{split}.json', content)
 
 
 def write_data(folder, count):

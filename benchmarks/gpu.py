@@ -27,7 +27,7 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs m
 
 import jax
 import numpy as np
-from data import photograph
+from data import write_coco
 from peers import make_model, make_torch, random_batch, torch_targets
 from yolos_jax.configs import yolos_ti
 
@@ -219,26 +219,6 @@ def accuracy(fields: dict, grid: tuple, dtype: str) -> dict:
     return {'difference': float(difference), 'of': float(np.abs(reference).max())}
 
 
-def write_coco(root: Path, count: int) -> None:
-    """A COCO folder of photographs with 7 boxes each, both splits the same."""
-    (root / 'annotations').mkdir(parents=True)
-    images, rng = [], np.random.default_rng(0)
-    for number in range(1, count + 1):
-        images.append({'id': number, 'file_name': f'{number}.jpg', 'width': 640, 'height': 480})
-        for split in ('train2017', 'val2017'):
-            (root / split).mkdir(exist_ok=True)
-            (root / split / f'{number}.jpg').write_bytes(photograph(rng, 480, 640))
-    box = {'category_id': 1, 'iscrowd': 0, 'area': 1e4}
-    corners = rng.uniform(0, 300, (7 * count, 2)).tolist()
-    objects = [
-        box | {'id': i + 1, 'image_id': i // 7 + 1, 'bbox': [x, y, 100, 100]}
-        for i, (x, y) in enumerate(corners)
-    ]
-    content = {'images': images, 'annotations': objects, 'categories': [{'id': 1, 'name': 'thing'}]}
-    for split in ('train2017', 'val2017'):
-        files.write_json(root / 'annotations' / f'instances_{split}.json', content)
-
-
 def run_from_files(fields: dict, count: int, small: bool) -> dict:
     """A run from JPEG files: images/s, and the share of its time in which the device waits for images."""
     marks, lengths, config = [], [], yolos_ti.get_config()
@@ -252,7 +232,7 @@ def run_from_files(fields: dict, count: int, small: bool) -> dict:
             raise StopIteration
 
     with tempfile.TemporaryDirectory() as folder, config.unlocked():
-        write_coco(Path(folder) / 'data', 64)
+        write_coco(Path(folder) / 'data', 64, ('train2017', 'val2017'), objects=7)
         config.update(
             data=f'{folder}/data', num_lengths=2, log_every=10_000, eval_every=10_000, epochs=10_000
         )

@@ -72,6 +72,13 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
         return step.lower(state, batch).compile(), params
 
 
+def gigabytes(program):
+    """The memory of a chip that a compiled program takes."""
+    m = program.memory_analysis()
+    used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+    return (used + m.temp_size_in_bytes) / 1e9
+
+
 def devices_of(name):
     """The devices of 'v5e:2x4', or of two slices of it, '2*v5e:2x4'."""
     *count, topology = name.split('*')
@@ -93,16 +100,13 @@ def main():
                 clock = time.monotonic()
                 per_chip = 2 if model == 'Ti' else 1
                 program, params = compile_step(MODELS[model], length, mesh, per_chip, args.shard_params)
-                m = program.memory_analysis()
-                used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-                used = (used + m.temp_size_in_bytes) / 1e9
                 size = 4 * sum(x.size for x in jax.tree.leaves(params))
                 sent = collectives(program.as_text())
                 share = sum(size_of_kind for _, size_of_kind in sent.values()) / size
                 took = time.monotonic() - clock
                 print(
-                    f'{name} {model} {length}: {used:.2f} GB, sends {share:.2f} of the parameters, {sent}, '
-                    f'compiled in {took:.0f} s',
+                    f'{name} {model} {length}: {gigabytes(program):.2f} GB, sends {share:.2f} of the '
+                    f'parameters, {sent}, compiled in {took:.0f} s',
                     flush=True,
                 )
 

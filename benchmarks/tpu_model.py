@@ -17,6 +17,7 @@ import time
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
 
+from collectives import computations
 from jax.experimental import topologies
 from tpu_compile import MODELS, compile_step  # sets up jax for it
 
@@ -42,27 +43,13 @@ KINDS = (  # the first whose pattern is in the name of an operation
 )
 
 
-def computations(text):
-    """{name: lines} of a compiled program, and the name of its entry."""
-    lines, name, entry = {}, None, None
-    for line in text.splitlines():
-        head = re.match(r'^(ENTRY )?%?([\w.\-]+) .*\{$', line)
-        if head and not line.startswith(' '):
-            name = head[2]
-            lines[name] = []
-            entry = name if head[1] else entry
-        elif name and line.startswith('  '):
-            lines[name].append(line)
-    return lines, entry
-
-
 def operations(text, trips):
     """(cycles, how often, name) of each operation; trips: of the loop over the blocks."""
     lines, entry = computations(text)
     result = []
 
     def walk(name, times):
-        for line in lines.get(name, []):
+        for line in lines[name]:
             if ' while(' in line:
                 # the matching's loop makes one trip, as with a trained model
                 walk(re.search(r'body=%?([\w.\-]+)', line)[1], times * (trips if 'backbone' in line else 1))

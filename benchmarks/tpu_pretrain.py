@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.collectives import collectives
-from benchmarks.tpu_compile import devices_of  # first: it keeps JAX from looking for a TPU
+from benchmarks.tpu_compile import devices_of, gigabytes  # first: it keeps JAX from looking for a TPU
 from yolos_jax import attention, classification, optim, steps
 from yolos_jax.classifier import Classifier, param_shapes
 from yolos_jax.run import mesh as meshes
@@ -63,12 +63,10 @@ def main():
             config = importlib.import_module(f'yolos_jax.configs.{model}').get_config()
             clock = time.monotonic()
             program = compile_step(config, mesh)
-            m = program.memory_analysis()
-            used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-            used = (used + m.temp_size_in_bytes) / 1e9
             took, sent = time.monotonic() - clock, collectives(program.as_text())
             print(
-                f'{name} {model} {config.batch_size}: {used:.2f} GB, {sent}, compiled in {took:.0f} s',
+                f'{name} {model} {config.batch_size}: {gigabytes(program):.2f} GB, {sent}, '
+                f'compiled in {took:.0f} s',
                 flush=True,
             )
 
