@@ -1,13 +1,14 @@
 """train.py that also writes the image ids of its rows, and can be made to stop, fail or wait.
 
-python acting_train.py FOLDER WHAT ...: WHAT is 'run', or 'term:3', 'raise:3' or 'wait:3' after step 3 in
-process 1 (of one: 0), or 'unreadable': that process cannot read the newest checkpoint. The other arguments
-are those of train.py.
+python acting_train.py FOLDER WHAT ...: WHAT is 'run', or 'term:3', 'raise:3', 'wait:3' or 'full:3' (it can
+write no file) after step 3 in process 1 (of one: 0), or 'unreadable': that process cannot read the newest
+checkpoint. The other arguments are those of train.py.
 """
 
 import functools
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -39,6 +40,8 @@ def act():
         os.kill(os.getpid(), signal.SIGTERM)
     elif what == 'raise':
         raise RuntimeError('a fault of the test')
+    elif what == 'full':
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     else:
         (folder / 'waiting').touch()
         threading.Event().wait()

@@ -249,11 +249,15 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
 
 @pytest.mark.row('two processes, one failing')
 @pytest.mark.parametrize('trial', TRIALS)
-def test_an_exception_in_one_process_ends_all_and_is_shown(trial, coco_folder, tmp_path):
-    started = start(coco_folder, tmp_path, 2, 1, *SHORT, what='raise:3', heartbeat=20)
-    codes, logs = finish(started, tmp_path)
+@pytest.mark.parametrize(
+    ('what', 'says'), [('raise:3', 'RuntimeError: a fault of the test'), ('full:3', 'a save failed')]
+)
+def test_an_exception_in_one_process_ends_all_and_is_shown(trial, what, says, coco_folder, tmp_path):
+    flags = *SHORT, '--config.epochs=1000', '--stuck=200'
+    codes, logs = finish(start(coco_folder, tmp_path, 2, 1, *flags, what=what, heartbeat=20), tmp_path)
     assert 0 not in codes
-    assert 'process 1 of 2:' in logs[1] and 'RuntimeError: a fault of the test' in logs[1]
+    assert 'process 1 of 2:' in logs[1] and says in logs[1]
+    assert 'Timeout (' not in ''.join(logs)  # as of a process that is stuck
 
 
 def test_a_process_that_is_stuck_ends_with_its_stacks():

@@ -6,8 +6,10 @@ Of a run in a bucket, the first process saves the arrays of all to its local cop
 
 import contextlib
 import shutil
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -38,6 +40,7 @@ class Checkpoints:
         cluster.wait('checkpoints')
         first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
         options = ocp.CheckpointManagerOptions(
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_meet({0} if mirror else None)),
             create=False,  # made above
             cleanup_tmp_directories=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**first if mirror else {}),
@@ -199,6 +202,24 @@ class Checkpoints:
         except Exception as error:  # as above
             reason = ' '.join(str(error).split())[:300]
             raise InputError(f'{self.folder}: {what}: {reason}') from error
+
+
+def _meet(processes: set[int] | None) -> Callable[..., None]:
+    """How Orbax's thread waits for the other processes at the end of a save that did not fail here.
+
+    Where it failed Orbax would wait first, up to 20 minutes, for others that wait elsewhere for this one.
+    """
+    if not cluster.is_first() and processes:
+        return lambda **_: None  # of a process that does not save
+    wait = ocp.multihost.get_barrier_sync_fn(processes=processes)
+
+    def meet(**which: str | int) -> None:
+        of_save = threading.current_thread() is not threading.main_thread()  # which may handle another
+        if of_save and (error := sys.exception()):
+            raise error
+        wait(**which)
+
+    return meet
 
 
 def _tidy(folder: Path) -> None:
