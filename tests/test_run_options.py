@@ -20,6 +20,7 @@ from helpers import (
 from yolos_jax.configs import finetune
 
 from yolos_jax import optim, weights
+from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import detection
@@ -218,6 +219,18 @@ def test_a_resumed_run_does_not_need_the_weights_it_started_from(coco_folder, tm
     launch(tiny_config(data=coco_folder, epochs=2), tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
     assert config['init_from'] == str(tmp_path / 'vit.pth')  # which it did start from
+
+
+def test_a_run_ends_where_no_image_of_the_validation_split_can_be_read(coco_folder, tmp_path):
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    data = records.read(tmp_path / 'data', 'val2017')
+    for image in (tmp_path / 'data' / 'val2017').iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    outputs = {'index': np.arange(3), **{name: np.zeros((3, 1)) for name in ('boxes', 'scores', 'labels')}}
+    assert detection.first_images(outputs, data, {}) == []  # TensorBoard alone lacks them
+    config = tiny_config(data=tmp_path / 'data', bad_images=100, epochs=2)
+    with pytest.raises(InputError, match='no image of the validation split can be read'):
+        launch(config, tmp_path / 'run')
 
 
 def test_small_data_is_logged_once_an_epoch(coco_folder, tmp_path):

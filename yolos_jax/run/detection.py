@@ -69,6 +69,8 @@ class DetectorSetup(setup.Setup):
         outputs, val_set = self.detect(state, on_batch), self.val_batches.records
         if not cluster.is_first():
             return np.nan
+        if not len(outputs['index']):
+            raise InputError('no image of the validation split can be read', 'val_split')
         results = evaluation.to_results(outputs, val_set, self.labels)
         numbers, _ = evaluation.score(val_set.truth(), results)
         log.print(evaluation.table(numbers))
@@ -93,7 +95,11 @@ def first_images(outputs: dict, data: records.Records, names: dict[int, str]) ->
     pictures = []
     for row, index in enumerate(outputs['index'][:SHOWN].tolist()):
         of_image = {name: outputs[name][row] for name in ('boxes', 'scores', 'labels')}
-        image, tokens = photograph(data, index), best_first(of_image['scores'], 0.5)
+        try:
+            image = photograph(data, index)
+        except InputError:  # another process, with a copy of its own, could read it
+            continue
+        tokens = best_first(of_image['scores'], 0.5)
         detections = Detections.of_tokens(of_image, tokens, names, image.shape[:2], image=image)
         pictures.append(np.asarray(detections.draw()))
     return pictures
