@@ -229,7 +229,7 @@ def test_a_run_ends_where_no_image_of_the_validation_split_can_be_read(coco_fold
     outputs = {'index': np.arange(3), **{name: np.zeros((3, 1)) for name in ('boxes', 'scores', 'labels')}}
     assert detection.first_images(outputs, data, {}) == []  # TensorBoard alone lacks them
     config = tiny_config(data=tmp_path / 'data', bad_images=100, epochs=2)
-    with pytest.raises(InputError, match='no image of the validation split can be read'):
+    with pytest.raises(InputError, match='not one of the images to evaluate on can be read'):
         launch(config, tmp_path / 'run')
 
 

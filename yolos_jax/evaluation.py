@@ -38,6 +38,9 @@ def detect(
 
     Returns:
         The step's outputs [n, ...], and 'index' [n], the record of each.
+
+    Raises:
+        InputError: not one image can be read.
     """
     parts = []
     for _, batch, indices in loader.load(batches, range(len(batches)), rows, threads):
@@ -46,6 +49,8 @@ def detect(
     outputs = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     order = np.argsort(outputs['index'], kind='stable')
     order = order[outputs['index'][order] >= 0]  # rows that fill up the last batch have no image
+    if not len(order):  # whose AP of 0 would look like the detector's
+        raise InputError('not one of the images to evaluate on can be read')
     return {name: values[order] for name, values in outputs.items()}
 
 

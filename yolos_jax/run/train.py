@@ -245,7 +245,7 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         means.settle()
         run.goodput.add(time.monotonic() - clock)
     for text, ids in means.pop_spikes():
-        run.log.print(f'at about step {done}: {text}; images {shown(ids, 16)}')
+        run.log.print(f'at about step {done}: {text}; images {shown(cluster.gather(ids), 16)}')
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:
@@ -314,6 +314,6 @@ def diverged(means: Means, done: int) -> DivergedError:
     return DivergedError(
         f'the loss was not finite in {means.nonfinite_streak} steps up to step {done} (or the gradient, or '
         f'the new parameters); none of them was saved. The last had the images '
-        f'{shown(means.image_ids, 16)}. A smaller learning rate often helps',
+        f'{shown(cluster.gather(means.image_ids), 16)}. A smaller learning rate often helps',
         'learning_rate',
     )
