@@ -137,8 +137,12 @@ def load_font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _colour(label: int) -> tuple[int, int, int]:
-    hue = label * 0.618034 % 1  # steps of the golden ratio keep neighbouring labels apart
-    return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 1.0))
+    return rgb(label * 0.618034 % 1, 0.7, 1.0)  # steps of the golden ratio keep neighbouring labels apart
+
+
+def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+    """A colour of HSV, each 0..1, as Pillow takes it."""
+    return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def plain(text: str) -> str:

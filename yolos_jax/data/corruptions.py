@@ -49,12 +49,17 @@ def _motion(x: np.ndarray, length: tuple[int, float], random: np.random.Generato
     angle, total = random.uniform(0, np.pi), np.zeros_like(x)
     steps = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (steps / deviation) ** 2)
-    height, width = x.shape[:2]
     for step, weight in zip(steps, weights / weights.sum(), strict=True):
-        rows = np.clip(np.arange(height) + round(step * np.sin(angle)), 0, height - 1)
-        columns = np.clip(np.arange(width) + round(step * np.cos(angle)), 0, width - 1)
-        total += np.float32(weight) * x[rows[:, None], columns]
+        total += np.float32(weight) * _shifted(x, step * np.sin(angle), step * np.cos(angle))
     return total
+
+
+def _shifted(x: np.ndarray, up: float, left: float) -> np.ndarray:
+    """x moved by whole pixels; the pixels of its edges are repeated."""
+    height, width = x.shape[:2]
+    rows = np.clip(np.arange(height) + round(up), 0, height - 1)
+    columns = np.clip(np.arange(width) + round(left), 0, width - 1)
+    return x[rows[:, None], columns]
 
 
 def _jpeg(x: np.ndarray, quality: int, _: np.random.Generator) -> np.ndarray:
@@ -92,11 +97,8 @@ def _rain(x: np.ndarray, strength: tuple[float, int], random: np.random.Generato
     share, radius = strength
     drops = (random.random(x.shape[:2]) < share).astype(np.float32)
     lean, streaks = random.uniform(-0.4, 0.4), np.zeros_like(drops)
-    height, width = drops.shape
     for step in range(-radius, radius + 1):
-        rows = np.clip(np.arange(height) + step, 0, height - 1)
-        columns = np.clip(np.arange(width) + round(step * lean), 0, width - 1)
-        streaks += drops[rows[:, None], columns]
+        streaks += _shifted(drops, step, step * lean)
     streaks = np.minimum(streaks, 1)[..., None] * 0.6
     return x * 0.85 * (1 - streaks) + streaks
 

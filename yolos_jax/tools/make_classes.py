@@ -4,7 +4,6 @@ python -m yolos_jax.tools.make_classes DIR
 """
 
 import argparse
-import colorsys
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from yolos_jax import files
+from yolos_jax import files, visualize
 from yolos_jax.run import cli
 from yolos_jax.tools import make_shapes
 
@@ -67,8 +66,7 @@ def picture(rng: np.random.Generator, label: int) -> Image.Image:
     image = make_shapes.ground(rng, SIDE, SIDE)
     side = rng.uniform(0.5, 0.95) * SIDE
     place = rng.uniform(0, SIDE - side, 2)
-    colour = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.6, 1), rng.uniform(0.5, 1))
-    colour = tuple(int(255 * c) for c in colour)
+    colour = visualize.rgb(rng.random(), rng.uniform(0.6, 1), rng.uniform(0.5, 1))
     points = [tuple(place + side * np.array(point)) for point in polygon]
     draw = ImageDraw.Draw(image)
     if KINDS[kind] == 'filled':

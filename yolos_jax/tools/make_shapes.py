@@ -4,7 +4,6 @@ python -m yolos_jax.tools.make_shapes DIR
 """
 
 import argparse
-import colorsys
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from yolos_jax import files
+from yolos_jax import files, visualize
 from yolos_jax.run import cli
 
 CLASSES = ('circle', 'square', 'triangle')
@@ -96,8 +95,7 @@ def ground(rng: np.random.Generator, height: int, width: int) -> Image.Image:
 def _shape(rng: np.random.Generator, draw: ImageDraw.ImageDraw, category: int, box: list) -> None:
     x, y, w, h = box
     hue = (category / len(CLASSES) + rng.uniform(-0.12, 0.12)) % 1  # a class has its range of colours
-    vivid = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
-    colour = tuple(int(255 * c) for c in vivid)
+    colour = visualize.rgb(hue, rng.uniform(0.6, 1), rng.uniform(0.5, 1))
     outline = tuple(c // 2 for c in colour)
     corners = [x, y, x + w - 1, y + h - 1]
     if category == 1:

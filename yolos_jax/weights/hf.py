@@ -16,6 +16,9 @@ FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
 SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
 UNUSED = 'N/A'  # the name of a number that is no class
+FIXED = {  # what config.json says of every model that can be read
+    'model_type': 'yolos', 'patch_size': PATCH, 'num_channels': 3, 'qkv_bias': True, 'hidden_act': 'gelu',
+}  # fmt: skip
 
 
 def has_config(file: TensorFile) -> bool:
@@ -66,14 +69,7 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
 def _read_config(file: TensorFile) -> dict:
     """config.json; raises InputError where it is not that of a YOLOS we can build."""
     config = file.beside(CONFIG)
-    fixed = {
-        'model_type': 'yolos',
-        'hidden_act': 'gelu',
-        'patch_size': PATCH,
-        'num_channels': 3,
-        'qkv_bias': True,
-        'intermediate_size': 4 * config.get('hidden_size', 0),
-    }
+    fixed = FIXED | {'intermediate_size': 4 * config.get('hidden_size', 0)}
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise InputError(f'{CONFIG} says {key} is {config[key]!r}; only {value!r} works')
@@ -150,19 +146,15 @@ def _config(pretrained: Pretrained) -> dict:
     labels = {str(i): pretrained.classes.get(i, UNUSED) for i in range(model.num_classes)}
     return {
         'architectures': ['YolosForObjectDetection'],
-        'model_type': 'yolos',
+        **FIXED,
         'hidden_size': model.width,
         'intermediate_size': 4 * model.width,
         'num_hidden_layers': model.depth,
         'num_attention_heads': model.heads,
         'num_detection_tokens': model.num_det_tokens,
         'image_size': [PATCH * side for side in model.pos_grid],
-        'patch_size': PATCH,
-        'num_channels': 3,
-        'qkv_bias': True,
         'use_mid_position_embeddings': model.mid_pos_grid is not None,
         'layer_norm_eps': model.eps,
-        'hidden_act': 'gelu',
         'hidden_dropout_prob': 0.0,
         'attention_probs_dropout_prob': 0.0,
         'id2label': labels,
