@@ -193,9 +193,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     if (side := kernel.shape[-1]) < PATCH and kernel.shape[1:] == (3, side, side):
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
         report.append(f'resampled 1: patches of {side} pixels -> {PATCH}')
-    if statistics.differ(mean, std):
-        report.append(statistics.report(mean, std))
-        statistics.fold(tensors, 'patch_embed.proj.', mean, std)
+    report += statistics.fold(tensors, 'patch_embed.proj.', mean, std)
     return _Vit(tensors, ignored, report)
 
 

@@ -54,10 +54,8 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     ]
     if missing:
         raise InputError(f'{file.path}: no classifier: {missing[0]} is missing')
-    mean, std = statistics.beside(file)
-    if statistics.differ(mean, std):
-        statistics.fold(by_name, 'patch_embed.proj.', mean, std)
-        print(f'{file.path}: {statistics.report(mean, std)}', file=sys.stderr)
+    for line in statistics.fold(by_name, 'patch_embed.proj.', *statistics.beside(file)):
+        print(f'{file.path}: {line}', file=sys.stderr)
     distilled = 'dist_token' in by_name
     if distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)

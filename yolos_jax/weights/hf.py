@@ -42,10 +42,8 @@ def read(file: TensorFile) -> Pretrained:
 
 def _read(file: TensorFile, config: dict) -> Pretrained:
     tensors, preprocessor = hf_names.to_reference(file.tensors), file.beside(PREPROCESSOR)
-    mean, std = statistics.read(preprocessor)
-    if statistics.differ(mean, std):
-        statistics.fold(tensors, 'backbone.patch_embed.proj.', mean, std)
-        print(f'{file.path}: {statistics.report(mean, std)}', file=sys.stderr)
+    for line in statistics.fold(tensors, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
+        print(f'{file.path}: {line}', file=sys.stderr)
     grid = tuple(side // PATCH for side in config['image_size'])
     model = Yolos(
         width=config['hidden_size'],

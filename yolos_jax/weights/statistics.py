@@ -57,21 +57,17 @@ def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
     return mean, std
 
 
-def differ(mean: np.ndarray, std: np.ndarray) -> bool:
-    """Whether these are not ImageNet's."""
-    return not (np.allclose(mean, MEAN) and np.allclose(std, STD))
+def fold(tensors: dict, prefix: str, mean: np.ndarray, std: np.ndarray) -> list[str]:
+    """Bring the patch convolution from pixels of (mean, std) to ours: x' = (x STD + MEAN - mean) / std.
 
-
-def report(mean: np.ndarray, std: np.ndarray) -> str:
-    """What `fold` does, for the reader."""
-    return f'pixels: its mean {mean.tolist()} and deviation {std.tolist()} go into patch_embed'
-
-
-def fold(tensors: dict, prefix: str, mean: np.ndarray, std: np.ndarray) -> None:
-    """Bring the patch convolution from pixels of (mean, std) to ours: x' = (x STD + MEAN - mean) / std."""
+    Returns a line for the reader, or none where the statistics are ImageNet's and nothing is done.
+    """
+    if np.allclose(mean, MEAN) and np.allclose(std, STD):
+        return []
     weight = tensors[f'{prefix}weight'].numpy().astype(np.float32)
     bias = tensors[f'{prefix}bias'].numpy().astype(np.float32)
     shift = np.einsum('dchw,c->d', weight.astype(np.float64), (MEAN - mean) / std)
     new = {'weight': weight * (STD / std)[:, None, None], 'bias': (bias + shift).astype(np.float32)}
     for name, value in new.items():
         tensors[prefix + name] = Tensor(value.shape, lambda value=value: value)
+    return [f'pixels: its mean {mean.tolist()} and deviation {std.tolist()} go into patch_embed']
