@@ -113,7 +113,7 @@ def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_f
     optimizer = optim.make_deit_optimizer(params, rate, 0.05)
     loss = classification.make_loss(MODEL, smoothing=0.1, drop_path=0.5, group=GROUP)
     step, state = steps.make_update(loss, optimizer), steps.init_state(params, optimizer)
-    exported = names.from_tree(params, classifier.param_shapes(MODEL), 3)
+    exported = names.from_params(params, MODEL)
     theirs = {name.removeprefix('backbone.'): x.numpy() for name, x in exported.items()}
     theirs = {k: torch.from_numpy(np.array(x)).requires_grad_() for k, x in theirs.items()}
     no_decay = [x for k, x in theirs.items() if x.ndim == 1 or k in ('pos_embed', 'cls_token')]
@@ -137,7 +137,7 @@ def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_f
         mixes |= {bool(box.any()) for box in batch['box']}
         np.testing.assert_allclose(float(metrics['loss']), expected.item(), rtol=1e-5)
     assert mixes == {True, False}  # both CutMix and mixup were there
-    new = names.from_tree(state['params'], classifier.param_shapes(MODEL), 3)
+    new = names.from_params(state['params'], MODEL)
     moved = 0.0
     for name, x in new.items():
         mine, other = x.numpy(), theirs[name.removeprefix('backbone.')].detach().numpy()

@@ -15,7 +15,7 @@ import numpy as np
 
 from yolos_jax import posembed, rope
 from yolos_jax.errors import InputError
-from yolos_jax.model import Vit, Yolos, init_params, param_shapes
+from yolos_jax.model import Vit, Yolos, init_params
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, google, hf_names, names, sizes, statistics
 from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
@@ -101,7 +101,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     eps = config.get('layer_norm_eps', DINOV3_EPS if fields['rope'] else Vit.eps)
     model = Vit(**fields, heads=heads, pos_grid=side and (side, side), eps=eps)
     tensors = {f'backbone.{name}': tensor for name, tensor in vit.tensors.items()}
-    return model, names.to_tree(tensors, param_shapes(model), model.depth)
+    return model, names.to_params(tensors, model)
 
 
 def _check_config(config: dict) -> None:

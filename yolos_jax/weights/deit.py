@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolos_jax.classifier import Classifier, param_shapes
+from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import checkpoint, names, sizes, statistics, tensors, torchfile
@@ -24,7 +24,7 @@ def write(params: dict, model: Classifier, path: Path, about: dict | None = None
 
     about: {name: a number, a text, or a list of them} to be found beside the weights.
     """
-    by_name = names.from_tree(params, param_shapes(model), model.depth)
+    by_name = names.from_params(params, model)
     by_name = {_timm(name): tensor for name, tensor in by_name.items()}
     if model.distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=-1, to=1)
@@ -72,7 +72,7 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
         distilled=distilled,
     )
     ours = {_ours(name): tensor for name, tensor in by_name.items()}
-    return model, names.to_tree(ours, param_shapes(model), model.depth)
+    return model, names.to_params(ours, model)
 
 
 def _timm(name: str) -> str:

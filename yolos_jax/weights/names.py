@@ -12,8 +12,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from yolos_jax import classifier
+from yolos_jax import model as detector
+from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError, shown
-from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.model import Vit, Yolos
 from yolos_jax.patches import PATCH
 from yolos_jax.weights.tensors import Tensor
 
@@ -28,18 +31,13 @@ class _Parameter(NamedTuple):
     stacked: tuple  # ours
 
 
-def to_params(tensors: dict, model: Yolos) -> dict:
+def to_params(tensors: dict, model: Yolos | Vit | Classifier) -> dict:
     """The reference's tensors {name: tensor} as the parameters of `model`, float32.
 
     Raises:
         InputError: names or shapes differ from the model's, or values are not finite.
     """
-    return to_tree(tensors, param_shapes(model), model.depth)
-
-
-def to_tree(tensors: dict, tree: dict, depth: int) -> dict:
-    """As `to_params`, of a tree of parameters of these shapes, with blocks stacked `depth` high."""
-    parameters = list(_parameters(tree, depth))
+    parameters = list(_parameters(model))
     _compare(tensors, {name: p.shape for p in parameters for name in p.names})
     params, bad = {}, []
     for path, kind, names, _, ours in parameters:
@@ -66,15 +64,10 @@ def _aligned(shape: tuple) -> np.ndarray:
     return room[start : start + size].view(np.float32).reshape(shape)
 
 
-def from_params(params: dict, model: Yolos) -> dict[str, Tensor]:
-    """Our parameters as the reference's tensors {name: tensor}, float32."""
-    return from_tree(params, param_shapes(model), model.depth)
-
-
-def from_tree(params: dict, tree: dict, depth: int) -> dict[str, Tensor]:
-    """As `from_params`, of a tree of parameters of these shapes, with blocks stacked `depth` high."""
+def from_params(params: dict, model: Yolos | Vit | Classifier) -> dict[str, Tensor]:
+    """The parameters of `model` as the reference's tensors {name: tensor}, float32."""
     tensors = {}
-    for path, kind, names, shape, _ in _parameters(tree, depth):
+    for path, kind, names, shape, _ in _parameters(model):
         leaf = params
         for key in path:
             leaf = leaf[key]
@@ -84,14 +77,15 @@ def from_tree(params: dict, tree: dict, depth: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _parameters(tree: dict, depth: int) -> Iterator[_Parameter]:
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+def _parameters(model: Yolos | Vit | Classifier) -> Iterator[_Parameter]:
+    shapes = (classifier if isinstance(model, Classifier) else detector).param_shapes(model)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path, shape = tuple(key.key for key in keys), leaf.shape
         kind = 'conv' if path[-3:] == ('patch_embed', 'proj', 'kernel') else path[-1]
         last = {'kernel': 'weight', 'scale': 'weight'}.get(path[-1], path[-1])
         names = ['.'.join([*path[:-1], last]).replace('layers_', 'layers.')]
         if 'blocks' in path:
-            names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(depth)]
+            names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(model.depth)]
             shape = shape[1:]
         yield _Parameter(path, kind, names, _torch_shape(shape, kind), leaf.shape)
 
