@@ -138,9 +138,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     prefix = f'.{folder.name}-{socket.gethostname()}-'  # then the process and something random
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f'{glob.escape(prefix)}*'):
-            if not Path('/proc', left.name.removeprefix(prefix).partition('-')[0]).exists():
-                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+        remove_left(folder.parent, prefix)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'{prefix}{os.getpid()}-'))
     except OSError as error:
         raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
@@ -154,6 +152,13 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_left(parent: Path, prefix: str) -> None:
+    """Remove the folders in a folder, of names PREFIX and a process, whose processes were killed."""
+    for left in parent.glob(f'{glob.escape(prefix)}*'):
+        if not Path('/proc', left.name.removeprefix(prefix).partition('-')[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sha256(path: str | Path) -> str:

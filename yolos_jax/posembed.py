@@ -90,6 +90,14 @@ def resample(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.einsum('ri,cj,ijd->rcd', rows, columns, table, optimize=True).astype(np.float32)
 
 
+def with_grid(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """A table [..., 1 + rows * columns + Q, D] with its patches resampled from a grid to another."""
+    flat, end = table.reshape(-1, *table.shape[-2:]), 1 + old[0] * old[1]
+    patches = [resample(one[1:end].reshape(*old, -1), new).reshape(new[0] * new[1], -1) for one in flat]
+    result = np.concatenate([flat[:, :1], np.stack(patches), flat[:, end:]], axis=1)
+    return result.reshape(*table.shape[:-2], *result.shape[1:])
+
+
 def aligned(size: int) -> int:
     """A size rounded up to a multiple of `ALIGNED`."""
     return size + -size % ALIGNED

@@ -110,8 +110,5 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
 
 def resized(params: dict, old: int, new: int) -> dict:
     """A classifier's parameters with its positions resampled from old x old to new x new patches."""
-    table = params['backbone']['pos_embed']
-    square = table[0, 1 : 1 + old**2].reshape(old, old, -1)
-    patches = posembed.resample(square, (new, new)).reshape(new**2, -1)
-    table = np.concatenate([table[0, :1], patches, table[0, 1 + old**2 :]])[None]
+    table = posembed.with_grid(params['backbone']['pos_embed'], (old, old), (new, new))
     return params | {'backbone': params['backbone'] | {'pos_embed': table}}

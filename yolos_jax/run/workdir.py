@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from yolos_jax import bucket
+from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, config_files, lease
 from yolos_jax.run.mirror import PROGRAMS, Mirror
@@ -74,9 +74,7 @@ def opened(location: str | Path) -> Iterator[Workdir]:
 def own_copy(url: str) -> Path:
     """The folder of this process for its copy; those of processes that were killed are removed."""
     copies = local_copy(url)
-    for left in copies.glob('process-*'):
-        if not Path('/proc', left.name.removeprefix('process-')).exists():
-            shutil.rmtree(left, ignore_errors=True)
+    files.remove_left(copies, 'process-')
     return copies / f'process-{os.getpid()}'  # one that hangs, and whose lock was taken over, has another
 
 

@@ -69,22 +69,12 @@ def with_det_tokens(pretrained: Pretrained, count: int, seed: int) -> tuple[Pret
 
 def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretrained, str]:
     """The detector with position tables of another size (rows, columns), resampled as torch's bicubic."""
-    grid, Q = tuple(grid), pretrained.model.num_det_tokens
-    tables = _tables(pretrained.model)
+    grid, tables = tuple(grid), _tables(pretrained.model)
     fields = {name.replace('embed', 'grid'): grid for name in tables}
     sizes.check(pretrained.model.clone(**fields))
-
-    def resample(table: np.ndarray, old: tuple[int, int]) -> np.ndarray:
-        """[L, 1, 1 + rows * columns + Q, D], or without the L."""
-        flat = table.reshape(-1, *table.shape[-2:])
-        patches = flat[:, 1:-Q].reshape(len(flat), *old, -1)
-        patches = np.stack([posembed.resample(table, grid) for table in patches])
-        patches = patches.reshape(len(flat), grid[0] * grid[1], -1)
-        new = np.concatenate([flat[:, :1], patches, flat[:, -Q:]], axis=1)
-        return new.reshape(*table.shape[:-2], *new.shape[1:])
-
     backbone = pretrained.params['backbone']
-    backbone = backbone | {name: resample(np.asarray(backbone[name]), old) for name, old in tables.items()}
+    resampled = lambda name, old: posembed.with_grid(np.asarray(backbone[name]), old, grid)
+    backbone = backbone | {name: resampled(name, old) for name, old in tables.items()}
     report = [f'{name} {old[0]}x{old[1]} -> {grid[0]}x{grid[1]}' for name, old in tables.items()]
     return _changed(pretrained, fields, {'backbone': backbone}), ', '.join(report)
 
