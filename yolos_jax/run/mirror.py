@@ -62,13 +62,8 @@ class Mirror:
 
     def start_push(self, after: Callable[[], None] = lambda: None) -> None:
         """Push in a thread, once `after` has returned; a push that is under way is waited for first."""
-
-        def push() -> None:
-            after()
-            self._push_now()
-
         self.finish_push()
-        self._push = self._pool.submit(push)
+        self._push = self._pool.submit(self._push_now, after)
 
     def push_now_and_then(self, every: float = EVERY) -> None:
         """Push in a thread, where none is under way and the last is `every` seconds ago.
@@ -98,7 +93,8 @@ class Mirror:
         self.start_push()
         self.finish_push()
 
-    def _push_now(self) -> None:
+    def _push_now(self, after: Callable[[], None] = lambda: None) -> None:
+        after()
         self._lease.check()
         paths = {str(path.relative_to(self.folder)): path for path in _files(self.folder)}
         paths |= {f'{PROGRAMS}/{path.name}': path for path in _files(self._programs)}
