@@ -119,9 +119,7 @@ class Bucket:
         """Read {name: file}, several at a time; each file appears whole or not at all."""
 
         def get(name: str) -> None:
-            content = self.read(name)
-            with files.replacing(paths[name]) as file:
-                file.write(content)
+            files.write(paths[name], self.read(name))
 
         with concurrent.futures.ThreadPoolExecutor(FILES) as pool:
             list(pool.map(get, paths))

@@ -94,10 +94,15 @@ def names_for(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
+def write(path: str | Path, content: bytes) -> None:
+    """Write a whole file, as `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON to `path`."""
-    with replacing(path) as file:
-        file.write(json.dumps(content).encode())
+    write(path, json.dumps(content).encode())
 
 
 def check_file(path: Path, argument: str) -> None:

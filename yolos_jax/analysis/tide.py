@@ -16,6 +16,7 @@ from yolos_jax.analysis.outcomes import Outcomes, Split, iou
 from yolos_jax.analysis.precision import RECALLS
 
 RIGHT_IOU, BACKGROUND_IOU = 0.5, 0.1
+SAME, OTHER, USED = 0, 1, 2  # kinds of objects for `_nearest`
 
 
 class Kind(enum.IntEnum):
@@ -53,85 +54,75 @@ def errors(outcomes: Outcomes) -> Errors:
     right = right & ~ignored
     used = np.zeros(len(split.images), bool)
     used[outcomes.matched[right, 0]] = True
-    near = _nearest(split, counted, used)
+    ious, objects = _nearest(split, counted, used)
+    same, other, duplicated = ious
     kinds = np.select(
         [
             right,
-            near.same.between(BACKGROUND_IOU, RIGHT_IOU),
-            near.other.values >= RIGHT_IOU,
-            near.used.values >= RIGHT_IOU,
-            np.maximum(near.same.values, near.other.values) <= BACKGROUND_IOU,
+            (same >= BACKGROUND_IOU) & (same <= RIGHT_IOU),
+            other >= RIGHT_IOU,
+            duplicated >= RIGHT_IOU,
+            np.maximum(same, other) <= BACKGROUND_IOU,
         ],
         [-1, Kind.PLACE, Kind.CLASS, Kind.DUPLICATE, Kind.BACKGROUND],
         Kind.BOTH,
     )
-    target = np.where(kinds == Kind.PLACE, near.same.objects, near.other.objects)
+    target = np.where(kinds == Kind.PLACE, objects[SAME], objects[OTHER])
     mendable = np.isin(kinds, (Kind.PLACE, Kind.CLASS)) & ~used[target]
     best = _best_of_each(target, mendable, split.scores)
     missed = counted & ~used
     missed[target[mendable]] = False
 
-    objects = np.bincount(split.classes[counted], minlength=len(split.class_ids))
+    per_class = np.bincount(split.classes[counted], minlength=len(split.class_ids))
 
     def ap(kept: np.ndarray, right: np.ndarray, classes: np.ndarray, left: np.ndarray) -> float:
-        emptied = (objects > 0) & (left == 0) & (np.bincount(classes[kept], minlength=len(left)) > 0)
+        emptied = (per_class > 0) & (left == 0) & (np.bincount(classes[kept], minlength=len(left)) > 0)
         return _ap(classes[kept], split.scores[kept], right[kept], left, emptied)
 
-    before = ap(~ignored, right, split.detected_classes, objects)
+    before = ap(~ignored, right, split.detected_classes, per_class)
     costs = {}
     for kind in Kind:
         wrong = kinds == kind
         mended = wrong & best
         classes = np.where(mended, split.classes[target], split.detected_classes)
         kept = ~ignored & ~wrong | mended
-        left = objects - np.bincount(split.classes[missed], minlength=len(objects)) * (kind == Kind.MISSED)
+        taken = np.bincount(split.classes[missed], minlength=len(per_class)) * (kind == Kind.MISSED)
+        left = per_class - taken
         costs[kind] = max(ap(kept, right | mended, classes, left) - before, 0.0)
     counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
     return Errors(np.where(ignored, -1, kinds), missed, costs, counts)
 
 
-class _Nearest(NamedTuple):
-    """The largest IoU of each detection with some objects, and which object has it (0 for none)."""
+def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest IoU of each detection with some objects, and which object has it (0 for none): [3, d].
 
-    values: np.ndarray
-    objects: np.ndarray
-
-    def between(self, low: float, high: float) -> np.ndarray:
-        return (self.values >= low) & (self.values <= high)
-
-
-class _Near(NamedTuple):
-    same: _Nearest  # of objects of the same class
-    other: _Nearest  # of another class
-    used: _Nearest  # of the same class, that a better detection has found
-
-
-def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> _Near:
+    The objects are those of the same class, of another class, and of the same class that a better detection
+    has found.
+    """
     d = len(split.scores)
-    near = _Near(*(_Nearest(np.zeros(d), np.zeros(d, np.int64)) for _ in range(3)))
+    ious, objects = np.zeros((3, d)), np.zeros((3, d), np.int64)
     first = np.searchsorted(split.images, split.detected_images)
     last = np.searchsorted(split.images, split.detected_images, 'right')
     detected = split.detected_classes, split.detected_boxes
-    flat = [array for nearest in near for array in nearest]
-    _fill(first, last, *detected, split.classes, split.boxes, counted, used, *flat)
-    return near
+    _fill(first, last, *detected, split.classes, split.boxes, counted, used, ious, objects)
+    return ious, objects
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill(first, last, detected_classes, detected, classes, boxes, counted, used, a, ai, b, bi, c, ci):
+def _fill(first, last, detected_classes, detected, classes, boxes, counted, used, ious, objects):
     for i in range(len(first)):
         for k in range(first[i], last[i]):
             if not counted[k]:
                 continue
             shared = iou(detected[i], boxes[k], False)
             if classes[k] != detected_classes[i]:
-                if shared > b[i]:
-                    b[i], bi[i] = shared, k
+                if shared > ious[OTHER, i]:
+                    ious[OTHER, i], objects[OTHER, i] = shared, k
                 continue
-            if shared > a[i]:
-                a[i], ai[i] = shared, k
-            if used[k] and shared > c[i]:
-                c[i], ci[i] = shared, k
+            if shared > ious[SAME, i]:
+                ious[SAME, i], objects[SAME, i] = shared, k
+            if used[k] and shared > ious[USED, i]:
+                ious[USED, i], objects[USED, i] = shared, k
 
 
 def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ The last block is a chunk that says where the footer is, a chunk that says where
 https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md
 """
 
-import dataclasses
 import struct
 from collections.abc import Callable, Sequence
 
@@ -24,17 +23,6 @@ OFFSET = 1  # the fields of a footer's message, all of them varints
 COUNT = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """An array_record file.
-
-    starts int64 [chunks + 1]: where its chunks begin, and the footer; counts int64 [chunks]: their records.
-    """
-
-    starts: np.ndarray
-    counts: np.ndarray
-
-
 class RecordRanges:
     """The records of several files, one after another, by their row."""
 
@@ -47,11 +35,9 @@ class RecordRanges:
         footers = [
             bucket.start_read(name, slice(begin, None)) for name, begin in zip(names, begins, strict=True)
         ]
-        shards = [_shard(*footer) for footer in zip(footers, begins, strict=True)]
-        chunks = [len(shard.counts) for shard in shards]
-        self._file = np.repeat(np.arange(len(shards)), chunks)
-        self._span = np.concatenate([np.stack([s.starts[:-1], s.starts[1:]], axis=1) for s in shards])
-        self._ends = np.cumsum(np.concatenate([shard.counts for shard in shards]))
+        spans, counts = zip(*map(_chunks, footers, begins), strict=True)
+        self._file = np.repeat(np.arange(len(names)), [len(of_file) for of_file in counts])
+        self._span, self._ends = np.concatenate(spans), np.cumsum(np.concatenate(counts))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -65,12 +51,12 @@ class RecordRanges:
         return lambda: _records(read, begin)[within]
 
 
-def _shard(read: Reading, begin: int) -> Shard:
-    """From a footer and what follows it."""
-    _, *chunks = (_fields(record) for record in _records(read, begin))  # the first: of the whole file
-    starts = [chunk.get(OFFSET, 0) for chunk in chunks]
-    counts = [chunk.get(COUNT, 0) for chunk in chunks]
-    return Shard(np.array([*starts, begin], np.int64), np.array(counts, np.int64))
+def _chunks(footer: Reading, begin: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each chunk of a file begins and ends, int64 [chunks, 2], and how many records it has."""
+    _, *chunks = (_fields(record) for record in _records(footer, begin))  # the first: of the whole file
+    starts = np.array([*(chunk.get(OFFSET, 0) for chunk in chunks), begin], np.int64)
+    counts = np.array([chunk.get(COUNT, 0) for chunk in chunks], np.int64)
+    return np.stack([starts[:-1], starts[1:]], axis=1), counts
 
 
 def _records(read: Reading, begin: int) -> list[bytes]:

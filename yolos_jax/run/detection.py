@@ -84,8 +84,8 @@ class DetectorSetup(setup.Setup):
         about = self.start.about | meta | {'step': step}
         if aps[step] is not None:
             about['AP'] = aps[step]
-        with files.replacing(folder / 'README.md') as file:
-            file.write(model_card.text(dataclasses.replace(self.start, about=about)).encode())
+        card = model_card.text(dataclasses.replace(self.start, about=about))
+        files.write(folder / 'README.md', card.encode())
 
 
 def first_images(outputs: dict, data: records.Records, names: dict[int, str]) -> list[np.ndarray]:

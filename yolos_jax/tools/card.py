@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(
             f'{args.evaluation or args.speed}: its files are not of this version ({error!r})'
         ) from None
-    with files.replacing(args.output) as file:
-        file.write(card.encode())
+    files.write(args.output, card.encode())
     print(args.output)
 
 

@@ -139,8 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(runs)
     if len(of_data(runs, 'val')) > 1:
         text += f'\nNot all were evaluated on the same images, so {runs[0].measure} does not rank them.\n'
-    with files.replacing(args.output / 'compare.md') as file:
-        file.write(text.encode())
+    files.write(args.output / 'compare.md', text.encode())
     draw(runs, args.output / 'compare.png')
     print(text, end='')
 

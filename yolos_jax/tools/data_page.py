@@ -39,8 +39,7 @@ class Findings:
 def write(path: str | Path, all_findings: list[Findings]) -> None:
     """Write the report of a list of `Findings` to `path`."""
     body = ''.join(_section(findings) for findings in all_findings)
-    with files.replacing(path) as file:
-        file.write(page.document('Data check', body))
+    files.write(path, page.document('Data check', body))
 
 
 def _section(findings: Findings) -> str:

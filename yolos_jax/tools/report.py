@@ -38,8 +38,7 @@ def write(
 ) -> None:
     """Write report.html and report.json; arguments as for `render`."""
     page_file, numbers_file = (folder / name for name in FILES)
-    with files.replacing(page_file) as file:
-        file.write(render(analysis, records, numbers, about))
+    files.write(page_file, render(analysis, records, numbers, about))
     files.write_json(numbers_file, _without_nan(analysis.numbers()))
 
 

@@ -132,8 +132,7 @@ def write_hash(path: Path, *others: Path, digest: str | None = None) -> None:
     """
     hashes = [digest or files.sha256(path), *map(files.sha256, others)]
     lines = [f'{value}  {file.name}\n' for value, file in zip(hashes, (path, *others), strict=True)]
-    with files.replacing(path.with_name(path.name + SIDECAR)) as file:
-        file.write(''.join(lines).encode())
+    files.write(path.with_name(path.name + SIDECAR), ''.join(lines).encode())
 
 
 def _check_hash(path: Path, digest: str) -> bool:
