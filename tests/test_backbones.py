@@ -88,6 +88,8 @@ HEAD = {'head.weight': torch.zeros(10, D), 'head.bias': torch.zeros(10)}
 FORMS = {
     'deit': lambda vit: {'model': torches(vit) | HEAD},
     'timm': lambda vit: torches(vit) | HEAD,
+    'timm, moving average': lambda vit: {'state_dict_ema': torches(vit) | HEAD, 'epoch': 3},
+    'lightning': lambda vit: {'state_dict': torches(vit, 'model.'), 'hyper_parameters': {}},
     'timm, pooled': lambda vit: {k.replace('norm.', 'fc_norm.') if k.startswith('norm.') else k: v
                                  for k, v in (torches(vit) | HEAD).items()},
     'dino': lambda vit: {'teacher': torches(vit, 'module.backbone.') | {'head.mlp.0.weight': torch.ones(2)}}

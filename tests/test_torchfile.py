@@ -42,7 +42,10 @@ def content():
             shared=base,
             parameter=torch.nn.Parameter(torch.randn(4)),
         ),
-        'args': argparse.Namespace(lr=1e-4, init_pe_size=[800, 1344], eval=False, output=Path('x')),
+        'args': argparse.Namespace(
+            lr=1e-4, init_pe_size=[800, 1344], eval=False, output=Path('x'), of={1, 2}
+        ),
+        'history': [np.zeros(3), torch.float32, np.float64(2)],
         'epoch': 3,
     }
 
@@ -213,7 +216,10 @@ def test_torch_reads_the_tensors_that_were_written(tmp_path):
     tensors = {
         n: rng.normal(size=s).astype(np.float32) for n, s in (('a', (3, 4)), ('b', ()), ('c', (0, 2)))
     }
-    rest = {'args': {'size': [800, 1344], 'none': None, 'flag': True, 'rate': 0.5}, 'names': {1: 'é'}}
+    rest = {
+        'args': {'size': [800, 1344], 'none': None, 'flag': True, 'rate': 0.5},
+        'names': {1: 'é', -128: '', 2**31: 'a'},
+    }
     as_tensors = {n: Tensor(value.shape, lambda value=value: value) for n, value in tensors.items()}
     torchfile.write(tmp_path / 'x.pth', {'model': as_tensors} | rest)
     content_read = torch.load(tmp_path / 'x.pth', weights_only=True)

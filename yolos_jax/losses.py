@@ -48,9 +48,10 @@ def set_loss(
     valid, of_batch = targets['valid'], (targets if whole is None else whole)['valid']
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
-    matched = query >= 0
+    share = len(of_batch) // B  # of the batch that these images are
     # the reference divides the objects by its GPUs and takes at least 1: at least one object a group
-    num_boxes = jnp.maximum(of_batch.sum(), len(of_batch) // images_per_group) / (len(of_batch) // B)
+    num_boxes = jnp.maximum(of_batch.sum(), len(of_batch) // images_per_group) / share
+    num_matched = jnp.minimum(of_batch.sum(axis=1), Q).sum() / share
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
@@ -65,9 +66,9 @@ def set_loss(
         'loss_ce': loss_ce,
         'loss_bbox': loss_bbox,
         'loss_giou': loss_giou,
-        'class_error': jnp.where(matched.any(), 100 * wrong.sum() / jnp.maximum(matched.sum(), 1), 100.0),
+        'class_error': jnp.where(num_matched > 0, 100 * wrong.sum() / num_matched, 100.0),
         'cardinality_error': jnp.abs(predicted - valid.sum(axis=1)).astype(jnp.float32).mean(),
-        'dropped_targets': valid.sum() - matched.sum() + targets.get('dropped', jnp.int32(0)).sum(),
+        'dropped_targets': valid.sum() - (query >= 0).sum() + targets.get('dropped', jnp.int32(0)).sum(),
     }
     total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
     # a class index that the head has not would train another class, or "no object", in silence

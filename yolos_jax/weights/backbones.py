@@ -26,7 +26,7 @@ MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
 # wrappers around the ViT, the outermost first
 OF_HUGGING_FACE = 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'
-PREFIXES = 'params/', 'module.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
+PREFIXES = 'params/', 'module.', 'model.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
 # what pre-training needed and a detector does not
 IGNORED = re.compile(
     r'head[./]|head_dist\.|pre_logits[./]|pooler\.|classifier\.|cls_classifier\.|predictor\.'

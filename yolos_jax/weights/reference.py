@@ -27,7 +27,8 @@ def read(
         InputError: tensors are missing or of another shape, or neither the file, nor the arguments, nor a
             published model of its size say the heads and grids.
     """
-    state = {name.removeprefix('module.'): tensor for name, tensor in file.tensors.items()}
+    bare = lambda name: name.removeprefix('module.').removeprefix('model.')  # of DDP and of Lightning
+    state = {bare(name): tensor for name, tensor in file.tensors.items()}
     state = hf_names.to_reference(state) if hf_names.has_names(file.tensors) else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
         if name not in state or len(state[name].shape) != 3:

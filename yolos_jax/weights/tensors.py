@@ -20,11 +20,11 @@ import ml_dtypes
 import numpy as np
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.weights import torchfile, unpickle
 
 # where training scripts keep the weights, the outermost first
-INNER = ('model', 'state_dict', 'teacher', 'module')
+INNER = ('model', 'state_dict', 'teacher', 'module', 'model_ema', 'state_dict_ema', 'ema')
 MOST_PACKED = 20
 SAFETENSORS_TYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
@@ -258,7 +258,11 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
         about |= {key: value for key, value in content.items() if key != inner}
         content = content[inner]
     named = lambda name, value: isinstance(name, str) and isinstance(value, unpickle.Tensor)
-    return {k: v for k, v in content.items() if named(k, v)}, about
+    tensors = {k: v for k, v in content.items() if named(k, v)}
+    if not tensors:
+        has = shown(content) or 'nothing'
+        raise InputError(f'{file.name}: no tensors in it, nor in its {", ".join(INNER)}; it has {has}')
+    return tensors, about
 
 
 def write_safetensors(path: str | Path, tensors: dict) -> None:

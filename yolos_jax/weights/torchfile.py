@@ -147,7 +147,8 @@ def _pickle(value: Any, tensors: list) -> Iterator[bytes]:
     if type(value) in simple:
         yield simple[type(value)]
     elif isinstance(value, int):
-        yield b'J' + struct.pack('<i', value)
+        size = value.bit_length() // 8 + 1
+        yield b'\x8a' + bytes([size]) + value.to_bytes(size, 'little', signed=True)
     elif isinstance(value, float):
         yield b'G' + struct.pack('>d', value)
     elif isinstance(value, str):

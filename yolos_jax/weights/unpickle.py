@@ -136,6 +136,9 @@ class Interpreter:
             raise InputError('damaged: its pickle appends to something that is no list')
         self.stack[-1].extend(items)
 
+    def _do_additems(self, _):
+        self._to_mark()  # of a set, which is inert
+
     def _do_setitem(self, _):
         self._update(self._pop(2))
 
@@ -246,6 +249,8 @@ _MAKERS |= dict.fromkeys(
         ('torch', 'device'), ('pathlib', 'PosixPath'), ('collections', 'Counter'),
         ('collections', 'defaultdict'), ('builtins', 'set'), ('__builtin__', 'set'), ('numpy', 'dtype'),
         ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar'), ('_codecs', 'encode'),
+        ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
+        ('numpy', 'ndarray'), ('torch', 'float32'), ('torch', 'float16'), ('torch', 'bfloat16'),
     ],
     _Inert,
 )  # fmt: skip
