@@ -44,9 +44,12 @@ def text(value, **keys):
         (text('Infinity', annotations__1__bbox=[1, 2, 3, 12345]), 'malformed.* in the object with id 2'),
         (text('1e999', annotations__1__bbox=[1, 2, 3, 12345]), 'out of range.* in the object with id 2'),
         (change(annotations__1__bbox=[1, 2, 3, 1e60]), '1 boxes that are not finite: annotation id 2'),
-        (change(images__0__height=0), 'image id 7 is 0x200'),
+        (change(images__0__height=0), 'image id 7 is 200 x 0'),
         (change(images__1__height='x'), r'images\[1\].height`, in the object with id 3'),
         (change(categories__1__id=-3), 'category ids below 0: -3'),
+        (change(annotations__1__id=1.5), r'annotations\[1\].id`, in the object with id 1.5'),
+        (json.dumps(coco_content()) + 'x', r'trailing characters \(byte \d+\)$'),
+        (change(categories__0__name='a\nb'), r'control characters in their name: category id \d+ .a.+nb'),
         (change(images__0__file_name='a\tb.jpg'), 'control characters in it: image id 7 .a.*tb.jpg'),
     ],
 )

@@ -1,6 +1,8 @@
 import importlib
+import io
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from yolos_jax.errors import InputError
-from yolos_jax.run import config_files, workdir
+from yolos_jax.run import cli, config_files, workdir
 from yolos_jax.tools import command
 
 YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
@@ -74,6 +76,25 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
     done = yolos('train', *arguments, cwd=tmp_path)
     assert done.returncode == 1 and says in done.stderr, done.stderr
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), 'ascii'))
+    cli.run(lambda: print('café', flush=True))
+    assert sys.stdout.buffer.getvalue() == b'caf\\xe9\n'
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path / 'gone')
+    with pytest.raises(InputError, match='/link: cannot write to it .a link to nothing'):
+        workdir.locked(tmp_path / 'link').__enter__()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as a full disk
+    try:
+        with pytest.raises(InputError, match='/full: cannot write to it .File too large'):
+            workdir.locked(tmp_path / 'full').__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_fault_of_a_config_file_is_not_one_of_a_flag(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import struct
 import zipfile
 
@@ -123,7 +124,7 @@ CONFIGS = [
     ('num_detection_tokens', 10**12), ('num_detection_tokens', True), ('image_size', 64),
     ('image_size', [10**9, 10**9]), ('image_size', ['a', 'b']), ('image_size', []), ('layer_norm_eps', 'x'),
     ('layer_norm_eps', -1.0), ('layer_norm_eps', float('nan')), ('id2label', [1]),
-    ('id2label', {'x': 'cat'}),
+    ('id2label', {'x': 'cat'}), ('id2label', {'0': 'cat', '9': 'dog'}),
 ]  # fmt: skip
 
 
@@ -189,6 +190,19 @@ def test_a_file_without_a_checksum_gets_one_that_is_compared(hf, tmp_path, capsy
     data[-5] ^= 1
     (tmp_path / 'model.safetensors').write_bytes(data)
     assert 'model.safetensors: damaged, or another file' in refused(tmp_path)
+
+
+def test_a_file_without_a_checksum_is_read_where_none_can_be_written(hf, tmp_path, capsys):
+    for name in ('model.safetensors', 'config.json'):
+        (tmp_path / name).write_bytes((hf / name).read_bytes())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # root may write to every folder
+    try:
+        weights.load(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 'none can be written beside it' in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {'model.safetensors', 'config.json'}
 
 
 def test_an_old_torch_file_gets_a_checksum_and_a_zip_has_its_own(hf, tmp_path, capsys):

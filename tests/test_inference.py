@@ -177,6 +177,14 @@ def test_a_stream_is_read_no_further_than_a_few_batches_ahead(saved):
     assert len(asked) < 40
 
 
+def test_one_image_is_no_stream(saved, tmp_path):
+    detector, image = Detector.from_pretrained(saved), noise(60, 80)
+    for one in (image, image[..., 0], Image.fromarray(image), tmp_path / 'x.jpg', 'x.jpg'):
+        with pytest.raises(InputError, match=r'of one image give \[image\]'):
+            next(detector.stream(one))
+    assert len(list(detector.stream(np.stack([image, image])))) == 2
+
+
 def test_a_bad_image_of_a_stream_ends_it_or_stands_in_its_place(saved, tmp_path):
     (tmp_path / 'bad.jpg').write_bytes(b'<html>')
     images = [noise(60, 80), tmp_path / 'bad.jpg', noise(60, 90)]

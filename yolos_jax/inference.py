@@ -130,7 +130,12 @@ class Detector:
         Arrays and PIL images are copied when they are given, so that a camera's buffer may be filled again.
         errors: give the `InputError` of an image that cannot be read in its place, and do not raise it.
         pixels: `Detections.image` is the array of the image's pixels, RGB, and not what was given.
+
+        Raises:
+            InputError: `images` is one image, or as for `__call__`.
         """
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) in (2, 3):
+            raise InputError('stream takes a list or another iterable of images; of one image give [image]')
         return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
 
     def _stream(

@@ -3,6 +3,7 @@
 import colorsys
 import functools
 import importlib.util
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,5 +178,13 @@ def curves(workdir: str | Path) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a matplotlib Figure as a PNG."""
-    with files.replacing(path) as file:
-        figure.savefig(file, dpi=120, format='png')
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format='png')
+    files.write(path, file.getvalue())
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    """A PIL image as a file's content; into a file itself PIL writes half of it where the disk is full."""
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()

@@ -196,10 +196,12 @@ def read_classes(path: str | Path) -> dict[int, str]:
 
 def _where(error: Exception, data: mmap.mmap) -> str:
     """' in annotation id 7' for an error at a byte, or in an element of a list, that has an id."""
-    number = rb'"id"\s*:\s*(-?\d+)'
+    number = rb'"id"\s*:\s*([^,}\s]+)'
     if byte := re.search(r'\(byte (\d+)\)', str(error)):
         at = int(byte[1])
         begin, end = data.rfind(b'{', 0, at), data.find(b'}', at)
+        if data.rfind(b'}', 0, at) > begin:
+            return ''  # it is in none, but behind one
         inside = data[max(begin, 0) : end if end > 0 else at]
         return _in_object(re.search(number, inside))
     if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):
@@ -212,4 +214,4 @@ def _where(error: Exception, data: mmap.mmap) -> str:
 
 
 def _in_object(match: re.Match | None) -> str:
-    return f', in the object with id {match[1].decode()[:20]}' if match else ''
+    return f', in the object with id {match[1].decode(errors="replace")[:40]}' if match else ''

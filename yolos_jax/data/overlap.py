@@ -1,6 +1,7 @@
 """What a training and a validation split have in common and should not, or have not and should."""
 
 import collections
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,4 +51,4 @@ def _ends(path: str) -> bytes:
     with open(path, 'rb') as file:
         first = file.read(ENDS)
         file.seek(-min(ENDS, os.path.getsize(path)), os.SEEK_END)
-        return first + file.read()
+        return hashlib.sha256(first + file.read()).digest()  # of very many files that are equally long

@@ -71,6 +71,7 @@ def _checks(a: Annotations) -> list[_Check]:
     annotation_ids = a.annotation_ids[a.annotation_ids != -1]
     controls = lambda name: any(unicodedata.category(c) in CONTROLS for c in name)
     unprintable = [not name or controls(name) for name in a.files.tolist()]
+    named_oddly = [controls(name) for _, name in a.categories]
     image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
     return [
@@ -79,9 +80,14 @@ def _checks(a: Annotations) -> list[_Check]:
         _Check('annotation ids that occur twice', _repeated(annotation_ids), int),
         _Check('category ids below 0', category_ids < 0, lambda i: category_ids[i]),
         _Check(
+            'categories with control characters in their name',
+            np.array(named_oddly, bool),
+            lambda i: f'category id {category_ids[i]} {a.categories[i][1]!r}',
+        ),
+        _Check(
             'images without a size',
             (a.heights < 1) | (a.widths < 1),
-            lambda i: f'{image(i)} is {a.heights[i]}x{a.widths[i]}',
+            lambda i: f'{image(i)} is {a.widths[i]} x {a.heights[i]}',
         ),
         _Check(
             'image files without a name, or with control characters in it',

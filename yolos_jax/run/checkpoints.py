@@ -151,14 +151,15 @@ class Checkpoints:
         state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=formats)(state)
         return state, meta | {'checksums': dict(meta['checksums'])}
 
-    def close(self) -> None:
-        """Wait for the save under way, if any.
-
-        Raises:
-            InputError: it failed.
-        """
+    def wait(self) -> None:
+        """Wait for the save under way, if any; raises InputError where it failed."""
         with self._failing_as('the last save failed'):
             self._finish()
+
+    def close(self) -> None:
+        """As `wait`, and end."""
+        self.wait()
+        with self._failing_as('the last save failed'):
             if self._manager:
                 self._manager.close()
 

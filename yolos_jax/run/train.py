@@ -203,7 +203,9 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
             if evaluate_if_due(setup, run, state, step + 1):
                 return None
     except StopRun:
-        where = 'here' if run.save(state) else 'from the last checkpoint, for the loss is not finite'
+        saved = run.save(state)
+        run.checkpoints.wait()
+        where = 'here' if saved else 'from the last checkpoint, for the loss is not finite'
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
         return 0 if done else run.stop.number or signal.SIGTERM
     except BaseException:

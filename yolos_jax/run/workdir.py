@@ -109,16 +109,20 @@ def locked(path: str | Path) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / LOCK, 'a+')  # noqa: SIM115  closed below
     except OSError as error:
-        raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
+        broken = path.is_symlink() and not path.exists()
+        reason = 'a link to nothing' if broken else error.strerror
+        raise InputError(f'{path}: cannot write to it ({reason})') from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
             raise InputError(f'{path}: in use by another run ({lock.read().strip()})') from None
-        lock.truncate(0)
-        lock.write(f'process {os.getpid()} on {socket.gethostname()}')
-        lock.flush()
+        try:
+            lock.truncate(0)
+            os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
+        except OSError as error:
+            raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
         yield path
 
 

@@ -150,8 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         made_by = PngInfo()
         made_by.add_text('comment', prediction_files.MADE_BY)
-        with files.replacing(target) as file:
-            sheet(detections, weights).save(file, 'png', pnginfo=made_by)
+        files.write(target, visualize.encoded(sheet(detections, weights), 'png', pnginfo=made_by))
         print(target)
     if bad:
         print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)

@@ -104,7 +104,7 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
         return (f'{TURNED}, annotated and used {used}', name) if turned > 1 else (None, name)
     if not images.upright and turned > 4 and (width, height) == annotated:
         return f'{TURNED}, annotated and used upright', name
-    sizes = f'{height}x{width}, annotated {annotated[0]}x{annotated[1]}'
+    sizes = f'{width} x {height}, annotated {annotated[1]} x {annotated[0]}'
     return 'of another size than annotated', f'{name} is {sizes}'
 
 

@@ -191,8 +191,7 @@ def _write(entry: dict, detections: Detections, name: str | None, args: argparse
     (height, width), (detections, picture) = detections.size, _drawn(detections, args)
     if picture:
         picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
-        with files.replacing(args.output / name) as file:
-            picture.save(file, 'jpeg', quality=92, comment=MADE_BY)
+        files.write(args.output / name, visualize.encoded(picture, 'jpeg', quality=92, comment=MADE_BY))
     size = {'width': width, 'height': height}
     return {**entry, 'picture': name, **size, 'detections': detections.to_list()}
 

@@ -1,5 +1,6 @@
 """The files of predictions: a line of JSON for each image as it is done, and all of them at the end."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from PIL import Image
 
 from yolos_jax import files
 from yolos_jax.data import pixels
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
@@ -72,12 +73,16 @@ class Predictions:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `add` has said it
+            self._file.close()
 
     def add(self, entry: dict) -> None:
         """Append the entry of an image."""
-        self._file.write(_line(entry))
-        self._file.flush()
+        try:
+            self._file.write(_line(entry))
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(f'{self._path}: cannot be written ({error.strerror})') from None
 
     def new_videos(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""

@@ -15,6 +15,7 @@ from yolos_jax.weights.tensors import TensorFile
 FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
 SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
+BILINEAR = 2  # as PIL counts filters, the only one that images are resized by
 UNUSED = 'N/A'  # the name of a number that is no class
 FIXED = {  # what config.json says of every model that can be read
     'model_type': 'yolos', 'patch_size': PATCH, 'num_channels': 3, 'qkv_bias': True, 'hidden_act': 'gelu',
@@ -44,6 +45,8 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     tensors, preprocessor = hf_names.to_reference(file.tensors), file.beside(PREPROCESSOR)
     for line in statistics.fold(tensors, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
         print(f'{file.path}: {line}', file=sys.stderr)
+    if preprocessor.get('resample', BILINEAR) != BILINEAR:
+        print(f'{file.path}: {PREPROCESSOR} resizes by another filter than bilinear', file=sys.stderr)
     grid = tuple(side // PATCH for side in config['image_size'])
     model = Yolos(
         width=config['hidden_size'],
@@ -59,6 +62,11 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     # transformers' own names where there are none
     labels = config.get('id2label') or {i: f'LABEL_{i}' for i in range(model.num_classes)}
     classes = {int(k): v for k, v in labels.items() if v != UNUSED}
+    if classes and max(classes) >= model.num_classes:
+        raise InputError(
+            f'id2label of {CONFIG} names a class {max(classes)}, and the head has {model.num_classes} '
+            'classes: number them from 0, as the head does'
+        )
     params = names.to_params(tensors, model)
     about = about_ids(config.get('category_ids'))
     return Pretrained(model, params, classes, *_size(preprocessor), about)
@@ -167,7 +175,7 @@ def _preprocessor(pretrained: Pretrained) -> dict:
         'format': 'coco_detection',
         'do_resize': True,
         'size': {'shortest_edge': pretrained.size, 'longest_edge': pretrained.max_size},
-        'resample': 2,  # PIL's bilinear
+        'resample': BILINEAR,
         'do_rescale': True,
         'rescale_factor': 1 / 255,
         'do_normalize': True,

@@ -210,7 +210,10 @@ def _find_file(path: Path) -> Path:
         if (path / name).exists() and (path / hf.CONFIG).exists():
             return path / name
     if (path / f'{hf.FILES[0]}.index.json').exists():
-        raise InputError(f'{path}: its weights are in several files; save them again as one')
+        raise InputError(
+            f'{path}: its weights are in several files; save them again as one, in transformers by '
+            "`save_pretrained(folder, max_shard_size='100GB')`"
+        )
     if len(torch_files := list(path.glob('*.pth'))) == 1:  # what `yolos convert` wrote, with a model card
         return torch_files[0]
     raise InputError(

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from yolos_jax import files
-from yolos_jax.errors import InputError, shown
+from yolos_jax.errors import InputError, StorageError, shown
 from yolos_jax.weights import torchfile, unpickle
 
 # where training scripts keep the weights, the outermost first
@@ -167,7 +167,7 @@ def _note_hash(path: Path, digest: str) -> str:
     beside = [path.with_name(name) for name in BESIDE if path.with_name(name).is_file()]
     try:
         write_hash(path, *(beside if path.name in WITH_CONFIG else []), digest=digest)
-    except OSError:
+    except (OSError, StorageError):
         return 'has no checksum, and none can be written beside it: damage would not be noticed'
     return f'had no checksum: {path.name}{SIDECAR} was written, and is compared from now on'
 
