@@ -2,8 +2,12 @@
 
 import collections
 import hashlib
+import itertools
 import os
+import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +17,7 @@ from yolos_jax.data.records import Records
 from yolos_jax.errors import shown
 
 ENDS = 4096  # bytes at either end of a file that tell most files apart
+PART = 256  # files that a thread looks at in a row
 
 
 def notes(train: Records, val: Records) -> list[str]:
@@ -36,15 +41,29 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
         return []
     with ThreadPoolExecutor(cpus.usable()) as pool:
         paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
-        paths = [[name for name in names if os.path.isfile(name)] for names in paths]
-        for key in (os.path.getsize, _ends, files.sha256):  # each looks only at what the one before left
-            keys = [dict(zip(names, pool.map(key, names), strict=True)) for names in paths]
-            common = set(keys[0].values()) & set(keys[1].values())
+        for key in (_size, _ends, files.sha256):  # each looks only at what the one before left
+            keys = [_keys(pool, key, names) for names in paths]
+            common = set(keys[0].values()) & set(keys[1].values()) - {None}
             paths = [[name for name in names if keys[i][name] in common] for i, names in enumerate(paths)]
     trained = collections.defaultdict(list)
     for name in paths[0]:
         trained[keys[0][name]].append(name)
     return [(trained[keys[1][name]][0], name) for name in paths[1]]
+
+
+def _keys(pool: ThreadPoolExecutor, key: Callable[[str], Any], names: list[str]) -> dict[str, Any]:
+    """{name: its key}; a thread takes many names at once, for a job each would cost more than most keys."""
+    parts = [names[i : i + PART] for i in range(0, len(names), PART)]
+    keys = pool.map(lambda part: [key(name) for name in part], parts)
+    return dict(zip(names, itertools.chain.from_iterable(keys), strict=True))
+
+
+def _size(path: str) -> int | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _ends(path: str) -> bytes:
