@@ -19,12 +19,14 @@ from yolos_jax.tools import make_shapes
 
 FIRST_STEP = """
 import os, time
-from yolos_jax.tools import train
+from yolos_jax.run import cli
+
+train = cli.imported('train')
 
 def main():
     train.main(on_step=lambda _: (print('first step', time.time(), flush=True), os._exit(0)))
 
-train.cli.run_with_flags(main, train.KEYS)
+cli.run_with_flags(main, train.KEYS)
 """
 
 

@@ -19,8 +19,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from yolos_jax.run import cli
-from yolos_jax.tools import train
 
+train = cli.imported('train')
 folder, (what, _, when) = Path(sys.argv[1]), sys.argv[2].partition(':')
 failed, restore = [], ocp.PyTreeCheckpointHandler.restore
 

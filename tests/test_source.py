@@ -229,5 +229,9 @@ def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / 'x').write_text('x')
     with pytest.raises(InputError, match='neither a checkpoint folder'):
         read_detector(tmp_path)
+    (tmp_path / 'checkpoint-20').mkdir()
+    (tmp_path / 'checkpoint-20' / 'model.safetensors').touch()
+    with pytest.raises(InputError, match='name one of those in it: .*/checkpoint-20$'):
+        read_detector(tmp_path)
     with pytest.raises(InputError, match='no such file'):
         read_detector(tmp_path / 'nowhere')

@@ -168,9 +168,7 @@ def curves(workdir: str | Path) -> None:
                 axes.plot(steps, values, '-' if name in losses else '.-', label=f'{name} {values[-1]:.3f}')
         axes.set_xlabel('step')
         axes.set_ylim(bottom=0)
-        axes.minorticks_on()
         axes.grid(alpha=0.4)
-        axes.grid(which='minor', alpha=0.15)
         if axes.lines:
             axes.legend(title='last value')
     save(figure, Path(workdir) / 'curves.png')

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Vit, Yolos
 from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference, tensors, zoo
 from yolos_jax.weights.pretrained import Pretrained
@@ -216,7 +216,8 @@ def _find_file(path: Path) -> Path:
         )
     if len(torch_files := list(path.glob('*.pth'))) == 1:  # what `yolos convert` wrote, with a model card
         return torch_files[0]
+    inside = sorted({str(file.parent) for name in hf.FILES for file in path.glob(f'*/{name}')})
     raise InputError(
         f'{path}: neither a checkpoint folder of yolos_jax nor a Hugging Face folder (config.json with '
-        f'{" or ".join(hf.FILES)})'
+        f'{" or ".join(hf.FILES)})' + (f'; name one of those in it: {shown(inside)}' if inside else '')
     )
