@@ -76,6 +76,15 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     assert not any(problem.stops for problem in problems)
 
 
+def test_an_object_under_two_ids_is_noted(tmp_path):
+    content = coco_content()
+    first, second, *_ = content['annotations']
+    content['annotations'] += [first | {'id': 8}, second | {'id': 9, 'category_id': first['category_id']}]
+    path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
+    (problem,) = (p for p in find_problems(annotations.read(path)) if 'another id' in p.what)
+    assert problem.examples == ['annotation id 8'] and not problem.stops
+
+
 def test_every_problem_is_found_not_only_the_first(tmp_path):
     content = change(images__1__id=7, annotations__1__id=1, annotations__2__category_id=4)
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'

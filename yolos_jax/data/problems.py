@@ -130,6 +130,7 @@ def _box_checks(a: Annotations) -> list[_Check]:
         ),
         _Check('categories of one name', _repeated(names), str, stops=False),
         _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
+        _Check('objects that stand there before under another id', _again(a), annotation, stops=False),
         _Check('boxes without an area in their image (dropped)', flat, annotation, stops=False),
         _Check(
             f'boxes that leave the image by more than a pixel (cut{hint})',
@@ -138,6 +139,14 @@ def _box_checks(a: Annotations) -> list[_Check]:
             stops=False,
         ),
     ]
+
+
+def _again(a: Annotations) -> np.ndarray:
+    """The annotations with the image, category and box of an earlier one."""
+    columns = a.owners, a.labels, *a.boxes.T
+    order = np.lexsort(columns)
+    same = np.all([values[order][1:] == values[order][:-1] for values in columns], axis=0)
+    return np.sort(order[1:][same])
 
 
 def odd_boxes(a: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
