@@ -38,6 +38,15 @@ def test_a_description_that_cannot_be_read_is_named(content, coco, tmp_path):
         records.read(tmp_path, 'val')
 
 
+def test_classes_that_are_only_counted_are_called_by_number(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file = tmp_path / 'data.yaml'
+    content = yaml.safe_load(file.read_text())
+    count = len(content.pop('names'))
+    file.write_text(yaml.safe_dump(content | {'nc': count}))
+    assert records.read(tmp_path, 'val').classes == {i: f'class_{i}' for i in range(count)}
+
+
 def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
     to_yolo(coco, tmp_path)
     (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')

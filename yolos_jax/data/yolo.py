@@ -47,7 +47,7 @@ def description(root: Path) -> Path | None:
     if root.is_file():
         return root if root.suffix in YAML else None
     files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
-    return next((file for file in files if 'names' in _load(file)), None)
+    return next((file for file in files if {'names', 'nc'} & _load(file).keys()), None)
 
 
 def _load(file: Path) -> dict:
@@ -63,7 +63,9 @@ def _load(file: Path) -> dict:
 def read_description(file: Path) -> Description:
     """The content of a data.yaml; raises InputError where it cannot be used."""
     content = _load(file)
-    names = content.get('names')
+    names, count = content.get('names'), content.get('nc')
+    if names is None and isinstance(count, int):
+        names = [f'class_{i}' for i in range(count)]  # as Ultralytics calls them
     if isinstance(names, list):
         names = dict(enumerate(names))
     elif isinstance(names, dict):  # some quote the numbers
