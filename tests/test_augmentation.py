@@ -76,6 +76,7 @@ def test_erased_rectangles_are_those_of_timm_for_the_same_draws(monkeypatch):
 def test_a_cut_has_the_area_that_is_drawn_and_ends_at_the_edges():
     assert augmentation.cut_box(224, 0.75, np.array([112, 112])) == (56, 56, 168, 168)
     assert augmentation.cut_box(224, 0.75, np.array([0, 223])) == (0, 167, 56, 224)
+    assert augmentation.cut_box(224, 0.553, np.array([112, 112])) == (38, 38, 186, 186)  # of 149, as timm
 
 
 def test_a_crop_is_cut_out_resized_and_flipped_as_pillow_does():

@@ -20,7 +20,8 @@ from yolos_jax.run import detection, train
     [
         ('0 0.5 0.5 0.1', 'line 1'),
         ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
-        ('9 .5 .5 .1 .1', 'unknown category'),
+        ('0 .5 .5 .1 .1\n9 .5 .5 .1 .1', 'line 2 has class 9, which data.yaml'),
+        ('0 30 30 20 20', 'line 1 has 30, .* are they pixels'),
     ],
 )
 def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path):

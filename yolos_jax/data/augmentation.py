@@ -76,7 +76,7 @@ def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.nd
 def cut_box(size: int, share: float, centre: np.ndarray) -> tuple[int, int, int, int]:
     """A square without `share` of an image's area, cut off at its edges: top, left, bottom, right."""
     side = int(size * math.sqrt(1 - share))
-    first, last = centre - side // 2, centre + (side + 1) // 2
+    first, last = centre - side // 2, centre + side // 2
     (top, left), (bottom, right) = np.clip([first, last], 0, size)
     return int(top), int(left), int(bottom), int(right)
 

@@ -21,6 +21,7 @@ from yolos_jax.data.folders import YAML
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
+LARGEST_SHARE = 2  # of an image's side, for boxes that leave it; what is more are pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def read(data: Description, split: str) -> Annotations:
         if len(bad) > tolerated(len(sized)):
             raise InputError(f'{bad[0]}; {len(bad)} of {len(sized)} images are bad')
         sizes = np.array([sized[image] for image in images], np.int64).reshape(-1, 2)
-        of_files = pool.map(lambda image: _boxes(labels_of(image), data.key_points), images)
+        of_files = pool.map(lambda image: _boxes(labels_of(image), data), images)
         rows, repeated = map(list, zip(*of_files, strict=True)) if images else ([], [])
     notes = [f'left out: {text}' for text in bad]
     if images and not any(labels_of(image).exists() for image in images):
@@ -182,12 +183,12 @@ def labels_of(image: Path) -> Path:
     return Path(*parts).with_suffix('.txt')
 
 
-def _boxes(file: Path, key_points: int) -> tuple[np.ndarray, int]:
+def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:
     """The rows of a file of labels as class, centre and extent [n, 5], and how many others stood twice.
 
-    key_points: as in `Description`. Where there is no file there are none.
+    Where there is no file there are none.
     """
-    rows, repeated = {}, 0
+    rows, repeated, key_points = {}, 0, data.key_points
     try:
         lines = file.read_text('utf-8-sig').splitlines()
     except FileNotFoundError:
@@ -207,8 +208,16 @@ def _boxes(file: Path, key_points: int) -> tuple[np.ndarray, int]:
         elif not key_points and len(values) > 5 and len(values) % 2:  # a polygon
             low, high = np.reshape(values[1:], (-1, 2)).min(0), np.reshape(values[1:], (-1, 2)).max(0)
             values = [values[0], *(low + high) / 2, *(high - low)]
-        if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
-            raise InputError(f'{file}: line {number} is no class with a box or polygon: {line[:80]!r}')
+        _check_row(values, data, f'{file}: line {number}', line)
         repeated += whole in rows
         rows[whole] = values
     return np.array([*rows.values()], np.float64).reshape(-1, 5), repeated
+
+
+def _check_row(values: list[float], data: Description, where: str, line: str) -> None:
+    if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
+        raise InputError(f'{where} is no class with a box or polygon: {line[:80]!r}')
+    if values[0] not in data.classes:
+        raise InputError(f'{where} has class {values[0]:g}, which {data.path.name} does not name')
+    if (largest := max(values[1:])) > LARGEST_SHARE:
+        raise InputError(f'{where} has {largest:g}, no share of the image: are they pixels?')

@@ -26,7 +26,7 @@ MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
 # wrappers around the ViT, the outermost first
 OF_HUGGING_FACE = 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'
-PREFIXES = 'params/', 'module.', 'model.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
+PREFIXES = 'params/', '_orig_mod.', 'module.', 'model.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
 # what pre-training needed and a detector does not
 IGNORED = re.compile(
     r'head[./]|head_dist\.|pre_logits[./]|pooler\.|classifier\.|cls_classifier\.|predictor\.'
@@ -110,6 +110,10 @@ def _check_config(config: dict) -> None:
         raise InputError(f'{BESIDE[0]} says hidden_act is {activation!r}; only {GELUS[0]!r} works')
     if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
         raise InputError(f'{BESIDE[0]} says rope_theta is {base!r}; only {rope.BASE:g} works')
+    if isinstance(size := config.get('image_size'), list) and len(set(size)) > 1:
+        raise InputError(f'{BESIDE[0]} says image_size is {size}; only positions of a square can be read')
+    if '_rope_' in (architecture := str(config.get('architecture'))):  # timm's, with a table too
+        raise InputError(f'{BESIDE[0]} says architecture is {architecture!r}, whose positions are others')
 
 
 def fields(file: TensorFile) -> dict:
@@ -168,13 +172,15 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
 
 def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     """The ViT in a file; keeps_class_row: of the positions of a distilled one, as `_with_class_row`."""
-    (tensors, ignored), report = _unwrapped(file.tensors), []
+    (tensors, ignored), report, has_no_row = _unwrapped(file.tensors), [], False
     mean, std = statistics.beside(file)
     if google.is_google(tensors):
-        tensors, mean, std = google.to_timm(tensors), google.MEAN, google.STD
+        tensors, mean, std, has_no_row = google.to_timm(tensors), google.MEAN, google.STD, True
         report += google.fill(tensors)
     elif any(name.startswith('embeddings.') for name in tensors):
         tensors = hf_names.to_timm(tensors)
+    # as those of DeiT III, where the class token has no position; of others k x k rows may be another grid
+    has_no_row |= any('.ls1.' in name or name.endswith('.gamma_1') for name in tensors)
     tensors, unused, changes = dino.to_timm(tensors)
     ignored, report = [*ignored, *unused], [*report, *changes]
     if tensors.pop('dist_token', None):
@@ -188,6 +194,8 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
         if name not in tensors:
             raise InputError(f'no ViT: {name} is missing (it has {summary(list(tensors)[:5])}, ...)')
     if 'pos_embed' in tensors:
+        if has_no_row:
+            tensors['pos_embed'] = _with_zero_row(tensors['pos_embed'], report)
         tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report, keep=keeps_class_row)
     kernel = tensors['patch_embed.proj.weight']
     if (side := kernel.shape[-1]) < PATCH and kernel.shape[1:] == (3, side, side):
@@ -198,7 +206,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
 
 
 def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
-    """pos_embed [1, 1 + n, D], n square: from n, 1 + n (class token) or 2 + n (distillation too) rows.
+    """pos_embed [1, 1 + n, D], n square: from 1 + n (class token) or 2 + n (distillation too) rows.
 
     keep: of the last, the class token's own row, and not, as `finetune_det` of the reference takes, the
     distillation token's.
@@ -206,16 +214,26 @@ def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
     if len(table.shape) != 3 or table.shape[0] != 1:
         raise InputError(f'no ViT: pos_embed is {list(table.shape)}')
     _, rows, D = table.shape
-    extra = next((k for k in (1, 2, 0) if math.isqrt(max(rows - k, 0)) ** 2 == rows - k > 0), None)
+    extra = next((k for k in (1, 2) if _is_square(rows - k)), None)
     if extra is None:
-        raise InputError(f'its {rows} positions are no square grid')
+        raise InputError(f'its {rows} positions are no square grid and [CLS]')
     if extra == 2 and keep:
         return Tensor((1, rows - 1, D), lambda: np.delete(table.numpy(), 1, axis=1))
     if extra == 2:
         report.append('distilled: the distillation position becomes that of [CLS]')
         return Tensor((1, rows - 1, D), lambda: table.numpy()[:, 1:])
-    if extra == 0:
-        report.append('its class token has no position: zero')
-        zero = np.zeros((1, 1, D), np.float32)
-        return Tensor((1, rows + 1, D), lambda: np.concatenate([zero, table.numpy()], axis=1))
     return table
+
+
+def _with_zero_row(table: Tensor, report: list[str]) -> Tensor:
+    """pos_embed with a row of zeros for the class token, where it is a square grid alone."""
+    if len(table.shape) != 3 or not _is_square(table.shape[1]):
+        return table
+    _, rows, D = table.shape
+    report.append('its class token has no position: zero')
+    zero = np.zeros((1, 1, D), np.float32)
+    return Tensor((1, rows + 1, D), lambda: np.concatenate([zero, table.numpy()], axis=1))
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count

@@ -1,5 +1,6 @@
 """The original's .pth (hustvl/YOLOS): read with what it says of the model, and written."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,8 +28,8 @@ def read(
         InputError: tensors are missing or of another shape, or neither the file, nor the arguments, nor a
             published model of its size say the heads and grids.
     """
-    bare = lambda name: name.removeprefix('module.').removeprefix('model.')  # of DDP and of Lightning
-    state = {bare(name): tensor for name, tensor in file.tensors.items()}
+    wrappers = re.compile(r'(_orig_mod\.|module\.|model\.)*')  # of torch.compile, DDP and Lightning
+    state = {wrappers.sub('', name, count=1): tensor for name, tensor in file.tensors.items()}
     state = hf_names.to_reference(state) if hf_names.has_names(file.tensors) else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
         if name not in state or len(state[name].shape) != 3:
