@@ -15,13 +15,13 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, workdir
 from yolos_jax.tools import command
 
+ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
 YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
 
 
 def yolos(*arguments, cwd):
     """Run the command away from the repository, as an installed one is."""
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.run([*YOLOS, *arguments], capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run([*YOLOS, *arguments], capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT)
 
 
 def test_the_commands_are_listed_and_another_one_is_named(tmp_path):
@@ -79,9 +79,31 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
 
 
 def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), 'ascii'))
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(file := io.BytesIO(), 'ascii'))
     cli.run(lambda: print('café', flush=True))
-    assert sys.stdout.buffer.getvalue() == b'caf\\xe9\n'
+    assert file.getvalue() == b'caf\\xe9\n'
+
+
+PRINTS = """
+from pathlib import Path
+from yolos_jax.run import cli
+
+def main():
+    print('0\\n' * 100_000)
+    Path('done').touch()
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize('ending', ['> /dev/full', '| true'])
+def test_work_is_done_where_what_is_printed_cannot_be_written(ending, tmp_path):
+    command = f'set -o pipefail; "{sys.executable}" -c "{PRINTS}" {ending}'
+    done = subprocess.run(
+        ['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
+    )
+    says = 'error: stdout: No space left on device; all else is done\n' if 'full' in ending else ''
+    assert (done.returncode, done.stderr) == (bool(says), says) and (tmp_path / 'done').exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

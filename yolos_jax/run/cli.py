@@ -65,8 +65,7 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
     shows where any other error than an `InputError` came from.
     flag: how this script spells the flag of an argument that an error names.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # which may be ASCII, where a class's name is not
-        sys.stdout.reconfigure(errors='backslashreplace')
+    output = _Output()
     shows = TRACEBACK in sys.argv
     if not shows:  # Orbax and TensorStore show what they raise too, from every thread that was at it
         absl_logging.set_verbosity(absl_logging.FATAL)
@@ -74,11 +73,49 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
     sys.argv[:] = [argument for argument in sys.argv if argument != TRACEBACK]
     try:
         main()
+        output.check()
     except KeyboardInterrupt:
         leave(130)
     except Exception as error:
         status = error.exit_status if isinstance(error, InputError) else 1
         leave(status, _line(error, flag), error, traceback.format_exc() if shows else '')
+
+
+class _Output(io.RawIOBase):
+    """Takes the place of stdout: what goes wrong there is told at the end, and no work is lost for it.
+
+    It may be a pipe that was closed, or a file on a full disk; or ASCII, where a class's name is not.
+    """
+
+    def __init__(self) -> None:
+        self._before, self._error = sys.stdout, None  # which closes its file when it goes
+        buffer = getattr(sys.stdout, 'buffer', None)
+        self._file = getattr(buffer, 'raw', buffer)
+        if self._file:
+            options = dict(errors='backslashreplace', line_buffering=sys.stdout.line_buffering)
+            sys.stdout.flush()
+            sys.stdout = io.TextIOWrapper(io.BufferedWriter(self), sys.stdout.encoding, **options)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def write(self, data: bytes) -> int:
+        """Write, or keep the error."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = error
+            return len(data)
+
+    def check(self) -> None:
+        """Raises InputError where something could not be written, unless nobody read it any more."""
+        if self._file:
+            sys.stdout.flush()
+        if self._error and not isinstance(self._error, BrokenPipeError):
+            raise InputError(f'stdout: {self._error.strerror}; all else is done')
 
 
 def _line(error: Exception, flag: Callable[[str], str]) -> str:
