@@ -18,7 +18,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m yolos_jax.tools.make_shapes runs/shapes
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python eval.py --weights=$(RUN) --data=runs/shapes --output=$(RUN)/eval --report
-	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures --threshold=0.7 \
+	$(BIN)/python predict.py --weights=$(RUN) --output=$(RUN)/pictures --threshold=0.7 --overwrite \
 		runs/shapes/val2017/00000000001?.jpg
 	@echo "Curves: $(RUN)/curves.png  Detections: $(RUN)/pictures/  Report: $(RUN)/eval/report.html"
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from yolos_jax import Detections, Detector, visualize
 from yolos_jax.errors import InputError
+from yolos_jax.run import cli
 from yolos_jax.tools import attention
 
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / 'examples').glob('*.jpg'))
@@ -117,12 +118,15 @@ def make_page(demo: Demo) -> gr.Blocks:
 def main() -> None:
     """Parse the arguments and serve until stopped."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--weights', default=os.environ.get('WEIGHTS', 'hustvl/yolos-tiny'))
-    parser.add_argument('--host', default=os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1'))
-    parser.add_argument('--port', type=int, default=7860)
+    parser.add_argument(
+        '--weights', default=os.environ.get('WEIGHTS', 'hustvl/yolos-tiny'), help=cli.WEIGHTS
+    )
+    host = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')
+    parser.add_argument('--host', default=host, help='who may see the page (this machine; 0.0.0.0: all)')
+    parser.add_argument('--port', type=int, default=7860, help='of the page (7860)')
     args = parser.parse_args()
     make_page(Demo(args.weights)).launch(server_name=args.host, server_port=args.port)
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

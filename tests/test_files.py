@@ -69,7 +69,10 @@ def test_where_nothing_can_be_written_is_said_with_the_name_that_was_given(folde
             with files.replacing(tmp_path / folder / 'page'):
                 raise AssertionError
     with pytest.raises(InputError, match='closed: is a folder; name a file in it'):
-        files.check_file(tmp_path / 'closed', 'html')
+        files.check_file(tmp_path / 'closed', 'html', '.html')
+    (tmp_path / 'data.json').touch()
+    with pytest.raises(InputError, match='data.json: is there, and no .html; name another file'):
+        files.check_file(tmp_path / 'data.json', 'html', '.html')
 
 
 def test_a_full_disk_names_the_file_and_a_fault_of_another_file_stays(tmp_path):

@@ -105,10 +105,15 @@ def write_json(path: str | Path, content: Any) -> None:
     write(path, json.dumps(content).encode())
 
 
-def check_file(path: Path, argument: str) -> None:
-    """Raises InputError where a file cannot be written; argument: which names it, for errors."""
+def check_file(path: Path, argument: str, suffix: str) -> None:
+    """Raises InputError where a file cannot be written, or is there and of another kind.
+
+    argument: which names it, for errors. suffix: of the names of its kind.
+    """
     if path.is_dir():
         raise InputError(f'{path}: is a folder; name a file in it', argument)
+    if path.exists() and path.suffix != suffix:
+        raise InputError(f'{path}: is there, and no {suffix}; name another file', argument)
     check_folder(path.parent, argument)
 
 

@@ -66,8 +66,8 @@ class Folder:
 
     def _read(self, file: str) -> bytes:
         try:
-            with open(os.path.join(self.path, file), 'rb', buffering=0) as stream:
-                return stream.read()
+            with open(os.path.join(self.path, file), 'rb', buffering=0, opener=_without_waiting) as stream:
+                return stream.read() or b''
         except OSError as error:
             raise InputError(f'{self.path / file}: {error.strerror}') from None
 
@@ -200,3 +200,8 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
     elif Path(root).exists():
         raise InputError(f'{root}: a file; name the data folder that it is in', argument)
     raise InputError(f'{root}: no such data folder', argument)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe too, at once, although nothing writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')
     parser.add_argument('--speed', type=Path, help='an output folder of yolos speed')
     args = parser.parse_args(arguments)
-    files.check_file(args.output, 'output')
+    files.check_file(args.output, 'output', '.md')
     measured = {}
     if args.evaluation:
         measured['metrics'] = read(args.evaluation / 'metrics.json')

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
     args = parser.parse_args(arguments)
     if args.html:
-        files.check_file(args.html, 'html')
+        files.check_file(args.html, 'html', '.html')
     options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)

@@ -37,6 +37,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         InputError: a file is not there, a folder has no images, or the output is one of the inputs.
     """
     images, output = [], output.resolve()
+    is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # of loops of links too
     if urls := [path for path in paths if '://' in path]:
         raise InputError(f'{urls[0]}: images are read from files here; copy it first (curl, gcloud, aws)')
     for path in map(Path, paths):
@@ -51,7 +52,8 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
             p
             for p in sorted(path / name for name in files.walk(path))
             if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
-            if not p.resolve().is_relative_to(output) or path.resolve().is_relative_to(output)
+            if not p.is_fifo()  # whose reader waits for a writer
+            if not is_output(p) or is_output(path)
         ]
         if not inside:
             raise InputError(f'{path}: no images in this folder')
@@ -89,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, least in (('max_detections', 0), ('batch_size', 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
+    if not 0 <= args.nms <= 1:
+        raise InputError(f'nms is {args.nms}, not between 0 and 1', 'nms')
     args.classes = args.classes and sorted(set(args.classes))
     with workdir.opened(args.output) as work:
         args.output = work.folder

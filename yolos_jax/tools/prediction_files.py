@@ -1,5 +1,6 @@
 """The files of predictions: a line of JSON for each image as it is done, and all of them at the end."""
 
+import collections
 import contextlib
 import json
 import os
@@ -185,9 +186,11 @@ def _line(entry: dict) -> bytes:
 def as_coco(entries: Sequence[dict], classes: dict[int, str]) -> dict:
     """Entries as a COCO file with scores: images are numbered from 1, boxes are xywh."""
     images, annotations = [], []
+    named = collections.Counter(entry['image'] for entry in entries)
     for number, entry in enumerate((entry for entry in entries if 'error' not in entry), 1):
         size = {'width': entry['width'], 'height': entry['height']}
-        images.append({'id': number, 'file_name': entry['image']} | size)
+        name = entry['image'] if named[entry['image']] == 1 else entry['file']  # several calls, one name
+        images.append({'id': number, 'file_name': name} | size)
         for one in entry['detections']:
             x0, y0, x1, y1 = one['box']
             box = [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]

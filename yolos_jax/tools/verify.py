@@ -112,18 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     image = args.image or args.data and Path(args.data) / IMAGE
+    known = [*zoo.DETECTORS, *GOLDEN]
+    if unknown := set(args.names) - {*known}:
+        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}', 'names')
     if not image:
         raise InputError(f'neither COCO nor its image {IMAGE} is given', 'data')
     jobs = {f'{name} values': (check_golden, name, golden, image) for name, golden in GOLDEN.items()}
     if args.data:
         for name, ap in zoo.DETECTORS.items():
             jobs[f'{name} AP'] = check_ap, name, ap, args.data, args.output / name.replace('/', '_')
-    known = [*zoo.DETECTORS, *GOLDEN]
-    if unknown := set(args.names) - {*known}:
-        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}', 'names')
     jobs = {name: job for name, job in jobs.items() if not args.names or job[1] in args.names}
     if not jobs:
         raise InputError(f'{", ".join(args.names)}: only the AP is published, which needs COCO', 'data')
+    if not image.is_file():
+        raise InputError(f'{image}: no such file', 'image' if args.image else 'data')
     if verify(jobs, args.output):
         sys.exit(1)
 
