@@ -166,3 +166,14 @@ def test_a_config_of_pre_training_is_refused(coco_folder):
 def test_the_command_takes_the_url_of_a_bucket(data_url, capsys):
     check_data.main([data_url, '--split', 'val2017'])
     assert '== val2017 ==' in capsys.readouterr().out
+
+
+def test_a_split_that_cannot_be_read_hides_no_other(coco_folder, tmp_path, capsys):
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    (tmp_path / 'data' / 'annotations' / 'instances_test2017.json').write_text('{"images": []}')
+    status, printed = run(capsys, tmp_path / 'data', '--html', tmp_path / 'page.html')
+    assert status == 1 and (tmp_path / 'page.html').exists()
+    assert re.search(
+        r'== test2017 ==\nSTOPS A RUN: .*instances_test2017.json: not a COCO detection file', printed
+    )
+    assert printed.count('STOPS A RUN') == 1 and '== val2017 ==' in printed

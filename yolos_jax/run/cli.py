@@ -102,6 +102,9 @@ class _Output(io.RawIOBase):
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
     def write(self, data: bytes) -> int:
         """Write, or keep the error."""
         try:

@@ -25,7 +25,7 @@ from yolos_jax.data import geometry, overlap, pixels, records, sources
 from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, find_problems
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cli, config_files
 from yolos_jax.tools import data_page
 from yolos_jax.tools.data_page import Findings
@@ -45,7 +45,12 @@ def examine(
     """
     given, options = options, OPTIONS | options
     source = sources.find(root, split)
-    a = source.load()
+    try:
+        a = source.load()
+    except StorageError:
+        raise
+    except InputError as error:  # of this split; the others are looked at all the same
+        return Findings(split, [Problem(str(error), 0, [], True)], [], None, None, None, None, {})
     problems = find_problems(a)
     if any(problem.stops for problem in problems):
         return Findings(split, problems, [], None, None, a, None, {})

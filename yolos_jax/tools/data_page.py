@@ -23,7 +23,7 @@ class Findings:
     """What is in a split, and what is wrong with it.
 
     tables: [(title, [(name, value), ...]), ...]; records and batches: None where the annotations stop a
-    run; bad_images: {kind: indices of images} in `annotations`.
+    run; annotations: None where they cannot be read; bad_images: {kind: indices of images} in them.
     """
 
     split: str
@@ -31,7 +31,7 @@ class Findings:
     tables: list
     records: records.Records | None
     batches: TrainBatches | None
-    annotations: Annotations
+    annotations: Annotations | None
     images: object
     bad_images: dict
 
