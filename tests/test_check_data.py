@@ -114,8 +114,11 @@ def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
 
 
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
-    with pytest.raises(InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'):
+    with pytest.raises(
+        InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'
+    ) as error:
         run(capsys, tmp_path)
+    assert error.value.argument is None  # the command has no such flag
 
 
 @pytest.mark.parametrize(

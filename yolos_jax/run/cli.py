@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -201,6 +201,17 @@ def _help(main: Callable, keys: Callable) -> str:
             *config_files.keys(keys, config_files.read(name) if name else keys()),
         ]
     )
+
+
+@contextlib.contextmanager
+def positional(*names: str) -> Iterator[None]:
+    """A decorator for a command with arguments that are no flags: its errors name none for them."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument in names:
+            raise type(error)(str(error)) from None
+        raise
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:

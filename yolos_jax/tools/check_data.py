@@ -202,6 +202,7 @@ def run_options(config: ConfigDict, name: str) -> dict:
     return {'recipe': recipe, 'special': 1 + config.model.num_det_tokens} | values
 
 
+@cli.positional('data')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
