@@ -48,10 +48,7 @@ def set_loss(
     valid, of_batch = targets['valid'], (targets if whole is None else whole)['valid']
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
-    share = len(of_batch) // B  # of the batch that these images are
-    # the reference divides the objects by its GPUs and takes at least 1: at least one object a group
-    num_boxes = jnp.maximum(of_batch.sum(), len(of_batch) // images_per_group) / share
-    num_matched = jnp.minimum(of_batch.sum(axis=1), Q).sum() / share
+    num_boxes, num_matched = _objects_of_part(of_batch, len(of_batch) // B, Q, images_per_group)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
@@ -74,6 +71,15 @@ def set_loss(
     # a class index that the head has not would train another class, or "no object", in silence
     outside = valid & ((targets['labels'] < 0) | (targets['labels'] >= classes - 1))
     return jnp.where(outside.any(), jnp.nan, total), parts
+
+
+def _objects_of_part(valid: jax.Array, parts: int, Q: int, images_per_group: int) -> tuple:
+    """By what each of so many equal parts of a batch divides: its share of the objects, and of the matched.
+
+    The reference divides by the objects of each GPU and takes at least 1: at least one object a group.
+    """
+    objects = jnp.maximum(valid.sum(), len(valid) // images_per_group)
+    return objects / parts, jnp.minimum(valid.sum(axis=1), Q).sum() / parts
 
 
 def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
