@@ -169,6 +169,10 @@ def test_the_vit_alone_is_read_with_its_own_table(vit_model, tmp_path):
     with weights.open(tmp_path / 'deit.pth') as source:
         with pytest.raises(InputError, match=f'deit.pth: it does not say how many heads its {D} channels'):
             source.vit()
+        with pytest.raises(
+            InputError, match=f'deit.pth: heads is 5, which does not divide its {D} channels'
+        ):
+            source.vit(heads=5)
         models = [source.vit(heads=H)]
     with weights.open(folder) as source:
         models.append(source.vit())

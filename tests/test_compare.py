@@ -32,7 +32,7 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
     text = (tmp_path / 'out' / 'compare.md').read_text()
     assert capsys.readouterr().out == text
     assert text.splitlines() == [
-        f'| run | starts from | learning_rate | epochs done | {" | ".join(compare.NUMBERS["AP"])} |',
+        f'| run | starts from | learning_rate | epochs trained | {" | ".join(compare.NUMBERS["AP"])} |',
         '|' + ' --- |' * 10,
         r'| dei\|t | deit.pth | 0.0002 | 1 | 30.0 | 60.0 |  |  |  |  |',
         '| plain | from scratch | 0.0001 | 3 | 20.0 | 40.0 |  |  |  |  |',

@@ -96,7 +96,7 @@ def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: a row for each run, the best first, with the numbers of its best evaluation."""
     differing, names = differences(runs), NUMBERS[runs[0].measure]
-    rows = [['run', 'starts from', *differing, 'epochs done', *names]]
+    rows = [['run', 'starts from', *differing, 'epochs trained', *names]]
     for i in sorted(range(len(runs)), key=lambda i: -runs[i].reached):
         run = runs[i]
         values = [run.best.get(name, -1) for name in names]  # -1 too where there is no such object

@@ -97,6 +97,8 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     heads = heads or _heads(file, width) or sizes.HEADS.get(width)
     if heads is None:
         raise InputError(f'it does not say how many heads its {width} channels have; give heads', 'heads')
+    if heads < 1 or width % heads:
+        raise InputError(f'heads is {heads}, which does not divide its {width} channels', 'heads')
     side = None if table is None else math.isqrt(table.shape[1] - 1)
     eps = config.get('layer_norm_eps', DINOV3_EPS if fields['rope'] else Vit.eps)
     model = Vit(**fields, heads=heads, pos_grid=side and (side, side), eps=eps)
