@@ -1,4 +1,4 @@
-"""What all configs share. Import it, change what differs."""
+"""What all detector configs share; each changes what differs."""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -9,11 +9,11 @@ def get_config() -> ConfigDict:
     c.data = ''  # a folder, or its gs:// or s3:// URL, as COCO or any tool of docs/data.md writes it
     c.train_split = 'train2017'  # or 'train', whichever is there
     c.val_split = 'val2017'  # or 'val', 'valid', 'validation'
-    c.train_json = ''  # a COCO file in place of a split of `data`, and where its images are
-    c.train_images = ''  # the folder of train_json's images; '': its own
+    c.train_json = ''  # a COCO file to use in place of a split of `data`
+    c.train_images = ''  # the folder of train_json's images; '': beside it
     c.val_json = ''  # as train_json, of the validation split
     c.val_images = ''  # as train_images
-    c.val_fraction = 0.0  # 0.1: a tenth of the training images, drawn by seed, validates instead of a split
+    c.val_fraction = 0.0  # 0.1: validate on a tenth of the training images, drawn by seed, not on a split
     c.data_cache = ''  # a folder on a local disk for decoded images: 3 times the images per core
     c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
 
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
     c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from scratch
-    c.freeze = ''  # 'backbone', or a number: so many of its first blocks are not trained
-    c.reset_classes = False  # True: other classes than init_from's; those of the same name are kept
+    c.freeze = ''  # 'backbone', or a number: how many of its first blocks are frozen
+    c.reset_classes = False  # True: use the data's classes; those that init_from knows by name are kept
 
     c.augment = ConfigDict()
     c.augment.sizes = (0,)  # shorter sides to train at, in pixels
@@ -42,24 +42,24 @@ def get_config() -> ConfigDict:
     c.augment.crop_max = 600  # the greatest
     c.eval_size = 800  # shorter side of images in evaluations, in pixels
     c.eval_max_size = 1333  # bound of the longer
-    c.num_lengths = 8  # compiled programs; 8 lengths leave 9 % padding on COCO, 4 leave 16 %
+    c.num_lengths = 8  # sequence lengths, each a compiled program; 8 leave 9 % padding on COCO, 4 16 %
     c.max_targets = 100  # as many as [DET] tokens; COCO's fullest train image has 93
 
     c.batch_size = 8  # images per step, the global batch size
     c.accumulate_steps = 1  # parts of a batch computed one after the other, where memory is short
-    c.shard_params = False  # True: parameters and optimiser state in parts over the devices
-    c.images_per_group = 1  # the class loss is a mean over so many images, as a GPU of the reference held
+    c.shard_params = False  # True: shard parameters and optimiser state over the devices
+    c.images_per_group = 1  # images per mean of the class loss, as many as a GPU of the reference held
     c.epochs = 150  # passes over the training images
     c.learning_rate = 2.5e-5  # of AdamW, with a cosine to 1e-7
-    c.fresh_learning_rate = 0.0  # of heads and [DET] tokens; 0: as the rest, which is the reference's
+    c.fresh_learning_rate = 0.0  # for heads and [DET] tokens; 0: same as the rest, as in the reference
     c.weight_decay = 1e-4  # of kernels and mid_pos_embed
-    c.clip_norm = 0.1  # the gradient's norm is cut to this
-    c.ema = 0.0  # decay of a moving average of the weights, which is evaluated then: 0.9998, say
+    c.clip_norm = 0.1  # gradients are clipped to this norm
+    c.ema = 0.0  # decay of a moving average of the weights, used in evaluation; try 0.9998
     c.seed = 42  # the reference's
 
     c.log_every = 100  # steps; an epoch with fewer has a line at its end
-    c.save_every = 2000  # steps, and before each evaluation; 0: only there
-    c.spike_factor = 10.0  # a loss above so many times the median of late is reported; 0: never
+    c.save_every = 2000  # steps, and before each evaluation; 0: only then
+    c.spike_factor = 10.0  # report a loss above this many times the recent median; 0: never
     c.eval_every = 1  # epochs
     c.patience = 0  # epochs without a better AP after which a run ends; 0: never
     return c

@@ -1,4 +1,4 @@
-r"""DeiT-S on ImageNet-1k (arXiv 2012.12877, table 9), the seed of YOLOS-S, after 200 epochs or 300.
+r"""DeiT-S on ImageNet-1k (arXiv 2012.12877, table 9), the backbone of YOLOS-S, after 200 or 300 epochs.
 
     python pretrain.py --config=configs/deit_s.py --workdir=DIR --config.data=IMAGENET --config.epochs=200
 

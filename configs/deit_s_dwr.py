@@ -1,4 +1,4 @@
-r"""DeiT-S (dWr) on ImageNet-1k, the seed of YOLOS-S (dWr): narrower and deeper (arXiv 2106.00666, table 4).
+r"""DeiT-S (dWr) on ImageNet-1k, YOLOS-S (dWr)'s backbone: narrower and deeper (arXiv 2106.00666, table 4).
 
 python pretrain.py --config=configs/deit_s_dwr.py --workdir=DIR --config.data=IMAGENET
 """

@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
     c.model.heads = 4
     c.model.size = 64
     c.model.dtype = 'float32'  # bfloat16 is no faster on a CPU
-    c.augment.repeats = 1  # with few images an epoch, more of them in a batch teach more than one thrice
-    c.augment.mixup = 0.0  # for 20 classes and so few epochs less is more
+    c.augment.repeats = 1  # with few images per epoch, distinct ones in a batch teach more than copies
+    c.augment.mixup = 0.0  # 20 classes and few epochs need less of this
     c.augment.cutmix = 0.0
     c.augment.erasing = 0.0
     c.augment.mix_group = 0

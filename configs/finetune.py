@@ -8,7 +8,7 @@ what Roboflow, CVAT, Label Studio and YOLO's tools write. It says the classes. W
 it, --config.val_fraction=0.1 takes a tenth of the images. WEIGHTS is anything `yolos_jax.load` takes; the
 model is taken from there.
 
-Hardware and time are those of the weights' own config for as many images; the AP depends on your data.
+Needs the hardware and time of the weights' own config for as many images; the AP depends on your data.
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
     c = common.get_config()  # model.width stays 0: the model is that of init_from
     c.reset_classes = True  # rows of classes that the weights know by name are kept
 
-    c.augment.sizes = ()  # as the published S and B were trained, scaled: 480 to 800 for 800
-    c.eval_size = 0  # what the weights say, and so for the other sides
+    c.augment.sizes = ()  # (): those of the published S and B, scaled: 480 to 800 for 800
+    c.eval_size = 0  # taken from the weights, like the other sides
     c.eval_max_size = 0
 
     c.epochs = 50  # a third of the published 150: the backbone has seen objects before

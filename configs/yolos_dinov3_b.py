@@ -3,7 +3,7 @@ r"""YOLOS from DINOv3, ViT-B (arXiv 2508.10104).
     python train.py --config=configs/yolos_dinov3_b.py --workdir=DIR \
         --config.data=COCO --config.init_from=facebook/dinov3-vitb16-pretrain-lvd1689m
 
-The weights are given out on acceptance of the DINOv3 License, which binds what is made from them.
+To get the weights, accept the DINOv3 License, which also covers what is made from them.
 Not trained on COCO by us: no AP is known.
 """
 

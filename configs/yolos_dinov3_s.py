@@ -3,7 +3,7 @@ r"""YOLOS from DINOv3, ViT-S (arXiv 2508.10104).
     python train.py --config=configs/yolos_dinov3_s.py --workdir=DIR \
         --config.data=COCO --config.init_from=facebook/dinov3-vits16-pretrain-lvd1689m
 
-The weights are given out on acceptance of the DINOv3 License, which binds what is made from them.
+To get the weights, accept the DINOv3 License, which also covers what is made from them.
 Not trained on COCO by us: no AP is known.
 """
 
@@ -25,6 +25,6 @@ def get_config() -> ConfigDict:
     c.augment.max_size = 1333
 
     c.epochs = 36  # a quarter of the published 150: such features need fewer
-    c.learning_rate = 2e-5  # of detectors from DINOv3 with plain ViTs (MixMatchDet), as the next
+    c.learning_rate = 2e-5  # this and the next as for plain-ViT detectors from DINOv3 (MixMatchDet)
     c.fresh_learning_rate = 2e-4
     return c.lock()
