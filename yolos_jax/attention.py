@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from yolos_jax import spmd
 
 MASKED = -1e30  # a score whose weight is 0
-FEW = 2**21  # up to so many scores, of all heads of a batch, `cached` has all at once: 8 MB
-CACHED = 2**23  # up to so many scores of a head `by_head` has all at once: 32 MB, 2,900 tokens of one image
+FEW = 2**21  # `cached` computes all heads of a batch at once up to this many scores: 8 MB
+CACHED = 2**23  # `by_head` computes a head at once up to this many scores an image: 32 MB, 2,900 tokens
 ROWS = 256  # queries that it takes at a time beyond that
 AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
 FUSED_MULTIPLE = 8  # what divides the lengths of sequences that `fused` gets, as in all measurements
@@ -24,9 +24,9 @@ BLOCKS = 512, 640, 768, 896, 1024  # sides for `splash`: with its default, 128, 
 
 
 def platform_of(device: jax.Device) -> str:
-    """A device as `for_platform` takes it: 'cpu', 'tpu', 'gpu' where cuDNN has attention, else 'old gpu'.
+    """The name of a device's platform for `for_platform`: 'cpu', 'tpu', 'gpu' or 'old gpu'.
 
-    cuDNN has it from Ampere on, which has bfloat16 too: not on a T4 or V100, nor on AMD's.
+    A 'gpu' has cuDNN's attention and bfloat16: NVIDIA's from Ampere on, but no T4 or V100, and no AMD.
     """
     if device.platform not in ('gpu', 'cuda', 'rocm'):
         return device.platform
@@ -49,9 +49,9 @@ def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
 
 
 def unrolls(kernel: Callable) -> bool:
-    """Whether the model's blocks are compiled one after the other with this kernel, and not as a loop.
+    """Whether the loop over the model's blocks is unrolled with this kernel.
 
-    A GPU or TPU copies what the backward pass of a loop needs to a stack and back. Without a loop YOLOS-S
+    In a loop a GPU or TPU copies what the backward pass needs to a stack and back. Unrolled, YOLOS-S
     trains with 386 images/s instead of 300 on an H200, and on a TPU takes 23 ms outside the kernel instead
     of 29, by estimate (docs/measurements.md).
     """
@@ -140,8 +140,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, interp
 def splash_block(size: int) -> int:
     """The side of the blocks that `splash` cuts a sequence into.
 
-    Up to 1,024 tokens are one block. Of the sides for more, the one that pads the sequence least is taken,
-    and the largest of several.
+    Up to 1,024 tokens are one block. A longer sequence gets the side of `BLOCKS` that pads it least; if
+    several do, the largest.
     """
     if size <= BLOCKS[-1]:
         return size + -size % 128  # the kernel asks for multiples of 128

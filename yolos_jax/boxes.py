@@ -1,7 +1,7 @@
 """Boxes: conversions and overlaps, as DETR's util/box_ops.py defines them.
 
-cxcywh and xyxy are the two forms; both are [..., 4]. A pair of functions below works on broadcast
-leading axes, so `giou(a[:, :, None], b[:, None])` is the pairwise table.
+cxcywh and xyxy are the two forms; both are [..., 4]. `iou` and `giou` broadcast the leading axes of their
+arguments, so `giou(a[:, :, None], b[:, None])` is the pairwise table.
 """
 
 import jax

@@ -140,9 +140,9 @@ class Bucket:
         return {name: start.generation() for name, start in starts.items()}
 
     def copy(self, names: Iterable[str], cache: Path) -> Path:
-        """A folder in a cache with copies of these objects, fetched where those there are other versions.
+        """A folder in a cache with copies of these objects, downloaded if they are missing.
 
-        A folder holds one version of each; the name of the folder changes with any of them.
+        Its name is a hash of all their versions, so a changed object leads to a new folder.
         """
         versions = self.versions(names)
         digest = hashlib.sha256(repr((self.url, sorted(versions.items()))).encode()).hexdigest()[:16]
@@ -172,9 +172,9 @@ class Bucket:
 
 @contextlib.contextmanager
 def new_folder(location: str | Path) -> Iterator[Path]:
-    """The path of a new folder to write, which is put into a bucket at the end where `location` is a URL.
+    """The path of a new folder to write to; if `location` is a URL, it is uploaded at the end.
 
-    What says that a checkpoint is whole is put there last.
+    The file that marks a checkpoint as complete is uploaded last.
 
     Raises:
         InputError: there is something already, or it cannot be put there.

@@ -1,4 +1,4 @@
-"""The loss of pre-training, and what an evaluation counts: pure functions, as of `steps`."""
+"""The loss and the evaluation step of pre-training: pure functions, like those of `steps`."""
 
 import functools
 from collections.abc import Callable
@@ -19,12 +19,12 @@ def make_loss(
     """The loss `loss(params, part, whole) -> (total, metrics)`, for `steps.make_update`.
 
     part: what `mixing.augmented` takes, 'labels' int32 [B] and 'share' float32 [B] of a mixed image that is
-    its own. total: the cross-entropy with the mixed labels; of a distilled model the mean of that and of
-    the distillation token's with what the teacher says most likely (hard distillation, DeiT section 3).
+    its own. total: the cross-entropy with the mixed labels; with a teacher, the mean of that and of the
+    distillation token's cross-entropy with the teacher's best class (hard distillation, DeiT section 3).
 
     Args:
         smoothing: of the labels. drop_path: rate of `stochastic_depth`. group: of `mixing`.
-        teach: `of_model` or `of_labels`, what a teacher takes images for.
+        teach: the teacher, from `of_model` or `of_labels`; None for no distillation.
     """
 
     def loss(params: dict, part: dict, whole: dict) -> tuple:

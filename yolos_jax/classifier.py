@@ -74,11 +74,10 @@ class Classifier(nn.Module):
 
 
 def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
-    """What the branches of each block are multiplied with, float32 [depth, 2, B], from a key for each
-    image.
+    """Random factors on the branches of each block, float32 [depth, 2, B], from one key per image.
 
-    The share of branches that are left out grows from 0 in the first block to `rate` in the last; the
-    others are scaled up, so that the mean stays (arXiv 1603.09382, as in timm).
+    The share of dropped branches (factor 0) grows from 0 in the first block to `rate` in the last; the
+    others are scaled up to keep the mean (arXiv 1603.09382, as in timm).
     """
     keep = 1 - jnp.linspace(0, rate, depth)[:, None]
 

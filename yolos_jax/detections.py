@@ -1,4 +1,4 @@
-"""What a detector gives: the objects in an image, to go through, to draw, to pass on."""
+"""`Detections`: the objects found in an image, to iterate over, draw and export."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""The errors for what a user gives us."""
+"""Errors with a message for the user: unusable input, unreachable storage, diverged runs."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""From detections to COCO's numbers, by pycocotools."""
+"""Evaluation: runs a detector over a data set and computes COCO's metrics by pycocotools."""
 
 import contextlib
 import dataclasses
@@ -28,12 +28,12 @@ def detect(
     on_batch: Callable[[], None] = lambda: None,
     threads: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """What is predicted for every image of the batches that can be read, in the order of the records.
+    """Predictions for every readable image of the batches, in the order of the records.
 
     Args:
         predict: a prediction or evaluation step of `steps` as a function of a batch, numpy in and out.
-        rows: of each batch, that this process detects in.
-        gather: the rows of all processes from those of this one (`run.cluster.gather`).
+        rows: the rows of each batch that this process computes.
+        gather: collects the rows of all processes from those of this one (`run.cluster.gather`).
         on_batch: called after each batch. threads: as for `loader.load`.
 
     Returns:
@@ -102,7 +102,7 @@ def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict
 
 
 def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], list[str]]:
-    """Which category each label of a detector is in the annotations it is evaluated by, and what to know.
+    """The category id in the annotations for each label of a detector, and notes for the reader.
 
     The same number with the same name is the same class; where numbers differ, names decide.
 
@@ -190,10 +190,10 @@ def ground_truth(a: Annotations) -> COCO:
 def coco_content(a: Annotations, *, upright: bool = False) -> dict:
     """The annotations as the content of a COCO file.
 
-    upright: that boxes lie on photographs turned upright, which `sources.of_files` reads there.
+    upright: record that boxes refer to photographs turned upright, which `sources.of_json` heeds.
 
-    Missing areas are width x height. Annotations are numbered from 1, for pycocotools takes a match with
-    number 0 for none.
+    Missing areas are width x height. Annotations are numbered from 1, because pycocotools takes a match
+    with annotation 0 for no match.
     """
     areas = np.where(np.isnan(a.areas), a.boxes[:, 2] * a.boxes[:, 3], a.areas)
     images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)

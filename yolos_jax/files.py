@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and reading at a place of an open file."""
+"""Atomic writing of files and folders, and reading at an offset of an open file."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""Images in, detections out."""
+"""`Detector`: runs a detector on an image, a list or a stream of images."""
 
 import collections
 import concurrent.futures
@@ -39,18 +39,18 @@ class Detector:
     ) -> None:
         """A detector on one device.
 
-        device: the one to compute on; JAX's first when None. batch_size: images of a length that are
-            computed together; 8 when None, and 1 on a CPU, which is no faster with more. dtype: of the
-            activations, the model's when None, which is float32 in all files; 'bfloat16' is faster on a
-            GPU or TPU and less exact.
+        device: where to compute; JAX's first device when None. batch_size: how many images of equal
+            sequence length are computed together; when None 8, or 1 on a CPU, where more are no faster.
+            dtype: of the activations; when None the model's, which is float32 in all files; 'bfloat16'
+            is faster on a GPU or TPU and less exact.
 
         Raises:
             InputError: an argument is of another kind.
         """
         if not isinstance(pretrained, weights.Pretrained):
             raise InputError(
-                f'a Detector is made of a Pretrained, not of {type(pretrained).__name__}; of a path '
-                'Detector.from_pretrained makes one'
+                f'a Detector takes a Pretrained, not {type(pretrained).__name__}; for a path use '
+                'Detector.from_pretrained'
             )
         if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size > 0):
             raise InputError(f'batch_size is {batch_size!r}, no number of images', 'batch_size')
@@ -102,10 +102,10 @@ class Detector:
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list, with a score of at least `threshold`.
 
-        images: a path (of a photograph: it is turned upright as its EXIF says), a PIL image, or an array
-            [height, width, 3] of RGB; gray, RGBA and 16-bit arrays become what files of them would. One
-            gives `Detections`, a list or tuple a list of them. Each is resized as for evaluation; results
-            do not depend on what else is in the list.
+        images: a path (photographs are turned upright by their EXIF), a PIL image, or an RGB array
+            [height, width, 3]; gray, RGBA and 16-bit arrays are converted as image files are. One image
+            gives `Detections`, a list or tuple a list of them. Each image is resized as for evaluation;
+            its result does not depend on the others.
 
         Raises:
             InputError: an image cannot be read or is of another kind, or the threshold is no score.
@@ -127,9 +127,9 @@ class Detector:
         """The objects in each of any number of images, in order, as `__call__`.
 
         Threads read some images ahead, and the device computes on one batch while the next is prepared.
-        Arrays and PIL images are copied when they are given, so that a camera's buffer may be filled again.
-        errors: give the `InputError` of an image that cannot be read in its place, and do not raise it.
-        pixels: `Detections.image` is the array of the image's pixels, RGB, and not what was given.
+        Arrays and PIL images are copied on arrival, so that a camera's buffer can be reused.
+        errors: yield the `InputError` of an unreadable image in its place instead of raising it.
+        pixels: set `Detections.image` to the image's RGB array, and not to what was given.
 
         Raises:
             InputError: `images` is one image, or as for `__call__`.
@@ -216,7 +216,7 @@ class Detector:
         return self.detections(prepared, of_image, best_first(of_image['scores'], threshold))
 
     def detections(self, prepared: 'Prepared', outputs: dict, tokens: np.ndarray) -> Detections:
-        """What some tokens detect in an image, whose outputs these are; as `Detections.of_tokens`."""
+        """The detections of some tokens from the outputs for an image (`Detections.of_tokens`)."""
         options = dict(ids=self._ids, image=prepared.image)
         return Detections.of_tokens(outputs, tokens, self._names, prepared.size, **options)
 
@@ -231,7 +231,7 @@ class Prepared(NamedTuple):
 
 
 def _copied(image: Picture) -> Picture:
-    """An image for threads, whatever becomes of the one that was given."""
+    """A copy of an image in memory, so that the caller may change the original; a path as it is."""
     if isinstance(image, Image.Image):
         try:
             copy = image.copy()
@@ -243,7 +243,7 @@ def _copied(image: Picture) -> Picture:
 
 
 def _loaded(image: Picture) -> Picture:
-    """An image that several threads may read: Pillow reads a file at the first use, and not thread-safe."""
+    """The image, loaded now: Pillow reads a file at its first use, which is not thread-safe."""
     if isinstance(image, Image.Image):
         with contextlib.suppress(*pixels.UNREADABLE):
             image.load()
@@ -251,9 +251,9 @@ def _loaded(image: Picture) -> Picture:
 
 
 def sequence_lengths(size: int, max_size: int) -> list[int]:
-    """The lengths, in patches, in which a detector computes images: few, so that shapes share a program.
+    """The sequence lengths, in patches, that a detector pads to: few, so that images share programs.
 
-    Each of `SHAPES` has its own, without padding; the last is for all longer ones, up to 2 : 1.
+    Each of `SHAPES` has its own length, without padding; the last one is for other shapes, up to 2 : 1.
     """
     widths = [round(side * 1200) for side in SHAPES]
     counts = geometry.fixed(np.full(len(widths), 1200), np.array(widths), size, max_size).counts

@@ -35,8 +35,8 @@ def set_loss(
         The weighted total and a dict of its unweighted parts 'loss_ce', 'loss_bbox' and 'loss_giou',
         with 'class_error' (% of matched queries whose best class is wrong, 100 when there is none),
         'cardinality_error' (mean difference of predicted and real object counts) and
-        'dropped_targets' (how many objects are beyond the T, or the Q, largest of their image, int32).
-        With COCO's category ids as labels C is the greatest plus 1; the total is NaN where a label is
+        'dropped_targets' (int32, how many objects were dropped as their image has more than T or Q).
+        With COCO's category ids as labels, C is the largest id plus 1. The total is NaN if a label is
         not in 0..C-1.
 
     Raises:
@@ -68,22 +68,22 @@ def set_loss(
         'dropped_targets': valid.sum() - (query >= 0).sum() + targets.get('dropped', jnp.int32(0)).sum(),
     }
     total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
-    # a class index that the head has not would train another class, or "no object", in silence
+    # otherwise a label outside the head would silently train another class or "no object"
     outside = valid & ((targets['labels'] < 0) | (targets['labels'] >= classes - 1))
     return jnp.where(outside.any(), jnp.nan, total), parts
 
 
 def _objects_of_part(valid: jax.Array, parts: int, Q: int, images_per_group: int) -> tuple:
-    """By what each of so many equal parts of a batch divides: its share of the objects, and of the matched.
+    """The divisors of one of `parts` equal parts of a batch: its share of the objects and of those matched.
 
-    The reference divides by the objects of each GPU and takes at least 1: at least one object a group.
+    The reference divides by the objects of each GPU, at least 1; so there is at least one object per group.
     """
     objects = jnp.maximum(valid.sum(), len(valid) // images_per_group)
     return objects / parts, jnp.minimum(valid.sum(axis=1), Q).sum() / parts
 
 
 def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
-    """What `set_loss` is made of, of each image: arrays [B].
+    """The components of `set_loss` for each image: arrays [B].
 
     'loss_ce', a weighted mean over the queries; 'loss_bbox' and 'loss_giou', sums over the objects; and
     'objects', how many there are.
@@ -101,7 +101,7 @@ def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
 
 
 def _harmless(targets: dict) -> dict:
-    """Targets whose padding, which may hold anything, NaN too, is a harmless object."""
+    """Targets with a harmless object in place of padding, which may hold anything, even NaN."""
     valid = targets['valid']
     return targets | {
         'labels': jnp.where(valid, targets['labels'], 0),

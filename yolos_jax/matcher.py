@@ -4,8 +4,8 @@ The assignment is a shortest augmenting path search (Jonker and Volgenant 1987; 
 scipy's `linear_sum_assignment`), run as one state machine over the whole batch: a trip of the loop is
 one step of every image that still has work, so padded targets and finished images cost nothing.
 
-What holds before and after every trip: cost[t, q] >= u[t] + v[q] for all pairs, with equality for
-those that are assigned. So an assignment of all rows is one of least cost.
+Every trip of the loop keeps this invariant: cost[t, q] >= u[t] + v[q] for all pairs, with equality for
+assigned pairs. So an assignment of all rows has the least possible cost.
 
 Letters: B batch, Q queries ([DET] tokens), T targets; rows are targets and columns are queries.
 """
@@ -26,8 +26,8 @@ def match(outputs: dict, targets: dict) -> jax.Array:
 
     Args:
         outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
-        targets: 'labels' [B, T], 'boxes' [B, T, 4] and 'valid' [B, T]. Of an image with more than Q
-            valid targets the Q largest are kept.
+        targets: 'labels' [B, T], 'boxes' [B, T, 4] and 'valid' [B, T]. An image with more than Q valid
+            targets keeps the Q largest.
     """
     if not targets['valid'].shape[1]:
         return jnp.zeros(targets['valid'].shape, jnp.int32)
@@ -110,7 +110,7 @@ def assign(cost: jax.Array, active: jax.Array) -> jax.Array:
 
 
 def _start(cost: jax.Array, active: jax.Array) -> Matching:
-    """Rows take their cheapest column, the lowest row first: feasible and tight, so exactness is kept.
+    """Each row takes its cheapest column unless a lower row wants it: feasible and tight, so still exact.
 
     With trained models this alone assigns nearly every target.
     """
@@ -178,7 +178,7 @@ def _update_duals(matching: Matching, s: Search, reached: jax.Array) -> Matching
 
 
 def _hand_over(matching: Matching, s: Search) -> tuple[Matching, Search, jax.Array]:
-    """One column of a finished path goes to the row before it; which images [B] are through with theirs."""
+    """Assign a column of each finished path to the row before it; also returns which paths [B] are done."""
     T, Q = matching.column_of.shape[1], matching.row_of.shape[1]
     moving = s.sink >= 0
     taker = _pick(s.via, jnp.maximum(s.sink, 0))

@@ -1,7 +1,7 @@
-"""Random erasing, mixup and CutMix, on the device: functions of the numbers that come with each image.
+"""Random erasing, mixup and CutMix on the device, as timm's RandomErasing ('pixel') and Mixup ('batch').
 
-They work on normalised pixels, after which nothing is an 8-bit image any more; the numbers are drawn with
-the batch (`data.class_batches`). As timm's RandomErasing ('pixel') and Mixup ('batch').
+They work on normalised pixels and so come after all 8-bit augmentation. Their random numbers are drawn with
+the batch (`data.class_batches`).
 
 Letters: B images, N patches, C classes.
 """
@@ -18,8 +18,8 @@ def augmented(batch: dict, group: int) -> jax.Array:
 
     batch: 'patches' uint8 [B, N, 768] of square images; where any are erased 'erase' int32 [B, 4], a
     rectangle (top, left, bottom, right; of zeros for none) that becomes noise of 'noise' uint32 [B];
-    'weight' float32 [B] of an image itself and 'box' int32 [B, 4], where it has the pixels of its partner
-    whatever the weight. group: so many images in a row are mixed with each other, the first with the last.
+    'weight' float32 [B], an image's own weight in the mixture, and 'box' int32 [B, 4], where it gets only
+    its partner's pixels. group: consecutive images that are mixed in pairs, the first with the last.
     """
     pixels = vit.normalised(batch['patches'])
     if 'erase' in batch:
@@ -42,7 +42,7 @@ def targets(
 
 
 def partners(x: jax.Array, group: int) -> jax.Array:
-    """Of each row the one it is mixed with: rows [B, ...] in reverse within each group."""
+    """The partner that each row is mixed with: rows [B, ...] in reverse order within each group."""
     groups = x.reshape(-1, group, *x.shape[1:])
     return groups[:, ::-1].reshape(x.shape)
 

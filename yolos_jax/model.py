@@ -48,12 +48,12 @@ class Yolos(nn.Module):
         num_classes: C, labels are 0..C-1 (91 for COCO's raw ids); the last logit is "no object".
         num_det_tokens: Q. registers: R, tokens without a position between [CLS] and [DET] (DINOv2, DINOv3).
         pos_grid, mid_pos_grid: (rows, columns) of the position tables; None for none.
-        rope: whether queries and keys of patches are turned by their places (DINOv3), as `rope.angles`.
+        rope: whether queries and keys of patches get rotary positions, as in DINOv3 (`rope.angles`).
         eps: of LayerNorm; 1e-6 in the reference, 1e-12 in Hugging Face's checkpoints.
         dtype: of activations and products; parameters, norms, softmax and heads are float32.
         remat: compute each block again in the backward pass instead of keeping its activations.
         attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
-            default computes one head at a time, exactly and on every platform.
+            default, `attention.cached`, is exact and runs on every platform.
     """
 
     width: int
@@ -71,7 +71,7 @@ class Yolos(nn.Module):
     attention_kernel: Callable = attention.cached
 
     def __post_init__(self) -> None:
-        # lists, which JSON has, could not be hashed, and `init_params` is compiled once for equal models
+        # JSON gives lists, but a model must be hashable to be a static argument of the jitted `init_params`
         self.pos_grid = self.pos_grid and tuple(self.pos_grid)
         self.mid_pos_grid = self.mid_pos_grid and tuple(self.mid_pos_grid)
         super().__post_init__()
@@ -112,7 +112,7 @@ class Yolos(nn.Module):
 class Vit(nn.Module):
     """The ViT of a detector alone, for its features: no [DET] tokens, no tables between the blocks.
 
-    Its attributes are as those of `Yolos`, its parameters too, but for what it lacks.
+    Its attributes and parameters are those of `Yolos`, without those of the missing parts.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""Where Numba keeps what it has compiled: where neither this package nor the home can be written to."""
+"""Gives Numba a cache folder where neither this package nor the home folder can be written to."""
 
 import contextlib
 import os

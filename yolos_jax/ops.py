@@ -35,8 +35,8 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Layer normalisation of x [..., D] with scale and bias [D], in float32.
 
-    The variance of float32 is taken around the mean as torch does. That of less exact numbers is the mean
-    square less the squared mean, which reads them once: of a TPU's step for YOLOS-S 8 %
+    For float32 input the variance is taken around the mean, as in torch. For less exact types it is the
+    mean square minus the squared mean, which reads x once and saves 8 % of a YOLOS-S step on a TPU
     (benchmarks/tpu_model.py).
     """
     is_exact, x = x.dtype == jnp.float32, x.astype(jnp.float32)

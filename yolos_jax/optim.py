@@ -27,8 +27,8 @@ def warmup_cosine(
 ) -> Callable:
     """The rate of each step of a pre-training, as a function of the step (timm's CosineLRScheduler).
 
-    The rate grows evenly from 1e-6 to `base`; then follows a cosine to `final`, which counts the epochs of
-    the warm-up too. As in the reference's, an epoch has the rate of the number before its own.
+    The rate grows linearly from 1e-6 to `base`, then follows a cosine to `final` that counts the warm-up
+    epochs too. As in the reference, epoch n has the rate of epoch n - 1.
     """
     epoch = np.maximum(np.arange(epochs) - 1, 0)
     cosine = final + 0.5 * (base - final) * (1 + np.cos(np.pi * epoch / epochs))
@@ -64,11 +64,11 @@ def make_deit_optimizer(
 
 
 def trained(params: dict, frozen_blocks: int) -> dict:
-    """What of each parameter is trained, 0 or 1, a tree shaped to multiply with `params`.
+    """A mask of what is trained (1) and frozen (0): a tree that broadcasts against `params`.
 
-    frozen_blocks: the first so many blocks of the backbone stay as they are, with the patch projection, the
-        [CLS] token and the positions; with all of them, the last norm and the [DET] tokens do too.
-        Raises ValueError where there are not so many.
+    frozen_blocks: how many of the backbone's first blocks are frozen, with the patch projection, the [CLS]
+        token and the positions; if all blocks are, the last norm and the [DET] tokens are too.
+        Raises ValueError if the backbone has fewer blocks.
     """
     depth = len(jax.tree.leaves(params['backbone']['blocks'])[0])
     if not 0 <= frozen_blocks <= depth:
@@ -88,7 +88,7 @@ def trained(params: dict, frozen_blocks: int) -> dict:
 
 
 def of_trained(loss: Callable, trained: dict) -> Callable:
-    """A loss of parameters whose gradient is zero where they are not trained; trained: of `trained`."""
+    """`loss` with zero gradients for frozen parameters; trained: the mask that `trained` returns."""
     kept = lambda x, share: share * x + (1 - share) * jax.lax.stop_gradient(x)
     return lambda params, *rest: loss(jax.tree.map(kept, params, trained), *rest)
 
@@ -101,11 +101,11 @@ def make_optimizer(
     frozen_blocks: int = 0,
     fresh_factor: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a step's function.
+    """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a function of the step.
 
-    frozen_blocks: as for `trained`; what is frozen has no part in the norm that is clipped.
-    fresh_factor: by how much the rate of the heads and the [DET] tokens is greater, which no pre-training
-        has seen.
+    frozen_blocks: as for `trained`; gradients of frozen parameters do not count in the clipped norm.
+    fresh_factor: factor on the learning rate of the heads and the [DET] tokens, which are not
+        pre-trained.
     """
     adamw = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask(params))
     parts = [optax.clip_by_global_norm(clip_norm), adamw]

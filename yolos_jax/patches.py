@@ -10,7 +10,7 @@ import numpy as np
 
 PATCH = 16  # pixels along a side
 PATCH_DIM = 3 * PATCH**2  # values of an RGB patch
-ANY_SIDE = 128  # patches along a side that a sequence of as many or more may have
+ANY_SIDE = 128  # a side of up to this many patches is allowed in every sequence that can hold it
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, on pixels in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -21,9 +21,9 @@ def longest_side(length: int) -> int:
 
 
 def shortest_length(count: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """The least patches of a sequence for images of `count`, `side` of them along the longer side.
+    """The shortest sequences for images of `count` patches, `side` of them along the longer side.
 
-    It is the count, but for panoramas: their sides must be within `longest_side`.
+    This is `count`, except for panoramas: their longer side must be within `longest_side`.
     """
     return np.maximum(count, np.where(side > ANY_SIDE, ((side + 1) // 2) ** 2, 0))
 

@@ -104,9 +104,9 @@ def aligned(size: int) -> int:
 
 
 def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
-    """What `sequences` needs to bring a table of `table_grid` to the images' grids [B, 2].
+    """The matrices and indices by which `sequences` resamples a table to the images' grids [B, 2].
 
-    An image is turned so that its shorter side comes first. That side is at most sqrt(N), which keeps
+    Images are transposed so that the shorter side comes first. That side is at most sqrt(N), which keeps
     the cells computed within a small factor of N whatever the image's shape.
     """
     gh, gw = table_grid
@@ -146,12 +146,12 @@ def sequences(
     """The positions of the images' sequences [B, P + N, D]; zero where a sequence is padding.
 
     Args:
-        special: those of the P tokens before the patches, [P, D].
-        table: of the patches, [gh, gw, D].
-        layout: from the function of that name.
-        dtype: of the result, and of what is multiplied.
+        special: positions of the P tokens before the patches, [P, D].
+        table: positions of the patches, [gh, gw, D].
+        layout: the result of `layout`.
+        dtype: of the products and the result.
     """
-    # left to itself XLA sums the gradients of what is 2.7 times the table over the devices
+    # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
     return spmd.over_batch(functools.partial(_sequences, dtype=dtype), shared=2)(special, table, layout)
 
 
@@ -178,8 +178,8 @@ def _sequences(special: jax.Array, table: jax.Array, layout: tuple, dtype: jnp.d
 def _joined(special: jax.Array, full: jax.Array, cells: jax.Array, patches: jax.Array) -> jax.Array:
     """special [P, D], then the rows `cells` [B, N] of full [B, S * L, D]: [B, P + N, D].
 
-    patches: [B, S * L], the sequence's row of each cell. The gradient takes these where XLA would add row
-    by row, and from the whole sequence: to cut the patches out costs a TPU 4 % of its step for YOLOS-S.
+    patches: [B, S * L], the patch of each cell. With it the gradient is a gather, where XLA would scatter
+    row by row. It gathers from the whole sequence: slicing first costs 4 % of a YOLOS-S step on a TPU.
     """
     del patches
     special = jnp.broadcast_to(special, (full.shape[0], *special.shape))

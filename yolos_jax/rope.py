@@ -1,8 +1,8 @@
 """Rotary positions of patches, as DINOv3 has them (arXiv 2508.10104; its layers/rope_position_encoding.py).
 
-A patch is placed by its centre, -1..1 along the rows and the columns of its image. Queries and keys are
-turned by angles that grow with it, a quarter of the head's width for each axis and twice; so attention sees
-how far apart patches are. Other tokens are not turned.
+The position of a patch is its centre, -1..1 along the rows and the columns of its image. Queries and keys
+are rotated by angles proportional to it, d / 4 for each axis, all used twice; so attention depends on how
+far apart patches are. Other tokens are not rotated.
 
 Letters: B batch, N patches, S tokens, H heads, M rows, d head width.
 """

@@ -1,4 +1,4 @@
-"""What the model and the loss know of devices: the rows of a batch are spread over a mesh's batch axis.
+"""Data parallelism in the model and the loss: a batch's rows are spread over the mesh's batch axis.
 
 The mesh is the one of `jax.set_mesh` around the call (`run.mesh` makes it). Without a mesh there is one
 device, and every function here leaves things as they are.
@@ -20,7 +20,7 @@ def num_devices() -> int:
 
 
 def gathered(x: jax.Array) -> jax.Array:
-    """A parameter whole on every device from here on; its gradient is summed over the devices.
+    """Replicate a parameter on every device; its gradient is summed over the devices.
 
     Call this where a layer's parameters are used, so that XLA gathers them and not the activations.
     """
@@ -32,10 +32,10 @@ def gathered(x: jax.Array) -> jax.Array:
 def over_batch(function: Callable, shared: int = 0) -> Callable:
     """`function`, run by each device on its own rows.
 
-    For what XLA would not split well: a loop over a sharded batch under plain jit asks all devices in
-    every trip whether to stop, and kernels are not split at all. Arguments and results have the batch as
-    their first axis, but for the first `shared` arguments: every device has them whole, and their
-    gradients are summed over the devices as they leave the function.
+    For code that XLA does not partition well: under plain jit, a loop over a sharded batch synchronises all
+    devices in every iteration, and kernels are not partitioned at all. Arguments and results have the batch
+    as their first axis, except the first `shared` arguments: these are replicated, and their gradients are
+    summed over the devices.
 
     Raises:
         ValueError: (when called) the rows do not divide over the devices.

@@ -26,24 +26,24 @@ def make_train_step(
     [B, T, 4] (cxcywh in 0..1), 'valid' bool [B, T]. metrics: 'loss', what the loss reports, 'grad_norm'
     (not clipped), 'weight_norm' and 'finite'.
 
-    An update whose loss or gradient is not finite is not applied: params and opt_state stay as they were,
-    `step` and the schedule of the rate still count, and 'finite' is False so that the caller can stop. So
-    it is where the new parameters are not finite, which takes a rate beyond all bounds: the caller goes
-    back to an earlier state then.
+    If the loss or the gradient is not finite, the update is not applied: params and opt_state stay as they
+    were, `step` and the learning rate schedule still advance, and 'finite' is False so that the caller can
+    stop. 'finite' is also False if an applied update made the parameters non-finite, which takes an extreme
+    learning rate; the caller must then go back to an earlier state.
 
     Args:
         images_per_group: for the loss.
-        accumulate_steps: compute the batch in so many parts, one after the other, in about that fraction
-            of the memory. Each device's rows must divide into parts of whole groups. The update is that
-            of the batch at once; metrics are means over the parts, counts (integers) are sums.
+        accumulate_steps: number of parts in which the batch is computed, one after the other, to save
+            memory. Each device's rows must divide into parts of whole groups. The update equals that of
+            the whole batch; metrics are means over the parts, counts (integers) are sums.
         loss: loss(outputs, part, images_per_group, whole) -> (total, metrics): `part` holds the rows of
             `outputs`, and the mean of the parts' totals is the loss of the `whole` batch.
-        ema: decay of a moving average of the parameters, whose first steps count less: at step t it is
-            (1 + t) / (10 + t) where that is smaller.
+        ema: decay of a moving average of the parameters, 0 for none. At step t it is at most
+            (1 + t) / (10 + t), so that the first steps count less.
 
-    The step raises ValueError where a batch does not divide into `accumulate_steps`, or the state has no
-    'ema' to be averaged, or one that would be lost. Give the state and batches of several devices as
-    `run.mesh` places them (`make_mesh`, `replicate`, `shard`), and call the step within `jax.set_mesh`.
+    The step raises ValueError if a batch does not divide into `accumulate_steps`, or if the state has an
+    'ema' although `ema` is 0, or the reverse. On several devices, place the state and the batches with
+    `run.mesh` (`make_mesh`, `replicate`, `shard`), and call the step within `jax.set_mesh`.
     """
     return make_update(make_loss(model, images_per_group, loss), optimizer, accumulate_steps, ema)
 
@@ -61,9 +61,9 @@ def make_loss(model: Yolos, images_per_group: int, loss: Callable = losses.set_l
 def make_update(
     loss_of: Callable, optimizer: optax.GradientTransformation, accumulate_steps: int = 1, ema: float = 0.0
 ) -> Callable:
-    """As `make_train_step`, of any loss: loss_of(params, part, whole) -> (total, metrics).
+    """As `make_train_step`, for any loss: loss_of(params, part, whole) -> (total, metrics).
 
-    What a state has as 'fixed' is not trained; the loss finds it in `whole`, beside the batch.
+    A state's optional 'fixed' is not trained; the loss receives it in `whole`, beside the batch.
     """
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     fixed = lambda state: {'fixed': state['fixed']} if 'fixed' in state else {}
@@ -81,7 +81,7 @@ def make_update(
         grad_norm = optax.tree.norm(grads)
         new = {'params': optax.apply_updates(state['params'], updates), 'opt_state': opt_state}
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-        counts_on = lambda x: isinstance(x, optax.ScaleByScheduleState)  # the rate is one of the step
+        counts_on = lambda x: isinstance(x, optax.ScaleByScheduleState)  # counts skipped steps too
         keep = lambda a, b: a if counts_on(a) else jnp.where(finite, a, b)
         kept = jax.tree.map(keep, new, {k: state[k] for k in new}, is_leaf=counts_on)
         # of what is kept: to know it before that is decided costs a TPU a sixth of a step (YOLOS-S)
@@ -117,8 +117,8 @@ def make_predict_step(model: Yolos) -> Callable:
     """The prediction step `step(params, batch) -> detections`, jitted.
 
     batch: 'patches' and 'grid'. detections: 'scores' [B, Q], 'labels' [B, Q] and 'boxes' [B, Q, 4]
-    (xyxy in 0..1 of the image): of every query the best class that is not "no object", as the
-    reference's PostProcess; no suppression, no clipping.
+    (xyxy in 0..1 of the image): the best class of each query other than "no object", as in the
+    reference's PostProcess, without non-maximum suppression or clipping.
     """
 
     @jax.jit
@@ -130,7 +130,7 @@ def make_predict_step(model: Yolos) -> Callable:
 
 @functools.cache
 def make_evaluation_step(model: Yolos) -> Callable:
-    """As `make_predict_step`, of a batch with targets, whose `losses.of_images` are given too."""
+    """As `make_predict_step`, for a batch with targets; the step also returns its `losses.of_images`."""
 
     @jax.jit
     def step(params: dict, batch: dict) -> dict:

@@ -22,7 +22,7 @@ _xavier = nn.initializers.xavier_uniform()  # for training from scratch; pre-tra
 
 
 def torch_uniform(fan_in: int) -> Callable:
-    """How torch starts kernels and biases of dense layers and convolutions."""
+    """torch's default initialiser for kernels and biases of dense layers and convolutions."""
     bound = fan_in**-0.5
     return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
 
@@ -58,7 +58,7 @@ class LayerNorm(nn.Module):
 class QueryKeyValue(nn.Module):
     """The dense layer before attention: q [B, H, M, d] of the tokens in `rows`, k, v [B, H, S, d] of all.
 
-    Heads come first at once, as kernels take them, which saves a TPU a tenth of its step for YOLOS-S.
+    The products already have the kernels' layout, heads first: a tenth of a YOLOS-S step less on a TPU.
     """
 
     heads: int
@@ -129,8 +129,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block; only the tokens in `rows` come out.
 
-    angles: `rope.angles`. branch_scale: float32 [2, B], what attention and perceptron are multiplied with
-    before they are added (stochastic depth).
+    angles: `rope.angles`. branch_scale: float32 [2, B], factors on the outputs of attention and MLP before
+    the residual additions (stochastic depth).
     """
 
     heads: int
@@ -178,11 +178,11 @@ class PatchEmbed(nn.Module):
 class Backbone(nn.Module):
     """The ViT: patches [B, N, 768] and grid [B, 2] to features after the last norm, [B, M, D].
 
-    rows_out: which tokens come out, from and to; the [DET] tokens when None. branch_scale: float32
-    [L, 2, B], for the blocks.
+    rows_out: (start, stop) of the tokens that are returned; the [DET] tokens when None. branch_scale:
+    float32 [L, 2, B], for the blocks.
 
-    The blocks are scanned by hand and not by `nn.scan`: the last one computes other rows, and all share
-    one stacked parameter under the names of the reference checkpoint.
+    The blocks run in `jax.lax.scan` and not in `nn.scan`: the last block computes fewer rows, yet its
+    parameters are stacked with those of the others, under the names of the reference checkpoint.
     """
 
     width: int
@@ -277,16 +277,16 @@ class Backbone(nn.Module):
     def last_block(
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
-        """The tokens that come out, [B, M, D], after the last block.
+        """The tokens `rows_out` [B, M, D] after the last block.
 
-        Of a detector these are the [DET] tokens alone: exact, and 7 % of its work saved.
+        A detector needs only its [DET] tokens here: this is exact and saves 7 % of the work.
         """
         last = {'params': jax.tree.map(lambda p: p[-1], self.blocks)}
         branch_scale = None if branch_scale is None else branch_scale[-1]
         return self._block().apply(last, x, lengths, self._rows_out(), self._angles(grid, x), branch_scale)
 
     def _angles(self, grid: jax.Array, x: jax.Array) -> tuple | None:
-        """By what the queries and keys of tokens [B, S, D] are turned."""
+        """The rotary cosines and sines for the queries and keys of tokens [B, S, D]; None without rope."""
         special = self._special()
         width = self.width // self.heads
         return rope.angles(grid, x.shape[1] - special, special, width) if self.rope else None

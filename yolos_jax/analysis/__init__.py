@@ -1,1 +1,1 @@
-"""What the detections of an evaluation tell: errors, groups, confidence."""
+"""Analyses of the detections of an evaluation: errors, groups, confidence."""

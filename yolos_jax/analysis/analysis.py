@@ -1,4 +1,4 @@
-"""All that is to be said of the detections in a split, as numbers."""
+"""The whole analysis of the detections in a split, as numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Corrupted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What is to say about the detections in a split, as numbers.
+    """The results of `analyse` for the detections in a split.
 
     errors are at IoU 0.5; thresholds: of each class; least_scores [K]: the same, 1 for classes without one;
     confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions, empty where not
@@ -62,7 +62,7 @@ class Analysis:
 def analyse(
     split: Split, fields: dict[str, list] | None = None, corrupted: Sequence[Corrupted] = ()
 ) -> Analysis:
-    """Match a split's detections and ask everything.
+    """Match a split's detections and run all analyses.
 
     fields: as `read_fields` gives them.
     """

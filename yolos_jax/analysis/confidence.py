@@ -1,4 +1,4 @@
-"""What scores are worth: thresholds, calibration, and which classes are taken for which, at IoU 0.5.
+"""The reliability of scores at IoU 0.5: thresholds, calibration, and the confusion of classes.
 
 The letters are those of `outcomes`.
 """
@@ -23,7 +23,7 @@ class Threshold(NamedTuple):
 
 
 def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
-    """For each of the K classes; NaN where it has no object, or nothing of it was found."""
+    """The best threshold of each of the K classes; NaN without objects or without a correct detection."""
     split, counts = outcomes.split, outcomes.counted
     objects = np.bincount(split.classes[counts], minlength=len(split.class_ids))
     kept = np.flatnonzero(~outcomes.ignored[:, 0])

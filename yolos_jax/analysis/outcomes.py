@@ -1,7 +1,7 @@
-"""What became of every detection and every object: COCO's matching at ten thresholds, as arrays.
+"""COCO's matching of detections and objects at ten thresholds of IoU, as arrays.
 
-pycocotools keeps its matches in a dict for each image and class. As columns they take a fraction of the
-time, and AP can be asked of any part of them: of groups of images, of objects, and of resamples.
+pycocotools keeps its matches in a dict for each image and class. Columns take a fraction of the time, and
+allow the AP of any part: of groups of images, of groups of objects, and of resamples.
 
 m objects, d detections, n images, K classes, T thresholds of IoU. Objects and detections are sorted by
 image, then class; detections of one image and class by falling score.

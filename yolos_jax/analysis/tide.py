@@ -1,8 +1,8 @@
 """Errors by kind, and the AP that each kind costs: TIDE (Bolya et al., arXiv 2008.08115).
 
-A wrong detection is, by the first that applies, of the right class but badly placed, of another class, a
-duplicate, on background, or badly placed and of another class; objects that no error points to are missed.
-What a kind costs is the gain of AP at IoU 0.5 if its errors were mended. The letters are those of
+The kind of a wrong detection is the first that applies: right class but badly placed, another class,
+duplicate, background, or badly placed and another class. Objects that no error points to are missed. The
+cost of a kind is the gain in AP at IoU 0.5 if its errors were corrected. The letters are those of
 `outcomes`.
 """
 

@@ -195,7 +195,7 @@ def read_classes(path: str | Path) -> dict[int, str]:
 
 
 def _where(error: Exception, data: mmap.mmap) -> str:
-    """' in annotation id 7' for an error at a byte, or in an element of a list, that has an id."""
+    """', in the object with id 7' for an error at a byte or in a list element; '' without an id."""
     number = rb'"id"\s*:\s*([^,}\s]+)'
     if byte := re.search(r'\(byte (\d+)\)', str(error)):
         at = int(byte[1])

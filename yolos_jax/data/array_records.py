@@ -3,10 +3,10 @@
 A data set is a folder DIR/coco/2017/1.1.0 with dataset_info.json and array_record files, made by
 `yolos tfds` or by tensorflow-datasets itself. Images are stored as the bytes of their files, boxes as
 float32 [ymin, xmin, ymax, xmax] over the image's size, labels as indices into the sorted list of
-categories. COCO's boxes have two decimals, and rounded to two they come back exactly.
+categories. COCO's boxes have two decimals, so rounding to two decimals restores them exactly.
 
-In a bucket the examples are read by requests for their bytes (`record_ranges`); what describes the data set
-is copied. Evaluation is always by the official file: annotations/instances_val2017.json in the same folder.
+Examples in a bucket are read by byte ranges (`record_ranges`); the files that describe the data set are
+copied. Evaluation always uses the official file, annotations/instances_val2017.json in the same folder.
 """
 
 import collections
@@ -69,7 +69,7 @@ class Split:
         return
 
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as above
-        """What gives the encoded bytes of an image; from a bucket they are asked for now."""
+        """A function that returns the encoded bytes of an image; a bucket is asked for them at once."""
         example = self.examples.start_read(int(row))
         return lambda: example()['image']
 

@@ -1,9 +1,9 @@
 """The augmentation of DeiT's pre-training, as timm makes it: crops, RandAugment, erasing and mixing.
 
-Here are the pixels that Pillow makes, the same bits as timm's for the same draws, and all draws: arrays
-over the images of a batch from (seed, step) alone. What is done to normalised pixels is in `mixing`.
+This file makes all random draws, arrays over the images of a batch from (seed, step) alone, and does the
+8-bit work with Pillow, bit for bit as timm for the same draws. `mixing` works on normalised pixels.
 
-RandAugment is rand-m9-mstd0.5-inc1: of fifteen operations two, each applied to half of the images, at a
+RandAugment is rand-m9-mstd0.5-inc1: two of fifteen operations, each applied to half of the images, at a
 strength of 9 +- 0.5 of 10.
 """
 

@@ -159,9 +159,9 @@ def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray,
 
 
 def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
-    """What gives the pixels of a record, RGBX, as its boxes lie on them.
+    """A function that returns the RGBX pixels of a record in the orientation of its boxes.
 
-    It raises InputError where the image cannot be read. From a bucket its file is asked for now.
+    It raises InputError if the image cannot be read. A bucket is asked for the file at once.
     """
     size, read = (records.heights[index], records.widths[index]), records.start_read(index)
     return lambda: pixels.decode_sized(read(), records.name(index), size, records.images.upright)

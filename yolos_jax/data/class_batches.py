@@ -58,9 +58,9 @@ class TrainBatches(_Batches):
         self._epoch, self._plan = None, None
 
     def plan(self, epoch: int) -> Plan:
-        """What every batch of an epoch holds: of the shuffled images, each repeated, as many as there are.
+        """The batches of an epoch: the shuffled images, each repeated, cut to the size of the data set.
 
-        With repeats an epoch sees so small a part of the images, another one each time (DeiT's RASampler).
+        With R repeats an epoch sees 1 / R of the images, a different part each time (DeiT's RASampler).
         """
         if epoch != self._epoch:
             rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch + (1 << 32)]))

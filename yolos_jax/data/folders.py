@@ -88,7 +88,7 @@ class Folder:
             return []
 
     def prefix(self, root: str | Path) -> str | None:
-        """What names of files in this folder begin with in `root`; None where it is not in there."""
+        """The prefix that makes this folder's file names relative to `root`; None if it is not inside."""
         inside = os.path.relpath(self.path, root)
         return None if inside.startswith('..') else '' if inside == '.' else f'{inside}/'
 
@@ -114,8 +114,8 @@ class Folder:
 class BucketFolder:
     """A folder in a bucket, with the interface of `Folder`.
 
-    names: of all objects in `bucket`, which are listed once. base: which of them are in the folder: those
-    that begin with it.
+    names: of all objects in `bucket`, which is listed once. base: the folder, as the prefix of its objects'
+    names.
     """
 
     bucket: Bucket

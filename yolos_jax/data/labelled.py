@@ -1,7 +1,7 @@
-"""Images with one class each: folders SPLIT/CLASS/IMAGE as of ImageNet, or a data set of
-tensorflow-datasets.
+"""Images with one class each, from folders SPLIT/CLASS/IMAGE or a data set of tensorflow-datasets.
 
-Of tensorflow-datasets' imagenet2012 the label is read with its image, so that a start does not read it all.
+Labels of tensorflow-datasets' imagenet2012 are read together with the images, so that starting a run does
+not read them all.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ FEW = 32  # examples of a data set that its digest is of, beside how many and ho
 class LabelledImages:
     """n images of a split.
 
-    path: of the split, for messages; classes: their names by label; files str [n] and labels int32 [n], of
-    length 0 where a data set says them with each image; images: where these are read; bad_images: how many
-    may turn out to be unreadable.
+    path: of the split, for messages; classes: their names by label; files str [n] and labels int32 [n],
+    both empty where a data set stores them with each image; images: what reads the images; bad_images: how
+    many may turn out to be unreadable.
     """
 
     path: str
@@ -66,7 +66,7 @@ class LabelledImages:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Texts that are the same for the same data wherever they lie, by what they are of."""
+        """{what is hashed: hash}, the same for the same data wherever they are stored."""
         classes = json.dumps([self.classes, self.count]).encode()
         of_names = hashlib.sha256(classes + self.files.tobytes() + self.labels.tobytes()).hexdigest()
         result = {'images and classes': of_names}

@@ -36,8 +36,8 @@ class Rows(NamedTuple):
 def in_turn(indices: np.ndarray, lengths: np.ndarray, i: int) -> list[np.ndarray]:
     """The candidates of each row of batch i: its own record first, then those of the rows after it.
 
-    Of a small batch, of which all images may be bad, also those of the next batches of its length.
-    indices [steps, B] and lengths [steps]: of an epoch.
+    The images of a small batch may all be bad, so it also gets those of the next batches of its length.
+    indices [steps, B] and lengths [steps]: the plan of the epoch.
     """
     around, B = np.concatenate([indices[i], indices[i]]), len(indices[i])
     candidates = [around[row : row + B] for row in range(B)]
@@ -126,7 +126,7 @@ def load(
 
 
 class _Group(NamedTuple):
-    """Rows of a batch that want the same image, and after it the same others: it is read once."""
+    """Rows of a batch with the same image, and the same replacements for it: the image is read once."""
 
     rows: list[int]  # of the batch of all processes
     candidates: np.ndarray
@@ -161,7 +161,7 @@ def _ask_ahead(batches: Batches, steps: Iterable[int], part: slice) -> Iterator[
 def _submit(
     pool: concurrent.futures.Executor, batches: Batches, asked: _Asked
 ) -> tuple[dict, list[concurrent.futures.Future]]:
-    """A batch that threads are filling, and for each group what gives {row: record in it}."""
+    """Let threads fill a batch; returns its arrays and, for each group, a future of {row: record}."""
     ours = sorted(row for group in asked.groups for row in group.rows)
     batch, jobs = batches.empty(len(ours), asked.rows.length), []
     for group in asked.groups:

@@ -1,4 +1,4 @@
-"""What a training and a validation split have in common and should not, or have not and should."""
+"""Compares a training and a validation split: images in both, and classes in only one of them."""
 
 import collections
 import hashlib

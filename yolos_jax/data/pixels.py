@@ -121,8 +121,8 @@ def from_array(image: np.ndarray) -> np.ndarray:
 def decode_sized(data: bytes, name: str, size: tuple[int, int], upright: bool = False) -> np.ndarray:
     """As `decode`, of an image whose (height, width) the annotations say.
 
-    Boxes lie on the pixels as they are stored, as COCO's do, or, where only this fits the size, on the
-    photograph turned upright. upright: they lie on that in any case.
+    Boxes refer to the stored pixels, as COCO's do, or to the photograph turned upright if only that has the
+    annotated size. upright: they always refer to the photograph turned upright.
 
     Raises:
         InputError: as `decode`, and where the image has another size.

@@ -1,4 +1,4 @@
-"""What is wrong with annotations: what stops a run, and what is left out, cut or looks odd."""
+"""Finds problems in annotations: those that stop a run, and boxes that are dropped, cut or look odd."""
 
 import dataclasses
 import unicodedata
@@ -41,7 +41,7 @@ class _Check(NamedTuple):
 
 
 def find_problems(a: Annotations) -> list[Problem]:
-    """What is wrong with annotations: those that stop a run first; the others only where none does."""
+    """The problems that stop a run or, only if there are none, the other problems."""
     empty = [('images', a.ids), ('categories', a.categories)]
     stopping = [Problem(what, 0, ['the list is empty'], True) for what, x in empty if not len(x)]
     stopping += _failed(_checks(a))
@@ -150,10 +150,10 @@ def _again(a: Annotations) -> np.ndarray:
 
 
 def odd_boxes(a: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image (its row in the file) of every annotation [m], and which boxes are dropped, or leave it.
+    """The image (its row in the file) of each annotation [m], which boxes are dropped, and which leave it.
 
-    Dropped are those without an area in their image; the others leave it by more than a pixel. Crowds do
-    not count. For annotations that do not stop a run.
+    A box without an area in its image is dropped; another box leaves it if it is out by more than a pixel.
+    Crowds count as neither. The annotations must have no problem that stops a run.
     """
     order = np.argsort(a.ids)
     image = order[np.searchsorted(a.ids[order], a.owners)]

@@ -1,8 +1,8 @@
 """Records of array_record files in a bucket, each read by one request for its bytes.
 
-The library of this format reads files only. What is known of it here: a file is cut into blocks of 64 KiB,
-each begins with a header of 24 bytes. Between these lie chunks: a header of 40 bytes, then the records.
-The last block is a chunk that says where the footer is, a chunk that says where each chunk is.
+The format's own library reads only local files. What matters here: a file is cut into blocks of
+64 KiB, each with a header of 24 bytes. Between these headers lie chunks: 40 bytes of header, then records.
+The last block is a chunk that locates the footer; the footer is a chunk that locates all chunks.
 https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md
 """
 

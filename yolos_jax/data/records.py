@@ -78,7 +78,7 @@ class Records:
         return self.images.start_read(self.files[i], self.rows[i])
 
     def truth(self) -> annotations.Annotations:
-        """What an evaluation of these images is by, as it is in the annotation file: crowds too."""
+        """The annotations to evaluate these images against, as in the annotation file, with crowds."""
         return annotations.of_images(self.source.read_truth(), self.ids)
 
     def truth_in(self, root: str | Path) -> annotations.Annotations:
@@ -90,7 +90,7 @@ class Records:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Of each of the things that two data sets may differ in, a hash."""
+        """A hash of each aspect in which two data sets may differ."""
         columns = {
             'image ids': (self.ids,),
             'file names': (self.files,),
@@ -179,9 +179,9 @@ def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
 
 
 def _photographs(names: list[str], fraction: float) -> list[str]:
-    """The name of the photograph of which each image is a version, or its own.
+    """The name of the photograph that each image is a version of, or its own name.
 
-    More than a few images that are alike by name are no versions, but "photo (1)" to "photo (200)".
+    Many images with similar names are not versions of one, but a series: "photo (1)" to "photo (200)".
     """
 
     def original(name: str) -> str:
@@ -195,10 +195,10 @@ def _photographs(names: list[str], fraction: float) -> list[str]:
 
 
 def _runs(names: list[str], records: Records, most: int) -> list[str]:
-    """The run of frames that each image is in, where its name is one of a numbered series; else the name.
+    """The run of frames that each image belongs to if its name is in a numbered series, else its name.
 
-    A run is a series, or `most` of its frames in a row. The only series is that of a camera, and one that
-    has a class for itself has its name (cat_001.jpg): such images are no frames.
+    A run is a whole series, or `most` consecutive frames of it. If there is only one series (a camera's),
+    or if some class occurs in one series alone (cat_001.jpg), the images of that series are not frames.
     """
     series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
     frames, having = collections.defaultdict(set), collections.defaultdict(set)

@@ -1,7 +1,7 @@
-"""Where the images and annotations of a split are: folders as annotation tools export them.
+"""Finds the images and annotations of a split in folders as annotation tools export them.
 
-Which layout a folder has is seen by looking: COCO's, Roboflow's, CVAT's and Label Studio's are forms of a
-COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
+The layout of a folder is detected: COCO's, Roboflow's, CVAT's and Label Studio's are forms of a COCO
+folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
 """
 
 import collections
@@ -31,8 +31,8 @@ class Source:
 
     path: the annotation file, or the data set, for messages; images: from the names of files to the
     `Folder`, `BucketFolder` or `array_records.Split` they are in, and their names there; load: reads the
-    annotations; stamped: the file that changes with them, None where there is no single one; version: what
-    changes with them too; truth: the JSON that an evaluation is by, None where it is by `load`.
+    annotations; stamped: the file that changes with them, None if no single one does; version: a text that
+    changes with them too; truth: the JSON file to evaluate against, None for the annotations of `load`.
     """
 
     path: Path | str
@@ -177,8 +177,8 @@ def locate(
 ) -> tuple[Folder | BucketFolder, np.ndarray]:
     """The folder that images are in, and their names there.
 
-    Tried are each of the folders and, in each, the names as they are, without the folders that they have in
-    common, and without any. Taken is what has the most of the first hundred.
+    Each folder is tried with the names as they are, without the parent folders that all names share, and
+    without any folders. The combination with the most of the first hundred files is taken.
 
     Raises:
         InputError: none fits, or several images would be one file.

@@ -1,8 +1,8 @@
 """Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image.
 
 As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
-and centre, width and height over the image's size, on photographs turned upright; rows of a polygon are its
-bounding box, key points after a box are left out, and so are rows that stand twice.
+and centre, width and height over the image's size, on photographs turned upright. A polygon becomes its
+bounding box; key points after a box are ignored, and so are repeated rows.
 """
 
 import dataclasses

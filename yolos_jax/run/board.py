@@ -13,10 +13,10 @@ import simplejpeg
 
 
 class Board:
-    """Writes TensorBoard's files, from the first thing there is to write.
+    """Writes TensorBoard's files; the first write opens one.
 
-    What cannot be written is left out; what comes after it is in a new file. tensorboardX's own writer has
-    a thread that dies of a full disk, and whoever writes waits for it for ever.
+    Events that cannot be written are dropped, and later ones go to a new file. tensorboardX's own writer
+    has a thread that dies on a full disk, after which its caller waits forever.
     """
 
     def __init__(self, folder: Path, first: int) -> None:

@@ -1,7 +1,7 @@
 """The checkpoints of a run: saved by Orbax in the background, verified when a run resumes.
 
-Of a run in a bucket, the first process saves the arrays of all to its local copy of the folder, and
-`mirror.Mirror` puts them into the bucket: Orbax writes to Google's itself, but not to S3.
+If the run is in a bucket, process 0 saves the arrays of all processes to its local copy of the folder, and
+`mirror.Mirror` uploads them: Orbax itself can write to Google's buckets, but not to S3.
 """
 
 import contextlib
@@ -99,10 +99,10 @@ class Checkpoints:
         return max(measured, key=lambda step: (aps[step], -step), default=None)
 
     def restore(self, like: dict) -> tuple[dict, dict] | None:
-        """The newest (state, meta) that is whole for all processes, each array placed as in `like`.
+        """The newest (state, meta) that is intact for all processes, each array placed as in `like`.
 
-        None in an empty folder. Damaged steps are renamed broken-STEP after an older one passes
-        verification.
+        Returns None if the folder is empty. Damaged steps are renamed broken-STEP after an older one
+        passes verification.
 
         Raises:
             InputError: a step is of another model (names, shapes or types differ), or no step is
@@ -206,9 +206,9 @@ class Checkpoints:
 
 
 def _meet(processes: set[int] | None) -> Callable[..., None]:
-    """How Orbax's thread waits for the other processes at the end of a save that did not fail here.
+    """The barrier at which Orbax's thread waits for the other processes at the end of a save.
 
-    Where it failed Orbax would wait first, up to 20 minutes, for others that wait elsewhere for this one.
+    If the save failed here, it raises: Orbax's would wait up to 20 minutes for others that wait for us.
     """
     if not cluster.is_first() and processes:
         return lambda **_: None  # of a process that does not save

@@ -82,9 +82,9 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
 
 
 class _Output(io.RawIOBase):
-    """Takes the place of stdout: what goes wrong there is told at the end, and no work is lost for it.
+    """Replaces stdout, so that an error in writing to it is reported at the end and no work is lost.
 
-    It may be a pipe that was closed, or a file on a full disk; or ASCII, where a class's name is not.
+    Stdout may be a closed pipe, a file on a full disk, or ASCII although a class name is not.
     """
 
     def __init__(self) -> None:

@@ -176,8 +176,8 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
 def leave(error: BaseException, line: str, status: int) -> None:
     """End this process at once with a line on stderr, so that the others end too.
 
-    A usual exit would first wait for them. A collective that failed says only that somebody is gone: then
-    JAX's own service is given its time to find out who that is, say so, and end this process.
+    A usual exit would first wait for them. A failed collective says only that some process is gone; then
+    JAX's own service gets the time to find out which one, report it, and end this process.
     """
     print(f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True)
     if isinstance(error, jax.errors.JaxRuntimeError):

@@ -1,4 +1,4 @@
-"""The installed configs: found by name, and their keys with what the comments say of them."""
+"""Finds installed configs by name, and lists their keys with the comments on them."""
 
 import inspect
 import re

@@ -183,7 +183,7 @@ def read_data(
 
 
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
-    """Write FOLDER/val.json of a validation set that no JSON describes as it is."""
+    """Write FOLDER/val.json for a validation set without an annotation file of its own."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
         root = Path(config.data).parent if Path(config.data).is_file() else config.data  # data.yaml
         truth = val_set.truth_in(root) if config.data else val_set.truth()
@@ -228,7 +228,7 @@ def check_values(config: ConfigDict) -> None:
 
 
 def check_used(config: ConfigDict) -> None:
-    """Raises InputError where a key is given that nothing reads beside the others."""
+    """Raises InputError where a key is set that has no effect with the other values."""
     splits, augment = ('train', 'val'), config.augment
     unused = {f'{split}_images': f'{split}_json' for split in splits if not config[f'{split}_json']}
     if config.val_fraction:

@@ -95,11 +95,11 @@ def largest_axis(tree: dict, mesh: Mesh) -> dict:
 
 
 def in_memory(tree: dict, shardings: dict) -> dict:
-    """Shardings, with the order of the axes in memory too for arrays of four: as they are written.
+    """The shardings, with row-major order in memory fixed for four-dimensional arrays.
 
-    Left to itself a TPU puts the axis of 1 of the position tables of the blocks, [L - 1, 1, rows, D], among
-    the last two, where a tile is then an eighth full: of a step 5 % for YOLOS-S and 10 % for -B, by its
-    compiler's estimate (benchmarks/tpu_model.py). Other devices order all arrays so.
+    By default a TPU moves the axis of size 1 of the blocks' position tables, [L - 1, 1, rows, D], into the
+    last two axes, where tiles are then an eighth full. This costs 5 % of a step for YOLOS-S and 10 % for
+    -B, by its compiler's estimate (benchmarks/tpu_model.py). Other devices are row-major anyway.
     """
 
     def of_array(x: jax.Array, sharding: NamedSharding) -> NamedSharding | Format:

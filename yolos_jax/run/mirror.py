@@ -1,8 +1,8 @@
-"""A run's folder in a bucket and its local copy, which is what the run works in.
+"""Keeps a run's folder in a bucket equal to the local copy that the run works in.
 
-A bucket has no appends and no renames, so a run writes to a local folder and what changed is put into the
-bucket whole: after every checkpoint, and once a minute. Of a checkpoint its `meta` comes last and goes
-first: without it, no step is listed.
+A bucket has no appends and no renames, so a run writes to a local folder, and changed files are uploaded
+whole: after every checkpoint, and once a minute. A checkpoint's `meta` is uploaded last and removed first:
+a step without it is not listed.
 """
 
 import concurrent.futures
@@ -66,9 +66,9 @@ class Mirror:
         self._push = self._pool.submit(self._push_now, after)
 
     def push_now_and_then(self, every: float = EVERY) -> None:
-        """Push in a thread, where none is under way and the last is `every` seconds ago.
+        """Push in a thread if no push is under way and the last one was over `every` seconds ago.
 
-        What fails is tried again with the next push: a run does not end because its metrics cannot be put.
+        A failed push is retried by the next one: a run does not end because an upload of metrics failed.
         """
         if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > every:
             self.finish_push()  # of a checkpoint, perhaps, and that must not be lost

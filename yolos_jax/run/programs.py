@@ -1,4 +1,4 @@
-"""The training step compiled for each length of sequences, ahead of the first batch that has it."""
+"""Compiles the training step for each sequence length, before the first batch of that length."""
 
 import concurrent.futures
 import time
@@ -14,9 +14,9 @@ from yolos_jax.run import mesh as meshes
 class Programs:
     """Programs of a training step by the length of their sequences.
 
-    A thread compiles them one after the other while the first batch is loaded and steps of those that are
-    done run. The thread also leaves the caller free to hear a signal: XLA does not return to Python before
-    a program is done.
+    A thread compiles them one after the other while the first batch is loaded and finished programs run.
+    It also leaves the caller free to handle signals: XLA does not return to Python before a program is
+    compiled.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class Log:
         first, total: the step the run starts from, and its last. per_epoch: steps of an epoch. writes:
             False writes nothing.
 
-        What an earlier run wrote beyond `first` is dropped, and its evaluation of that step where it has
-        not `evaluated` it for good, so that the files of a resumed run are those of an unbroken one.
+        Lines that an earlier start wrote after step `first` are dropped, and its evaluation of that step
+        too unless `evaluated`, so that the files of a resumed run equal those of an unbroken one.
         """
         self._writes, self._total, self._pending, self._failed = writes, total, '', False
         self.folder = Path(workdir)
@@ -239,7 +239,7 @@ class Means:
             self._losses.append(loss)
 
     def pop_spikes(self) -> list[tuple[str, Any]]:
-        """What was odd about the losses of steps read since the last call, and their image ids."""
+        """The loss spikes of the steps read since the last call: [(description, image ids), ...]."""
         spikes, self._spikes = self._spikes, []
         return spikes
 

@@ -1,8 +1,8 @@
-"""Processes that were given the coordinator's address meet there, before JAX joins them.
+"""A meeting of all processes at the coordinator's address, before JAX joins them.
 
-JAX waits for them in silence and deaf to signals, and does not see that one of them has died. Here process
-0 listens at the address until all others have come; all say every ten seconds whom they wait for, and if
-one dies, all end. Then JAX takes the address.
+JAX would wait for them silently, without handling signals, and without noticing that one has died. Here
+process 0 listens at the address until all others have connected; every ten seconds each process prints whom
+it waits for, and if one dies, all end. Then JAX takes over the address.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What the training loop works with, whatever is trained: `detection` and `pretraining` make it."""
+"""The setup of a run: what `detection` and `pretraining` have in common, and checks of the config."""
 
 import abc
 import dataclasses
@@ -26,7 +26,7 @@ from yolos_jax.weights import checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Setup(abc.ABC):
-    """What a run works with, made once from its config."""
+    """All that the training loop needs, made once from the config of a run."""
 
     batches: Any  # `loader.Batches`, with steps_per_epoch and plan(epoch).lengths
     val_batches: Any
@@ -113,7 +113,7 @@ class Setup(abc.ABC):
         """Measure the state after so many steps on the validation split, and log that.
 
         on_batch: called after each batch. best: the best AP of the run so far, -inf before the first.
-        Returns the AP, or what is in its place; that and `best` are of use in the first process only.
+        Returns the AP, or top-1 in pre-training; only process 0's value, and its `best`, are used.
         """
 
     @abc.abstractmethod
@@ -160,12 +160,12 @@ RANGES = {  # of the numbers of a config: the least and the greatest
 
 
 def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tuple:
-    """A config completed, the meta of the run in the folder ({} of none), and lines for the reader.
+    """The completed config, the meta of the run in the folder ({} for a new run), and notes.
 
     known: a config with all keys.
 
     Raises:
-        InputError: the run had another config, or a new run's has a key that nothing reads.
+        InputError: the saved run has another config, or the config of a new run has an unknown key.
     """
     config = completed(config, known)
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
@@ -177,7 +177,7 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
             with config.unlocked():
                 config.init_from = began
         return config, saved, notes
-    check_keys(config, known)  # earlier versions started runs with others, which are to be resumed
+    check_keys(config, known)  # new runs only: a saved run of an earlier version may have other keys
     return config, {}, []
 
 
@@ -190,7 +190,7 @@ def check_keys(config: ConfigDict, known: ConfigDict) -> None:
 
 
 def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
-    """A config with the keys that it lacks, since it was written before they were; as all configs say."""
+    """A config with the default values of `known` for keys that are newer than the config."""
     result = known.copy_and_resolve_references()
     with result.unlocked(), result.ignore_type():
         result.update(config.copy_and_resolve_references())
@@ -255,7 +255,7 @@ def make_step(
     loss: Callable,
     fixed: dict | None = None,
 ) -> tuple[dict, Callable]:
-    """The state a run starts from, on every device or in parts of it, and the step of its training.
+    """The initial state, replicated or sharded over the devices, and the jitted training step.
 
     loss: as for `steps.make_update`. fixed: as for `steps.init_state`.
     """

@@ -1,4 +1,4 @@
-"""Whether a run was asked to stop."""
+"""Stops a run between steps when a signal asks for it."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ class StopRun(Exception):  # noqa: N818  no error
 class StopSignal:
     """Whether a run was asked to stop, by SIGTERM, Ctrl-C or the end of its terminal (SIGHUP).
 
-    A second request ends it at once, but for SIGHUP, which the shell and the kernel both send.
+    A second request ends the process at once, except SIGHUP, which the shell and the kernel both send.
 
-    For scripts: make it first of all. Before the run has anything to lose (`hold`), a request ends the
-    process at once. Of several processes any may be asked, and all stop after the same step: there JAX
-    takes SIGTERM, when the cluster starts, and tells the others.
+    Scripts make it before anything else. Until `hold` is called, a request ends the process at once, as
+    there is nothing to save. In a cluster any process may be asked, and all stop after the same step: JAX
+    handles SIGTERM from the start of the cluster on, and tells the others.
     """
 
     def __init__(self) -> None:
@@ -56,9 +56,9 @@ class StopSignal:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def without_others(self) -> bool:
-        """Whether to stop where processes do not pass equally often, so that `together` cannot be asked.
+        """Whether to stop at a place that processes pass unequally often, where `together` cannot be used.
 
-        Of several processes none stops there: the others would wait for it.
+        In a cluster, no process stops there: the others would wait for it.
         """
         return self.number is not None and cluster.is_alone()
 
@@ -72,7 +72,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Where Ctrl-C would raise KeyboardInterrupt within, it is raised at the end; a second one at once."""
+    """Delays the KeyboardInterrupt of Ctrl-C to the end of the block; a second Ctrl-C raises at once."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

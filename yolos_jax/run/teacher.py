@@ -1,4 +1,4 @@
-"""What a pre-training learns from beside true labels: a classifier, or the logits of one."""
+"""The teacher of a distilled pre-training: a classifier, or the saved logits of one."""
 
 import contextlib
 import hashlib

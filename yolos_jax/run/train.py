@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a run's steps are counted in and saved to, and who may stop it."""
+    """The services of a run: checkpoints, metrics, log, watchdog and stop signal."""
 
     checkpoints: Checkpoints
     meta: dict  # what is the same in every checkpoint's
@@ -52,7 +52,7 @@ class Run(NamedTuple):
     stop: StopSignal | None
 
     def save(self, state: dict) -> bool:
-        """Save the state, but not within a streak of steps that are not finite; returns whether it was."""
+        """Save the state unless the last step was not finite; returns whether it was saved."""
         self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
@@ -93,12 +93,12 @@ def train(
         workdir: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
             TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
         mesh: of `run.mesh`; all devices when None.
-        on_step: called after each step was dispatched; the run is saved and stops where it returns True,
-            which it must do in every process.
-        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: never, but
-            1,800 of several processes.
-        stop: asked at every step; None leaves signals alone, but for Ctrl-C, which is raised when the step
-            is complete, and a second time at once.
+        on_step: called after each step was dispatched. If it returns True, in every process, the run is
+            saved and stops.
+        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: 1,800 with
+            several processes, never with one.
+        stop: checked after every step; None leaves signals alone, except that Ctrl-C is raised when the
+            step is complete, or at once the second time.
 
     Returns:
         None where the run was trained to its end; the number of the signal that stopped it, or 0 where
@@ -275,7 +275,7 @@ def rescue(run: Run, state: dict) -> None:
 def resume(
     setup: Setup, work: workdir.Workdir, progress: Callable[[], None], stop: StopSignal | None
 ) -> tuple[dict, Run]:
-    """The state to train on from, and what its steps are counted in and saved to."""
+    """The state to continue from, and the `Run` that goes with it."""
     folder = work.folder
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror)
     meta = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}

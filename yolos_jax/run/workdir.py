@@ -39,8 +39,8 @@ class Workdir(NamedTuple):
 def opened(location: str | Path) -> Iterator[Workdir]:
     """The folder at a path or URL, made and locked; the lock ends with the process, however that ends.
 
-    Of several processes the first locks it and writes to it. One in a bucket is copied to a folder in
-    `local_copy`, without the arrays of its checkpoints, and that is removed at the end.
+    In a cluster, process 0 locks the folder and writes to it. A folder in a bucket is copied to `own_copy`,
+    without the arrays of its checkpoints, and the copy is removed at the end.
 
     Raises:
         InputError: it cannot be written to, or another run is using it.
@@ -127,7 +127,7 @@ def locked(path: str | Path) -> Iterator[Path]:
 
 
 def owner(workdir: Workdir) -> str | None:
-    """Who has locked a run's folder, where it is locked; of one in a bucket, which it is."""
+    """The owner of the lock on a run's folder; for a folder without a lock file, its name."""
     lock = workdir.folder / LOCK
     return lock.read_text() if lock.exists() else workdir.name
 

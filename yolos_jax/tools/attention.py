@@ -39,8 +39,8 @@ def make_maps(model: Yolos, block: int = -1) -> Callable:
     padding 0. block: its index; -1 is the last.
 
     The last block of a model is computed for [DET] tokens alone, outside the scan over the others. So a
-    model of the blocks up to this one has the attention in question there, and a kernel that keeps its
-    weights, where it sees as many queries as there are tokens, gives it without another forward pass.
+    model that ends with the wanted block computes its attention there, and a kernel that keeps the weights
+    whenever it sees Q queries gives it without another forward pass.
 
     Raises:
         InputError: the model has no such block.

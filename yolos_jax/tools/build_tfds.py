@@ -1,4 +1,4 @@
-"""A data set, in any layout that is read, as one of tensorflow-datasets, made without TensorFlow.
+"""Convert a data set in any supported layout to tensorflow-datasets, without TensorFlow.
 
     yolos tfds FOLDER DIR
 

@@ -1,6 +1,6 @@
 """tensorflow-datasets' builder of a COCO folder, for `build_tfds`.
 
-In a module of its own: tensorflow-datasets looks up where the class is from, which a command's is not.
+It is not in `build_tfds`, because tensorflow-datasets looks up the module of the class.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Videos and cameras: frames in, a video with the detections drawn on it out.
+"""Detects objects in videos and camera streams, and writes a video with the detections drawn on it.
 
 By PyAV (`pip install 'yolos_jax[video]'`), whose wheel carries FFmpeg. Unlike OpenCV it gives every frame
 its time, for videos without a constant rate, and brings no window system.

@@ -22,8 +22,8 @@ NEVER = -10  # the logit of what is never detected
 def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> tuple[Pretrained, str]:
     """The detector with a class head for `classes` {id: name}.
 
-    Rows of classes of the same name, and of "no object", are kept; others start as the reference's do. A
-    number that is no class starts as what is never detected: it would outdo the kept ones.
+    Rows of classes with the same name, and of "no object", are kept; others start as in the reference. The
+    row of an unused number starts as never detected, since a random one would outscore the kept ones.
     """
     last = pretrained.params['class_embed']['layers_2']
     old = {name.lower(): number for number, name in pretrained.classes.items()}

@@ -46,8 +46,8 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
     """Parameters of a detector with the ViT in an open file, and a report, a line each.
 
     As `finetune_det` of the reference (models/backbone.py): patch positions are resampled to the model's
-    grid (those of DINOv2 with registers as it does), those of the [DET] tokens and the mid tables start as
-    noise; of a distilled ViT the position of the distillation token becomes that of [CLS].
+    grid (for DINOv2 with registers by DINOv2's method); [DET] positions and mid tables start as noise; in
+    a distilled ViT the position of the distillation token becomes that of [CLS].
 
     Raises:
         InputError: the file is no ViT, or one of another shape.
@@ -210,8 +210,8 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
 def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
     """pos_embed [1, 1 + n, D], n square: from 1 + n (class token) or 2 + n (distillation too) rows.
 
-    keep: of the last, the class token's own row, and not, as `finetune_det` of the reference takes, the
-    distillation token's.
+    keep: from 2 + n rows take the class token's own row, and not the distillation token's, which the
+    reference's `finetune_det` takes.
     """
     if len(table.shape) != 3 or table.shape[0] != 1:
         raise InputError(f'no ViT: pos_embed is {list(table.shape)}')

@@ -56,12 +56,12 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def read(folder: str | Path, step: int | None = None) -> Pretrained:
-    """The detector of a checkpoint in a folder of them: the best by AP, else the newest, or `step`.
+    """The detector in a folder of checkpoints: of `step` or, when None, the best by AP, else the newest.
 
-    Where that one is damaged the next best is read, and a line on stderr says so.
+    If the best is damaged, the next best is read, and a line on stderr says so.
 
     Raises:
-        InputError: there is none, or none is what was saved.
+        InputError: there is no checkpoint, or none is intact.
     """
     params, meta = read_params(folder, step)
     try:

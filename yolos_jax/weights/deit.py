@@ -1,6 +1,6 @@
-"""A pre-trained classifier under the names of DeiT and timm, as a .pth: what a detector starts from.
+"""Reads and writes pre-trained classifiers as .pth files with the tensor names of DeiT and timm.
 
-The original's `finetune_det` and timm read it; it says how many heads there are beside ('heads').
+Detectors start from them, and the original's `finetune_det` and timm read them; 'heads' is stored beside.
 """
 
 import contextlib

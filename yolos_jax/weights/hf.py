@@ -1,4 +1,4 @@
-"""Hugging Face's form of weights: YOLOS folders read and written."""
+"""Reads and writes YOLOS detectors as Hugging Face folders."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Between the reference's state dict (hustvl/YOLOS) and our parameters.
+"""Converts between the reference's state dict (hustvl/YOLOS) and our parameters.
 
 The values are the same bits under other names and layouts. Every function is strict: a tensor that is
 missing, not expected or of another shape is an error that lists them all. Tensors are objects with

@@ -1,4 +1,4 @@
-"""A detector as model.safetensors with a config.json of our own, for every model there is.
+"""Reads and writes any detector as model.safetensors with a config.json of our own.
 
 The original's and transformers' forms know no registers and no rotary positions. Tensors are called as in
 the original.

@@ -1,4 +1,4 @@
-"""The original's .pth (hustvl/YOLOS): read with what it says of the model, and written."""
+"""Reads and writes detectors as .pth files of the original code (hustvl/YOLOS)."""
 
 import re
 from collections.abc import Sequence

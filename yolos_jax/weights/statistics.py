@@ -1,7 +1,7 @@
-"""Pixel statistics of other projects' models, and how they go into the patch projection.
+"""Folds the pixel statistics of other projects' models into their patch projections.
 
-A model trained on pixels of another mean and deviation gets a patch projection that does the same on ours,
-so that every model here is fed ImageNet's.
+A model trained on pixels normalised otherwise gets a patch projection that gives the same on ours, so that
+every model here takes pixels normalised by ImageNet's mean and deviation.
 """
 
 import numpy as np

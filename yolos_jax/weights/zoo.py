@@ -63,8 +63,8 @@ def local(name: str | Path) -> Path:
 def from_bucket(url: str) -> Path:
     """A copy of a file or folder of weights in a bucket, in the cache.
 
-    Of a folder its own files are fetched and, where it is a workdir or a folder of checkpoints, those of
-    the steps that it has. What is there already and has not changed is not fetched again.
+    Of a workdir or a folder of checkpoints the complete steps and deit.pth are fetched, of any other folder
+    the files of weights directly in it. Unchanged copies are not fetched again.
 
     Raises:
         InputError: there is no such object, or it cannot be fetched.
