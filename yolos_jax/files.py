@@ -88,9 +88,10 @@ def free_name(stem: str, taken: Container[str]) -> str:
 
 def names_for(paths: Iterable[Path]) -> dict[Path, str]:
     """{file: name} for what is made of each: its own, numbered where several share it."""
-    names = {}
+    names, taken = {}, set()
     for path in dict.fromkeys(paths):
-        names[path] = free_name(path.stem, names.values())
+        names[path] = free_name(path.stem, taken)
+        taken.add(names[path])
     return names
 
 

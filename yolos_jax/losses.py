@@ -45,10 +45,11 @@ def set_loss(
     B, Q, classes = outputs['pred_logits'].shape
     if B % images_per_group:
         raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
-    valid, of_batch = targets['valid'], (targets if whole is None else whole)['valid']
+    valid, whole = targets['valid'], targets if whole is None else whole
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
-    num_boxes, num_matched = _objects_of_part(of_batch, len(of_batch) // B, Q, images_per_group)
+    parts = len(whole['valid']) // B
+    num_boxes, num_matched = _objects_of_part(whole['valid'], parts, Q, images_per_group)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
@@ -59,7 +60,7 @@ def set_loss(
     best = jnp.argmax(logits, axis=-1)
     wrong = (best != wanted) & (wanted < classes - 1)
     predicted = (best < classes - 1).sum(axis=1)
-    parts = {
+    metrics = {
         'loss_ce': loss_ce,
         'loss_bbox': loss_bbox,
         'loss_giou': loss_giou,
@@ -70,7 +71,7 @@ def set_loss(
     total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
     # otherwise a label outside the head would silently train another class or "no object"
     outside = valid & ((targets['labels'] < 0) | (targets['labels'] >= classes - 1))
-    return jnp.where(outside.any(), jnp.nan, total), parts
+    return jnp.where(outside.any(), jnp.nan, total), metrics
 
 
 def _objects_of_part(valid: jax.Array, parts: int, Q: int, images_per_group: int) -> tuple:

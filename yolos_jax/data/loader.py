@@ -173,9 +173,8 @@ def _submit(
 
 def fill_rows(batches: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
     """Fill rows with the first of their records that can be read; returns which in each, or -1."""
-    first = group.image
-    for index in group.candidates[group.candidates >= 0]:
-        read, first = first or batches.start_image(index), None
+    for tries, index in enumerate(group.candidates[group.candidates >= 0]):
+        read = batches.start_image(index) if tries else group.image
         try:
             image = read()
         except StorageError:

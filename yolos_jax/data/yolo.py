@@ -47,8 +47,8 @@ def description(root: Path) -> Path | None:
     """
     if root.is_file():
         return root if root.suffix in YAML else None
-    files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
-    return next((file for file in files if {'names', 'nc'} & _load(file).keys()), None)
+    candidates = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
+    return next((file for file in candidates if {'names', 'nc'} & _load(file).keys()), None)
 
 
 def _load(file: Path) -> dict:

@@ -261,8 +261,10 @@ def make_step(
     """
     init = functools.partial(steps.init_state, optimizer=optimizer, ema=config.ema > 0)
     shapes = jax.eval_shape(init, params, fixed=fixed)
-    layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
-    layout = meshes.largest_axis(shapes, mesh) if config.shard_params else layout
+    if config.shard_params:
+        layout = meshes.largest_axis(shapes, mesh)
+    else:
+        layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
     layout = meshes.in_memory(shapes, layout)
     state = jax.jit(init, out_shardings=layout)(params, fixed=fixed)
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)

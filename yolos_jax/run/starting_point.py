@@ -101,8 +101,8 @@ def start_from_detector(
     untouched = common.get_config().model
     for name, asked in model_fields(config).items():
         actual = getattr(pretrained.model, name)
-        from_weights = name in COMPUTED or not config.model.width and asked == untouched[name]
-        if not from_weights and asked != actual:
+        is_left_out = name in COMPUTED or not config.model.width and asked == untouched[name]
+        if not is_left_out and asked != actual:
             raise InputError(
                 f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
                 'the model from there',

@@ -188,8 +188,6 @@ def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
             'the same values'
         )
     before, now = saved['epochs'], current['epochs']
-    return (
-        [f'{now} epochs instead of {before}: from here on the learning rate is that of {now} epochs']
-        if now > before
-        else []
-    )
+    if now <= before:
+        return []
+    return [f'{now} epochs instead of {before}: from here on the learning rate is that of {now} epochs']

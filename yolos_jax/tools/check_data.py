@@ -55,12 +55,12 @@ def examine(
     if any(problem.stops for problem in problems):
         return Findings(split, problems, [], None, None, a, None, {})
     problems += [Problem(note, 0, [], False) for note in a.notes]
-    images, files = source.images(a.files)
-    a = dataclasses.replace(a, files=files)
+    images, names = source.images(a.files)
+    a = dataclasses.replace(a, files=names)
     of_images, bad_images = check_images(images, a)
     problems += of_images
     data = records.Records(
-        **records.flatten(a) | {'files': files[np.argsort(a.ids)]},
+        **records.flatten(a) | {'files': names[np.argsort(a.ids)]},
         images=images,
         source=source,
         bad_images=len(a.ids),

@@ -96,7 +96,7 @@ def _stored(findings: Findings, i: int) -> str:
 
 
 def _batch(batches: TrainBatches) -> str:
-    records = batches.records
+    data = batches.records
     try:
         ((_, batch, indices),) = loader.load(batches, [0])
     except InputError as error:
@@ -109,9 +109,7 @@ def _batch(batches: TrainBatches) -> str:
         corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
         boxes = corners * np.tile([image.shape[1], image.shape[0]], 2)
         labels = batch['labels'][row][valid]
-        caption = f'{records.files[index]}, {image.shape[1]} x {image.shape[0]}'
-        picture = visualize.draw(
-            image, boxes, labels, [records.classes[label] for label in labels.tolist()]
-        )
+        caption = f'{data.files[index]}, {image.shape[1]} x {image.shape[0]}'
+        picture = visualize.draw(image, boxes, labels, [data.classes[label] for label in labels.tolist()])
         figures.append(page.figure(picture, caption, SIDE))
     return ''.join(figures)

@@ -186,10 +186,10 @@ def _line(entry: dict) -> bytes:
 def as_coco(entries: Sequence[dict], classes: dict[int, str]) -> dict:
     """Entries as a COCO file with scores: images are numbered from 1, boxes are xywh."""
     images, annotations = [], []
-    named = collections.Counter(entry['image'] for entry in entries)
+    counts = collections.Counter(entry['image'] for entry in entries)
     for number, entry in enumerate((entry for entry in entries if 'error' not in entry), 1):
         size = {'width': entry['width'], 'height': entry['height']}
-        name = entry['image'] if named[entry['image']] == 1 else entry['file']  # several calls, one name
+        name = entry['image'] if counts[entry['image']] == 1 else entry['file']  # several calls, one name
         images.append({'id': number, 'file_name': name} | size)
         for one in entry['detections']:
             x0, y0, x1, y1 = one['box']
