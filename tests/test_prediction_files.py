@@ -2,12 +2,16 @@
 
 import os
 
+import pytest
 from helpers import noise
 from PIL import Image
 
 from yolos_jax.data import folders
+from yolos_jax.errors import InputError
 from yolos_jax.tools.predict import find_images
-from yolos_jax.tools.prediction_files import as_coco
+from yolos_jax.tools.prediction_files import Predictions, as_coco, named
+
+SETTINGS = {'pictures': True}
 
 
 def test_pipes_and_loops_of_links_among_images_stop_nothing(tmp_path):
@@ -26,3 +30,29 @@ def test_images_of_one_name_are_told_apart_in_a_coco_file():
     ]
     names = [image['file_name'] for image in as_coco(entries, {})['images']]
     assert names == ['/x/a.jpg', '/y/a.jpg', 'b.jpg']
+
+
+def test_an_image_or_video_whose_picture_was_removed_is_predicted_again(tmp_path):
+    output, photograph, video = tmp_path / 'output', tmp_path / 'a.png', tmp_path / 'v.mov'
+    output.mkdir()
+    Image.fromarray(noise(60, 80)).save(photograph)
+    video.write_bytes(b'frames')
+    with Predictions(output, SETTINGS, overwrite=False) as predictions:
+        predictions.add(named(photograph) | {'picture': 'a.jpg', 'detections': []})
+        predictions.add_video(named(video), output / 'v.mp4')
+    for name in ('a.jpg', 'v.mp4', 'v.jsonl'):
+        (output / name).touch()
+    with Predictions(output, SETTINGS, overwrite=False) as predictions:
+        assert predictions.done == {str(photograph)}
+        assert not list(predictions.new_videos([video]))
+    for name in ('a.jpg', 'v.mp4'):
+        (output / name).unlink()
+    with Predictions(output, SETTINGS, overwrite=False) as predictions:
+        assert not predictions.done
+        assert list(predictions.new_videos([video])) == [(video, output / 'v.mp4')]
+
+
+def test_a_damaged_list_of_videos_is_named(tmp_path):
+    (tmp_path / 'videos.json').touch()
+    with pytest.raises(InputError, match='videos.json: damaged .* remove it to do the videos again'):
+        Predictions(tmp_path, SETTINGS, overwrite=False)

@@ -46,23 +46,22 @@ class Predictions:
                 'output',
             )
         entries = list(self.read())
-        kept = [] if overwrite else [e for e in entries if 'error' not in e and not _has_changed(e)]
-        pictures = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept}
-        for name in pictures - {None}:
-            (folder / Path(name).name).unlink(missing_ok=True)
+        kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
+        left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
+        left = {Path(name).name for name in left}
         earlier_videos = self._earlier_videos()
         videos = {} if overwrite else earlier_videos
-        for name in earlier_videos.keys() - videos.keys():
-            for ending in ('mp4', 'jsonl'):
-                (folder / f'{name}.{ending}').unlink(missing_ok=True)
+        left |= {f'{name}.{end}' for name in earlier_videos.keys() - videos.keys() for end in ('mp4', 'jsonl')}
         if (folder / VIDEOS).exists():  # before the settings: none of them may be with others
             files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
+        for name in left:  # after the lines that name them, so that none is taken for done
+            (folder / name).unlink(missing_ok=True)
         files.write_json(folder / SETTINGS, settings)
         self.done = {_source(entry) for entry in kept}
         self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
-        self._videos = videos
+        self._videos, self._pictures = videos, settings.get('pictures', False)
         self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         own = {*self._names, *self._videos, *self._replaced}
         others = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
@@ -91,7 +90,8 @@ class Predictions:
         for path in paths:
             names = {x['file']: name for name, x in self._videos.items() if not path.is_char_device()}
             name = names.get(os.path.abspath(path))
-            if name is None or name not in done_names or _has_changed(self._videos[name]):
+            drawn = not self._pictures or (self._folder / f'{name}.mp4').exists()
+            if name is None or name not in done_names or not drawn or _has_changed(self._videos[name]):
                 taken = {*self._videos, *done_names, *self._others, Path(LINES).stem}
                 yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
@@ -133,11 +133,21 @@ class Predictions:
                 file.write((b',\n' if i else b'\n') + _line(entry).rstrip())
             file.write(b'\n]\n')
 
+    def _is_done(self, entry: dict) -> bool:
+        """Whether an image could be read, is the same still, and has its picture."""
+        if 'error' in entry or _has_changed(entry):
+            return False
+        return not entry['picture'] or (self._folder / Path(entry['picture']).name).exists()
+
     def _earlier_videos(self) -> dict[str, dict]:
         """{name: the video it is of, as `named`} of those that are done."""
         if not (self._folder / VIDEOS).exists():
             return {}
-        videos = json.loads((self._folder / VIDEOS).read_text())  # earlier versions had paths alone
+        try:
+            videos = json.loads((self._folder / VIDEOS).read_text())
+        except ValueError as error:
+            raise InputError(f'{self._folder / VIDEOS}: damaged ({error}); remove it to do the videos again') from None
+        # earlier versions had paths alone
         return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
 
     def _earlier_settings(self) -> dict:
