@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import DEPTH, SIDE, D, H, make_vit, noise, to_torch, torches
+from safetensors.torch import save_file
 from transformers import ViTConfig, ViTModel
 
 import yolos_jax
@@ -169,9 +170,7 @@ def test_the_vit_alone_is_read_with_its_own_table(vit_model, tmp_path):
     with weights.open(tmp_path / 'deit.pth') as source:
         with pytest.raises(InputError, match=f'deit.pth: it does not say how many heads its {D} channels'):
             source.vit()
-        with pytest.raises(
-            InputError, match=f'deit.pth: heads is 5, which does not divide its {D} channels'
-        ):
+        with pytest.raises(InputError, match=f'deit.pth: width {D} is not a multiple of heads 5'):
             source.vit(heads=5)
         models = [source.vit(heads=H)]
     with weights.open(folder) as source:
@@ -197,16 +196,18 @@ def test_a_damaged_preprocessor_is_not_taken_for_imagenets(text, vit_model, tmp_
 
 
 COMPUTE_ELSE = [
-    ('hidden_act', 'relu'), ('rope_theta', 50.0), ('image_size', [224, 256]),
-    ('architecture', 'vit_small_patch16_rope_ape_224'),
+    ('', 'hidden_act', 'relu'), ('', 'rope_theta', 50.0), ('', 'image_size', [224, 256]),
+    ('', 'architecture', 'vit_small_patch16_rope_ape_224'), ('model_args', 'act_layer', 'relu'),
+    ('model_args', 'img_size', [32, 128]), ('pretrained_cfg', 'input_size', [3, 32, 128]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('key', 'value'), COMPUTE_ELSE)
-def test_a_vit_that_computes_something_else_is_refused(key, value, vit_model, tmp_path):
+@pytest.mark.parametrize(('inner', 'key', 'value'), COMPUTE_ELSE)
+def test_a_vit_that_computes_something_else_is_refused(inner, key, value, vit_model, tmp_path):
     vit_model[1].save_pretrained(tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps(config | {key: value}))
+    config |= {'pretrained_cfg': {'num_classes': 0}} | ({inner: {key: value}} if inner else {key: value})
+    (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(InputError, match=f'config.json says {key} is .?{re.escape(str(value))}'):
         yolos_jax.init_from_backbone(tmp_path, Yolos(**DETECTOR), jax.random.key(0))
 
@@ -313,3 +314,48 @@ def test_positions_that_may_be_of_another_grid_are_refused(tmp_path):
     torch.save(tensors, tmp_path / 'x.pth')
     with pytest.raises(InputError, match='225 positions are no square grid and .CLS'):
         yolos_jax.init_from_backbone(tmp_path / 'x.pth', Yolos(**DETECTOR), jax.random.key(0))
+
+
+@pytest.mark.parametrize('form', ['npz', 'timm'])
+def test_the_heads_that_a_file_states_are_used(form, tmp_path):
+    path = tmp_path / 'x.npz'
+    if form == 'npz':
+        np.savez(path, **to_google(make_vit()))
+    else:
+        path = tmp_path / 'timm'
+        path.mkdir()
+        save_file(torches(make_vit()), path / 'model.safetensors')
+        config = {
+            'architecture': 'vit_tiny_patch16_224',
+            'pretrained_cfg': {},
+            'model_args': {'num_heads': H},
+        }
+        (path / 'config.json').write_text(json.dumps(config))
+    with weights.open(path) as source:
+        assert source.vit()[0].heads == H
+    with pytest.raises(InputError, match=f'a ViT of {H} heads; the model asks for {2 * H}'):
+        yolos_jax.init_from_backbone(path, Yolos(**DETECTOR | {'heads': 2 * H}), jax.random.key(0))
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'model.', 'backbone.'])
+def test_two_models_in_one_file_are_refused(prefix, tmp_path):
+    state = torches(make_vit())
+    with pytest.raises(InputError, match='it holds .* twice, under two names: two models in one'):
+        load(tmp_path / 'x.pth', state | {prefix + name: 3 * x for name, x in state.items()})
+
+
+MALFORMED = {
+    'no square grid and .CLS.$': {
+        'pos_embed': torch.ones(1, 2 + SIDE**2, D)
+    },  # a register's position, perhaps
+    'no square grid and .CLS. and the dist': {'dist_token': torch.ones(1, 1, D)},
+    'values of type int8: quantised': {'norm.bias': torch.ones(D, dtype=torch.int8)},
+    'its tensors cannot be read .IndexError': {'patch_embed.proj.bias': torch.ones(())},
+    'blocks.0.attn.qkv.bias twice': {'blocks.0.attn.q_bias': torch.ones(D)},
+}
+
+
+@pytest.mark.parametrize('message', MALFORMED)
+def test_tensors_that_are_no_plain_vits_are_refused(message, tmp_path):
+    with pytest.raises(InputError, match=f'x.pth: .*{message}'):
+        load(tmp_path / 'x.pth', torches(make_vit()) | MALFORMED[message])

@@ -250,6 +250,20 @@ def test_a_model_of_another_kind_is_refused(version, changes, says, vits):
         start(vits[ours][1], ours.clone(**changes))
 
 
+def test_a_dinov3_without_registers_is_read(tmp_path):
+    config = DINOv3ViTConfig(**SIZES, intermediate_size=4 * D, num_register_tokens=0)
+    theirs = random_weights(DINOv3ViTModel(config))
+    theirs.save_pretrained(tmp_path)
+    image = noise(48, 64)
+    with torch.no_grad():
+        expected = theirs(to_torch(image)).last_hidden_state[0]
+    with weights.open(tmp_path) as source:
+        vit, params = source.vit(heads=H)
+    assert vit.registers == 0 and vit.rope
+    features = vit.apply({'params': params}, *patchify([image]))
+    np.testing.assert_allclose(features['patches'][0], expected[1:], atol=2e-5)
+
+
 def test_gated_mlps_are_refused(vits, tmp_path):
     state = {k: v.contiguous() for k, v in as_released(vits[V3][0], 3).items()}
     save_file(state | {'blocks.0.mlp.w1.weight': torch.ones(2)}, tmp_path / 'x.safetensors')

@@ -1,6 +1,7 @@
 """Images with one class each: folders of classes, and a data set of tensorflow-datasets."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -20,6 +21,11 @@ def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.jpg').touch()
     with pytest.raises(InputError, match='1 of 1 images are in no folder'):
+        labelled.read(tmp_path, 'train')
+    os.mkdir(os.fsencode(tmp_path / 'train') + b'/caf\xe9')
+    with open(os.fsencode(tmp_path / 'train') + b'/caf\xe9/a.jpg', 'wb'):
+        (tmp_path / 'train' / 'a.jpg').unlink()
+    with pytest.raises(InputError, match=r"train: the name of a class is not UTF-8: b'caf\\xe9'"):
         labelled.read(tmp_path, 'train')
     with pytest.raises(InputError, match='no training image has the class L-filled'):
         labelled.read(class_folder, 'val', ['H-filled', 'H-outline'])

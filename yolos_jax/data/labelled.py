@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,12 +113,19 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     if empty and classes is None:  # of the training split
         raise InputError(f'{where}/{empty[0]}: has no images ({" ".join(pixels.ENDINGS)})', 'data')
     known = classes or sorted(set(of_class))
+    if wrong := next((name for name in known if not _is_text(name)), None):
+        raise InputError(f'{where}: the name of a class is not UTF-8: {os.fsencode(wrong)!r}', 'data')
     if unknown := sorted(set(of_class) - set(known)):
         raise InputError(f'{folder}/{name}: no training image has the class {unknown[0]}', 'data')
     label = {name: i for i, name in enumerate(known)}
     labels = np.array([label[name] for name in of_class], np.int32)
     count = len(files)
     return LabelledImages(str(where), known, np.array(files, str), labels, where, count, tolerated(count))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, so that weights and JSON can have it."""
+    return not any('\udc80' <= character <= '\udcff' for character in name)  # these stand for other bytes
 
 
 def _place(file: str) -> tuple[str, str, str]:
@@ -133,6 +141,8 @@ def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:
         raise InputError(f'{folder}: its examples have no label, but {", ".join(features)}', 'data')
     count, path = split.examples.count, f'{folder}: {split.split}'
     classes = list(getattr(features['label'], 'names', []))
-    if not classes:
+    if not classes or features['label'].shape:
         raise InputError(f'{folder}: its label is no ClassLabel with names', 'data')
+    if not hasattr(features['image'], 'encoding_format'):
+        raise InputError(f'{folder}: its image is no Image, but {features["image"]}', 'data')
     return LabelledImages(path, classes, empty, empty, split, count, tolerated(count))

@@ -146,7 +146,10 @@ def check_values(config: ConfigDict) -> None:
         raise InputError('no data: name a folder', 'data')
     if config.model.size % PATCH:
         raise InputError(f'model.size is {config.model.size}, not a multiple of {PATCH}', 'model.size')
-    if not config.model.heads or config.model.width % config.model.heads:
+    for name in ('width', 'depth', 'heads'):
+        if config.model[name] < 1:
+            raise InputError(f'model.{name} is {config.model[name]}, less than 1', f'model.{name}')
+    if config.model.width % config.model.heads:
         raise InputError(
             f'model.width is {config.model.width}, not a multiple of model.heads, {config.model.heads}',
             'model.heads',

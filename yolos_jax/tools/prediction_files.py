@@ -51,7 +51,9 @@ class Predictions:
         left = {Path(name).name for name in left}
         earlier_videos = self._earlier_videos()
         videos = {} if overwrite else earlier_videos
-        left |= {f'{name}.{end}' for name in earlier_videos.keys() - videos.keys() for end in ('mp4', 'jsonl')}
+        left |= {
+            f'{name}.{end}' for name in earlier_videos.keys() - videos.keys() for end in ('mp4', 'jsonl')
+        }
         if (folder / VIDEOS).exists():  # before the settings: none of them may be with others
             files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
@@ -146,7 +148,9 @@ class Predictions:
         try:
             videos = json.loads((self._folder / VIDEOS).read_text())
         except ValueError as error:
-            raise InputError(f'{self._folder / VIDEOS}: damaged ({error}); remove it to do the videos again') from None
+            raise InputError(
+                f'{self._folder / VIDEOS}: damaged ({error}); remove it to do the videos again'
+            ) from None
         # earlier versions had paths alone
         return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
 

@@ -20,7 +20,8 @@ from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, google, hf_names, names, sizes, statistics
 from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
 
-GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'  # the tanh forms differ by 4e-4 in features
+# the tanh forms differ by 4e-4 in features
+GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_tanh', 'gelu_fast'
 DINOV3_EPS = 1e-5  # of LayerNorm; the others have 1e-6, or say theirs
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
 FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
@@ -94,26 +95,29 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     _check_config(config)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
-    heads = heads or _heads(file, width) or sizes.HEADS.get(width)
+    if heads is None:
+        heads = _heads(file, width) or sizes.HEADS.get(width)
     if heads is None:
         raise InputError(f'it does not say how many heads its {width} channels have; give heads', 'heads')
-    if heads < 1 or width % heads:
-        raise InputError(f'heads is {heads}, which does not divide its {width} channels', 'heads')
     side = None if table is None else math.isqrt(table.shape[1] - 1)
     eps = config.get('layer_norm_eps', DINOV3_EPS if fields['rope'] else Vit.eps)
-    model = Vit(**fields, heads=heads, pos_grid=side and (side, side), eps=eps)
+    fields |= {'heads': heads, 'pos_grid': side and (side, side), 'eps': eps}
+    sizes.check(Yolos(**fields))
+    model = Vit(**fields)
     tensors = {f'backbone.{name}': tensor for name, tensor in vit.tensors.items()}
     return model, names.to_params(tensors, model)
 
 
 def _check_config(config: dict) -> None:
     """Raises InputError where a config.json asks for other activations or rotary positions than ours."""
-    if (activation := config.get('hidden_act', GELUS[0])) not in GELUS:
-        raise InputError(f'{BESIDE[0]} says hidden_act is {activation!r}; only {GELUS[0]!r} works')
+    for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
+        if (activation := config.get(key) or GELUS[0]) not in GELUS:
+            raise InputError(f'{BESIDE[0]} says {key} is {activation!r}; only {GELUS[0]!r} works')
     if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
         raise InputError(f'{BESIDE[0]} says rope_theta is {base!r}; only {rope.BASE:g} works')
-    if isinstance(size := config.get('image_size'), list) and len(set(size)) > 1:
-        raise InputError(f'{BESIDE[0]} says image_size is {size}; only positions of a square can be read')
+    for key in ('image_size', 'img_size', 'input_size'):  # timm's last has the channels first
+        if isinstance(size := config.get(key), list) and len(set(size[-2:])) > 1:
+            raise InputError(f'{BESIDE[0]} says {key} is {size}; only positions of a square can be read')
     if '_rope_' in (architecture := str(config.get('architecture'))):  # timm's, with a table too
         raise InputError(f'{BESIDE[0]} says architecture is {architecture!r}, whose positions are others')
 
@@ -141,8 +145,12 @@ def _heads(file: TensorFile, width: int) -> int | None:
     """How many heads the ViT of a file has, where it or what is known of it says so."""
     if any('base_encoder.' in name for name in file.tensors):
         return MOCO_HEADS.get(width)
-    heads = file.about.get('heads') or statistics.json_beside(file, BESIDE[0]).get('num_attention_heads')
-    return heads if isinstance(heads, int) else None
+    for name, tensor in file.tensors.items():
+        if name.endswith('/query/kernel') and len(tensor.shape) > 2:  # Google's [..., D, H, d]
+            return tensor.shape[-2]
+    config = statistics.json_beside(file, BESIDE[0])
+    heads = file.about.get('heads') or config.get('num_attention_heads') or config.get('num_heads')
+    return heads if type(heads) is int else None
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:
@@ -168,7 +176,7 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
         if IGNORED.match(short):
             ignored.append(name)
         else:
-            result[short] = tensor
+            names.add(result, short, tensor)
     return result, ignored
 
 
@@ -185,20 +193,23 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     has_no_row |= any('.ls1.' in name or name.endswith('.gamma_1') for name in tensors)
     tensors, unused, changes = dino.to_timm(tensors)
     ignored, report = [*ignored, *unused], [*report, *changes]
-    if tensors.pop('dist_token', None):
-        ignored.append('dist_token')
+    is_distilled = tensors.pop('dist_token', None) is not None
+    ignored += ['dist_token'] if is_distilled else []
     # after pooling, in place of norm
     for name in [name for name in tensors if name.startswith('fc_norm.')]:
-        tensors[name.removeprefix('fc_')] = tensors.pop(name)
+        names.add(tensors, name.removeprefix('fc_'), tensors.pop(name))
         report.append(f'{name} becomes {name.removeprefix("fc_")}')
     positions = [] if 'reg_token' in tensors else ['pos_embed']  # DINOv3 has registers, and no table
     for name in ('cls_token', *positions, 'patch_embed.proj.weight', 'patch_embed.proj.bias'):
         if name not in tensors:
             raise InputError(f'no ViT: {name} is missing (it has {summary(list(tensors)[:5])}, ...)')
-    if 'pos_embed' in tensors:
-        if has_no_row:
-            tensors['pos_embed'] = _with_zero_row(tensors['pos_embed'], report)
-        tensors['pos_embed'] = _with_class_row(tensors['pos_embed'], report, keep=keeps_class_row)
+    if (table := tensors.get('pos_embed')) is not None:
+        table = _with_zero_row(table, report) if has_no_row else table
+        _check_table(table, is_distilled=is_distilled)
+        table = _with_class_row(table, report, keep=keeps_class_row) if is_distilled else table
+        tensors['pos_embed'] = table
+    if (registers := tensors.get('reg_token')) is not None and registers.shape[1] == 0:
+        del tensors['reg_token']  # Hugging Face's, of none
     kernel = tensors['patch_embed.proj.weight']
     if (side := kernel.shape[-1]) < PATCH and kernel.shape[1:] == (3, side, side):
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
@@ -207,24 +218,26 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     return _Vit(tensors, ignored, report)
 
 
-def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
-    """pos_embed [1, 1 + n, D], n square: from 1 + n (class token) or 2 + n (distillation too) rows.
-
-    keep: from 2 + n rows take the class token's own row, and not the distillation token's, which the
-    reference's `finetune_det` takes.
-    """
+def _check_table(table: Tensor, *, is_distilled: bool) -> None:
+    """Raises InputError unless pos_embed is [1, k + n, D], n square, with a row for each of k tokens."""
+    tokens = '[CLS] and the distillation token' if is_distilled else '[CLS]'
     if len(table.shape) != 3 or table.shape[0] != 1:
         raise InputError(f'no ViT: pos_embed is {list(table.shape)}')
-    _, rows, D = table.shape
-    extra = next((k for k in (1, 2) if _is_square(rows - k)), None)
-    if extra is None:
-        raise InputError(f'its {rows} positions are no square grid and [CLS]')
-    if extra == 2 and keep:
-        return Tensor((1, rows - 1, D), lambda: np.delete(table.numpy(), 1, axis=1))
-    if extra == 2:
-        report.append('distilled: the distillation position becomes that of [CLS]')
-        return Tensor((1, rows - 1, D), lambda: table.numpy()[:, 1:])
-    return table
+    if not _is_square(table.shape[1] - 1 - is_distilled):
+        raise InputError(f'its {table.shape[1]} positions are no square grid and {tokens}')
+
+
+def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
+    """pos_embed of a distilled ViT, [1, 2 + n, D], with one row for its two tokens: [1, 1 + n, D].
+
+    keep: take the class token's own row, and not the distillation token's, which the reference's
+    `finetune_det` takes.
+    """
+    shape = 1, table.shape[1] - 1, table.shape[2]
+    if keep:
+        return Tensor(shape, lambda: np.delete(table.numpy(), 1, axis=1))
+    report.append('distilled: the distillation position becomes that of [CLS]')
+    return Tensor(shape, lambda: table.numpy()[:, 1:])
 
 
 def _with_zero_row(table: Tensor, report: list[str]) -> Tensor:

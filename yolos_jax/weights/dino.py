@@ -9,10 +9,12 @@ import re
 import numpy as np
 
 from yolos_jax.errors import InputError
+from yolos_jax.weights import names
 from yolos_jax.weights.tensors import Tensor
 
 RENAMED = {'register_tokens': 'reg_token', 'storage_tokens': 'reg_token'}  # DINOv2's, DINOv3's own files
-SCALED = {'ls1.gamma': 'attn.proj', 'ls2.gamma': 'mlp.fc2', 'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'}
+GAMMA = re.compile(r'(blocks\.\d+\.)gamma_([12])$')  # of layer scale, as BEiT's code names it
+SCALED = {'ls1.gamma': 'attn.proj', 'ls2.gamma': 'mlp.fc2'}
 UNUSED = re.compile(r'rope_embed\.|local_cls_norm\.|.*\.qkv\.bias_mask$')
 GATED = re.compile(r'.*\.mlp\.(w12|w1|w3|gate_proj|fc1_g)\.')  # SwiGLU
 _BLOCK = re.compile(r'(blocks\.\d+\.)(.*)')
@@ -30,7 +32,9 @@ def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:
     if gated := next(filter(GATED.match, tensors), None):
         raise InputError(f'its MLPs are gated (SwiGLU: {gated}), and those of this model are not')
     ignored = [name for name in tensors if UNUSED.match(name)]
-    result = {RENAMED.get(name, name): tensor for name, tensor in tensors.items() if name not in ignored}
+    result = {}
+    for name in (name for name in tensors if name not in ignored):
+        names.add(result, GAMMA.sub(r'\1ls\2.gamma', RENAMED.get(name, name)), tensors[name])
     masked = {name.removesuffix('_mask') for name in ignored if name.endswith('bias_mask')}
     for name in masked:
         result[name] = _without_keys(result[name])
@@ -49,11 +53,11 @@ def _complete_bias(tensors: dict, layer: str) -> None:
     """Give `layer`qkv.weight a bias where it has none, or timm's q_bias and v_bias alone."""
     rows = tensors[f'{layer}qkv.weight'].shape[0]
     parts = [tensors.pop(f'{layer}{part}_bias', None) for part in 'qkv']
-    if f'{layer}qkv.bias' in tensors:
+    if f'{layer}qkv.bias' in tensors and all(part is None for part in parts):
         return
     zero = np.zeros(rows // 3, np.float32)
     read = lambda: np.concatenate([zero if part is None else part.numpy() for part in parts])
-    tensors[f'{layer}qkv.bias'] = Tensor((rows,), read)
+    names.add(tensors, f'{layer}qkv.bias', Tensor((rows,), read))
 
 
 def _without_keys(bias: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ def _read(file: TensorFile, config: dict) -> Pretrained:
     # transformers' own names where there are none
     labels = config.get('id2label') or {i: f'LABEL_{i}' for i in range(model.num_classes)}
     classes = {int(k): v for k, v in labels.items() if v != UNUSED}
+    if unnamed := [k for k, v in classes.items() if not isinstance(v, str)]:
+        raise InputError(f'id2label of {CONFIG} has {labels[str(unnamed[0])]!r} as the name of a class')
     if classes and max(classes) >= model.num_classes:
         raise InputError(
             f'id2label of {CONFIG} names a class {max(classes)}, and the head has {model.num_classes} '

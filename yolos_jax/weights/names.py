@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import classifier
@@ -47,13 +48,23 @@ def to_params(tensors: dict, model: Yolos | Vit | Classifier) -> dict:
         stacked = 'blocks' in path
         leaf = _aligned(ours)
         for i, name in enumerate(names):
-            value = tensors[name].numpy().astype(np.float32, copy=False)
+            value = tensors[name].numpy()
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise InputError(f'{name} has values of type {value.dtype}: quantised weights are not read')
+            value = value.astype(np.float32, copy=False)
             bad += [] if np.isfinite(value).all() else [name]
             leaf[i if stacked else ...] = _to_flax(value, kind)
         node[path[-1]] = leaf
     if bad:
         raise InputError(f'values that are not finite, in {", ".join(bad[:5])}')
     return params
+
+
+def add(tensors: dict, name: str, tensor: Tensor) -> None:
+    """Add a tensor that was renamed; raises InputError where there is one of that name."""
+    if name in tensors:
+        raise InputError(f'it holds {name} twice, under two names: two models in one?')
+    tensors[name] = tensor
 
 
 def _aligned(shape: tuple) -> np.ndarray:

@@ -29,7 +29,9 @@ def read(
             published model of its size say the heads and grids.
     """
     wrappers = re.compile(r'(_orig_mod\.|module\.|model\.)*')  # of torch.compile, DDP and Lightning
-    state = {wrappers.sub('', name, count=1): tensor for name, tensor in file.tensors.items()}
+    state = {}
+    for name, tensor in file.tensors.items():
+        names.add(state, wrappers.sub('', name, count=1), tensor)
     state = hf_names.to_reference(state) if hf_names.has_names(file.tensors) else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
         if name not in state or len(state[name].shape) != 3:

@@ -192,7 +192,9 @@ def _naming(path: Path) -> Iterator[None]:
     """Errors within the block name this file, and are short whatever the file's texts are."""
     try:
         yield
-    except InputError as error:
+    except (LookupError, TypeError, ValueError) as error:  # others: of shapes that no model has
+        if not isinstance(error, InputError):
+            error = InputError(f'its tensors cannot be read ({type(error).__name__}: {error})')
         text = str(error)
         text = text if str(path) in text else f'{path}: {text}'
         most = len(str(path)) + LONGEST_MESSAGE

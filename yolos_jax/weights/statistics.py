@@ -21,7 +21,7 @@ def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def json_beside(file: TensorFile, name: str) -> dict:
-    """The object in a JSON of a Hugging Face folder, or timm's in it; empty where there is none.
+    """The object in a JSON of a Hugging Face folder, with those in timm's; empty where there is none.
 
     Raises:
         InputError: it cannot be read.
@@ -29,10 +29,10 @@ def json_beside(file: TensorFile, name: str) -> dict:
     if file.path.name not in WITH_CONFIG:
         return {}
     config = file.beside(name)
-    config = config.get('pretrained_cfg', config)
-    if not isinstance(config, dict):
-        raise InputError(f'{name}: its pretrained_cfg is no JSON object')
-    return config
+    for inner in ('pretrained_cfg', 'model_args'):
+        if not isinstance(config.get(inner, {}), dict):
+            raise InputError(f'{name}: its {inner} is no JSON object')
+    return config | config.get('pretrained_cfg', {}) | config.get('model_args', {})
 
 
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
