@@ -47,6 +47,16 @@ def test_numbers_that_are_no_class_do_not_outdo_the_kept_classes(pretrained):
     assert logits[..., unused].max() < logits[..., [*moved]].min() - 5
 
 
+def test_of_classes_with_one_name_those_without_objects_are_never_detected(pretrained):
+    classes = {0: 'cat', 1: 'cat', 2: 'fish'}  # as Roboflow writes a supercategory
+    changed, report = adapt.with_classes(pretrained, classes, 0, seen={1, 2})
+    assert '1 of them kept (cat)' in report
+    image = noise(64, 96)
+    old, new = (np.asarray(detect(w, image)['pred_logits']) for w in (pretrained, changed))
+    np.testing.assert_allclose(new[..., 1], old[..., 1], atol=1e-6)
+    assert new[..., 0].max() < new[..., 1:].min() - 5
+
+
 def test_a_changed_detector_is_not_the_one_that_was_measured(pretrained):
     about = {'source': 'x', 'AP': 0.4, 'step': 5, 'config': {}, 'category_ids': {'1': 10_001}}
     pretrained = dataclasses.replace(pretrained, about=about)

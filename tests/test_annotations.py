@@ -68,8 +68,8 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert [str(problem) for problem in problems] == [
-        '3 boxes without an area in their image (dropped): annotation id 1, annotation id 4, '
-        'annotation id 6',
+        '3 boxes without an area in their image (dropped): annotation id 1 in b.jpg, '
+        'annotation id 4 in b.jpg, annotation id 6 in b.jpg',
         '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
         'annotation id 5 in b.jpg',
     ]
@@ -82,7 +82,7 @@ def test_an_object_under_two_ids_is_noted(tmp_path):
     content['annotations'] += [first | {'id': 8}, second | {'id': 9, 'category_id': first['category_id']}]
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     (problem,) = (p for p in find_problems(annotations.read(path)) if 'another id' in p.what)
-    assert problem.examples == ['annotation id 8'] and not problem.stops
+    assert problem.examples == ['annotation id 8 in b.jpg'] and not problem.stops
 
 
 def test_every_problem_is_found_not_only_the_first(tmp_path):

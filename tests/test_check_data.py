@@ -57,7 +57,7 @@ def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
         r'STOPS A RUN: 1 images missing: .*000000000002.jpg',
         r'note: 1 images unreadable: .*000000000001.jpg: not a readable image',
         r'note: 1 images of another size than annotated: .*000000000003.jpg is 50 x 50, annotated',
-        r'note: 1 images turned by EXIF, annotated and used as stored: .*000000000004.jpg',
+        r'note: 1 images turned by EXIF, used as stored: their sizes do not say .*000000000004.jpg',
         r'note: 1 images turned by EXIF, annotated and used upright: .*000000000005.jpg',
         r'note: 1 boxes without an area in their image \(dropped\): annotation id 900',
         r'note: 1 boxes that leave the image by more than a pixel \(cut\): annotation id 901',

@@ -31,8 +31,9 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
     compare.main([str(first), str(second), str(third), f'--output={tmp_path / "out"}'])
     text = (tmp_path / 'out' / 'compare.md').read_text()
     assert capsys.readouterr().out == text
+    numbers = ' | '.join(f'{name} (%)' for name in compare.NUMBERS['AP'])
     assert text.splitlines() == [
-        f'| run | starts from | learning_rate | epochs trained | {" | ".join(compare.NUMBERS["AP"])} |',
+        f'| run | starts from | learning_rate | epochs trained | {numbers} |',
         '|' + ' --- |' * 10,
         r'| dei\|t | deit.pth | 0.0002 | 1 | 30.0 | 60.0 |  |  |  |  |',
         '| plain | from scratch | 0.0001 | 3 | 20.0 | 40.0 |  |  |  |  |',
@@ -58,7 +59,7 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
     runs = [write(tmp_path / x, [0.5], measure='top1', smoothing=0.1) for x in ('a', 'b')]
     compare.main([*map(str, runs), f'--output={tmp_path / "out"}'])
     head, _, row, _ = (tmp_path / 'out' / 'compare.md').read_text().splitlines()
-    assert head.endswith('| top1 | top5 |') and row == '| a | from scratch | 1 | 50.0 |  |'
+    assert head.endswith('| top1 (%) | top5 (%) |') and row == '| a | from scratch | 1 | 50.0 |  |'
     detector = write(tmp_path / 'detector', [0.1])
     with pytest.raises(InputError, match='compare them apart'):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])

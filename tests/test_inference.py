@@ -73,9 +73,9 @@ def test_arrays_pictures_and_paths_are_one(saved, tmp_path):
     image = noise(60, 80)
     Image.fromarray(image).save(tmp_path / 'x.png')
     detector = Detector.from_pretrained(saved)
-    forms = detector([image, Image.fromarray(image), tmp_path / 'x.png', str(tmp_path / 'x.png')], 0)
-    for other in forms[1:]:
-        np.testing.assert_array_equal(forms[0].boxes, other.boxes)
+    path = tmp_path / 'x.png'
+    for other in detector([Image.fromarray(image), path, str(path)], 0):
+        np.testing.assert_array_equal(detector(image, 0).boxes, other.boxes)
 
 
 def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
@@ -94,8 +94,7 @@ def test_a_thing_that_is_no_image_is_named(image, saved):
 
 def test_one_image_gives_one_result_and_a_list_a_list(saved):
     detector = Detector.from_pretrained(saved)
-    one, (same,) = detector(noise(60, 80), 0), detector([noise(60, 80)], 0)
-    np.testing.assert_array_equal(one.boxes, same.boxes)
+    np.testing.assert_array_equal(detector(noise(60, 80), 0).boxes, detector([noise(60, 80)], 0)[0].boxes)
     assert detector([]) == [] and len(detector((noise(60, 80),) * 3)) == 3
 
 
@@ -216,6 +215,8 @@ def test_detections_can_be_counted_looked_at_and_passed_on(saved):
     assert others.data['class_name'].tolist() == detections.names
     assert detections.draw().size == (480, 360)
     assert detections._repr_png_().startswith(b'\x89PNG')
+    with pytest.raises(InputError, match='a mask has to be an array'):
+        detections[detections.names == 'cat']
     nothing = dataclasses.replace(detections, image=None)
     assert nothing._repr_png_() is None and nothing.draw(noise(60, 80)).size == (480, 360)
     with pytest.raises(InputError, match='no image to draw on'):

@@ -165,6 +165,37 @@ def _with_orientation(image, orientation):
     return image
 
 
+def test_a_description_elsewhere_names_the_images_of_a_validation_part_too(coco, tmp_path):
+    to_yolo(coco, tmp_path / 'data')
+    description = yaml.safe_load((tmp_path / 'data' / 'data.yaml').read_text())
+    del description['val']
+    (tmp_path / 'elsewhere').mkdir()
+    file = tmp_path / 'elsewhere' / 'mine.yaml'
+    file.write_text(yaml.safe_dump(description))
+    config = tiny_config(data=str(file), train_split='train', val_fraction=0.2)
+    _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
+    detection.write_truth(config, val, tmp_path / 'run')
+    again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', file))
+    np.testing.assert_array_equal(again.boxes, val.boxes)
+
+
+def test_several_descriptions_are_not_chosen_from(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'b.yaml').write_text((tmp_path / 'data.yaml').read_text())
+    assert records.read(tmp_path, 'val').source.path.name == 'data.yaml'  # the usual name
+    (tmp_path / 'data.yaml').rename(tmp_path / 'a.yaml')
+    with pytest.raises(InputError, match=r'several files describe data sets in it \(a.yaml, b.yaml\)'):
+        records.read(tmp_path, 'val')
+
+
+def test_an_export_of_labels_without_a_description_says_what_to_write(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'data.yaml').unlink()
+    (tmp_path / 'notes.json').write_text('{"categories": []}')  # as Label Studio writes
+    with pytest.raises(InputError, match="has YOLO's labels and no data.yaml; write one"):
+        records.read(tmp_path, 'train')
+
+
 def test_a_test_split_that_an_export_left_out_is_none(coco, tmp_path):
     to_yolo(coco, tmp_path)
     file = tmp_path / 'data.yaml'

@@ -88,6 +88,8 @@ class Detections:
 
     def __getitem__(self, rows: Any) -> 'Detection | Detections':
         """One object by its position, or some by a slice or as `select` takes them."""
+        if isinstance(rows, bool):  # of `names == 'cat'`, a list compared with a text
+            raise InputError("a mask has to be an array, as np.array(detections.names) == 'cat' is")
         if isinstance(rows, int | np.integer):
             return list(self)[rows]
         return self.select(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
@@ -167,6 +169,8 @@ def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
 
 def to_rgbx(image: Picture) -> np.ndarray:
     """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
+    if isinstance(image, str) and '://' in image:
+        raise InputError(f'{image}: images are read from files here; copy it first')
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
     if isinstance(image, Image.Image):
@@ -176,4 +180,7 @@ def to_rgbx(image: Picture) -> np.ndarray:
             raise InputError(f'an image cannot be read ({error})') from None
     if hasattr(image, '__array__'):  # of JAX or torch too
         return pixels.from_array(np.asarray(image))
-    raise InputError(f'an image is {type(image).__name__}; give an array, a PIL image or a path')
+    raise InputError(
+        f'an image is {type(image).__name__}; give an array, a PIL image or a path, or a list of them; '
+        'many go through `stream`'
+    )

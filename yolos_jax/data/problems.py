@@ -117,7 +117,7 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 def _box_checks(a: Annotations) -> list[_Check]:
     """What is dropped, cut or suspicious, of annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
-    annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
+    annotation = lambda i: f'annotation id {a.annotation_ids[i]} in {a.files[image[i]]}'
     names = np.array([name.lower() for _, name in a.categories])
     many = outside.sum() > max(SUSPICIOUS * len(outside), 5)
     hint = '; are they x, y, x, y? COCO has x, y, width, height' if many else ''
@@ -133,10 +133,7 @@ def _box_checks(a: Annotations) -> list[_Check]:
         _Check('objects that stand there before under another id', _again(a), annotation, stops=False),
         _Check('boxes without an area in their image (dropped)', flat, annotation, stops=False),
         _Check(
-            f'boxes that leave the image by more than a pixel (cut{hint})',
-            outside,
-            lambda i: f'{annotation(i)} in {a.files[image[i]]}',
-            stops=False,
+            f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation, stops=False
         ),
     ]
 

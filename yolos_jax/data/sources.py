@@ -32,7 +32,8 @@ class Source:
     path: the annotation file, or the data set, for messages; images: from the names of files to the
     `Folder`, `BucketFolder` or `array_records.Split` they are in, and their names there; load: reads the
     annotations; stamped: the file that changes with them, None if no single one does; version: a text that
-    changes with them too; truth: the JSON file to evaluate against, None for the annotations of `load`.
+    changes with them too; truth: the JSON file to evaluate against, None for the annotations of `load`;
+    split: its name as the data set has it.
     """
 
     path: Path | str
@@ -41,6 +42,7 @@ class Source:
     stamped: Path | None = None
     version: str = ''
     truth: Path | None = None
+    split: str = ''
 
     def read_truth(self) -> Annotations:
         """The annotations that an evaluation is by."""
@@ -67,6 +69,7 @@ def find(root: str | Path, split: str) -> Source:
             stamped=folder.local(array_records.INFO),
             version=data_set.version(),
             truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
+            split=name,
         )
     if description := yolo_description(folder):
         yolo_set = yolo.read_description(description)
@@ -79,12 +82,14 @@ def find(root: str | Path, split: str) -> Source:
             description,
             lambda files: (Folder(yolo_set.root, upright=True), files),
             lambda: yolo.read(yolo_set, name),
+            split=name,
         )
     files = coco_files(folder)
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
     places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside)]
-    return of_json(folder.local(files[name]), [*places, folder], 'data')
+    source = of_json(folder.local(files[name]), [*places, folder], 'data')
+    return dataclasses.replace(source, split=name)
 
 
 def yolo_description(folder: Folder | BucketFolder) -> Path | None:
@@ -118,6 +123,8 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], argument: str) 
 def of_files(file: str | Path, images: str | Path | None = None, argument: str = 'images') -> Source:
     """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
 
+    images may be the .yaml file of a YOLO data set too, in whose folder they are.
+
     Either may be in a bucket, by its URL. argument: which names the folder, for errors.
 
     Raises:
@@ -127,8 +134,14 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
     beside = folders.open_folder(parent or '.', None)
     if not beside.has(name):
         raise InputError(f'{file}: no such annotation file')
-    places = [folders.open_folder(images, argument)] if images else [beside, beside.inside('images')]
-    return of_json(beside.local(name), places, argument)
+    if not images:
+        places = [beside, beside.inside('images')]
+    elif Path(images).suffix in yolo.YAML and Path(images).is_file():
+        roots = Path(images).parent, yolo.read_description(Path(images)).root
+        places = [folders.open_folder(root, argument) for root in roots]
+    else:
+        places = [folders.open_folder(images, argument)]
+    return dataclasses.replace(of_json(beside.local(name), places, argument), split=name)
 
 
 def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
@@ -143,7 +156,9 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
         return {Path(file).stem: file for file in files}
     if files := folder.glob(f'*/{ROBOFLOW}'):
         return {os.path.dirname(file): file for file in files}
-    return {Path(file).stem.removesuffix('.coco'): file for file in folder.glob('*.json')}
+    # notes.json: of Label Studio's export in YOLO's form
+    on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
+    return {Path(file).stem.removesuffix('.coco'): file for file in on_top}
 
 
 def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | str) -> str:
@@ -164,6 +179,12 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | s
 
 def no_data_set(root: Folder | BucketFolder | str) -> InputError:
     """The error for a folder in none of the layouts."""
+    if isinstance(root, Folder) and (root.path / 'labels').is_dir():
+        return InputError(
+            f"{root}: has YOLO's labels and no data.yaml; write one: `path: .`, `train: images`, and "
+            '`names:` with a list of the classes',
+            'data',
+        )
     return InputError(
         f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '
         f'*/{ROBOFLOW} (Roboflow), *.json (Label Studio), data.yaml (YOLO) or dataset_info.json '

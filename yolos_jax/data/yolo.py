@@ -43,12 +43,20 @@ class Description:
 def description(root: Path) -> Path | None:
     """The .yaml file of a data set in YOLO's form, where a folder (or the file itself) is one.
 
-    Raises InputError where it has a data.yaml that cannot be read.
+    Raises InputError where it has a data.yaml that cannot be read, or several others.
     """
     if root.is_file():
         return root if root.suffix in YAML else None
-    candidates = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda file: file.stem != 'data')
-    return next((file for file in candidates if {'names', 'nc'} & _load(file).keys()), None)
+    files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')])
+    described = [file for file in files if {'names', 'nc'} & _load(file).keys()]
+    if named_data := [file for file in described if file.stem == 'data']:
+        return named_data[0]
+    if len(described) > 1:
+        names = ', '.join(file.name for file in described)
+        raise InputError(
+            f'{root}: several files describe data sets in it ({names}); name one of them', 'data'
+        )
+    return described[0] if described else None
 
 
 def _load(file: Path) -> dict:

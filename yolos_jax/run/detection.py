@@ -40,6 +40,8 @@ class DetectorSetup(setup.Setup):
         images = {
             'training_images': f'{len(train_set):,}, with {len(train_set.boxes):,} objects',
             'validation_images': f'{len(val_set):,}, with {len(val_set.boxes):,} objects',
+            'training_split': train_set.source.split,
+            'validation_split': val_set.source.split,
         }
         return checkpoint.describe(self.start) | {'training': self.computers() | images}
 
@@ -47,7 +49,7 @@ class DetectorSetup(setup.Setup):
         """Lines for the summary; `tools.check_data` says more about the data."""
         train_set, (lengths, waste) = self.batches.records, self.batches.waste()
         val_set, objects = self.val_batches.records, np.diff(train_set.first)
-        most = self.config.max_targets
+        most = min(self.config.max_targets, self.start.model.num_det_tokens)
         beyond = np.maximum(objects - most, 0).sum()
         reasons = train_set.dropped | ({f'beyond {most} of an image': beyond} if beyond else {})
         dropped = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
@@ -128,7 +130,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         batch_size=config.batch_size,
         max_targets=config.max_targets,
     )
-    notes += of_classes + notes_on(config, train_set, val_set)
+    notes += of_classes + notes_on(train_set, val_set)
     setup.check_agreement(config, work, batches, digests)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
@@ -150,13 +152,16 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     )
 
 
-def notes_on(config: ConfigDict, train_set: records.Records, val_set: records.Records) -> list[str]:
+def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
     """What a reader should know of the data, a line each; of the two together the first process says it."""
     notes, seen = [], set(train_set.labels.tolist())
+    train_split, val_split = train_set.source.split, val_set.source.split
     if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
-        notes.append(f'{config.train_split}: classes without an object: {shown(unseen)}')
-    notes += [f'{config.train_split}: {note}' for note in train_set.notes]
-    notes += [f'{config.val_split}: {note}' for note in val_set.notes]
+        notes.append(f'{train_split}: classes without an object: {shown(unseen)}')
+    notes += [f'{train_split}: {note}' for note in train_set.notes]
+    notes += [f'{val_split}: {note}' for note in val_set.notes]
+    if not len(val_set.boxes):
+        notes.append(f'{val_split}: not one object is annotated, so there will be no AP')
     return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])
 
 

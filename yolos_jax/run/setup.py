@@ -201,7 +201,9 @@ def check_numbers(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
-        if values.get(name) is not None and not least <= values[name] <= greatest:  # NaN is in no range
+        if name not in values or name == 'bad_images' and values[name] is None:
+            continue
+        if values[name] is None or not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')

@@ -95,7 +95,9 @@ def start_from_detector(
 ) -> Pretrained:
     """A detector with the classes of the training set; raises InputError where it is another model."""
     if config.reset_classes:
-        pretrained, report = adapt.with_classes(pretrained, train_set.classes, config.seed)
+        pretrained, report = adapt.with_classes(
+            pretrained, train_set.classes, config.seed, seen=set(train_set.labels.tolist())
+        )
         print(f'  {report}')
     adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
     untouched = common.get_config().model

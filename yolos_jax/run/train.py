@@ -77,8 +77,8 @@ def check_arguments(config: ConfigDict, location: str | Path, mesh: Mesh | None)
     """The mesh to train on; raises InputError where an argument of `train` is of another kind."""
     if not isinstance(config, ConfigDict):
         raise InputError(
-            f'the config is {config!r}; give that of a recipe: `from yolos_jax.configs import yolos_ti` '
-            'and `yolos_ti.get_config()`',
+            f'the config is of type {type(config).__name__}; give that of a recipe: '
+            '`from yolos_jax.configs import yolos_ti` and `yolos_ti.get_config()`',
             'config',
         )
     if not location:

@@ -105,8 +105,11 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
         return 'unreadable', str(error)
     turned = pixels.orientation(data)
     if (height, width) == annotated:
-        used = 'upright' if images.upright else 'as stored'
-        return (f'{TURNED}, annotated and used {used}', name) if turned > 1 else (None, name)
+        if turned == 1:
+            return None, name
+        if not images.upright and (turned < 5 or height == width):
+            return f'{TURNED}, used as stored: their sizes do not say how boxes lie on them', name
+        return f'{TURNED}, annotated and used {"upright" if images.upright else "as stored"}', name
     if not images.upright and turned > 4 and (width, height) == annotated:
         return f'{TURNED}, annotated and used upright', name
     sizes = f'{width} x {height}, annotated {annotated[1]} x {annotated[0]}'

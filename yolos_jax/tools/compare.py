@@ -96,7 +96,8 @@ def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: a row for each run, the best first, with the numbers of its best evaluation."""
     differing, names = differences(runs), NUMBERS[runs[0].measure]
-    rows = [['run', 'starts from', *differing, 'epochs trained', *names]]
+    percent = [f'{name} (%)' for name in names]
+    rows = [['run', 'starts from', *differing, 'epochs trained', *percent]]
     for i in sorted(range(len(runs)), key=lambda i: -runs[i].reached):
         run = runs[i]
         values = [run.best.get(name, -1) for name in names]  # -1 too where there is no such object
@@ -118,7 +119,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         epochs = [line['epoch'] for line in run.evaluations]
         values = [100 * line[measure] for line in run.evaluations]
         axes.plot(epochs, values, '.-', label=visualize.plain(label))
-    axes.set(xlabel='epochs', ylabel=measure, xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel='epochs', ylabel=f'{measure} (%)', xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.4)
     axes.legend(title=f'best {measure}')
     visualize.save(figure, path)

@@ -173,7 +173,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     about = {
         'weights': args.weights,
         'data': str(data.source.path),
-        'split': Path(args.json).name if args.json else args.split,
+        'split': data.source.split,
         'size': [size, max_size],
         'dtype': args.dtype,
         'fingerprint': checkpoint.fingerprint(pretrained.params),

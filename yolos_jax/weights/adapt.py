@@ -4,7 +4,9 @@ Every function takes a `Pretrained` and returns the changed one with a line that
 raises InputError where there is no such model.
 """
 
+import collections
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,15 @@ from yolos_jax.weights.pretrained import Pretrained
 NEVER = -10  # the logit of what is never detected
 
 
-def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> tuple[Pretrained, str]:
+def with_classes(
+    pretrained: Pretrained, classes: dict[int, str], seed: int, seen: Collection[int] | None = None
+) -> tuple[Pretrained, str]:
     """The detector with a class head for `classes` {id: name}.
 
     Rows of classes with the same name, and of "no object", are kept; others start as in the reference. The
     row of an unused number starts as never detected, since a random one would outscore the kept ones.
+    seen: the classes that have objects, all when None; of several with one name, as Roboflow writes them,
+    the others are unused.
     """
     last = pretrained.params['class_embed']['layers_2']
     old = {name.lower(): number for number, name in pretrained.classes.items()}
@@ -33,9 +39,14 @@ def with_classes(pretrained: Pretrained, classes: dict[int, str], seed: int) -> 
     generator = np.random.default_rng(seed)
     fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
     kernel, bias = fresh(last['kernel'].shape[0], count + 1), fresh(count + 1)
-    unused = sorted({*range(count)} - {*classes})
+    of_name = collections.Counter(name.lower() for name in classes.values())
+    unseen = {n for n, name in classes.items() if of_name[name.lower()] > 1} - {
+        *(classes if seen is None else seen)
+    }
+    unused = sorted({*range(count)} - {*classes} | unseen)
     kernel[:, unused], bias[unused] = 0, NEVER
-    pairs = [(number, old[name.lower()]) for number, name in classes.items() if name.lower() in old]
+    kept = {number: old[name.lower()] for number, name in classes.items() if name.lower() in old}
+    pairs = [(number, known) for number, known in kept.items() if number not in unseen]
     for new, known in [*pairs, (count, pretrained.model.num_classes)]:
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}

@@ -257,8 +257,8 @@ def difference(state: dict, expected: dict) -> str | None:
 
 
 def rank(ap: float | None) -> float:
-    """What to order steps by: their AP, those without one last."""
-    return ap if ap is not None and math.isfinite(ap) else -math.inf
+    """What to order steps by: their AP, those without one last; -1 is that of a split without objects."""
+    return ap if ap is not None and 0 <= ap < math.inf else -math.inf
 
 
 def write_ap(path: Path, ap: float) -> None:

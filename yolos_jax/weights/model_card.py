@@ -19,7 +19,6 @@ RECIPE = (  # (what a reader calls it, key of the config)
     ('type of numbers', 'model.dtype'),
     ('shorter sides in training', 'augment.sizes'),
     ('longest side in training', 'augment.max_size'),
-    ('training split', 'train_split'),
     ('part of it that validates', 'val_fraction'),
     ('seed', 'seed'),
 )
@@ -111,8 +110,12 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
 def _val_split(about: dict[str, Any]) -> str:
     config = about.get('config', {})
     if config.get('val_fraction'):
-        return f'a part of {config.get("train_split")}'
-    return config.get('val_split', '')
+        return f'a part of {_training_split(about)}'
+    return about.get('training', {}).get('validation_split') or config.get('val_split', '')
+
+
+def _training_split(about: dict[str, Any]) -> str:
+    return about.get('training', {}).get('training_split') or about['config'].get('train_split', '')
 
 
 def _dataset(about: dict[str, Any]) -> str:
@@ -209,7 +212,7 @@ def _evaluation(
     pretrained: Pretrained, metrics: dict[str, Any] | None, report: dict[str, Any] | None
 ) -> list[str]:
     about = pretrained.about
-    if not metrics and 'AP' not in about:
+    if not metrics and not about.get('AP', -1) >= 0:  # -1: of a split without objects
         return ['Not measured.']
     if not metrics:
         return [f'AP {about["AP"]:.3f} on {_val_split(about)}, by training.']
