@@ -2,11 +2,11 @@
 
     python benchmarks/bucket.py [--delay=0.08] [--images=400] [--batches=100]
 
-A server that speaks Google's protocol and a proxy that waits before each answer run beside, on the last
-core; loader and training have the others. Photographs as in data.py, as a COCO folder and as array_record
-files, are loaded for YOLOS-S in batches of 8, in turns; of each turn the batches after the first 100 count.
-Then the quickstart is trained with data and workdir there, saved every 20 steps, while one request in ten
-fails and one answer in ten is cut short: the median time of a step after the first 20.
+A server that speaks Google's protocol and a proxy that waits before each answer run on the last core;
+loader and training have the others. Photographs as in data.py, as a COCO folder and as array_record files,
+are loaded alternately for YOLOS-S in batches of 8; the first 100 batches of each turn do not count. Then
+the quickstart is trained with data and workdir in the bucket, saved every 20 steps, while one request in
+ten fails and one answer in ten is cut short; the result is the median time of a step after the first 20.
 """
 
 import argparse

@@ -206,7 +206,7 @@ def compare(name, data, recipe):
 
 
 def feed(name, data, recipe, step=0.05, count=150):
-    """How much longer steps of a device become for want of images.
+    """How much longer the steps of a device take because it waits for images.
 
     The device is a clock: as in JAX, a step is dispatched while the one before is still computed.
     """

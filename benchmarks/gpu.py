@@ -1,4 +1,4 @@
-"""Everything that is to be known of one accelerator, in one command: bash benchmarks/gpu.sh [--output=DIR]
+"""All measurements of one accelerator in one command: bash benchmarks/gpu.sh [--output=DIR]
 
     bash benchmarks/gpu.sh --only 'step S'     # the rows whose names match
 
@@ -195,7 +195,7 @@ def infer(fields: dict, grid: tuple, length: int, images: int) -> dict:
 
 
 def matching(images: int, trained: bool) -> dict:
-    """The matching alone: of alike queries, as before training, or of one for each object."""
+    """The matching alone: with similar queries, as before training, or with one query for each object."""
     batch, rng = random_batch(images, (1, 1)), np.random.default_rng(1)
     logits = rng.normal(0, 0.01, (images, 100, 92)).astype(np.float32)
     boxes = rng.uniform(0.45, 0.55, (images, 100, 4)).astype(np.float32)

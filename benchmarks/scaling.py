@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--utilisation=0.35]
 
 A step computes for FLOPs / (peak x utilisation) and sums its gradients in a ring, where a chip sends
-2 (n - 1) / n of their bytes. Whether XLA hides that behind the backward pass decides between the two
-efficiencies given. Peaks and link speeds are those the makers publish; the bytes are those of
+2 (n - 1) / n of their bytes. The two efficiencies printed assume that XLA hides none or all of
+that behind the backward pass. Peaks and link speeds are those the makers publish; the bytes are those of
 benchmarks/tpu_compile.py.
 """
 
@@ -42,7 +42,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--utilisation', type=float, default=0.35, help='of the peak, while computing')
     args = parser.parse_args()
-    print('chip  model  chips  computing  sending  images/s  efficiency: nothing .. all of it hidden')
+    print('chip  model  chips  computing  sending  images/s  efficiency: none .. all of the sending hidden')
     for chip, (peak, *network) in CHIPS.items():
         for model, (width, depth, tokens, images, size) in MODELS.items():
             compute = images * flops(width, depth, tokens) / (peak * args.utilisation)

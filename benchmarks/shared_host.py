@@ -2,8 +2,8 @@
 
     python benchmarks/shared_host.py [--processes=8] [--images=400]
 
-Each has as many threads as `cluster.threads` gives a process of so many on a host, and loads its rows of
-the same batches for YOLOS-S. Photographs as in data.py; in turns, from a common start.
+Each process has as many threads as `cluster.threads` gives it when that many share a host, and loads its
+rows of the same batches for YOLOS-S. Photographs as in data.py; both sides alternate, from a common start.
 """
 
 import argparse

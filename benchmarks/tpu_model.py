@@ -3,9 +3,9 @@
     pip install libtpu
     python benchmarks/tpu_model.py [--cases S:2459:4 Ti:1371:8 B:2459:2] [--top 20]
 
-A case is a model, a length in patches, and images a chip, in bfloat16 on v5e:2x4. Estimates: the compiler
-writes a number of cycles beside each fusion; they are summed here, the bodies of loops times their trips,
-at 1.5 GHz. Mosaic kernels (attention) carry no estimate and are not in it. Beside stand the time that the
+A case is a model, a length in patches, and images a chip, in bfloat16 on v5e:2x4. The compiler
+estimates a number of cycles for each fusion; this script sums them at 1.5 GHz, loop bodies times their trip
+counts. Mosaic kernels (attention) have no estimate and are not included. It also prints the time that the
 matrix products and attention would take at the chip's peak, 197 TFLOP/s.
 """
 

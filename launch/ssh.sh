@@ -22,7 +22,7 @@ trap stop INT TERM
 while jobs -pr | grep -q .; do
   code=0
   wait -n || code=$?
-  # one failed, perhaps before the others knew of it; of a signal (128 and more) all know
+  # one process failed, perhaps before the others knew of it; a signal (128 and more) reaches all of them
   if ((code > 0 && code < 128)); then stop; fi
 done
 status=0

@@ -1,8 +1,8 @@
 """train.py that also writes the image ids of its rows, and can be made to stop, fail or wait.
 
-python acting_train.py FOLDER WHAT ...: WHAT is 'run', or 'term:3', 'raise:3', 'wait:3' or 'full:3' (it can
-write no file) after step 3 in process 1 (of one: 0), or 'unreadable': that process cannot read the newest
-checkpoint. The other arguments are those of train.py.
+python acting_train.py FOLDER WHAT ...: WHAT is 'run'; or 'term:3', 'raise:3', 'wait:3' or 'full:3' (no file
+can be written), which happens after step 3 in process 1, or in the only process; or 'unreadable': process 1
+cannot read the newest checkpoint. The other arguments are those of train.py.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 python member.py SCRIPT ...
 
-JAX keeps those of the first process alone, for on GPUs and TPUs the others read the same ones. On CPUs a
+JAX keeps only those of the first process, because on GPUs and TPUs the others read the same ones. On CPUs a
 program's key differs between processes, so the others would compile everything anew in every test.
 """
 

@@ -39,7 +39,7 @@ def test_classes_of_the_same_name_keep_their_logits(pretrained):
     )
 
 
-def test_numbers_that_are_no_class_do_not_outdo_the_kept_classes(pretrained):
+def test_unused_class_numbers_score_below_the_kept_classes(pretrained):
     moved = {number + 40: name for number, name in CLASSES.items()}
     changed, _ = adapt.with_classes(pretrained, moved, 0)
     logits = np.asarray(detect(changed, noise(64, 96))['pred_logits'])

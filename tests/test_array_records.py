@@ -121,7 +121,7 @@ def test_corrected_labels_are_read_though_an_index_is_there(data_set, coco_folde
     assert set(again.labels.tolist()) == {content['categories'][0]['id']}
 
 
-def test_without_our_categories_the_classes_must_be_those_of_coco(data_set, tmp_path):
+def test_a_data_set_without_our_category_file_must_have_the_classes_of_coco(data_set, tmp_path):
     names = list(class_names.COCO.values())
     assert array_records._categories(Folder(tmp_path), names)[-1] == (90, 'toothbrush')
     with pytest.raises(InputError, match='not those of COCO'):

@@ -53,7 +53,7 @@ def test_gradients_by_head_are_those_of_plain_attention():
         np.testing.assert_allclose(ours, plain, atol=5e-6)
 
 
-def test_on_a_cpu_heads_go_one_by_one_where_their_scores_are_many():
+def test_a_cpu_computes_heads_one_by_one_when_there_are_many_scores():
     def loops(batch, tokens):
         x, lengths = jax.ShapeDtypeStruct((batch, H, tokens, d), 'float32'), jnp.ones(batch, jnp.int32)
         text = str(jax.make_jaxpr(lambda x: attention.cached(x, x, x, lengths))(x))

@@ -125,7 +125,7 @@ def test_evaluation_cuts_the_middle_out_of_the_image_resized(height, width):
     np.testing.assert_array_equal(out, squares)
 
 
-def test_half_of_the_operations_are_applied_at_nine_of_ten_on_average():
+def test_half_of_the_operations_are_applied_with_a_mean_strength_of_nine():
     draws = augmentation.draw(20_000, seed=0, step=0)
     assert math.isclose((draws['skips'] <= 0.5).mean(), 0.5, abs_tol=0.01)
     assert math.isclose(draws['strength'].mean(), 9, abs_tol=0.02)

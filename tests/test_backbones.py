@@ -149,7 +149,7 @@ def vit_model(tmp_path_factory):
     return folder, ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
 
 
-def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
+def test_a_backbone_saved_by_transformers_keeps_its_features(vit_model, tmp_path):
     folder, vit = vit_model
     vit.save_pretrained(tmp_path)  # in safetensors
     image = noise(16 * SIDE, 16 * SIDE)
@@ -161,7 +161,7 @@ def test_a_live_vit_has_the_same_features(vit_model, tmp_path):
         np.testing.assert_allclose(features(params, image), expected, atol=2e-5)
 
 
-def test_the_vit_alone_is_read_with_its_own_table(vit_model, tmp_path):
+def test_a_vit_without_a_detector_keeps_its_own_position_table(vit_model, tmp_path):
     folder, theirs = vit_model
     image = noise(16 * SIDE, 16 * SIDE)
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_every_project_gives_the_same_parameters(form, tmp_path):
 
 
 @pytest.mark.parametrize('form', ['vision_transformer', 'big_vision', 'big_vision, stacked'])
-def test_googles_npz_sees_pixels_as_it_was_trained_to(form, vit_model, tmp_path):
+def test_an_npz_of_google_gets_pixels_normalised_as_in_its_training(form, vit_model, tmp_path):
     content = to_google(make_vit(), big_vision=form != 'vision_transformer')
     content = stacked(content) if 'stacked' in form else content
     params, report = load(tmp_path / 'x.npz', content)

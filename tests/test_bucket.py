@@ -62,7 +62,7 @@ def test_objects_are_written_read_listed_and_removed(place, bad_network):
         bucket.read('none')
 
 
-def test_a_copy_in_the_cache_is_fetched_once_and_anew_where_the_object_changed(place, tmp_path):
+def test_an_object_is_downloaded_to_the_cache_once_and_again_when_it_changes(place, tmp_path):
     url, network = place
     bucket = Bucket(f'{url}/copies')
     bucket.write('x.json', b'1')
@@ -134,7 +134,7 @@ def test_predictions_and_conversions_are_written_to_a_bucket(
     assert json.loads(bucket.read('predictions.json')) == expected
 
 
-def test_a_second_run_is_refused_at_once_and_a_dead_ones_lock_is_taken_over(place):
+def test_a_second_run_is_refused_at_once_but_a_stale_lock_is_taken_over(place):
     url = f'{place[0]}/locked'
     in_use = rf'{url}: in use by another run \(process {os.getpid()} on .* s ago'
     with workdir.opened(url):
@@ -150,7 +150,7 @@ def test_a_second_run_is_refused_at_once_and_a_dead_ones_lock_is_taken_over(plac
         assert owner['name'].startswith(f'process {os.getpid()} ')
 
 
-def test_of_runs_that_start_at_the_same_moment_one_gets_the_lock(place):
+def test_only_one_of_several_simultaneous_starts_gets_the_lock(place):
     url, together = f'{place[0]}/raced', threading.Barrier(8)
 
     def take(_):
@@ -176,7 +176,7 @@ def test_a_run_whose_lock_was_taken_over_writes_no_more(place):
     assert Bucket(url).names() == [lease.LOCK]
 
 
-def test_a_run_that_was_frozen_sees_that_its_lock_was_taken_over_and_leaves_it(place):
+def test_a_run_that_was_frozen_notices_a_lost_lock_and_does_not_remove_it(place):
     bucket = Bucket(f'{place[0]}/frozen')
     frozen = lease.Lease(bucket)
     other = json.dumps({'name': 'process 1 on elsewhere', 'time': time.time(), 'token': 'other'}).encode()
@@ -204,7 +204,7 @@ def test_between_checkpoints_what_changed_is_put_once_in_a_while(place):
 
 
 @pytest.mark.trials
-def test_a_bucket_that_cannot_be_reached_is_one_line(place):
+def test_an_unreachable_bucket_is_a_one_line_error(place):
     url, network = place
     network.fail = 1
     try:

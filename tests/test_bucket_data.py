@@ -73,7 +73,9 @@ def test_a_json_and_a_folder_of_images_may_be_apart(data_url, coco_folder):
     assert len(data.start_read(0)()) > 100 and data.digests == again.digests
 
 
-def test_what_is_wrong_with_data_is_said_before_any_is_read(place, data_url, coco_folder, tmp_path):
+def test_errors_in_bucket_data_are_reported_before_any_image_is_read(
+    place, data_url, coco_folder, tmp_path
+):
     url = f'{place[0]}/wrong'
     storage.upload(coco_folder, url)
     Bucket(url).remove('val2017/000000000003.jpg')

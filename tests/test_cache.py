@@ -1,4 +1,4 @@
-"""Decoded images are kept, are the same bit for bit, and do without a disk that is full."""
+"""Decoded images are cached bit for bit; if the disk is full, they are decoded again."""
 
 import errno
 import os
@@ -60,7 +60,7 @@ def test_batches_are_the_same_bits_with_decoded_images(coco_folder, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a disk that is full')
-def test_a_full_disk_is_said_once_and_images_are_decoded_again(tmp_path, capsys):
+def test_a_full_disk_is_reported_once_and_images_are_decoded_again(tmp_path, capsys):
     kept = make(tmp_path)
     full = os.open('/dev/full', os.O_WRONLY)
     os.dup2(full, kept.fileno())

@@ -83,7 +83,7 @@ def test_annotations_that_stop_a_run_are_all_listed(coco_folder, tmp_path, capsy
     assert code == 1 and printed.count('STOPS A RUN') == 2
 
 
-def test_images_in_both_splits_are_said(coco_folder, tmp_path, capsys):
+def test_images_in_both_splits_are_reported(coco_folder, tmp_path, capsys):
     root = tmp_path / 'data'
     shutil.copytree(coco_folder, root)
     shutil.copy(root / 'train2017' / '000000000009.jpg', root / 'val2017' / '000000000003.jpg')
@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
         (['--split', 'train'], 'STOPS A RUN: not one object', 1),
     ],
 )
-def test_what_is_too_little_to_train_on_is_said(config, says, code, tmp_path, capsys):
+def test_too_little_data_to_train_on_is_reported(config, says, code, tmp_path, capsys):
     images = [{'id': i, 'file_name': f'{i}.jpg', 'width': 40, 'height': 30} for i in range(3)]
     content = {'images': images, 'annotations': [], 'categories': [{'id': 1, 'name': 'cup'}]}
     (tmp_path / 'train.json').write_text(json.dumps(content))
@@ -155,7 +155,7 @@ def test_a_file_in_place_of_a_folder_is_named(coco_folder, capsys):
         run(capsys, coco_folder / 'annotations' / 'instances_val2017.json')
 
 
-def test_a_config_whose_largest_side_is_that_of_its_weights_is_checked_with_the_published_one():
+def test_a_config_without_a_largest_side_is_checked_with_the_published_one():
     config = finetune.get_config()
     config.augment.update(sizes=(480, 512), max_size=0)
     assert check_data.run_options(config, 'finetune')['recipe'].max_size == check_data.RECIPE.max_size
@@ -171,7 +171,7 @@ def test_the_command_takes_the_url_of_a_bucket(data_url, capsys):
     assert '== val2017 ==' in capsys.readouterr().out
 
 
-def test_a_split_that_cannot_be_read_hides_no_other(coco_folder, tmp_path, capsys):
+def test_an_unreadable_split_does_not_hide_the_others(coco_folder, tmp_path, capsys):
     shutil.copytree(coco_folder, tmp_path / 'data')
     (tmp_path / 'data' / 'annotations' / 'instances_test2017.json').write_text('{"images": []}')
     status, printed = run(capsys, tmp_path / 'data', '--html', tmp_path / 'page.html')

@@ -147,7 +147,7 @@ KINDS = ['flip', *(pytest.param(kind, marks=pytest.mark.trials) for kind in ('de
 @pytest.mark.row('damaged checkpoints: files', count=14)
 @pytest.mark.parametrize('kind', KINDS)
 def test_damage_is_never_resumed_from(state, tmp_path, kind):
-    """Files of the newest step: restored whole, or the step before is, whole."""
+    """If a file of the newest step is damaged, that step or the one before is restored intact."""
     fell_back = 0
     for folder in damaged_copies(state, tmp_path, kind):
         saved = Checkpoints(folder)
@@ -162,7 +162,7 @@ def test_damage_is_never_resumed_from(state, tmp_path, kind):
 
 @pytest.mark.row('damaged checkpoints: files', count=14)
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_detector_read_from_a_damaged_folder_is_whole_and_another_step_is_told(
+def test_a_detector_from_a_damaged_folder_is_intact_and_an_older_step_is_reported(
     state, tmp_path, kind, capsys
 ):
     for folder in damaged_copies(state, tmp_path, kind):

@@ -10,7 +10,7 @@ from yolos_jax.classifier import Classifier
 MODEL = Classifier(width=64, depth=3, heads=2, num_classes=20, size=64)
 
 
-def test_classes_of_one_likelihood_and_nan_are_not_all_right():
+def test_equal_or_nan_likelihoods_are_not_all_counted_as_correct():
     params = jax.tree.map(jnp.zeros_like, classifier.init_params(MODEL, jax.random.key(0)))
     batch = {'patches': np.zeros((20, 16, 768), np.uint8), 'labels': np.arange(20)}
     step = classification.make_evaluation_step(MODEL)
@@ -20,7 +20,7 @@ def test_classes_of_one_likelihood_and_nan_are_not_all_right():
     assert not step(broken, batch)['top5'].any()
 
 
-def test_a_teacher_with_labels_says_what_mixed_images_are():
+def test_teacher_labels_are_mixed_with_those_of_the_partner_image():
     batch = {'teacher': jnp.arange(4), 'share': jnp.full(4, 0.3)}
     taught = classification.of_labels(5, 4)(None, batch, {})
     assert taught.argmax(axis=1).tolist() == [3, 2, 1, 0]  # the partner's, of which there is more

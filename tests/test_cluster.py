@@ -96,7 +96,9 @@ def test_evaluation_by_two_processes_is_that_of_one(alone, coco_folder, tmp_path
     assert set(json.loads(results[0][1])[0]) == {'image_id', 'category_id', 'bbox', 'score'}
 
 
-def test_processes_that_evaluate_something_else_stop_and_say_what(alone, coco_folder, tmp_path):
+def test_processes_that_evaluate_different_things_stop_and_name_the_difference(
+    alone, coco_folder, tmp_path
+):
     command = [ROOT / 'eval.py', f'--weights={alone}', f'--data={coco_folder}', f'--output={tmp_path}']
     codes, logs = finish(spawn(command, tmp_path, 2, 1, last=['--size=64']), tmp_path)
     assert 0 not in codes and 'disagree: the size of the images of process 1' in ''.join(logs), logs
@@ -202,7 +204,7 @@ def test_a_run_in_a_bucket_survives_the_death_of_either_process(
     assert ap(tmp_path / 'run') == pytest.approx(ap(alone), abs=0)
 
 
-def test_processes_that_disagree_stop_and_say_over_what(coco_folder, tmp_path):
+def test_processes_with_different_configs_stop_and_name_the_differences(coco_folder, tmp_path):
     last = ['--config.learning_rate=2e-3', '--config.train_split=val2017']
     codes, logs = finish(start(coco_folder, tmp_path, 2, 1, last=last), tmp_path)
     differ = 'learning_rate', 'train_split', 'the train data', 'the plan of batches'
@@ -276,7 +278,7 @@ def test_a_half_described_cluster_is_refused():
 
 
 @pytest.mark.parametrize(('name', 'value'), [('OMPI_COMM_WORLD_SIZE', '2'), ('JOB_COMPLETION_INDEX', '1')])
-def test_one_of_several_that_jax_does_not_see_is_refused(name, value):
+def test_a_multi_process_launcher_that_jax_does_not_recognise_is_refused(name, value):
     script = (
         'from yolos_jax.errors import InputError\n'
         'from yolos_jax.run import cluster\n'

@@ -78,7 +78,7 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
-def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+def test_characters_that_a_terminal_cannot_show_are_escaped(monkeypatch):
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(file := io.BytesIO(), 'ascii'))
     cli.run(lambda: print('café', flush=True))
     assert file.getvalue() == b'caf\\xe9\n'
@@ -97,7 +97,7 @@ cli.run(main)
 
 
 @pytest.mark.parametrize('ending', ['> /dev/full', '| true'])
-def test_work_is_done_where_what_is_printed_cannot_be_written(ending, tmp_path):
+def test_work_is_finished_even_if_stdout_cannot_be_written(ending, tmp_path):
     command = f'set -o pipefail; "{sys.executable}" -c "{PRINTS}" {ending}'
     done = subprocess.run(
         ['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
@@ -119,14 +119,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_fault_of_a_config_file_is_not_one_of_a_flag(tmp_path):
+def test_an_error_inside_a_config_file_is_not_blamed_on_a_flag(tmp_path):
     config = 'from yolos_jax.configs import yolos_ti\ndef get_config():\n  yolos_ti.get_config().epoch = 1'
     (tmp_path / 'own.py').write_text(config)
     error = yolos('train', '--config=own.py', '--workdir=w', cwd=tmp_path).stderr
     assert error.startswith('error: Key "epoch" does not exist') and len(error) < 120
 
 
-def test_a_home_folder_after_an_equals_sign_is_that_of_the_user(tmp_path):
+def test_a_tilde_after_an_equals_sign_is_expanded(tmp_path):
     """bash expands ~ at the start of a word alone."""
     to_home = ('convert', '--input=~/nowhere.pth', '--output=out')
     assert f'{Path.home()}/nowhere.pth: no such' in yolos(*to_home, cwd=tmp_path).stderr
@@ -163,7 +163,7 @@ sys.addaudithook(at_import)
 
 @pytest.mark.parametrize('script', ['train.py', 'eval.py'])
 def test_ctrl_c_while_a_script_is_imported_is_not_lost(script, tmp_path):
-    """A KeyboardInterrupt in a callback of the garbage collection, of which JAX has one, is swallowed."""
+    """Python swallows a KeyboardInterrupt in a callback of its garbage collector, and JAX installs one."""
     (tmp_path / 'sitecustomize.py').write_text(INTERRUPT)
     command = [sys.executable, script, '--config=configs/quickstart.py', f'--workdir={tmp_path}/run']
     environment = os.environ | {'PYTHONPATH': str(tmp_path)}

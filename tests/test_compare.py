@@ -42,7 +42,7 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
     assert (tmp_path / 'out' / 'compare.png').stat().st_size > 10_000
 
 
-def test_runs_on_other_data_are_told_apart_and_of_other_validation_images_it_is_said(tmp_path):
+def test_different_data_are_listed_and_different_validation_images_give_a_warning(tmp_path):
     data = {'train': {'boxes': 'a'}, 'val': {'boxes': 'b'}}
     others = {'more': data | {'train': {'boxes': 'c'}}, 'other': data | {'val': {'boxes': 'd'}}}
     first = write(tmp_path / 'first', [0.5], digests=data, data='/coco')
@@ -65,7 +65,7 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
-def test_runs_of_one_name_are_told_apart_and_a_line_that_is_being_written_is_ignored(tmp_path):
+def test_runs_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignored(tmp_path):
     runs = [write(tmp_path / x / 'run', [0.5]) for x in ('a', 'b')]
     with open(runs[0] / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 2')
@@ -84,7 +84,7 @@ def test_runs_of_one_name_are_told_apart_and_a_line_that_is_being_written_is_ign
         (lambda run: (run / 'checkpoints').rename(run / 'x'), 'nothing of this run was saved yet'),
     ],
 )
-def test_what_is_no_run_is_named_and_nothing_is_written(tmp_path, change, says):
+def test_a_folder_that_is_not_a_run_is_named_and_nothing_is_written(tmp_path, change, says):
     change(write(tmp_path / 'run', [0.1]))
     with pytest.raises(InputError, match=says):
         compare.main([str(tmp_path / 'run'), f'--output={tmp_path / "out"}'])

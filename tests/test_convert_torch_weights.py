@@ -59,7 +59,7 @@ def test_a_chain_of_conversions_returns_the_same_bits(chain, mid, tmp_path):
     assert len(set(files)) <= 1  # the .pth at both ends is the same file
 
 
-def test_transformers_sees_what_we_see_in_the_exported_folder(tmp_path):
+def test_an_exported_folder_gives_the_same_outputs_in_transformers(tmp_path):
     pretrained = make(TINY)
     hf.write(pretrained, tmp_path / 'hf')
     theirs, info = YolosForObjectDetection.from_pretrained(tmp_path / 'hf', output_loading_info=True)

@@ -40,7 +40,7 @@ def image(browser, name):
 
 
 @needs_browser
-def test_an_object_that_is_clicked_shows_what_its_token_looked_at(served, tmp_path):
+def test_clicking_an_object_shows_the_attention_of_its_token(served, tmp_path):
     address, detector, photograph = served
     with opened(address, tmp_path / 'profile') as browser:
         WebDriverWait(browser, 60).until(lambda b: b.find_elements('css selector', '#photograph input'))
@@ -64,7 +64,7 @@ def test_an_object_that_is_clicked_shows_what_its_token_looked_at(served, tmp_pa
 
 
 @needs_browser
-def test_what_is_no_image_gets_a_sentence(served, tmp_path):
+def test_a_file_that_is_not_an_image_gives_an_error_message(served, tmp_path):
     address, *_ = served
     (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xff no image')
     with opened(address, tmp_path / 'profile') as browser:

@@ -137,7 +137,7 @@ def test_gradients_are_those_of_transformers(ours, vits):
 
 
 @pytest.mark.parametrize('ours', [V2, V3], ids=['DINOv2', 'DINOv3'])
-def test_the_detector_is_its_layers_whatever_the_padding(ours, vits):
+def test_the_detector_equals_its_layers_one_by_one_at_any_padding(ours, vits):
     folder = vits[ours][1]
     ours = ours.clone(pos_grid=ours.pos_grid and (4, 7))
     params, image = start(folder, ours)[0], noise(64, 112)
@@ -271,7 +271,7 @@ def test_gated_mlps_are_refused(vits, tmp_path):
         start(tmp_path / 'x.safetensors', V3)
 
 
-def test_forms_that_can_say_a_model_give_it_back_and_others_refuse(vits, tmp_path):
+def test_formats_that_can_describe_the_model_return_it_and_the_others_refuse_it(vits, tmp_path):
     params, _ = start(vits[V3][1], V3)
     pretrained = Pretrained(V3, params, {1: 'cat', 2: 'dog'}, 112, 176)
     for form, write in {'native': native.write, 'jax': checkpoint.write}.items():
@@ -294,7 +294,7 @@ def test_forms_that_can_say_a_model_give_it_back_and_others_refuse(vits, tmp_pat
         read_detector(tmp_path / 'native')
 
 
-def test_a_run_starts_from_one_and_resumes(vits, coco_folder, tmp_path):
+def test_a_run_starts_from_a_dinov3_backbone_and_resumes(vits, coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, init_from=str(vits[V3][1]), epochs=1)
     with config.unlocked():
         config.model.update(width=D, depth=DEPTH, heads=H, registers=R, rope=True, eps=1e-5)

@@ -21,7 +21,7 @@ from yolos_jax.weights import checkpoint, hf, reference
 
 PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'demo/README.md'))]
 PAGES += sorted((ROOT / 'docs').glob('*.md'))
-# training runs as it is written, but on a smaller model for one epoch, from a file that is there
+# training commands run as written, but with a smaller model, for one epoch, from an existing file
 SMALLER = (
     '--config.model.width=32 --config.model.depth=2 --config.model.heads=2 --config.model.num_det_tokens=6 '
     '--config.model.pos_grid=(4,6) --config.epochs=1 --config.batch_size=8 --config.num_lengths=1 '
@@ -156,7 +156,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert (tmp_path / 'notebook' / 'run' / 'curves.png').exists()
 
 
-def test_commands_that_are_not_run_are_still_there():
+def test_every_excluded_command_is_still_in_the_documentation():
     every = [command for page in PAGES for command in commands(page)]
     assert len(every) > 20
     for pattern in NOT_RUN:

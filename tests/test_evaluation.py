@@ -63,7 +63,7 @@ def test_no_detections_are_an_ap_of_zero(coco_folder):
 
 
 def test_classes_that_coco_does_not_have_cannot_count(coco_folder):
-    """Raw ids have gaps; a detection in one is no detection of anything."""
+    """COCO ids have gaps; a detection whose id lies in a gap counts for no class."""
     path = coco_folder / 'annotations' / 'instances_val2017.json'
     results = noisy_truth(path)
     extra = [dict(r, category_id=99) for r in results]
@@ -119,7 +119,7 @@ def test_validation_losses_are_those_of_training_over_the_whole_split(coco_folde
             assert value[f'val_{name}'] == pytest.approx(float(parts[name]), rel=1e-5)
 
 
-def test_objects_are_relabelled_and_left_out_as_a_detector_knows_them(coco_folder):
+def test_objects_get_the_labels_of_the_detector_and_unknown_classes_are_left_out(coco_folder):
     data = records.read(coco_folder, 'val2017')
     changed = evaluation.relabelled(data, {7: 1, 0: 3})
     for i in range(len(data)):
@@ -134,7 +134,7 @@ def known(classes, **about):
     return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96, about)
 
 
-def test_classes_that_are_numbered_differently_are_matched_by_name_and_that_is_said(tmp_path):
+def test_classes_with_different_numbers_are_matched_by_name_with_a_note(tmp_path):
     data = records.read(write_coco(tmp_path, coco_content()), 'val')  # 2 cat, 5 dog
     same, notes = evaluation.category_ids(known({2: 'cat', 5: 'dog', 7: 'bird'}), data)
     assert same == {label: label for label in range(8)} and notes == []
@@ -146,7 +146,7 @@ def test_classes_that_are_numbered_differently_are_matched_by_name_and_that_is_s
         evaluation.category_ids(known({2: 'bird'}), data)
 
 
-def test_labels_that_are_no_category_ids_are_those_of_the_data_they_were_made_from(tmp_path):
+def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_path):
     """Of names that differ in upper case alone too."""
     content = coco_content()
     content['categories'] = [{'id': 10_001, 'name': 'cat'}, {'id': 10_002, 'name': 'Cat'}]

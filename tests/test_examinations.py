@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
         (verify, []),
     ],
 )
-def test_an_output_that_cannot_be_written_is_said_before_the_work(command, arguments, tmp_path):
+def test_an_unwritable_output_is_an_error_before_any_work(command, arguments, tmp_path):
     (tmp_path / 'file').write_text('x')
     with pytest.raises(InputError, match='x: cannot be written to: .*file is a file') as error:
         command.main([*arguments, f'--output={tmp_path / "file" / "x" / "x"}'])
@@ -73,7 +73,7 @@ def test_the_cost_of_a_photograph_is_about_the_papers(name, size, gflops):
     assert macs / 1e9 == pytest.approx(gflops, rel=0.1)
 
 
-def test_what_is_computed_here_is_less_by_the_last_block_and_more_by_padding():
+def test_the_computed_cost_saves_most_of_the_last_block_and_includes_padding():
     model = yolos_jax.Yolos(**yolos_jax.YOLOS_TI)
     assert 0.9 < speed.computed_macs(model, 32 * 42) / speed.macs(model, (32, 42)) < 0.97
     assert speed.computed_macs(model, 2000) > speed.computed_macs(model, 1344)
@@ -112,8 +112,8 @@ def test_attention_is_that_of_transformers(name, block):
 
 @pytest.mark.parametrize('length', [48, 70])
 def test_attention_to_an_object_is_drawn_where_the_object_is(length):
-    """Two images that differ in an object alone: in a model of one block the attention to all other patches
-    changes by one factor, so what is left after it is the object, and the overlay is bright there alone."""
+    """Two images differ only in an object. In a model of one block, the attention to all other patches then
+    changes by one common factor; without that factor, only the object is left, and only it is bright."""
     model = yolos_jax.Yolos(**TINY | {'depth': 1})
     params = init_params(model, jax.random.key(0))
     image = np.full((96, 128, 3), 90, np.uint8)
@@ -204,7 +204,7 @@ def test_tokens_that_lie_as_their_boxes_do_have_a_correlation_of_nearly_minus_on
     assert tokens.correlation(embeddings, centres) < -0.95
 
 
-def test_a_split_is_examined(saved, coco_folder, tmp_path):
+def test_the_tokens_command_writes_its_numbers_and_pictures(saved, coco_folder, tmp_path):
     tokens.main([f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}'])
     numbers = json.loads((tmp_path / 'tokens.json').read_text())
     assert numbers['images'] == 10 and numbers['tokens'] == TINY['num_det_tokens']

@@ -36,7 +36,7 @@ def test_a_folder_is_written_through_a_link(tmp_path):
     assert (tmp_path / 'out').is_symlink() and os.listdir(tmp_path / 'disk') == ['x']
 
 
-def test_of_a_cache_what_was_used_longest_ago_goes(tmp_path):
+def test_a_cache_drops_what_was_used_least_recently(tmp_path):
     for hours in (0, 1, 100, 200, 300):
         (tmp_path / str(hours) / 'inside').mkdir(parents=True)
         (tmp_path / str(hours) / 'inside' / 'file').write_bytes(bytes(10))
@@ -59,7 +59,7 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['file', 'file/in/it', 'closed/in/it'])
-def test_where_nothing_can_be_written_is_said_with_the_name_that_was_given(folder, tmp_path):
+def test_an_unwritable_path_is_named_as_it_was_given(folder, tmp_path):
     (tmp_path / 'file').write_text('x')
     (tmp_path / 'closed').mkdir(0o500)
     if folder.startswith('file') or os.geteuid():  # root may write anywhere

@@ -1,4 +1,4 @@
-"""Files made to harm: every one is refused in one short line, soon, and without its size in memory."""
+"""Malicious files: each is refused quickly, in one short line, without using the memory it claims."""
 
 import json
 import os

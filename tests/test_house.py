@@ -94,7 +94,7 @@ def test_scripts_load_no_torch_and_no_tensorflow():
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 
-def test_names_are_there_after_one_import():
+def test_submodules_are_available_after_importing_the_package():
     script = 'import yolos_jax as y\n'
     script += 'y.model.Vit, y.data.geometry.resize_shape, y.tools.speed.macs, y.tools.attention.maps\n'
     script += 'assert not hasattr(y.tools, "nothing")'

@@ -55,7 +55,7 @@ def test_detections_are_those_of_evaluation(saved, coco_folder):
         assert one.labels.tolist() == [r['category_id'] for r in expected]
 
 
-def test_a_panoramas_side_fits_into_its_sequence(saved):
+def test_a_panorama_gets_a_sequence_long_enough_for_its_positions(saved):
     """Its positions are those of a long sequence, in a `Detector` and in an evaluation."""
     pretrained = read_detector(saved)
     image, long = noise(32, 16 * 150), 150 * 75
@@ -69,7 +69,7 @@ def test_a_panoramas_side_fits_into_its_sequence(saved):
     assert geometry.fixed([32], [16 * 150], 32, 4000).lengths == [75**2]
 
 
-def test_arrays_pictures_and_paths_are_one(saved, tmp_path):
+def test_arrays_pictures_and_paths_give_the_same_detections(saved, tmp_path):
     image = noise(60, 80)
     Image.fromarray(image).save(tmp_path / 'x.png')
     detector = Detector.from_pretrained(saved)
@@ -136,7 +136,7 @@ def test_images_that_change_after_they_were_given_are_detected_as_they_were(save
         np.testing.assert_allclose(one.scores, expected[3], atol=2e-6)
 
 
-def test_gray_transparent_and_deep_arrays_are_seen_as_files_of_them_are(saved, tmp_path):
+def test_gray_rgba_and_16_bit_arrays_give_the_detections_of_their_files(saved, tmp_path):
     detector, rng = Detector.from_pretrained(saved), np.random.default_rng(0)
     deep = rng.integers(0, 65536, (60, 80), dtype=np.uint16)
     for name, array in {
@@ -184,7 +184,7 @@ def test_one_image_is_no_stream(saved, tmp_path):
     assert len(list(detector.stream(np.stack([image, image])))) == 2
 
 
-def test_a_bad_image_of_a_stream_ends_it_or_stands_in_its_place(saved, tmp_path):
+def test_a_bad_image_raises_its_error_or_yields_it_in_its_place(saved, tmp_path):
     (tmp_path / 'bad.jpg').write_bytes(b'<html>')
     images = [noise(60, 80), tmp_path / 'bad.jpg', noise(60, 90)]
     detector = Detector.from_pretrained(saved)
@@ -194,7 +194,7 @@ def test_a_bad_image_of_a_stream_ends_it_or_stands_in_its_place(saved, tmp_path)
         detector(images)
 
 
-def test_labels_are_the_ids_of_the_data_it_was_trained_on(saved):
+def test_labels_are_the_category_ids_of_the_training_data(saved):
     pretrained, ids = read_detector(saved), {'1': 700_000_123, '2': 41, '3': 5, '0': 0}
     others = dataclasses.replace(pretrained, about={'category_ids': ids})
     plain, mapped = Detector(pretrained)(noise(60, 80), 0), Detector(others)(noise(60, 80), 0)
@@ -293,7 +293,7 @@ def test_a_detector_is_pickled_for_other_processes(saved):
     np.testing.assert_array_equal(detections.boxes, expected.boxes)
 
 
-def test_eval_takes_what_a_file_of_an_own_model_does_not_say(coco_folder, tmp_path):
+def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder, tmp_path):
     hf = make_hf(TINY, num_classes=4)
     torch.save(hf.state_dict(), tmp_path / 'own.pth')
     annotations = coco_folder / 'annotations' / 'instances_val2017.json'
@@ -337,9 +337,7 @@ def test_eval_at_another_size_bounds_the_longer_side_in_proportion(saved, coco_f
         (['--data={data}', '--size=0'], 'size is 0, less than a patch'),
     ],
 )
-def test_options_of_eval_that_nothing_reads_or_that_do_not_fit_are_refused(
-    extra, says, saved, coco_folder, tmp_path
-):
+def test_unused_or_invalid_options_of_eval_are_refused(extra, says, saved, coco_folder, tmp_path):
     categories = [{'id': 10_000 + i, 'name': str(i)} for i in range(5)]
     content = {'images': [], 'annotations': [], 'categories': categories}
     (tmp_path / 'large.json').write_text(json.dumps(content))

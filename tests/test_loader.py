@@ -146,7 +146,7 @@ def test_a_bad_image_is_named_once_and_replaced_by_the_next_of_its_batch(large_f
     )  # once for each loader that met it
 
 
-def test_a_bad_image_alone_in_its_batch_is_replaced_by_one_of_the_next_of_its_length(large_folder):
+def test_a_bad_image_alone_in_its_batch_is_replaced_from_the_next_batch_of_its_length(large_folder):
     bad = 4
     with damage(large_folder, 'train2017', [bad + 1]) as damaged:
         source = make(damaged, batch_size=1)

@@ -150,7 +150,7 @@ def test_more_objects_than_queries_are_counted():
     assert np.isfinite(loss)
 
 
-def test_a_label_that_the_head_has_not_makes_the_loss_nan():
+def test_a_label_outside_the_classes_makes_the_loss_nan():
     ours, _ = make_targets((2, 1), SLOTS, C)
     for label in (C, C + 1, -1):
         labels = ours['labels'].copy()

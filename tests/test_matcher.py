@@ -102,7 +102,7 @@ def test_of_too_many_targets_the_largest_are_kept():
         assert kept.sum() == 10 and area[kept].min() > area[~kept].max()
 
 
-def test_a_sharded_batch_matches_the_same_without_talking():
+def test_a_sharded_batch_is_matched_equally_without_communication():
     outputs, targets = problem()
     alone = matcher.match(outputs, targets)
     mesh = meshes.make_mesh()

@@ -84,7 +84,7 @@ def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices(training):
     assert 0.8 < saved < 7 / 8  # biases and the like stay whole
 
 
-def test_what_a_step_sends_is_its_gradient_once(training):
+def test_a_step_sends_its_gradient_once_and_little_else(training):
     """The sum of gradients and a few scalars, with position tables of the published size."""
     model, _, _, batch = training
     model = model.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
@@ -112,7 +112,7 @@ def test_arrays_are_spread_over_their_largest_axis_that_divides():
     assert [tuple(specs[name]) for name in 'abcd'] == [(None, None, 'batch'), ('batch', None), (None,), ()]
 
 
-def test_rows_come_back_as_they_went():
+def test_rows_are_fetched_from_the_devices_unchanged():
     mesh = meshes.make_mesh()
     x = np.arange(48).reshape(16, 3)
     assert meshes.rows_of_process(16, mesh) == slice(0, 16)

@@ -197,7 +197,7 @@ def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
         pytest.param(functools.partial(attention.fused, implementation='xla'), id='GPU'),
     ],
 )
-def test_what_suits_a_devices_kernel_changes_no_gradient(kernel):
+def test_padding_and_unrolling_for_a_kernel_change_no_gradient(kernel):
     """Longer sequences, blocks as a loop or not; the kernels in forms that run here."""
     assert attention.unrolls(kernel) and not attention.unrolls(attention.dense)
     patches, grid = patchify([noise(64, 80)])

@@ -67,7 +67,7 @@ def test_a_run_says_how_it_was_trained_but_not_where_its_data_lie(pretrained):
     assert result.metric_value == 0.3123 and result.dataset_split == 'val2017'
 
 
-def test_what_was_measured_stands_in_tables_that_a_name_cannot_break(pretrained):
+def test_measurements_are_in_tables_that_special_characters_cannot_break(pretrained):
     text = model_card.text(known(pretrained, config=CONFIG), METRICS, REPORT)
     assert 'yolos eval --weights=PATH --data=FOLDER --split=val2017 --output=DIR' in text
     of_file = METRICS | {'about': METRICS['about'] | {'split': 'val.json'}}
@@ -85,7 +85,9 @@ def test_what_was_measured_stands_in_tables_that_a_name_cannot_break(pretrained)
     assert ModelCard(text).data.eval_results[0].metric_value == 0.4321
 
 
-def test_the_command_puts_measurements_in(pretrained, tmp_path, capsys):
+def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(
+    pretrained, tmp_path, capsys
+):
     make_hf(dict(TINY, depth=2), num_classes=4).save_pretrained(tmp_path / 'hf')
     arguments = [f'--weights={tmp_path}/hf', f'--output={tmp_path}/README.md', f'--evaluation={tmp_path}']
     with pytest.raises(InputError, match=r'metrics\.json: cannot be read'):

@@ -9,7 +9,7 @@ from yolos_jax import numba_cache
 
 
 @pytest.mark.parametrize('owner', ['ours', 'of somebody else'])
-def test_a_folder_of_ones_own_is_named_where_nothing_can_be_written(owner, tmp_path, monkeypatch):
+def test_a_private_cache_folder_is_used_if_the_default_one_is_not_writable(owner, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda *_: False)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     monkeypatch.setenv('NUMBA_CACHE_DIR', '')

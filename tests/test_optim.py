@@ -70,7 +70,7 @@ def test_gradients_are_clipped_to_a_global_norm(params):
     assert float(optax.tree.norm(first_moment)) == pytest.approx(0.1 * (1 - 0.9), rel=1e-5)
 
 
-def test_what_is_fresh_moves_so_many_times_as_far(params):
+def test_fresh_parameters_move_further_by_the_given_factor(params):
     gradients = jax.tree.map(jnp.ones_like, params)
     moves = []
     for factor in (1.0, 10.0):

@@ -86,7 +86,7 @@ def test_damaged_files_are_named_or_decode_and_never_crash(kind):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('upright', [False, True])
-def test_boxes_lie_on_the_pixels_whose_size_the_annotations_give(orientation, upright):
+def test_pixels_are_oriented_to_match_the_annotated_size(orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(smooth(), 'JPEG', exif=exif)

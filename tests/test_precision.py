@@ -69,7 +69,7 @@ def test_float32_never_goes_to_a_fused_kernel():
         ('METAL', None, attention.dense),
     ],
 )
-def test_a_gpu_without_cudnns_attention_gets_another(platform, capability, kernel):
+def test_the_attention_kernel_is_chosen_by_platform_and_capability(platform, capability, kernel):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
     assert attention.for_platform(attention.platform_of(device), jnp.bfloat16) is kernel
 

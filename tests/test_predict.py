@@ -111,7 +111,7 @@ def test_an_output_within_the_input_is_no_input(saved, photographs):
         assert len(content) == 10
 
 
-def test_a_bad_image_is_an_entry_a_line_and_the_exit_status(saved, photographs, tmp_path, capsys):
+def test_a_bad_image_gives_an_error_entry_a_message_and_exit_status_1(saved, photographs, tmp_path, capsys):
     (photographs / '000000000003.jpg').write_bytes(b'<html>')
     with pytest.raises(SystemExit) as end:
         run(saved, tmp_path / 'out', photographs)
@@ -144,7 +144,7 @@ def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_pa
     assert len(same) == 5
 
 
-def test_other_settings_are_not_mixed_with_what_is_there(saved, photographs, tmp_path):
+def test_predictions_with_other_settings_are_not_mixed(saved, photographs, tmp_path):
     run(saved, tmp_path / 'out', photographs)
     with pytest.raises(InputError, match=r'other settings \(font\)'):
         run(saved, tmp_path / 'out', photographs, '--font=/nowhere.ttf')
@@ -274,7 +274,7 @@ def test_a_video_of_a_phone_held_upright_is_seen_upright(saved, tmp_path):
     assert picture[: height // 3].min() > 200 and picture[-height // 3 :].max() < 50
 
 
-def test_videos_that_were_overwritten_are_not_done(saved, tmp_path):
+def test_videos_removed_by_overwrite_are_processed_again(saved, tmp_path):
     film, image, out = tmp_path / 'film.mp4', tmp_path / 'image.jpg', tmp_path / 'out'
     make_video(film, [np.zeros((96, 128, 3), np.uint8)])
     Image.new('RGB', (64, 64)).save(image)
@@ -352,9 +352,7 @@ def test_an_image_that_was_replaced_is_done_again(saved, photographs, tmp_path):
     assert (tmp_path / 'out' / changed['picture']).exists()
 
 
-def test_a_folder_that_is_linked_is_looked_into_and_overwriting_leaves_no_picture(
-    saved, photographs, tmp_path
-):
+def test_linked_folders_are_searched_and_overwriting_removes_old_pictures(saved, photographs, tmp_path):
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'linked').symlink_to(photographs)
     assert len(run(saved, tmp_path / 'out', tmp_path / 'in')) == 10

@@ -146,14 +146,14 @@ def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_f
     assert moved > 1e-3
 
 
-def test_branches_are_left_out_more_often_in_later_blocks_and_the_mean_stays():
+def test_stochastic_depth_grows_with_the_block_and_preserves_the_mean():
     kept = np.asarray(classifier.stochastic_depth(jax.random.split(jax.random.key(0), 20_000), 3, 0.5))
     assert kept.shape == (3, 2, 20_000)
     np.testing.assert_allclose((kept == 0).mean(axis=-1), [[0, 0], [0.25, 0.25], [0.5, 0.5]], atol=0.02)
     np.testing.assert_allclose(kept.mean(axis=-1), 1, atol=0.03)
 
 
-def test_a_batch_is_the_same_whoever_loads_which_rows_and_decodes_an_image_once(class_folder):
+def test_a_batch_does_not_depend_on_who_loads_its_rows_and_decodes_an_image_once(class_folder):
     records = labelled.read(class_folder, 'train')
     make = lambda: class_batches.TrainBatches(records, RECIPE, batch_size=B, seed=0)
     source, started = make(), []

@@ -48,8 +48,8 @@ def test_lengths_are_compiled_ahead_in_the_order_in_which_they_come():
     programs.close()
 
 
-def test_a_program_takes_the_state_in_the_order_in_which_it_is_in_memory():
-    """A TPU's default order of the tables between blocks is another than a run's, so ask for one here."""
+def test_a_program_takes_the_state_in_its_memory_layout():
+    """On a TPU the default layout of the tables between blocks is not that of a run; here one is set."""
     layout = Format(Layout((0, 1, 3, 2)), meshes.whole(MESH))
     state = {'sum': jax.jit(lambda: jnp.zeros((1, 1, 2, 3)), out_shardings=layout)()}
     assert state['sum'].format.layout != jnp.zeros((1, 1, 2, 3)).format.layout
@@ -60,7 +60,7 @@ def test_a_program_takes_the_state_in_the_order_in_which_it_is_in_memory():
     programs.close()
 
 
-def test_who_waits_for_a_program_is_called_back_and_hears_of_its_error():
+def test_a_caller_waiting_for_a_program_is_called_back_and_gets_its_error():
     released, calls = threading.Event(), []
 
     def slow(state, batch):

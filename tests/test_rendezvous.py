@@ -41,7 +41,7 @@ def connect(address, message):
     return connection
 
 
-def test_all_go_on_when_all_are_there_in_any_order_and_the_address_is_free(address):
+def test_processes_in_any_order_go_on_once_all_are_there_and_free_the_address(address):
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(at, address, i) for i in (2, 0)]
         stranger = connect(address, b'GET / HTTP/1.1\r\n\r\n')  # which counts for nobody
@@ -77,7 +77,7 @@ def test_two_of_one_id_are_refused(address):
         ('localhost:1', 3, 'process_id is 3, of 3'),
     ],
 )
-def test_what_is_no_address_or_id_is_refused(coordinator, process_id, says):
+def test_an_invalid_address_or_process_id_is_refused(coordinator, process_id, says):
     with pytest.raises(InputError, match=says):
         rendezvous.meet(coordinator, 3, process_id, 30)
 

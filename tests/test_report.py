@@ -126,7 +126,7 @@ def test_the_whole_split_as_one_group_has_the_ap_of_the_evaluation():
 
 
 def test_a_weight_counts_an_image_as_often():
-    """Detections of copies share their scores, in an order that is free: recall is the same, AP nearly."""
+    """Detections of copies have equal scores in an arbitrary order: recall is equal, AP almost equal."""
     truth, results = make(images=8)
     split = outcomes.columns(truth, results)
     weights = np.array([0, 1, 2, 1, 0, 3, 1, 1])
@@ -174,7 +174,7 @@ def test_errors_by_kind_are_those_of_tide(seed):
 
 
 def test_a_class_whose_objects_are_all_missed_stays_in_the_mean_of_tide():
-    """tidecv: a class leaves it where it has no detections either, so missed objects cost nothing."""
+    """tidecv drops a class with neither objects nor detections, so its misses would cost nothing."""
     truth, _ = make(crowds=0)
     objects = dict(
         annotation_ids=np.arange(2), owners=truth.ids[[0, 0]],
@@ -193,7 +193,7 @@ def test_a_class_whose_objects_are_all_missed_stays_in_the_mean_of_tide():
         assert errors.costs[tide.Kind.MISSED] == pytest.approx(cost)
 
 
-def test_which_class_is_taken_for_which_is_that_of_supervision():
+def test_the_confusion_matrix_equals_that_of_supervision():
     truth, results = make(crowds=0)
     split = outcomes.columns(truth, results)
     of = lambda boxes, classes, scores=None: supervision.Detections(
@@ -234,7 +234,7 @@ def few(crowd, boxes, detections, categories=((1, 'dog'),)):
     return truth, results
 
 
-def test_detections_on_crowds_are_not_taken_for_nothing():
+def test_detections_on_crowds_do_not_count_as_false_positives():
     boxes = [[0, 0, 50, 50], [200, 200, 200, 200]]
     inside = [(1, [200 + 30 * i, 200, 30, 30], 0.9) for i in range(2)]
     truth, results = few([False, True], boxes, [(1, boxes[0], 0.9), *inside, (1, [100, 0, 9, 9], 0.9)])
@@ -242,7 +242,7 @@ def test_detections_on_crowds_are_not_taken_for_nothing():
     np.testing.assert_array_equal(confidence.confusion(matched, np.array([0.5])), [[1, 0], [1, 0]])
 
 
-def test_detections_of_one_score_stand_or_fall_together():
+def test_a_threshold_keeps_or_drops_all_detections_of_equal_score():
     box = [0, 0, 50, 50]
     detections = [(1, box, 1.0), (1, [300, 300, 9, 9], 1.0), (1, [0, 300, 9, 9], 0.1)]
     truth, results = few([False], [box], detections)

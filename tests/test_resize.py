@@ -46,7 +46,7 @@ def test_cubic_pixels_are_pillows_on_200_images_and_scales():
     assert clipped > 50  # the cubic reaches beyond 0 and 255
 
 
-def test_a_part_of_the_output_is_that_part():
+def test_resizing_into_a_box_gives_that_part_of_the_whole_output():
     image = noise(120, 160)
     for _ in range(50):
         height, width = RANDOM.integers(20, 300, 2).tolist()

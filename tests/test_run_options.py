@@ -36,7 +36,7 @@ def averaged(coco_folder, tmp_path_factory):
     return folder
 
 
-def test_a_run_says_what_it_did_in_its_folder(averaged):
+def test_a_run_writes_its_config_log_and_metrics_to_its_folder(averaged):
     config = json.loads((averaged / 'config.json').read_text())
     assert config['ema'] == 0.99 and config['model.width'] == 32
     text = (averaged / 'log.txt').read_text()
@@ -47,8 +47,8 @@ def test_a_run_says_what_it_did_in_its_folder(averaged):
     assert times == sorted(times) and times[-1] - times[0] < 3600
 
 
-def test_what_is_evaluated_and_exported_is_the_moving_average(averaged):
-    """Its value is that of a plain loop over the parameters of every step, which a run shows saved."""
+def test_the_exported_detector_is_the_moving_average(averaged):
+    """It equals the saved average bit for bit, which differs from the trained parameters."""
     newest = checkpoint.steps(averaged / 'checkpoints')[-1]
     exported = read_detector(averaged / 'checkpoints' / str(newest)).params
     from orbax.checkpoint import PyTreeCheckpointHandler
@@ -78,7 +78,7 @@ def test_a_sharded_average_is_resumed_bit_for_bit(coco_folder, tmp_path):
     assert not np.array_equal(params['backbone']['norm']['bias'], np.zeros(32))
 
 
-def test_the_average_of_a_step_counts_the_first_steps_less():
+def test_the_moving_average_forgets_faster_in_the_first_steps():
     from helpers import TINY, make_targets
 
     from yolos_jax import steps
@@ -154,7 +154,7 @@ def test_a_freeze_that_is_no_number_of_blocks_is_named(freeze):
     assert error.value.argument == 'freeze'
 
 
-def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
+def test_gradients_are_clipped_by_the_norm_of_the_trained_parameters_only():
     params = init_params(_model(tiny_config()), jax.random.key(0))
     ones = jax.tree.map(np.ones_like, params)
     optimizer = optim.make_optimizer(params, 1.0, 0.0, 1.0, frozen_blocks=2)
@@ -238,7 +238,7 @@ def test_small_data_is_logged_once_an_epoch(coco_folder, tmp_path):
     assert [line['step'] for line in metric_lines(tmp_path) if 'loss' in line] == [6, 12]
 
 
-def test_the_step_that_is_read_can_be_chosen_and_is_said(averaged, tmp_path):
+def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
     newest = checkpoint.steps(averaged / 'checkpoints')[-1]
     said = []
     for path, step in ((averaged, newest), (averaged / 'checkpoints' / str(newest), None)):
@@ -306,12 +306,12 @@ def test_a_run_says_which_weights_it_starts_from(averaged, coco_folder, tmp_path
         ({'bad_images': -5}, 'bad_images is -5'),
     ],
 )
-def test_a_value_that_nothing_reads_is_named(changes, says, averaged, coco_folder, tmp_path):
+def test_unused_or_invalid_config_values_are_refused(changes, says, averaged, coco_folder, tmp_path):
     with pytest.raises(InputError, match=says):
         launch(of_weights(averaged, coco_folder, **changes), tmp_path / 'run')
 
 
-def test_what_earlier_versions_took_is_resumed(coco_folder, tmp_path):
+def test_a_run_of_an_earlier_version_with_unknown_keys_resumes(coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, epochs=1)
     launch(config, tmp_path)
     state = next((tmp_path / 'checkpoints' / '6' / 'meta').glob('metadata'))
@@ -353,7 +353,7 @@ def test_a_copy_of_a_run_without_its_arrays_is_refused(averaged, coco_folder, tm
     assert names[0] == names[1]
 
 
-def test_a_run_that_is_refused_leaves_the_validation_set_of_the_other(coco_folder, tmp_path):
+def test_a_refused_start_does_not_change_the_validation_set_of_the_run(coco_folder, tmp_path):
     data = shutil.copytree(coco_folder, tmp_path / 'data')
     config = tiny_config(data=data, epochs=1, val_fraction=0.2)
     launch(config, tmp_path / 'run')

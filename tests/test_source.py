@@ -50,7 +50,7 @@ def test_a_training_file_of_the_reference_is_read(new_format, hf, expected, tmp_
     assert yolos.eps == 1e-6 and yolos.pos_grid == yolos.mid_pos_grid == (4, 6)
 
 
-def test_a_damaged_config_beside_a_file_of_the_reference_is_of_something_else(hf, expected, tmp_path):
+def test_a_damaged_config_beside_a_file_of_the_reference_is_ignored(hf, expected, tmp_path):
     (tmp_path / 'config.json').write_text('[')
     torch.save(state_dict(hf), tmp_path / 'x.pth')
     check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
@@ -77,7 +77,7 @@ def test_a_hugging_face_folder_is_read(form, hf, expected, tmp_path):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_published_models_are_read_from_their_files_and_see_the_same(name, tmp_path):
+def test_published_models_are_read_from_their_files_and_give_the_same_outputs(name, tmp_path):
     """A .pth with nothing but the tensors; logits against transformers with the same weights."""
     fields = getattr(model, name)
     hf = make_hf(fields, eps=1e-6)

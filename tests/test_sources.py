@@ -108,7 +108,7 @@ def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp
         np.testing.assert_array_equal(start_image(again, i)(), start_image(val, i)())
 
 
-def test_what_is_written_differently_from_coco_is_said(coco, tmp_path):
+def test_deviations_from_the_coco_format_are_noted(coco, tmp_path):
     cvat(coco, tmp_path / 'cvat')
     notes = ' '.join(records.read(tmp_path / 'cvat', 'val').notes)
     assert 'byte order mark' in notes and 'written as text or with a point' in notes
@@ -117,7 +117,7 @@ def test_what_is_written_differently_from_coco_is_said(coco, tmp_path):
     assert records.read(coco, 'val2017').notes == []
 
 
-def test_a_split_that_is_not_there_is_named_with_those_that_are(coco, tmp_path):
+def test_a_missing_split_is_an_error_that_lists_the_existing_splits(coco, tmp_path):
     for export in (roboflow, to_yolo):
         export(coco, tmp_path / export.__name__)
         with pytest.raises(InputError, match=r'no split test, but train, val') as error:

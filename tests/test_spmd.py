@@ -42,7 +42,7 @@ def test_parts_are_made_of_each_devices_own_rows():
         assert collectives(program.as_text()) == {}
 
 
-def test_the_prediction_step_compiles_for_a_mesh_whatever_the_state_of_jax():
+def test_a_predictor_uses_its_mesh_without_a_mesh_context():
     mesh, model = meshes.make_mesh(), Yolos(**TINY, num_classes=3)
     params = init_params(model, jax.random.key(0))
     patches, grid = patchify([noise(64, 96, i) for i in range(8)])

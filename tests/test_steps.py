@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
     assert metrics['finite']
 
 
-def test_parameters_that_are_not_finite_are_told(yolos, params):
+def test_parameters_that_are_not_finite_are_reported(yolos, params):
     optimizer = optim.make_optimizer(params, np.inf)
     batch, _, _ = make_batch((3, 1))
     _, metrics = steps.make_train_step(yolos, optimizer)(steps.init_state(params, optimizer), batch)
@@ -118,7 +118,7 @@ def test_a_schedule_counts_the_steps_that_were_not_finite(yolos, params):
     assert 0 < largest <= 1.01 * float(rates(3)) < 0.6 * float(rates(0))
 
 
-def test_an_average_is_neither_lost_nor_missing(yolos, params):
+def test_a_state_that_does_not_match_the_ema_setting_is_refused(yolos, params):
     optimizer = optim.make_optimizer(params, 1e-3)
     batch, _, _ = make_batch((3, 1))
     for ema in (0.0, 0.9):

@@ -101,7 +101,7 @@ def test_the_pixel_statistics_of_timm_go_into_the_patch_projection(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text'])
-def test_logits_that_are_none_are_named(content, tmp_path):
+def test_an_invalid_file_of_logits_is_named(content, tmp_path):
     path = tmp_path / 'logits.npy'
     with open(path, 'wb') as file:
         if content == 'npz':

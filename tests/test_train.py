@@ -63,7 +63,7 @@ def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, co
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
-    """What was written after the last checkpoint is done again, and is there once."""
+    """Steps after the last checkpoint are repeated, and their metrics are written only once."""
 
     def crash(step):
         if step.number == 8:
@@ -76,7 +76,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
     assert result(tmp_path)[1:] == result(unbroken)[1:]
 
 
-def test_a_notebook_is_interrupted_or_stops_a_run_and_it_ends_as_an_unbroken_one(
+def test_a_run_interrupted_or_stopped_in_a_notebook_ends_as_an_unbroken_one(
     unbroken, coco_folder, tmp_path
 ):
     """Python's own Ctrl-C, an error of `on_step` and its True: each saves the step that was complete."""
@@ -142,7 +142,9 @@ def test_the_finetune_config_takes_the_model_from_the_weights(unbroken, coco_fol
     ('init_from', 'width', 'says'),
     [('', 0, 'name a detector, or set the model'), ('run', 64, 'model.width is 64, and 32 in')],
 )
-def test_a_model_that_is_not_the_weights_is_named(init_from, width, says, unbroken, coco_folder):
+def test_a_missing_model_or_one_that_contradicts_the_weights_is_refused(
+    init_from, width, says, unbroken, coco_folder
+):
     config = tiny_config(init_from=init_from and str(unbroken))
     with config.unlocked():
         config.model.width = width
@@ -295,7 +297,9 @@ def test_a_run_does_not_resume_on_other_data(field, value, says, unbroken, coco_
         launch(tiny_config(data=tmp_path / 'data'), tmp_path / 'run')
 
 
-def test_a_run_that_ended_before_its_evaluation_makes_up_for_it(unbroken, coco_folder, tmp_path):
+def test_a_run_that_ended_before_its_last_evaluation_makes_it_when_restarted(
+    unbroken, coco_folder, tmp_path
+):
     shutil.copytree(unbroken, tmp_path / 'run')
     newest = tmp_path / 'run' / 'checkpoints' / '18'
     (newest / checkpoint.AP_FILE).unlink()
@@ -373,7 +377,7 @@ def test_a_signal_ends_the_script_with_its_own_status_and_loses_nothing(
         assert checkpoint.steps(tmp_path / 'checkpoints') == [step]
 
 
-def test_a_run_whose_terminal_is_closed_trains_on_and_saves_when_it_hangs_up(coco_folder, tmp_path):
+def test_a_run_survives_a_closed_terminal_and_saves_on_sighup(coco_folder, tmp_path):
     flags = [f'--workdir={tmp_path}', f'--config.data={coco_folder}', '--config.log_every=1', *SMALL]
     process = spawn(*flags, '--config.epochs=1000', '--config.eval_every=1000')
     next(line for line in process.stdout if line.startswith('step 2/'))

@@ -54,7 +54,7 @@ def test_values_that_are_published_are_found_the_same_and_others_different(publi
     assert not verify.check_golden(str(folder / 'tiny'), fewer, image)['same']
 
 
-def test_ap_is_compared_and_what_is_done_is_not_done_again(published, coco_folder, tmp_path, capsys):
+def test_ap_is_compared_and_a_finished_job_is_not_repeated(published, coco_folder, tmp_path, capsys):
     name, measured = str(published[0] / 'tiny'), []
 
     def check(*arguments):
@@ -71,7 +71,7 @@ def test_ap_is_compared_and_what_is_done_is_not_done_again(published, coco_folde
     assert verify.verify(jobs, tmp_path) == ['other AP']
 
 
-def test_without_coco_and_image_it_says_what_it_needs():
+def test_verify_without_coco_and_image_says_what_it_needs():
     with pytest.raises(InputError, match='000000039769.jpg') as error:
         verify.main([])
     assert error.value.argument == 'data'

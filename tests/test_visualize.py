@@ -80,7 +80,7 @@ def test_another_font_can_be_given(tmp_path):
     assert error.value.argument == 'font'
 
 
-def test_of_duplicates_a_picture_keeps_the_best():
+def test_a_picture_keeps_the_best_of_duplicate_detections():
     boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9], [0, 0, 10, 6], [50, 50, 60, 60]])
     labels = np.array([1, 1, 2, 1, 1])
     assert visualize.without_duplicates(boxes, labels, 0.7).tolist() == [0, 2, 3, 4]

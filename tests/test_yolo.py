@@ -48,7 +48,7 @@ def test_classes_that_are_only_counted_are_called_by_number(coco, tmp_path):
     assert records.read(tmp_path, 'val').classes == {i: f'class_{i}' for i in range(count)}
 
 
-def test_an_image_that_cannot_be_read_stops_no_data_set_of_yolos_form(coco, tmp_path):
+def test_an_unreadable_image_is_left_out_of_yolo_data(coco, tmp_path):
     to_yolo(coco, tmp_path)
     (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')
     data = records.read(tmp_path, 'val')
@@ -67,7 +67,7 @@ def test_a_row_of_labels_that_stands_twice_is_one_object(coco, tmp_path):
     assert 'left out: 1 rows of labels that stand twice' in after.notes
 
 
-def test_labels_that_are_nowhere_are_said_before_training(coco, tmp_path):
+def test_missing_label_files_are_reported_before_training(coco, tmp_path):
     to_yolo(coco, tmp_path)
     shutil.rmtree(tmp_path / 'labels')
     config = tiny_config(data=tmp_path, batch_size=8)
@@ -196,7 +196,7 @@ def test_an_export_of_labels_without_a_description_says_what_to_write(coco, tmp_
         records.read(tmp_path, 'train')
 
 
-def test_a_test_split_that_an_export_left_out_is_none(coco, tmp_path):
+def test_a_test_split_without_files_is_not_listed(coco, tmp_path):
     to_yolo(coco, tmp_path)
     file = tmp_path / 'data.yaml'
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {'test': '../test/images'}))

@@ -178,7 +178,7 @@ def test_a_file_with_another_hash_is_refused(hub, tmp_path):
         ('test/tiny', {'HF_ENDPOINT': 'http://127.0.0.1:9'}, 'hf download test/tiny'),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line_with_the_command_for_elsewhere(
+def test_a_failed_download_is_one_line_with_the_command_for_another_machine(
     name, environment, says, hub, tmp_path
 ):
     done = load(name, hub, tmp_path, **environment)
@@ -218,7 +218,7 @@ def test_processes_that_fetch_one_file_fetch_it_once(hub, tmp_path):
     assert len(set(paths)) == 1 and paths[0].read_bytes() == data and len(hub.asked) == 1
 
 
-def test_what_is_longer_than_the_file_is_no_part_of_it(hub, tmp_path):
+def test_a_partial_download_longer_than_the_file_is_discarded(hub, tmp_path):
     hub.files['vit.pth'], entry = b'short', f'{hub.address}/files/'
     (tmp_path / 'vit.pth.part').write_bytes(b'much longer')
     assert zoo.fetch('vit.pth', entry, tmp_path).read_bytes() == b'short'

@@ -158,6 +158,8 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'drop_path': (0, 0.9),
 }
 
+OPTIONAL = 'bad_images', 'final_learning_rate'  # None is a value of theirs
+
 
 def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tuple:
     """The completed config, the meta of the run in the folder ({} for a new run), and notes.
@@ -201,7 +203,7 @@ def check_numbers(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
-        if name not in values or name == 'bad_images' and values[name] is None:
+        if name not in values or name in OPTIONAL and values[name] is None:
             continue
         if values[name] is None or not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
