@@ -259,7 +259,7 @@ def test_an_exception_in_one_process_ends_all_and_is_shown(trial, what, says, co
     codes, logs = finish(start(coco_folder, tmp_path, 2, 1, *flags, what=what, heartbeat=20), tmp_path)
     assert 0 not in codes
     assert 'process 1 of 2:' in logs[1] and says in logs[1]
-    assert 'Timeout (' not in ''.join(logs)  # as of a process that is stuck
+    assert 'no progress in' not in ''.join(logs)  # as of a process that is stuck
 
 
 def test_a_process_that_is_stuck_ends_with_its_stacks():
@@ -268,7 +268,24 @@ def test_a_process_that_is_stuck_ends_with_its_stacks():
         'def stuck():\n    with cluster.watchdog(1):\n        threading.Event().wait()\nstuck()'
     )
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and 'Timeout (0:00:01)' in done.stderr and 'in stuck' in done.stderr
+    assert done.returncode == 1 and 'no progress in 1 seconds' in done.stderr and 'in stuck' in done.stderr
+
+
+def test_a_process_that_was_suspended_is_not_taken_for_stuck():
+    script = (
+        'from yolos_jax.run import cluster\n'
+        'with cluster.watchdog(3) as progress:\n    print(flush=True)\n    input()\n    progress()\n'
+        'print("on")'
+    )
+    command = [sys.executable, '-c', script]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate('\n')[0] == 'on\n' and process.returncode == 0
 
 
 def test_a_half_described_cluster_is_refused():

@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -158,19 +159,31 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
 
     Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
     where a process is stuck, in a read that never ends, say. seconds: None to wait for ever.
+
+    What is counted are pauses of a thread and not a clock, which goes on while a process is suspended (by
+    Ctrl-Z, or by Slurm): that is one pause, however long it was.
     """
     if seconds is None:
         yield lambda: None
         return
+    pauses, moved, ended = 60, threading.Event(), threading.Event()
 
-    def progress() -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    def watch() -> None:
+        left = pauses
+        while left:
+            if ended.wait(seconds / pauses):
+                return
+            left = pauses if moved.is_set() else left - 1
+            moved.clear()
+        print(f'no progress in {seconds} seconds', file=sys.__stderr__)
+        faulthandler.dump_traceback(sys.__stderr__)
+        os._exit(1)
 
-    progress()
+    threading.Thread(target=watch, name='watchdog', daemon=True).start()
     try:
-        yield progress
+        yield moved.set
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        ended.set()
 
 
 def leave(error: BaseException, line: str, status: int) -> None:
