@@ -19,7 +19,6 @@ from yolos_jax.configs import finetune
 from yolos_jax.data import records
 from yolos_jax.errors import DivergedError, InputError
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run import workdir
 from yolos_jax.run.starting_point import make_start
 from yolos_jax.run.train import train
 from yolos_jax.weights import adapt, checkpoint
@@ -174,25 +173,6 @@ def test_a_length_is_compiled_once(coco_folder, tmp_path, capsys):
 def test_a_run_is_not_resumed_with_another_config(unbroken, coco_folder):
     with pytest.raises(InputError, match=r'learning_rate: .* then, 0.5 now'):
         launch(tiny_config(data=coco_folder, learning_rate=0.5), unbroken)
-
-
-def test_a_folder_holds_one_run_at_a_time(tmp_path):
-    script = (
-        'import sys\nfrom yolos_jax.run import workdir\n'
-        'with workdir.locked(sys.argv[1]):\n    print(1, flush=True)\n    sys.stdin.read()'
-    )
-    command = [sys.executable, '-c', script, tmp_path]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
-    try:
-        other.stdout.readline()
-        says = f'in use by another run .process {other.pid}'
-        with pytest.raises(InputError, match=says), workdir.locked(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.communicate()
-    with workdir.locked(tmp_path):  # a killed run's lock is no obstacle
-        pass
 
 
 @pytest.mark.parametrize(

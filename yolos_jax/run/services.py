@@ -16,6 +16,7 @@ from yolos_jax.weights import checkpoint
 class Run(NamedTuple):
     """The services of a run: checkpoints, metrics, log, watchdog and stop signal."""
 
+    work: workdir.Workdir
     checkpoints: Checkpoints
     meta: dict  # what is the same in every checkpoint's
     means: Means
@@ -28,6 +29,7 @@ class Run(NamedTuple):
 
     def save(self, state: dict) -> bool:
         """Save the state unless the last step was not finite; returns whether it was saved."""
+        self.work.check()
         self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
@@ -72,6 +74,7 @@ def resume(
     goodput = Goodput(saved.get('goodput'), steps_lost=max(log.last_step - first, 0))
     log.print(setup.summary(first))
     return state, Run(
+        work=work,
         checkpoints=checkpoints,
         meta=meta,
         means=means,

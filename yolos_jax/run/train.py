@@ -108,20 +108,32 @@ def run_to_end(
             stop.hold()
         try:
             stopped = train_steps(setup, run, state, on_step or (lambda _: None))
+            run.checkpoints.wait()
         finally:
-            run.checkpoints.close()
+            with contextlib.suppress(InputError):  # an error before this one is the one to show
+                run.checkpoints.close()
             run.log.close()
         run.log.print(str(run.goodput))
-        if cluster.is_first():
-            visualize.curves(work.folder)
-            counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
-            aps = checkpoint.aps(run.checkpoints.folder)
-            setup.finish(work.folder, aps, run.meta | counts, run.log)
-        if stopped is not None:
-            return stopped
-        if run.means.nonfinite_streak:
+        diverges = stopped is None and run.means.nonfinite_streak
+        try:
+            write_last_files(setup, run)
+        except InputError as error:  # how the run ended is said by the exit status
+            if stopped is None and not diverges:
+                raise
+            run.log.print(str(error))
+        if diverges:
             raise diverged(run.means, setup.total)
-        return None
+        return stopped
+
+
+def write_last_files(setup: Setup, run: Run) -> None:
+    """Write what the folder has of a run that ended or stopped: the curves, and the setup's own files."""
+    if not cluster.is_first():
+        return
+    visualize.curves(run.work.folder)
+    counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
+    aps = checkpoint.aps(run.checkpoints.folder)
+    setup.finish(run.work.folder, aps, run.meta | counts, run.log)
 
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int | None:
@@ -211,6 +223,7 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:
+        run.work.check()
         run.log.write(done, means.mean('window') | measurements(setup, run, step))
         means.restart('window')
         run.throughput.restart()

@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 
@@ -33,6 +33,18 @@ class Workdir(NamedTuple):
     name: str  # as the user gave it: a path, or the URL of a folder in a bucket
     folder: Path  # where it is, or its local copy
     mirror: Mirror | None  # keeps the bucket equal to the copy
+    lock: TextIO | None  # the locked file of a folder on a disk, in the process that has it
+
+    def check(self) -> None:
+        """Raises InputError where the folder was removed or replaced while this run used it."""
+        if self.lock is None:
+            return
+        try:
+            is_ours = os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.folder / LOCK))
+        except FileNotFoundError:
+            is_ours = False
+        if not is_ours:
+            raise InputError(f'{self.folder}: was removed or replaced while this run used it')
 
 
 @contextlib.contextmanager
@@ -46,8 +58,10 @@ def opened(location: str | Path) -> Iterator[Workdir]:
         InputError: it cannot be written to, or another run is using it.
     """
     if not bucket.is_url(location):
-        with locked(location) as folder:
-            yield Workdir(str(location), folder, None)
+        with locked(Path(location)) as lock:
+            work = Workdir(str(location), Path(location), None, lock)
+            work.check()
+            yield work
         return
     place, folder = bucket.Bucket(location), own_copy(location)
     with contextlib.ExitStack() as stack:
@@ -59,7 +73,7 @@ def opened(location: str | Path) -> Iterator[Workdir]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         mirror.pull()
         try:
-            yield Workdir(place.url, folder, mirror)
+            yield Workdir(place.url, folder, mirror, None)
         except BaseException as error:
             if cluster.is_first():
                 with contextlib.suppress(InputError):  # the first error is the one to show
@@ -93,17 +107,16 @@ def programs_folder(location: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[Path]:
-    """The run's folder, made and locked; the lock ends with the process, however that ends.
+def locked(path: Path) -> Iterator[TextIO | None]:
+    """A run's folder, made and locked: the locked file. The lock ends with the process, however that ends.
 
-    Of several processes the first does this for all.
+    Of several processes the first does this for all; the others get None.
 
     Raises:
         InputError: it cannot be written to, or another run is using it.
     """
-    path = Path(path)
     if not cluster.is_first():
-        yield path
+        yield None
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -123,7 +136,7 @@ def locked(path: str | Path) -> Iterator[Path]:
             os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         except OSError as error:
             raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
-        yield path
+        yield lock
 
 
 def owner(workdir: Workdir) -> str | None:

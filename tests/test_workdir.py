@@ -1,0 +1,54 @@
+"""A run's folder: one run at a time, and what becomes of a run whose folder cannot be used any more."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, launch, tiny_config
+
+from yolos_jax.errors import InputError
+from yolos_jax.run import workdir
+
+
+def test_a_folder_holds_one_run_at_a_time(tmp_path):
+    script = (
+        'import sys\nfrom yolos_jax.run import workdir\n'
+        'with workdir.opened(sys.argv[1]):\n    print(1, flush=True)\n    sys.stdin.read()'
+    )
+    command = [sys.executable, '-c', script, tmp_path]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        says = f'in use by another run .process {other.pid}'
+        with pytest.raises(InputError, match=says), workdir.opened(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with workdir.opened(tmp_path):  # a killed run's lock is no obstacle
+        pass
+
+
+@pytest.mark.parametrize('by', ['nothing', 'another run'])
+def test_a_run_whose_folder_was_replaced_ends_and_writes_nothing_there(by, coco_folder, tmp_path):
+    folder = tmp_path / 'run'
+
+    def replace(step):
+        if step.number == 1:
+            shutil.rmtree(folder)
+            if by != 'nothing':
+                with workdir.opened(folder):
+                    pass
+
+    config = tiny_config(data=coco_folder, epochs=2, save_every=4)
+    with pytest.raises(InputError, match='run: was removed or replaced while this run used it'):
+        launch(config, folder, on_step=replace)
+    assert not folder.exists() or [path.name for path in folder.iterdir()] == ['.lock']
+
+
+def test_a_stopped_run_says_so_though_its_curves_cannot_be_written(coco_folder, tmp_path, capsys):
+    (tmp_path / 'curves.png').mkdir()
+    assert launch(tiny_config(data=coco_folder), tmp_path, stop_after=1) == signal.SIGTERM
+    assert 'curves.png: cannot be written' in capsys.readouterr().out
