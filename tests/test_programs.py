@@ -81,11 +81,11 @@ def test_a_caller_waiting_for_a_program_is_called_back_and_gets_its_error():
 
 def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
     script = (
-        'import sys, jax, jax.numpy as jnp\nfrom yolos_jax.run import cli\n'
-        'cli.keep_programs(sys.argv[1] + "/compiled")\n'
+        'import sys, pathlib, jax, jax.numpy as jnp\nfrom yolos_jax.run import compiled\n'
+        'programs = compiled.CompiledPrograms(pathlib.Path(sys.argv[1]) / "compiled")\n'
         'jax.monitoring.register_event_listener(lambda name, **_: print(name))\n'
         'x, sorts = jnp.eye(30), jax.jit(lambda x: [x := jnp.sort(x * i, axis=i % 2) for i in range(30)])\n'
-        'print(float(sorts(x)[-1].sum()))'
+        'print(float(sorts(x)[-1].sum()))\nprograms.note()'
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_COMPIL', 'JAX_PERSIST'))}
 
@@ -95,10 +95,13 @@ def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
             command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
         )
         *events, value = done.stdout.split()
-        return value, '/jax/compilation_cache/cache_hits' in events
+        return value, '/jax/compilation_cache/cache_hits' in events, done.stderr
 
-    value, hit = run()
-    assert not hit and run() == (value, True)
-    for path in (tmp_path / 'compiled').glob('*-cache'):
-        path.write_bytes(path.read_bytes()[:100])
-    assert run()[0] == value
+    value, hit, _ = run()
+    assert not hit and run() == (value, True, '')
+    (path,) = (tmp_path / 'compiled').glob('*-cache')
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
+        path.write_bytes(damaged)
+        assert run() == (value, False, '')  # JAX does not see it, so that it neither warns nor crashes
+        assert run() == (value, True, '')

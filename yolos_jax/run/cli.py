@@ -248,18 +248,6 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
 
 
-def keep_programs(folder: Path) -> None:
-    """Let JAX keep compiled programs in a folder and read them from there when it starts again.
-
-    Where JAX was told of another place, by JAX_COMPILATION_CACHE_DIR, that one stays.
-    """
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update('jax_compilation_cache_dir', str(folder))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-
-
 def keep_memory() -> None:
     """Let glibc keep freed memory: on a CPU it goes back to the system and is cleared anew in every step.
 

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from yolos_jax.configs import common
 from yolos_jax.run import cli, cluster, workdir
+from yolos_jax.run.compiled import CompiledPrograms
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import Step, train
 
@@ -41,10 +42,17 @@ def main(
     """Parse the flags and train; on_step: as of `yolos_jax.train`; start: that."""
     stop = StopSignal()
     cli.keep_memory()
-    cli.keep_programs(workdir.programs_folder(WORKDIR.value))
+    programs = CompiledPrograms(workdir.programs_folder(WORKDIR.value))
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
-    options = dict(on_step=on_step, stuck=STUCK.value, stop=stop)
-    number = start(CONFIG.value, WORKDIR.value, **options)
+
+    def after_step(step: Step) -> bool | None:
+        programs.note()
+        return on_step(step) if on_step else None
+
+    try:
+        number = start(CONFIG.value, WORKDIR.value, on_step=after_step, stuck=STUCK.value, stop=stop)
+    finally:
+        programs.note()
     if number:
         cli.leave(128 + number)
 
