@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # True: a third more work for a fraction of the memory
 
     c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from scratch
-    c.freeze = ''  # 'backbone', or a number: how many of its first blocks are frozen
+    c.freeze = ''  # 'backbone', or as text how many of its first blocks are frozen: '6'
     c.reset_classes = False  # True: use the data's classes; those that init_from knows by name are kept
 
     c.augment = ConfigDict()

@@ -92,11 +92,7 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
     if not (available := steps(folder)):
         raise InputError(f'{folder}: no checkpoint in this folder')
     step_aps = aps(folder)
-    if 'classifier' in newest_meta(folder):
-        raise InputError(
-            f'{folder}: of a pre-training; what a detector starts from is its {DEIT}, which its first '
-            'evaluation writes'
-        )
+    check_detector(folder)
     order = sorted(available, key=lambda step: (rank(step_aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:
@@ -115,6 +111,15 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
             return params, meta | {'step': candidate} | ({} if ap is None else {'AP': ap})
         problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
     raise InputError('; '.join(problems))
+
+
+def check_detector(folder: Path) -> None:
+    """Raises InputError where the checkpoints in a folder are those of a pre-training."""
+    if 'classifier' in newest_meta(folder):
+        raise InputError(
+            f'{folder}: of a pre-training; what a detector starts from is its {DEIT}, which its first '
+            'evaluation writes'
+        )
 
 
 def read_meta(path: Path) -> dict:

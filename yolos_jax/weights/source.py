@@ -177,6 +177,8 @@ class Source:
             return backbones.features(self.file, heads)
 
     def _backbone_file(self) -> tensors.TensorFile:
+        if self.checkpoints:
+            checkpoint.check_detector(self.checkpoints)
         if self.is_detector:
             raise InputError(f'{self.path}: a YOLOS detector and not a backbone')
         return self.file

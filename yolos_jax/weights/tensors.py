@@ -186,6 +186,8 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
         header.pop('__metadata__', None)
         tensors, end = {}, 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
+            if entry['dtype'] not in SAFETENSORS_TYPES:
+                raise ValueError(f'{name} is of type {entry["dtype"]}, which is not read')
             dtype, shape = np.dtype(SAFETENSORS_TYPES[entry['dtype']]), tuple(entry['shape'])
             if any(type(n) is not int or n < 0 for n in (*shape, *entry['data_offsets'])):
                 raise ValueError(f'{name} has an impossible shape')
