@@ -40,7 +40,7 @@ clean:
 	rm -rf .venv .cache build docs/api *.egg-info
 
 .venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.exit('error: yolos_jax needs Python 3.11 or later; say make PYTHON=python3.12 ...' \
+	@$(PYTHON) -c "import sys; sys.exit('error: yolos_jax needs Python 3.11 or later; run make PYTHON=python3.12 ...' \
 		if sys.version_info < (3, 11) else 0)"
 	$(PYTHON) -m venv .venv
 
@@ -49,7 +49,7 @@ clean:
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@
 
-# timm alone: all of it would need torchvision, the files of its augmentation, which ours must equal, do not
+# timm without its dependencies: its augmentation, which ours must equal, needs no torchvision
 .venv/installed-test: .venv/installed constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt timm

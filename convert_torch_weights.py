@@ -1,4 +1,4 @@
-"""Convert weights: a script, as `yolos convert` is."""
+"""Convert weights: the same as `yolos convert`."""
 
 from yolos_jax.run import cli
 

@@ -1,4 +1,4 @@
-"""Evaluate a detector: a script, as `yolos eval` is."""
+"""Evaluate a detector: the same as `yolos eval`."""
 
 from yolos_jax.run import cli
 

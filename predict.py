@@ -1,4 +1,4 @@
-"""Detect objects in images and videos: a script, as `yolos predict` is."""
+"""Detect objects in images and videos: the same as `yolos predict`."""
 
 from yolos_jax.run import cli
 

@@ -1,4 +1,4 @@
-"""Pre-train a ViT: a script, as `yolos pretrain` is."""
+"""Pre-train a ViT: the same as `yolos pretrain`."""
 
 from yolos_jax.run import cli
 

@@ -1,4 +1,4 @@
-"""Train a detector: a script, as `yolos train` is."""
+"""Train a detector: the same as `yolos train`."""
 
 from yolos_jax.run import cli
 

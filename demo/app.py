@@ -1,8 +1,8 @@
-"""A page on which photographs are dropped: boxes, a threshold, and what a detection's token looked at.
+"""A web page that detects objects in a photograph, and shows what the token of a detection looked at.
 
     python demo/app.py --weights=PATH [--port=7860]
 
-As it lies, this folder is a Space of Hugging Face too; README.md says how.
+This folder can also be used as a Hugging Face Space; README.md explains how.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from yolos_jax.run import cli
 from yolos_jax.tools import attention
 
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / 'examples').glob('*.jpg'))
-LEAST = 0.05  # score of what the threshold can bring in
+LEAST = 0.05  # least score that the threshold can be set to show
 HOW = 'Drop a photograph, move the threshold, and click an object to see which patches its token looked at.'
 
 
 class Seen(NamedTuple):
-    """What was detected in a photograph, best first, without duplicates, and what its tokens looked at."""
+    """The detections in a photograph, best first, without duplicates, and the attention of their tokens."""
 
     detections: Detections
     attention: np.ndarray  # [n, rows, columns], the mean of the last block's heads
@@ -43,7 +43,7 @@ class Demo:
         self.maps = attention.make_maps(self.detector.model)
 
     def see(self, path: str | None) -> Seen | None:
-        """Everything there is to show of a file; None, and a sentence, where it is no image."""
+        """The detections in a file and their attention; None, with a warning, if it is not an image."""
         if path is None:
             return None
         try:
@@ -68,7 +68,7 @@ class Demo:
         return seen, *self.draw(seen, threshold), None
 
     def look(self, seen: Seen | None, threshold: float, event: gr.SelectData) -> Image.Image | None:
-        """What the token of the smallest box at a click looked at."""
+        """The attention of the token of the smallest box at a click."""
         if seen is None:
             return None
         height, width = seen.detections.size
@@ -82,7 +82,7 @@ class Demo:
         return self.overlay(seen, int(sizes.argmin()))
 
     def choose(self, seen: Seen | None, event: gr.SelectData) -> Image.Image | None:
-        """The same for a row of the table."""
+        """As `look`, for a row of the table."""
         return seen and self.overlay(seen, event.index[0])
 
     def overlay(self, seen: Seen, i: int) -> Image.Image:
@@ -122,8 +122,8 @@ def main() -> None:
         '--weights', default=os.environ.get('WEIGHTS', 'hustvl/yolos-tiny'), help=cli.WEIGHTS
     )
     host = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')
-    parser.add_argument('--host', default=host, help='who may see the page (this machine; 0.0.0.0: all)')
-    parser.add_argument('--port', type=int, default=7860, help='of the page (7860)')
+    parser.add_argument('--host', default=host, help='address to serve (this machine only; 0.0.0.0: all)')
+    parser.add_argument('--port', type=int, default=7860, help='port of the page (7860)')
     args = parser.parse_args()
     make_page(Demo(args.weights)).launch(server_name=args.host, server_port=args.port)
 

@@ -10,7 +10,7 @@ TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/dat
   --config.init_from=/data/deit_tiny_patch16_224-a1311bcf.pth)
 
 PORT=9731
-RUN="/tmp/yolos-$(hostname)-$$" # on every machine: the process that this script started there
+RUN="/tmp/yolos-$(hostname)-$$" # on every machine: a file with the id of the process started there
 pids=()
 for i in "${!HOSTS[@]}"; do
   (ssh -tt "${HOSTS[$i]}" "cd '$PWD' && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py ${TRAIN[*]} \

@@ -17,9 +17,9 @@ from yolos_jax import spmd
 MASKED = -1e30  # a score whose weight is 0
 FEW = 2**21  # `cached` computes all heads of a batch at once up to this many scores: 8 MB
 CACHED = 2**23  # `by_head` computes a head at once up to this many scores an image: 32 MB, 2,900 tokens
-ROWS = 256  # queries that it takes at a time beyond that
+ROWS = 256  # queries that `by_head` takes at a time beyond that
 AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
-FUSED_MULTIPLE = 8  # what divides the lengths of sequences that `fused` gets, as in all measurements
+FUSED_MULTIPLE = 8  # the lengths of sequences for `fused` are multiples of this, as in all measurements
 BLOCKS = 512, 640, 768, 896, 1024  # sides for `splash`: with its default, 128, a TPU idles most of the time
 
 
@@ -32,7 +32,7 @@ def platform_of(device: jax.Device) -> str:
         return device.platform
     try:
         return 'gpu' if float(device.compute_capability) >= AMPERE else 'old gpu'
-    except ValueError:  # AMD's say gfx942, say
+    except ValueError:  # AMD's is a name such as gfx942
         return 'old gpu'
 
 
@@ -64,19 +64,19 @@ def heads_first(kernel: Callable) -> bool:
 
 
 def padded(kernel: Callable, size: int) -> int:
-    """The length to pad sequences of `size` to for this kernel, once and not in every block."""
+    """The length that sequences of `size` are padded to for this kernel, once and not in every block."""
     if _is(kernel, splash):
         return size + -size % splash_block(size)
     return size + -size % FUSED_MULTIPLE if _is(kernel, fused) else size
 
 
 def _is(kernel: Callable, function: Callable) -> bool:
-    """Whether a kernel is this function, with arguments filled in perhaps (functools.partial)."""
+    """Whether a kernel is this function or a functools.partial of it."""
     return getattr(kernel, 'func', kernel) is function
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """The precision of products of a type: GPUs and TPUs round float32 unless they are told not to."""
+    """The precision of matrix products of a type: by default GPUs and TPUs round float32."""
     exact = jnp.dtype(dtype) == jnp.float32
     return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
@@ -153,7 +153,7 @@ def _is_real(k: jax.Array, lengths: jax.Array) -> jax.Array:
 
 
 def cached(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """All heads at once where their scores fit the cache of a CPU, otherwise one at a time.
+    """All heads at once if their scores fit a CPU's cache, otherwise one head at a time.
 
     With its gradient, attention to all heads at once takes 0.5 to 0.9 of the time of one head after the
     other up to `FEW` scores, and 1.2 to 1.7 times as long beyond (docs/measurements.md).

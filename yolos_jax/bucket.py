@@ -1,8 +1,8 @@
 """Folders in a bucket of Google Cloud Storage (gs://) or S3 (s3://), read and written by TensorStore.
 
-TensorStore finds the credentials where Google's and Amazon's own tools do, and repeats requests that the
-network lost: `RETRIES` times, after growing and random pauses. For a storage that speaks S3's protocol
-elsewhere, AWS_ENDPOINT_URL and AWS_REGION say where, as for Amazon's tools.
+TensorStore finds the credentials where Google's and Amazon's own tools do, and retries failed requests up
+to `RETRIES` times, after growing random pauses. For another storage with S3's protocol, AWS_ENDPOINT_URL
+and AWS_REGION give its address, as for Amazon's tools.
 """
 
 import concurrent.futures
@@ -22,14 +22,14 @@ URL = re.compile(r'(gs|s3)://([^/]+)/*(.*?)/*')
 RETRIES = 8
 PAUSES = {'max_retries': RETRIES, 'initial_delay': '200ms', 'max_delay': '20s'}
 TOGETHER = 128  # requests in flight: at 80 ms each, 1,600 a second
-FILES = 16  # that are read or written at a time: whole ones are in memory
-COMMITTED = 'meta/metadata'  # is written last of a checkpoint
-KEPT = 20 * 10**9  # bytes of copies in the cache; those used longest ago go first
-WAIT = 600  # seconds for one request with all its repetitions
+FILES = 16  # read or written at a time, each as a whole in memory
+COMMITTED = 'meta/metadata'  # the file of a checkpoint that is written last
+KEPT = 20 * 10**9  # bytes of copies in the cache; the least recently used are removed first
+WAIT = 600  # seconds for one request with all its retries
 
 
 def is_url(location: str | Path) -> bool:
-    """Whether something is named that lies in a bucket."""
+    """Whether a location is the URL of something in a bucket."""
     return isinstance(location, str) and URL.fullmatch(location) is not None
 
 
@@ -42,17 +42,17 @@ def retries() -> int:
 
 
 class Version(NamedTuple):
-    """An object's content, None where there is none, and what identifies this version of it."""
+    """An object's content, None if it does not exist, and the identifier of this version."""
 
     content: bytes | None
     generation: bytes
 
 
 class Bucket:
-    """The objects below a URL, by the rest of their names ('checkpoints/5/AP.json')."""
+    """The objects below a URL, by their names relative to it ('checkpoints/5/AP.json')."""
 
     def __init__(self, url: str) -> None:
-        """Name the folder; nothing is asked of the network."""
+        """Open the folder without a network request."""
         import tensorstore  # here: it takes a third of a second, and most runs need no bucket
 
         scheme, bucket, path = URL.fullmatch(url).groups()
@@ -74,12 +74,12 @@ class Bucket:
             self._store = tensorstore.KvStore.open(spec, context=context).result(timeout=WAIT)
 
     def names(self, inside: str = '') -> list[str]:
-        """The names of all objects, or of those that begin with something; sorted."""
+        """The names of all objects, or of those that begin with `inside`; sorted."""
         with self._errors(inside):
             return sorted(name.decode() for name in self._store.list(self._range(inside)).result(WAIT))
 
     def start_read(self, name: str, span: slice | None = None) -> 'Reading':
-        """Begin to read an object, or the bytes of it in `span`."""
+        """Start to read an object, or its bytes in `span`."""
         return Reading(self, name, self._store.read(name, byte_range=span))
 
     def read(self, name: str, span: slice | None = None) -> bytes:
@@ -93,20 +93,20 @@ class Bucket:
         return Version(result.value if result.state == 'value' else None, result.stamp.generation)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write an object: all of it or, where that fails, nothing."""
+        """Write an object as a whole or, if that fails, not at all."""
         with self._errors(name):
             self._store.write(name, content).result(WAIT)
 
     def write_if(self, name: str, content: bytes | None, generation: bytes) -> bytes | None:
-        """Write an object where `generation` is still its version, or remove it where content is None.
+        """Write an object if `generation` is still its version; content None removes it.
 
-        Returns the new version, or None where nothing was done.
+        Returns the new version, or None if the object has another version.
         """
         with self._errors(name):
             return self._store.write(name, content, if_equal=generation).result(WAIT).generation or None
 
     def upload(self, paths: dict[str, Path]) -> None:
-        """Write {name: file}, several at a time. A file that is not there any more is left out."""
+        """Write {name: file}, several at a time. A file that no longer exists is skipped."""
 
         def put(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -125,17 +125,17 @@ class Bucket:
             list(pool.map(get, paths))
 
     def remove(self, name: str) -> None:
-        """Remove an object; it need not be there."""
+        """Remove an object if it exists."""
         with self._errors(name):
             self._store.write(name, None).result(WAIT)
 
     def remove_all(self, inside: str) -> None:
-        """Remove the objects whose names begin with something."""
+        """Remove the objects whose names begin with `inside`."""
         with self._errors(inside):
             self._store.delete_range(self._range(inside)).result(WAIT)
 
     def versions(self, names: Iterable[str]) -> dict[str, bytes]:
-        """What identifies the present contents of objects, which have a byte at least."""
+        """{name: identifier of its current version} of objects, none of them empty."""
         starts = {name: self.start_read(name, slice(0, 1)) for name in names}
         return {name: start.generation() for name, start in starts.items()}
 
@@ -160,7 +160,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """TensorStore's errors as a StorageError that names the object."""
+        """Turns TensorStore's errors into a StorageError that names the object."""
         place = f'{self.url}/{name}'.rstrip('/')
         try:
             yield
@@ -177,7 +177,7 @@ def new_folder(location: str | Path) -> Iterator[Path]:
     The file that marks a checkpoint as complete is uploaded last.
 
     Raises:
-        InputError: there is something already, or it cannot be put there.
+        InputError: the location is not empty, or cannot be written to.
     """
     if not is_url(location):
         files.check_free(location)
@@ -196,7 +196,7 @@ def new_folder(location: str | Path) -> Iterator[Path]:
 
 
 class Reading(NamedTuple):
-    """A read under way."""
+    """A read in progress."""
 
     bucket: Bucket
     name: str
@@ -212,7 +212,7 @@ class Reading(NamedTuple):
         return self._wait().value
 
     def generation(self) -> bytes:
-        """Wait for the answer; what identifies the version that was read."""
+        """Wait for the answer; returns the identifier of the version that was read."""
         return self._wait().stamp.generation
 
     def _wait(self) -> Any:
@@ -224,7 +224,7 @@ class Reading(NamedTuple):
 
 
 def _reason(error: Exception) -> str:
-    """What TensorStore says was wrong, without where in its source it noticed."""
+    """The message of TensorStore's error, without the places in its source code."""
     text = ' '.join(str(error).split())
     return (
         re.sub(r' ?\[[^\]]*\]|(Error (reading|writing|listing)|While) .*?: ', '', text)[:200]

@@ -10,7 +10,7 @@ import optax
 from yolos_jax import mixing
 from yolos_jax.classifier import Classifier, stochastic_depth
 
-STUDENT_SHARE = 0.5  # of the loss that is of true labels, beside a teacher's (DeiT's --distillation-alpha)
+STUDENT_SHARE = 0.5  # weight of the true labels' loss beside a teacher's (DeiT's --distillation-alpha)
 
 
 def make_loss(
@@ -18,8 +18,8 @@ def make_loss(
 ) -> Callable:
     """The loss `loss(params, part, whole) -> (total, metrics)`, for `steps.make_update`.
 
-    part: what `mixing.augmented` takes, 'labels' int32 [B] and 'share' float32 [B] of a mixed image that is
-    its own. total: the cross-entropy with the mixed labels; with a teacher, the mean of that and of the
+    part: what `mixing.augmented` takes, 'labels' int32 [B] and 'share' float32 [B], an image's own share in
+    the mixture. total: the cross-entropy with the mixed labels; with a teacher, the mean of that and of the
     distillation token's cross-entropy with the teacher's best class (hard distillation, DeiT section 3).
 
     Args:
@@ -47,7 +47,7 @@ def make_loss(
 
 
 def of_model(teacher: Classifier) -> Callable:
-    """A teacher that sees the images of its student; its parameters are what the state has as 'fixed'."""
+    """A teacher that sees the student's images; its parameters are the 'fixed' ones of the state."""
 
     def teach(images: jax.Array, _: dict, whole: dict) -> jax.Array:
         return teacher.apply({'params': whole['fixed']}, images).mean(axis=1)

@@ -1,7 +1,7 @@
-"""A ViT that classifies images, as it is pre-trained: DeiT (arXiv 2012.12877), plain or distilled.
+"""The image classifier for pre-training a ViT: DeiT (arXiv 2012.12877), plain or distilled.
 
-It is the detector's `Backbone` with [CLS] read out, and the distillation token in the place of a [DET]
-token.
+It is the detector's `Backbone` with heads on [CLS] and on the distillation token, which takes the place of
+a [DET] token.
 
 Letters: as in `vit`; K heads: 1, or 2 with a distillation token.
 """
@@ -20,7 +20,7 @@ from yolos_jax.patches import PATCH, PATCH_DIM
 from yolos_jax.vit import Backbone, Dense
 
 _normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
-SINES = 4  # strength of fresh sines beside a detector's, for in training patch tokens grow as much
+SINES = 4  # strength of fresh sines relative to a detector's: patch tokens grow as much in training
 
 
 class Classifier(nn.Module):
@@ -54,12 +54,12 @@ class Classifier(nn.Module):
 
         Args:
             patches: [B, side * side, 768], uint8, or float32 that is normalised already.
-            branch_scale: float32 [depth, 2, B], what the branches of the blocks are multiplied with
-                (`stochastic_depth`); None keeps all.
+            branch_scale: float32 [depth, 2, B], factors on the branches of the blocks
+                (`stochastic_depth`); None for no factors.
 
         Returns:
-            float32 [B, K, C]: of the class token, and of the distillation token where there is one. What is
-            predicted is their mean.
+            float32 [B, K, C]: logits of the class token and, if there is one, the distillation token. The
+            prediction is their mean.
         """
         grid = jnp.full((len(patches), 2), self.side, jnp.int32)
         x = Backbone(
@@ -88,9 +88,9 @@ def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
 
 
 def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> dict:
-    """Fresh parameters as DeiT starts: normal of 0.02, biases zero, the patch convolution as torch's.
+    """Initial parameters as in DeiT: normal of 0.02, zero biases, the patch convolution as in torch.
 
-    xavier: as a detector starts from scratch: Xavier's kernels in the blocks and sine positions, but
+    xavier: as for a detector from scratch: Xavier's kernels in the blocks and sine positions, but
         `SINES` times as strong. A normal of 0.02 suits widths of hundreds; kernels of width 128 are four
         times as large by Xavier's rule.
     """

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which on shared machines are fewer than there are."""
+"""Counts the CPUs that this process may use, which can be fewer than the machine has."""
 
 import contextlib
 import os
@@ -6,23 +6,23 @@ from pathlib import Path
 
 
 def usable(root: Path = Path('/')) -> int:
-    """The CPUs of the process's affinity (taskset, Slurm), or fewer where its control group has a quota.
+    """The number of CPUs in the process's affinity (taskset, Slurm), or fewer by its control group's quota.
 
-    root: of the file system, where /proc and /sys are.
+    root: of the file system with /proc and /sys.
     """
     quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
     return max(int(min([len(affinity()), *quotas])), 1)
 
 
 def affinity() -> list[int]:
-    """The numbers of the CPUs that the process may run on; all of them where the system does not say."""
+    """The ids of the CPUs that the process may run on; all CPUs if the system does not tell."""
     if hasattr(os, 'sched_getaffinity'):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def _groups(root: Path) -> list[Path]:
-    """The folders of the process's control group and of all above it, of either version."""
+    """The folders of the process's control group and of its parent groups, cgroup version 1 or 2."""
     folders = []
     with contextlib.suppress(OSError):
         for line in (root / 'proc/self/cgroup').read_text().splitlines():
@@ -36,7 +36,7 @@ def _groups(root: Path) -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """CPUs that a control group may use at once; None where it says nothing."""
+    """CPUs that a control group may use at once; None without a quota."""
     with contextlib.suppress(OSError, ValueError):
         if (folder / 'cpu.max').exists():
             quota, period = (folder / 'cpu.max').read_text().split()

@@ -31,7 +31,7 @@ class Detections:
     """The n objects detected in an image, best first.
 
     boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int64 [n], category
-    ids of the data it was trained on; names: n class names; image: the image as it was given, for
+    ids of the detector's training data; names: n class names; image: the image as it was given, for
     drawing; size: its (height, width), upright.
     """
 
@@ -53,7 +53,7 @@ class Detections:
         ids: dict[int, int] | None = None,
         image: Picture | None = None,
     ) -> 'Detections':
-        """What some [DET] tokens detect in an image.
+        """The detections of some [DET] tokens in an image.
 
         outputs: of the image, as `steps.make_predict_step` gives them: 'boxes' [Q, 4], 'scores' [Q] and
         'labels' [Q]. tokens: their indices, best first. names: {label: class name}; size: of the image.
@@ -136,8 +136,8 @@ class Detections:
     ) -> Image.Image:
         """The image with the objects drawn on it, as `visualize.draw`.
 
-        image: the one to draw on, of another size perhaps; that given to the detector when None.
-        duplicates: IoU with a better one of its class from which on an object is left out; 1: none is.
+        image: the image to draw on, of any size; when None the one given to the detector.
+        duplicates: an object is left out if its IoU with a better one of its class is above this.
 
         Raises:
             InputError: there is no image, or it or the font cannot be read.
@@ -162,7 +162,7 @@ class Detections:
 
 
 def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """The indices of the scores that reach a threshold."""
+    """The indices of the scores that reach a threshold, best first."""
     order = np.argsort(-scores, kind='stable')
     return order[scores[order] >= threshold]
 

@@ -12,7 +12,7 @@ def shown(names: Iterable, most: int = 5) -> str:
 class InputError(ValueError):
     """A file, folder or value cannot be used; the message names it and says what to do.
 
-    Control characters of a file's texts are escaped, so that the message is one line of plain text.
+    Control characters in the message are escaped, so that it is one line of plain text.
     argument: the name of the argument at fault, where one is; a script adds the flag that sets it.
     """
 
@@ -26,10 +26,10 @@ class InputError(ValueError):
 
 
 class StorageError(InputError):
-    """A storage does not answer, or refuses to; it says nothing of what was asked for."""
+    """A storage does not answer or refuses a request; the file asked for may be fine."""
 
 
 class DivergedError(InputError):
-    """A run whose loss is not finite any more; starting it again would end the same."""
+    """The loss of a run is no longer finite; a restart would end the same way."""
 
     exit_status = 3

@@ -49,13 +49,13 @@ def detect(
     outputs = {name: gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     order = np.argsort(outputs['index'], kind='stable')
     order = order[outputs['index'][order] >= 0]  # rows that fill up the last batch have no image
-    if not len(order):  # whose AP of 0 would look like the detector's
+    if not len(order):  # an AP of 0 would look like the detector's
         raise InputError('not one of the images to evaluate on can be read')
     return {name: values[order] for name, values in outputs.items()}
 
 
 def to_results(outputs: dict, records: Records, labels: dict[int, int]) -> list[dict]:
-    """What `detect` gives as COCO results.
+    """The outputs of `detect` as COCO results.
 
     labels: {label: category id} (`category_ids`); detections with another label are left out.
     """
@@ -68,7 +68,7 @@ def to_results(outputs: dict, records: Records, labels: dict[int, int]) -> list[
 
 
 def mean_losses(outputs: dict) -> dict[str, float]:
-    """The set loss and its parts over all images, of what `detect` gives with an evaluation step.
+    """The set loss and its parts over all images, from the outputs of `detect` with an evaluation step.
 
     The class loss is a mean over images, and the box losses over objects, as in training with one image a
     group.
@@ -113,7 +113,7 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         {label: category id}, and lines for the reader.
 
     Raises:
-        InputError: no class is the same.
+        InputError: they have no class in common.
     """
     classes, ids = pretrained.classes, pretrained.category_ids
     data_names = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}

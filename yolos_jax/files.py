@@ -41,20 +41,20 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     except OSError as error:
         if error.filename not in (None, str(part), *map(str, path.parents)):
-            raise  # of another file, which the block has to do with
+            raise  # about another file, which the block uses
         raise StorageError(f'{path}: cannot be written ({error.strerror or error})') from None
     finally:
-        with contextlib.suppress(OSError):  # where no folder is
+        with contextlib.suppress(OSError):  # there may be no such folder
             part.unlink()
 
 
 def cache() -> Path:
-    """Where fetched files are kept; those of Hugging Face are in its own cache."""
+    """The folder of downloaded files; those from Hugging Face are in its own cache."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
 
 
 def walk(root: Path) -> Iterator[str]:
-    """The names of all files below a folder; a link to a folder that is in it already is not followed."""
+    """The names of all files below a folder; links are followed, but no folder is visited twice."""
     seen = set()
     for folder, inner, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -65,11 +65,11 @@ def walk(root: Path) -> Iterator[str]:
 
 
 def prune(folder: Path, most: int) -> None:
-    """Remove folders in `folder` until the others hold `most` bytes: first those modified longest ago.
+    """Remove the least recently modified folders in `folder` until the others hold at most `most` bytes.
 
-    Those modified during the last day stay: they may be in use.
+    Folders modified during the last day stay: they may be in use.
     """
-    with contextlib.suppress(FileNotFoundError):  # another process removes some: for the next time
+    with contextlib.suppress(FileNotFoundError):  # another process removes some; the next call goes on
         ages = {inner: time.time() - inner.stat().st_mtime for inner in folder.iterdir() if inner.is_dir()}
         kept = 0
         for inner in sorted(ages, key=ages.get):
@@ -79,7 +79,7 @@ def prune(folder: Path, most: int) -> None:
 
 
 def free_name(stem: str, taken: Container[str]) -> str:
-    """A name without its ending, numbered where it is taken, and cut where it leaves no room for one."""
+    """A name without its suffix, numbered if it is taken, and cut if it leaves no room for a suffix."""
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     numbered = (f'{stem}-{number}' for number in itertools.count(2))
@@ -87,7 +87,7 @@ def free_name(stem: str, taken: Container[str]) -> str:
 
 
 def names_for(paths: Iterable[Path]) -> dict[Path, str]:
-    """{file: name} for what is made of each: its own, numbered where several share it."""
+    """{file: name for its output}: the file's own name, numbered if several share it."""
     names, taken = {}, set()
     for path in dict.fromkeys(paths):
         names[path] = free_name(path.stem, taken)
@@ -107,9 +107,9 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def check_file(path: Path, argument: str, suffix: str) -> None:
-    """Raises InputError where a file cannot be written, or is there and of another kind.
+    """Raises InputError if a file cannot be written, or exists with another suffix.
 
-    argument: which names it, for errors. suffix: of the names of its kind.
+    argument: the one that names it, for errors. suffix: that the file must have to be replaced.
     """
     if path.is_dir():
         raise InputError(f'{path}: is a folder; name a file in it', argument)
@@ -119,7 +119,7 @@ def check_file(path: Path, argument: str, suffix: str) -> None:
 
 
 def check_folder(folder: Path, argument: str = 'output') -> None:
-    """Raises InputError where files cannot be written to a folder, which need not be there yet."""
+    """Raises InputError where files cannot be written to a folder, which need not exist yet."""
     folder = folder.absolute()
     place = next(place for place in (folder, *folder.parents) if place.exists())
     if not place.is_dir():
@@ -166,7 +166,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def remove_left(parent: Path, prefix: str) -> None:
-    """Remove the folders in a folder, of names PREFIX and a process, whose processes were killed."""
+    """Remove the folders in `parent` that are named `prefix` and a process id, if that process is gone."""
     for left in parent.glob(f'{glob.escape(prefix)}*'):
         if not Path('/proc', left.name.removeprefix(prefix).partition('-')[0]).exists():
             shutil.rmtree(left, ignore_errors=True)
@@ -179,10 +179,10 @@ def sha256(path: str | Path) -> str:
 
 
 def read_at(file: BinaryIO, start: int, size: int) -> np.ndarray:
-    """`size` bytes of an open file from `start` on, uint8 [size]; where the file stands does not change.
+    """`size` bytes of an open file from `start` on, uint8 [size]; the file's position does not change.
 
     Raises:
-        InputError: it cannot be read, or ends before.
+        InputError: it cannot be read, or is too short.
     """
     data = np.empty(size, np.uint8)
     filled = 0

@@ -23,8 +23,8 @@ from yolos_jax.detections import Detections, Picture, best_first, to_rgbx
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
-SHAPES = 1, 4 / 3, 3 / 2  # the long side by the short of common photographs
-WINDOW = 4  # batches that are read ahead, so that images of one length meet
+SHAPES = 1, 4 / 3, 3 / 2  # long side / short side of common photographs
+WINDOW = 4  # batches that are read ahead, so that images of one length share a batch
 
 
 class Detector:
@@ -45,7 +45,7 @@ class Detector:
             is faster on a GPU or TPU and less exact.
 
         Raises:
-            InputError: an argument is of another kind.
+            InputError: an argument has a wrong type or value.
         """
         if not isinstance(pretrained, weights.Pretrained):
             raise InputError(
@@ -72,7 +72,7 @@ class Detector:
         self._pretrained = dataclasses.replace(pretrained, params={})
 
     def __reduce__(self) -> tuple:
-        """Pickled for another process, where it computes on JAX's first device."""
+        """Support pickling: in the other process the detector computes on JAX's first device."""
         pretrained = dataclasses.replace(self._pretrained, params=jax.device_get(self.params))
         return Detector, (pretrained, None, self.batch_size, self.model.dtype.name)
 
@@ -89,7 +89,7 @@ class Detector:
     def from_pretrained(
         cls, path: str | Path, step: int | None = None, log: Callable | None = None, **options: Any
     ) -> 'Detector':
-        """From anything `weights.open` takes that is a detector.
+        """A detector from anything with one that `weights.open` takes.
 
         step: as for `weights.open`. log, and heads, pos_grid and mid_pos_grid: as for `Source.detector`.
         The other options are those of the constructor.
@@ -108,7 +108,7 @@ class Detector:
             its result does not depend on the others.
 
         Raises:
-            InputError: an image cannot be read or is of another kind, or the threshold is no score.
+            InputError: an image cannot be read or has a wrong type, or the threshold is not a score.
             RuntimeError: the process was forked after the detector was made, which JAX does not survive.
         """
         if isinstance(images, list | tuple):
@@ -176,13 +176,13 @@ class Detector:
     def prepare(self, image: Picture, keep: bool = False) -> 'Prepared':
         """An image as patches in one of few sequence lengths; raises InputError as `__call__`.
 
-        keep: the array of its pixels, RGB, and not what was given.
+        keep: set `image` of the result to its RGB array, and not to the argument.
         """
         array = to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
         count, most = int(resized.lengths[0]), self._lengths[-1]
-        longer = -(-count // most) * most  # of a panorama, where max_size allows one
+        longer = -(-count // most) * most  # for a panorama, if max_size allows one
         length = next((length for length in self._lengths if length >= count), longer)
         patches = np.zeros((length, PATCH_DIM), np.uint8)
         pixels.place(array, resized[0], patches)
@@ -190,11 +190,11 @@ class Detector:
         return Prepared(image, (height, width), patches, resized.grid[0])
 
     def outputs(self, batch: dict) -> dict:
-        """What `steps.make_predict_step` gives for a batch of 'patches' and 'grid', as numpy arrays."""
+        """The outputs of `steps.make_predict_step` for a batch of 'patches' and 'grid', as numpy arrays."""
         return jax.device_get(self._step(self.params, batch))
 
     def _compute(self, images: list) -> list:
-        """Start to compute: (image, outputs of its batch, its row there) for each; errors stay."""
+        """Start to compute; returns (image, outputs of its batch, its row) for each, or its error."""
         items, by_length = list(images), collections.defaultdict(list)
         for i, image in enumerate(images):
             if isinstance(image, Prepared):
@@ -236,7 +236,7 @@ def _copied(image: Picture) -> Picture:
         try:
             copy = image.copy()
         except pixels.UNREADABLE:
-            return image  # reading it says what is wrong
+            return image  # reading it raises the error
         copy.format = image.format
         return copy
     return np.array(image) if hasattr(image, '__array__') else image
@@ -251,7 +251,7 @@ def _loaded(image: Picture) -> Picture:
 
 
 def sequence_lengths(size: int, max_size: int) -> list[int]:
-    """The sequence lengths, in patches, that a detector pads to: few, so that images share programs.
+    """The sequence lengths, in patches, that a detector pads to: few, so that few programs are compiled.
 
     Each of `SHAPES` has its own length, without padding; the last one is for other shapes, up to 2 : 1.
     """

@@ -1,4 +1,4 @@
-"""Modules of a package that are imported when their names are first used."""
+"""Imports the modules of a package when their names are first used."""
 
 import importlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ def modules_of(package: str) -> Callable[[str], ModuleType]:
         try:
             return importlib.import_module(f'{package}.{name}')
         except ModuleNotFoundError as error:
-            if error.name != f'{package}.{name}':  # of another package, which is missing
+            if error.name != f'{package}.{name}':  # an import inside the module failed
                 raise
             raise AttributeError(f'module {package!r} has no attribute {name!r}') from None
 

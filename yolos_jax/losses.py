@@ -25,10 +25,10 @@ def set_loss(
     Args:
         outputs: 'pred_logits' [B, Q, C + 1] and 'pred_boxes' [B, Q, 4] (cxcywh in 0..1).
         targets: 'labels' int32 [B, T] in 0..C-1, 'boxes' [B, T, 4] cxcywh in 0..1 with an area,
-            'valid' bool [B, T]; values at padded targets are ignored. 'dropped' int32 [B], where it is
-            there: how many objects of each image are not among the T.
+            'valid' bool [B, T]; values at padded targets are ignored. 'dropped' int32 [B], optional:
+            how many objects of each image are not among the T.
         images_per_group: consecutive images whose class losses share one mean; divides B.
-        whole: the targets of the whole batch, of which these B are one of equal parts; the mean of the
+        whole: the targets of the whole batch, if these B are one of its equal parts; the mean of the
             parts' losses is then the loss of the whole batch.
 
     Returns:

@@ -46,7 +46,7 @@ def keep_largest(targets: dict, limit: int) -> jax.Array:
 
 
 def cost_matrix(outputs: dict, targets: dict) -> jax.Array:
-    """What matching a target to a query costs, [B, T, Q] (models/matcher.py of the reference)."""
+    """The cost of matching each target to each query, [B, T, Q] (models/matcher.py of the reference)."""
     probabilities = jax.nn.softmax(outputs['pred_logits'], axis=-1).swapaxes(1, 2)  # [B, C + 1, Q]
     of_label = jnp.take_along_axis(probabilities, targets['labels'][:, :, None], axis=1)
     wanted, predicted = targets['boxes'][:, :, None], outputs['pred_boxes'][:, None]
@@ -157,7 +157,7 @@ def _step_search(cost: jax.Array, matching: Matching, s: Search) -> tuple[Search
     open_dist = jnp.where(s.done, jnp.inf, dist)
     low = jnp.where(searching, open_dist.min(axis=1), s.low)
     best = open_dist == low[:, None]
-    # of several columns as near, a free one
+    # among equally near columns, a free one
     column = jnp.argmax(best.astype(jnp.int32) + (best & (matching.row_of < 0)), axis=1)
     done = s.done | (searching[:, None] & (column[:, None] == jnp.arange(Q)))
     owner = _pick(matching.row_of, column)
@@ -198,6 +198,6 @@ def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _where(condition: jax.Array, a: Search, b: Search) -> Search:
-    """Of each image [B] the one search or the other."""
+    """For each image [B] search `a` if the condition holds, else `b`."""
     choose = lambda x, y: jnp.where(condition.reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
     return jax.tree.map(choose, a, b)

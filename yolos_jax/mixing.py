@@ -16,9 +16,9 @@ from yolos_jax.patches import PATCH
 def augmented(batch: dict, group: int) -> jax.Array:
     """The images of a batch, erased and mixed: float32 [B, N, 768].
 
-    batch: 'patches' uint8 [B, N, 768] of square images; where any are erased 'erase' int32 [B, 4], a
-    rectangle (top, left, bottom, right; of zeros for none) that becomes noise of 'noise' uint32 [B];
-    'weight' float32 [B], an image's own weight in the mixture, and 'box' int32 [B, 4], where it gets only
+    batch: 'patches' uint8 [B, N, 768] of square images; optional 'erase' int32 [B, 4], a
+    rectangle (top, left, bottom, right; all zeros for none) for noise from the seeds 'noise' uint32 [B];
+    'weight' float32 [B], an image's own weight in the mixture, and 'box' int32 [B, 4], where it has only
     its partner's pixels. group: consecutive images that are mixed in pairs, the first with the last.
     """
     pixels = vit.normalised(batch['patches'])
@@ -33,9 +33,9 @@ def augmented(batch: dict, group: int) -> jax.Array:
 def targets(
     labels: jax.Array, share: jax.Array, *, num_classes: int, smoothing: float, group: int
 ) -> jax.Array:
-    """The distribution over classes [B, C] that mixed images are to have.
+    """The target distributions over classes [B, C] of mixed images.
 
-    labels: int32 [B]. share: float32 [B], of an image itself. smoothing: what is spread over all classes.
+    labels: int32 [B]. share: float32 [B], of an image itself. smoothing: the share spread over all classes.
     """
     own = jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
     return share[:, None] * own + (1 - share[:, None]) * partners(own, group)

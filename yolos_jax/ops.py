@@ -12,9 +12,9 @@ from yolos_jax import attention
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, by erf as torch has it; its slope is computed again from x.
+    """The exact GELU, by erf as in torch; its derivative is recomputed from x.
 
-    By erfc, as in `jax.nn.gelu`, a training step of YOLOS-Ti takes 1.07 times as long on a CPU.
+    With erfc, as in `jax.nn.gelu`, a training step of YOLOS-Ti takes 1.07 times as long on a CPU.
     """
     y = x.astype(jnp.float32)
     return (y * _normal_cdf(y)).astype(x.dtype)
@@ -45,7 +45,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
         variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
     else:
         variance = jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean)
-        variance = jnp.maximum(variance, 0)  # the difference of two numbers that are nearly equal
+        variance = jnp.maximum(variance, 0)  # the difference of nearly equal numbers may be negative
     return (x - mean) * (jax.lax.rsqrt(variance + eps) * scale) + bias
 
 

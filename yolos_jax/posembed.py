@@ -21,7 +21,7 @@ import numpy as np
 from yolos_jax import attention, spmd
 from yolos_jax.patches import longest_side
 
-ALIGNED = 8  # what is summed over comes in multiples of it: a GPU reads 16 bytes at a time
+ALIGNED = 8  # summed axes are padded to a multiple of it: a GPU reads 16 bytes at a time
 CUBIC = -0.75  # torch's coefficient; PIL's and jax.image's is -0.5
 
 
@@ -61,7 +61,7 @@ def sine(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def _cubic(t: jax.Array, fma: Callable) -> tuple:
-    """Keys' weights of the four taps around a source at `t` after the second; fma(a, b, c): a * b + c."""
+    """Keys' weights of the four taps around a source `t` past the second one; fma(a, b, c): a * b + c."""
     near = lambda x: fma(fma(CUBIC + 2, x, -(CUBIC + 3)) * x, x, 1)
     far = lambda x: fma(fma(fma(CUBIC, x, -5 * CUBIC), x, 8 * CUBIC), x, -4 * CUBIC)
     return far(t + 1), near(t), near(1 - t), far((1 - t) + 1)
@@ -168,7 +168,7 @@ def _sequences(special: jax.Array, table: jax.Array, layout: tuple, dtype: jnp.d
         ]
     )
     part = jnp.einsum('bsi,ijd->bsjd', first, both, precision=exact)
-    # a product for each short row, though an image's are alike: otherwise a GPU transposes `full` twice
+    # one product per short row, though equal within an image: otherwise a GPU transposes `full` twice
     second = jnp.broadcast_to(second[:, None], (*part.shape[:2], *second.shape[1:]))  # [B, S, L, side]
     full = jnp.einsum('bslj,bsjd->bsld', second, part, precision=exact)
     return _joined(special, full.reshape(full.shape[0], -1, full.shape[-1]), cells, patches)
@@ -200,5 +200,5 @@ _joined.defvjp(_joined_forward, _joined_backward)
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """The rows `index` [B, M] of x [B, K, D]; zeros where it has none such."""
+    """The rows `index` [B, M] of x [B, K, D]; zeros for indices out of bounds."""
     return jax.vmap(lambda x, index: x.at[index].get(mode='fill', fill_value=0))(x, index)

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from yolos_jax import files
 from yolos_jax.errors import InputError
 
-LONGEST = 4096  # pixels of a side that enlarging may lead to: JPEG and memory have bounds
-DUPLICATE = 0.7  # IoU with a better detection of its class from which on a picture leaves one out
+LONGEST = 4096  # most pixels of an enlarged side: JPEG and memory have bounds
+DUPLICATE = 0.7  # a picture leaves out a detection with a larger IoU with a better one of its class
 
 
 def draw(
@@ -28,9 +28,9 @@ def draw(
 ) -> np.ndarray:
     """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
-    Captions lie within the image, beside their box and not on one another where there is room. An image
-    with a side below 320 pixels comes back enlarged by a whole number, for the text to fit, where the
-    longer one stays below 4096.
+    Captions are within the image, beside their box and not on one another if there is room. An image with
+    a side below 320 pixels is enlarged by a whole number, so that the text fits, as long as the longer
+    side stays below 4096.
 
     boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. font: a file of a
         TrueType or OpenType font; DejaVu Sans when None.
@@ -66,7 +66,7 @@ def enlargement(width: int, height: int) -> int:
 
 
 def without_duplicates(boxes: np.ndarray, labels: np.ndarray, iou: float = DUPLICATE) -> np.ndarray:
-    """Indices of boxes [n, 4] xyxy, best first, but for those of one class that lie on a better one.
+    """Indices of boxes [n, 4] xyxy, best first, without those that overlap a better one of their class.
 
     For pictures; an evaluation counts duplicates as COCO does.
     """
@@ -147,7 +147,7 @@ def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 
 
 def plain(text: str) -> str:
-    """Text for matplotlib, which takes $ for a formula and leaves labels with _ at their start out."""
+    """Text for matplotlib, which takes $ for a formula and omits labels that begin with _."""
     return ' ' * text.startswith('_') + text.replace('$', r'\$')
 
 
@@ -182,7 +182,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
-    """A PIL image as a file's content; into a file itself PIL writes half of it where the disk is full."""
+    """A PIL image as a file's content: saving to a file directly, PIL leaves half of it on a full disk."""
     file = io.BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()

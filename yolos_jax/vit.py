@@ -157,7 +157,7 @@ class Block(nn.Module):
 
 
 def normalised(patches: jax.Array) -> jax.Array:
-    """uint8 patches [B, N, 768] as float32 of ImageNet's mean 0 and deviation 1."""
+    """uint8 patches [B, N, 768] as float32, normalised by ImageNet's mean and deviation."""
     pixels = patches.reshape(*patches.shape[:2], -1, 3).astype(jnp.float32) / 255
     return ((pixels - MEAN) / STD).reshape(patches.shape)
 

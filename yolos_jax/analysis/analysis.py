@@ -22,9 +22,9 @@ class Corrupted(NamedTuple):
 class Analysis:
     """The results of `analyse` for the detections in a split.
 
-    errors are at IoU 0.5; thresholds: of each class; least_scores [K]: the same, 1 for classes without one;
-    confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions, empty where not
-    asked for.
+    errors: at IoU 0.5; thresholds: the best of each class; least_scores [K]: their scores, 1 for a class
+    without one; confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions,
+    empty if not measured.
     """
 
     outcomes: Outcomes
@@ -43,7 +43,7 @@ class Analysis:
         return float(np.mean(values)) / max(self.curves.ap(), 1e-9)
 
     def numbers(self) -> dict[str, Any]:
-        """All of it but for the single detections, for JSON."""
+        """The analysis without the single detections, as content for JSON."""
         split = self.outcomes.split
         by_class = zip(split.class_names, self.curves.by_class().tolist(), self.thresholds, strict=True)
         return {

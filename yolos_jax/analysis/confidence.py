@@ -9,12 +9,12 @@ import numpy as np
 
 from yolos_jax.analysis.outcomes import Outcomes, iou
 
-LEAST_SCORE = 0.1  # of detections whose calibration is measured: the crowd near 0 would hide all others
+LEAST_SCORE = 0.1  # least score for the calibration: the many detections near 0 would hide all others
 BINS = 10
 
 
 class Threshold(NamedTuple):
-    """The least score at which a class has the largest F1, with what it has there."""
+    """The score threshold at which a class has its largest F1, and the metrics there."""
 
     score: float
     f1: float
@@ -37,7 +37,7 @@ def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
         if not count or not len(rows) or not hits[-1]:
             result.append(Threshold(*[float('nan')] * 4))
             continue
-        is_last = np.diff(split.scores[rows], append=-1) != 0  # of equal scores none can be left out alone
+        is_last = np.diff(split.scores[rows], append=-1) != 0  # no threshold separates equal scores
         best = int(np.where(is_last, f1, -1).argmax())
         at = hits[best]
         result.append(
@@ -47,9 +47,9 @@ def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
 
 
 class Calibration(NamedTuple):
-    """Of ten bins of scores: the mean score, the share that is right, and the count; and the error (ECE).
+    """For ten bins of scores: the mean score, the share of correct detections, the count; the error (ECE).
 
-    The error is the mean over detections of the distance between their bin's score and its share.
+    The error is the mean over detections of the distance between mean score and share in their bin.
     """
 
     score: np.ndarray
@@ -59,7 +59,7 @@ class Calibration(NamedTuple):
 
 
 def calibration(outcomes: Outcomes) -> Calibration:
-    """Of the detections with a score of at least 0.1."""
+    """The calibration of the detections with a score of at least 0.1."""
     kept = (outcomes.split.scores >= LEAST_SCORE) & ~outcomes.ignored[:, 0]
     scores, right = outcomes.split.scores[kept], outcomes.matched[kept, 0] >= 0
     place = np.minimum((scores * BINS).astype(int), BINS - 1)
@@ -73,9 +73,9 @@ def calibration(outcomes: Outcomes) -> Calibration:
 def confusion(outcomes: Outcomes, thresholds: np.ndarray) -> np.ndarray:
     """How often an object of a class (rows) is detected as a class (columns); the last is background.
 
-    Of the detections with at least the score of their class's threshold [K]. Pairs with an IoU above 0.5
-    are taken within a class first, then by IoU, each object and detection once; crowds do not count,
-    nor do detections on them.
+    Detections below the threshold [K] of their class are ignored. Pairs with an IoU above 0.5 are matched
+    within a class first, then by falling IoU, each object and detection once. Crowds do not count, nor do
+    detections on them.
     """
     split, K = outcomes.split, len(outcomes.split.class_ids)
     matrix = np.zeros((K + 1, K + 1), np.int64)

@@ -17,7 +17,7 @@ from yolos_jax.errors import InputError
 
 FEW_IMAGES, FEW_OBJECTS = 20, 50  # below these a group's AP says little
 MOST_GROUPS = 30  # values of a field
-SIZES = {  # COCO's three, the first and the last parted: side of a square of the same area, in pixels
+SIZES = {  # COCO's three, with small and large split in two: side of a square of the same area, in pixels
     'tiny': (0, 16), 'small': (16, 32), 'medium': (32, 96), 'large': (96, 288), 'huge': (288, np.inf),
 }  # fmt: skip
 SHAPES = {  # width / height
@@ -31,9 +31,9 @@ CROWDING = {  # objects in the image
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A part of a split: its images and objects, AP, AP50 and AR100; -1 where it has no object.
+    """A part of a split: its images and objects, AP, AP50 and AR100 (-1 without an object).
 
-    interval: the 95 % interval of its AP over resamples of its images, where asked for.
+    interval: the 95 % interval of its AP over resamples of its images, None if not computed.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Group:
 
     @property
     def is_small(self) -> bool:
-        """Whether there is too little in it to say anything."""
+        """Whether it has too few images or objects for a meaningful AP."""
         return self.images < FEW_IMAGES or self.objects < FEW_OBJECTS
 
 
 def of_outcomes(
     name: str, outcomes: Outcomes, weights: np.ndarray | None = None, interval: bool = False
 ) -> Group:
-    """The numbers of matched detections, in the images with a weight [n] (all when None)."""
+    """The metrics of matched detections in the images with a weight [n] above 0 (all when None)."""
     split = outcomes.split
     weights = np.ones(len(split.image_ids)) if weights is None else weights.astype(np.float64)
     inside = outcomes.counted & (weights[split.images] > 0)
@@ -70,16 +70,16 @@ def of_outcomes(
 
 
 def by_size(split: Split) -> list[Group]:
-    """By the area of objects, as COCO's AP_small: what is detected at another size is ignored.
+    """Groups by the area of objects, as COCO's AP_small; unmatched detections of another size are ignored.
 
-    An object on a boundary is in the larger group; COCO has it in both.
+    An object on a boundary is in the larger group; in COCO it is in both.
     """
     areas = split.detected_boxes[:, 2] * split.detected_boxes[:, 3]
     return _by_range(split, np.sqrt(split.areas), np.sqrt(areas), SIZES)
 
 
 def by_shape(split: Split) -> list[Group]:
-    """By width / height of the boxes; what is detected in another shape is ignored."""
+    """Groups by width / height of the boxes; unmatched detections of another shape are ignored."""
     shape = lambda boxes: boxes[:, 2] / np.maximum(boxes[:, 3], 1e-9)
     return _by_range(split, shape(split.boxes), shape(split.detected_boxes), SHAPES)
 
@@ -93,13 +93,13 @@ def _by_range(split: Split, values: np.ndarray, detected: np.ndarray, ranges: di
 
 
 def _of_objects(name: str, outcomes: Outcomes, interval: bool = False) -> Group:
-    """As `of_outcomes`, over all images; counted are the images that have objects of the group."""
+    """As `of_outcomes` over all images, but `images` counts those that have objects of the group."""
     images = len(np.unique(outcomes.split.images[outcomes.counted]))
     return dataclasses.replace(of_outcomes(name, outcomes, interval=interval), images=images)
 
 
 def by_crowding(outcomes: Outcomes) -> list[Group]:
-    """By the number of objects in the image."""
+    """Groups by the number of objects in the image."""
     split = outcomes.split
     counts = np.bincount(split.images[outcomes.counted], minlength=len(split.image_ids))
     return [
@@ -109,7 +109,7 @@ def by_crowding(outcomes: Outcomes) -> list[Group]:
 
 
 def by_frequency(outcomes: Outcomes) -> list[Group]:
-    """By how often a class occurs: thirds of the classes, each with as many classes."""
+    """Groups by how often a class occurs: three groups of equally many classes."""
     split, curve = outcomes.split, curves(outcomes)
     counts = np.bincount(split.classes[outcomes.counted], minlength=len(split.class_ids))
     present = np.argsort(counts, kind='stable')[(counts == 0).sum() :]
@@ -126,21 +126,21 @@ def by_frequency(outcomes: Outcomes) -> list[Group]:
 
 
 def by_image_field(outcomes: Outcomes, values: Sequence) -> list[Group]:
-    """By a value of each image [n], in the order of the split's images."""
+    """Groups by a value of each image [n], in the order of the split's images."""
     return [of_outcomes(name, outcomes, where, interval=True) for name, where in _parts(values)]
 
 
 def by_object_field(split: Split, values: Sequence) -> list[Group]:
-    """By a value of each object [m], in the order of the split's objects.
+    """Groups by a value of each object [m], in the order of the split's objects.
 
-    Objects of other groups are ignored with what is detected there. A detection on nothing belongs to no
-    group and counts in each.
+    Objects of other groups are ignored with the detections that match them. A detection that matches
+    nothing belongs to no group and counts in each.
     """
     return [_of_objects(name, match(split, inside), interval=True) for name, inside in _parts(values)]
 
 
 def _parts(values: Sequence) -> list[tuple[str, np.ndarray]]:
-    """(text, where it is the value) for the most frequent values, and one part for all others."""
+    """(text, mask of its entries) for each of the most frequent values, and one for all other values."""
     texts = np.array(['not given' if value is None else str(value) for value in values])
     names, counts = np.unique(texts, return_counts=True)
     names = names[np.argsort(-counts, kind='stable')]
@@ -151,7 +151,7 @@ def _parts(values: Sequence) -> list[tuple[str, np.ndarray]]:
 
 
 def read_fields(records: Records, truth: Annotations, names: Sequence[str]) -> dict[str, list]:
-    """The values of fields for `analyse`, from the annotation file that an evaluation is by.
+    """The values of fields for `analyse`, from the annotation file of an evaluation.
 
     names: 'images.NAME' or 'annotations.NAME'. Returns {name: values}, in the order of the images by id, or
     of the annotations `truth`.
@@ -166,7 +166,7 @@ def read_fields(records: Records, truth: Annotations, names: Sequence[str]) -> d
             raise InputError(f'{name}: a field is images.NAME or annotations.NAME', 'by')
         file = records.source.truth
         if file is None:
-            raise InputError(f'{records.source.path}: is no COCO file, and has no field {name}', 'by')
+            raise InputError(f'{records.source.path}: is not a COCO file, so it has no field {name}', 'by')
         owners, values = annotations.read_field(file, kind, field)
         if kind == 'images':
             of_image = dict(zip(owners, values, strict=True))

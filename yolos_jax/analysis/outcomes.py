@@ -21,7 +21,7 @@ MOST = 100  # detections of a class that count in an image
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The objects of a split and what was detected in it.
+    """The objects of a split and the detections in it.
 
     image_ids int64 [n], rising; class_ids int64 [K], rising; class_names: K texts.
     Of objects: images, classes int64 [m], indices into those; boxes float64 [m, 4] xywh in pixels; areas
@@ -52,8 +52,8 @@ class Split:
 class Outcomes:
     """How a split's detections and objects match.
 
-    matched int32 [d, T]: the object that each detection has found, -1 for none; ignored bool [d, T]: it
-    counts neither as right nor as wrong; counted bool [m]: the objects that are to be found.
+    matched int32 [d, T]: the object that each detection matches, -1 for none; ignored bool [d, T]: whether
+    it counts neither as right nor as wrong; counted bool [m]: the objects to be found.
     """
 
     split: Split
@@ -65,8 +65,8 @@ class Outcomes:
 def columns(truth: Annotations, results: Sequence[dict]) -> Split:
     """Annotations and COCO results as columns.
 
-    Results of other images and categories than those of the annotations are left out, and all but the best
-    100 of a class in an image, as in COCO's evaluation.
+    As in COCO's evaluation, results are dropped if the annotations do not have their image or category, and
+    so are all but the best 100 of a class in an image.
     """
     image_ids, class_ids = np.sort(truth.ids), np.sort([number for number, _ in truth.categories])
     names = class_names(truth.categories)
@@ -105,9 +105,9 @@ def match(
 ) -> Outcomes:
     """Match detections to objects as COCO's evaluation does.
 
-    objects_in: bool [m], the objects that are to be found; others are ignored with what matches them, as
-        crowds always are. detections_in: bool [d], which detections are wrong when they match nothing;
-        others are ignored then. COCO's AP_small has both by area.
+    objects_in: bool [m], the objects to be found; others are ignored with the detections that match them,
+        as crowds always are. detections_in: bool [d], the detections that count as wrong if they match
+        nothing; others are ignored then. For COCO's AP_small both masks are by area.
     """
     key = split.images * len(split.class_ids) + split.classes
     detected_key = split.detected_images * len(split.class_ids) + split.detected_classes
@@ -124,7 +124,7 @@ def match(
 
 @numba.njit(nogil=True, cache=True)
 def iou(box, other, crowd):
-    """Intersection over union of two boxes xywh; of a crowd, over the area of the first."""
+    """Intersection over union of two xywh boxes; for a crowd, over the area of the first box."""
     width = min(box[0] + box[2], other[0] + other[2]) - max(box[0], other[0])
     height = min(box[1] + box[3], other[1] + other[3]) - max(box[1], other[1])
     if width <= 0 or height <= 0:
@@ -135,7 +135,7 @@ def iou(box, other, crowd):
 
 @numba.njit(nogil=True, cache=True)
 def _match(start, end, first, last, detected, boxes, crowd, counted, thresholds, matched):
-    """COCOeval.evaluateImg: best score first, each takes the best object that is left, ignored ones last.
+    """COCOeval.evaluateImg: by falling score, each takes the best object that is left, ignored ones last.
 
     Group i has the detections start[i] up to end[i] and the objects first[i] up to last[i].
     """
@@ -154,13 +154,13 @@ def _match(start, end, first, last, detected, boxes, crowd, counted, thresholds,
                 if best < 0:
                     best = _best(ious[row], free & ~counted[first[i] : last[i]], thresholds[t])
                 if best >= 0:
-                    free[best] = crowd[first[i] + best]  # of a crowd any number is found
+                    free[best] = crowd[first[i] + best]  # a crowd may match any number of detections
                     matched[start[i] + row, t] = first[i] + best
 
 
 @numba.njit(nogil=True, cache=True)
 def _best(ious, allowed, threshold):
-    """Of the objects allowed the last with the largest IoU; -1 where none reaches the threshold."""
+    """The allowed object with the largest IoU, the last of equals; -1 if none reaches the threshold."""
     best, most = -1, min(threshold, 1 - 1e-10)
     for k in range(len(ious)):
         if allowed[k] and ious[k] >= most:

@@ -24,7 +24,7 @@ class Curves(NamedTuple):
     recall: np.ndarray
 
     def ap(self, threshold: int | slice = slice(None), classes: np.ndarray | slice = slice(None)) -> float:
-        """The mean over thresholds of IoU (or the one of this index), recall levels and classes; or -1."""
+        """The mean over IoU thresholds (or the one at this index), recall levels and classes; or -1."""
         return _mean(self.precision[threshold][..., classes])
 
     def ar(self, classes: np.ndarray | slice = slice(None)) -> float:
@@ -52,9 +52,9 @@ def curves(outcomes: Outcomes, weights: np.ndarray | None = None) -> Curves:
 
 
 def bootstrap(outcomes: Outcomes, weights: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the AP: the images with a weight are drawn again, with repetition, 200 times.
+    """A 95 % bootstrap interval of the AP: the images with a weight are drawn with replacement, 200 times.
 
-    Draws without an object have no AP and do not count; where none has one, the interval is that of -1.
+    Draws without an object have no AP and are ignored; if no draw has an object, both ends are -1.
     """
     members, random = np.flatnonzero(weights), np.random.default_rng(0)
     ranked, values = _rank(outcomes, members), []
@@ -102,7 +102,7 @@ def _curves(ranked: _Ranked, weights: np.ndarray) -> Curves:
 
 @numba.njit(nogil=True, cache=True)
 def _accumulate(first, right, ignored, weights, objects, recalls, precision, largest):
-    """COCOeval.accumulate, where a detection counts as often as its weight says."""
+    """COCOeval.accumulate, with a weight for each detection."""
     for k in range(len(objects)):
         if objects[k] == 0:
             continue
@@ -113,7 +113,7 @@ def _accumulate(first, right, ignored, weights, objects, recalls, precision, lar
             for i in range(first[k], first[k + 1]):
                 if ignored[t, i] or weights[i] == 0:
                     continue
-                if not right[t, i]:  # which leaves the recall and lowers the precision: nothing to keep
+                if not right[t, i]:  # recall stays and precision falls: no point to keep
                     misses += weights[i]
                     continue
                 hits += weights[i]

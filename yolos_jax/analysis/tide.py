@@ -31,10 +31,10 @@ class Kind(enum.IntEnum):
 
 
 class Errors(NamedTuple):
-    """What is wrong in a split.
+    """The errors in a split.
 
-    kinds int [d]: of each detection, -1 if right or ignored. missed bool [m]: of the objects. costs and
-    counts: of each kind what it costs, and how many there are, with those on crowds, as in TIDE.
+    kinds int [d]: of each detection, -1 if right or ignored. missed bool [m]: of each object. costs,
+    counts: the cost and the number of errors of each kind; as in TIDE, the number includes crowds.
     """
 
     kinds: np.ndarray
@@ -94,10 +94,10 @@ def errors(outcomes: Outcomes) -> Errors:
 
 
 def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest IoU of each detection with some objects, and which object has it (0 for none): [3, d].
+    """The largest IoU of each detection with three kinds of objects, and its object (0 for none): [3, d].
 
-    The objects are those of the same class, of another class, and of the same class that a better detection
-    has found.
+    The kinds are objects of the same class, objects of another class, and objects of the same class that
+    a detection has matched already.
     """
     d = len(split.scores)
     ious, objects = np.zeros((3, d)), np.zeros((3, d), np.int64)
@@ -126,7 +126,7 @@ def _fill(first, last, detected_classes, detected, classes, boxes, counted, used
 
 
 def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """bool [d]: the best mendable detection of each object, the one that would find it."""
+    """bool [d]: the best mendable detection of each object, the one that would match it if corrected."""
     rows = np.flatnonzero(mendable)
     rows = rows[np.lexsort((-scores[rows], target[rows]))]
     best = np.zeros(len(target), bool)
@@ -137,9 +137,9 @@ def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) 
 def _ap(
     classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray, emptied: np.ndarray
 ) -> float:
-    """The mean AP at one threshold of detections that are right or wrong, over classes with objects [K].
+    """The mean AP at one IoU threshold over the classes with `objects` [K]; right: of each detection.
 
-    emptied [K]: classes without objects that count as 0, as TIDE's do once their objects are taken away.
+    emptied [K]: classes whose objects were all taken away; their AP counts as 0, as in TIDE.
     """
     order = np.lexsort((-scores, classes))
     first = np.searchsorted(classes[order], np.arange(len(objects) + 1))

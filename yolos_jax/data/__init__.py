@@ -1,4 +1,4 @@
-"""The data path: annotations -> records -> geometry -> plan -> loader; per image pixels does the work."""
+"""The data path: annotations -> records -> geometry -> plan -> loader; `pixels` processes single images."""
 
 from yolos_jax import lazy
 

@@ -18,7 +18,7 @@ from yolos_jax.errors import InputError
 SMALL, LARGE = 32**2, 96**2  # areas in square pixels: COCO's objects are small below, large from there on
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]  # of a fixed width in memory, for all images alike
+Text = Annotated[str, msgspec.Meta(max_length=1000)]  # in memory, names are padded to the longest one
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -55,7 +55,7 @@ class Annotations:
     ids int64 [n]; files str [n]; heights, widths int64 [n]; annotation_ids int64 [m], -1 without one;
     owners int64 [m], the annotated images' ids; labels int64 [m], category ids; crowd bool [m];
     areas float64 [m], NaN without one; boxes float64 [m, 4] xywh in pixels; categories: (id, name) pairs;
-    notes: what was taken although COCO writes it differently, a line each.
+    notes: deviations from COCO's format that were accepted, a line each.
     """
 
     path: Path | str
@@ -76,12 +76,12 @@ class Annotations:
 def read(path: str | Path) -> Annotations:
     """The annotations of a COCO JSON file.
 
-    Also taken, with a note: numbers written as text or with a point (1.0), a byte order mark, and
+    Also accepted, with a note: numbers written as text or with a point (1.0), a byte order mark, and
     backslashes in file names.
 
     Raises:
-        InputError: there is no such file, it is empty or not COCO's; the message names what is wrong,
-            and the id of the image or annotation where it is one's.
+        InputError: the file is missing, empty or not COCO's; the message names the error and, if it is in
+            an image or annotation, the id of that.
     """
     path = Path(path)
     if not path.is_file():
@@ -122,7 +122,7 @@ def read(path: str | Path) -> Annotations:
 
 
 def _decode(data: mmap.mmap) -> tuple[_Coco, list[str]]:
-    """A file as structs and notes; raises as msgspec does, whose strict reading comes first."""
+    """A file as structs and notes, read strictly first, then leniently; raises msgspec's strict error."""
     mark = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
     notes = ['its byte order mark is ignored'] if mark else []
     with memoryview(data) as view, view[mark:] as text:
@@ -152,7 +152,7 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
     path: a file that `read` takes; kind: 'images' or 'annotations'.
 
     Returns:
-        The image ids of all of them, and the values, None where it is not given.
+        The image id of each, and its value of the field, None if it has none.
 
     Raises:
         InputError: the file cannot be read, or none of them has the field.
@@ -176,12 +176,12 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
 
 
 def tolerated(count: int) -> int:
-    """How many of so many images may be unreadable: one in a thousand, but always three."""
+    """How many of `count` images may be unreadable: one in a thousand, but at least three."""
     return max(3, count // 1000)
 
 
 def class_names(categories: list) -> dict[int, str]:
-    """The names of (id, name) pairs by id; those that several have are told apart by it."""
+    """{id: name} of (id, name) pairs; a name that several ids share gets the id appended."""
     counts = collections.Counter(name for _, name in categories)
     return {number: f'{name} (id {number})' if counts[name] > 1 else name for number, name in categories}
 
@@ -201,7 +201,7 @@ def _where(error: Exception, data: mmap.mmap) -> str:
         at = int(byte[1])
         begin, end = data.rfind(b'{', 0, at), data.find(b'}', at)
         if data.rfind(b'}', 0, at) > begin:
-            return ''  # it is in none, but behind one
+            return ''  # the byte is in no object, but behind one
         inside = data[max(begin, 0) : end if end > 0 else at]
         return _in_object(re.search(number, inside))
     if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):

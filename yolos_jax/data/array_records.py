@@ -26,8 +26,8 @@ from yolos_jax.errors import InputError
 
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
-INFO = 'dataset_info.json'  # is there in every data set
-AHEAD = 256  # examples that a bucket is asked for before they are needed, while all are read
+INFO = 'dataset_info.json'  # present in every data set
+AHEAD = 256  # examples requested from a bucket in advance while all are read
 
 
 def splits(folder: Folder | BucketFolder) -> list[str]:
@@ -45,7 +45,7 @@ class Examples(NamedTuple):
     """The examples of a split."""
 
     count: int
-    start_read: Callable[[int], Callable[[], dict]]  # of a row: what gives it; a bucket is asked for it now
+    start_read: Callable[[int], Callable[[], dict]]  # requests a row; returns a function that waits for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Split:
     upright: ClassVar[bool] = False  # as `folders.Folder`
 
     def name(self, file: str) -> str:
-        """How to name an image to a reader."""
+        """The name of an image in messages."""
         return f'{self.folder}: {self.split}/{file}'
 
     def missing(self, names: np.ndarray) -> list[str]:  # noqa: ARG002  the interface of folders.Folder
-        """None: the images are in the data set."""
+        """An empty list: the data set has all its images."""
         return []
 
     def prefix(self, root: object) -> None:  # noqa: ARG002  as `folders.Folder`
-        """None: the images are no files."""
+        """None: the images are not files."""
         return
 
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as above
@@ -74,12 +74,12 @@ class Split:
         return lambda: example()['image']
 
     def version(self) -> str:
-        """What changes with the examples: corrected labels may leave `INFO` as it is, and all sizes."""
+        """A text that changes with the examples: corrected labels may leave `INFO` and all sizes alone."""
         names = [name for name in self.folder.glob('*') if '.array_record' in name or name == CATEGORIES]
         return json.dumps(self.folder.versions(names), sort_keys=True)
 
     def sizes(self) -> list[int]:
-        """The bytes of all examples, and how many each file holds: the same wherever the data set lies."""
+        """The bytes of all examples, and the number in each file: the same in every copy."""
         split = self._builder.info.splits[SPLITS.get(self.split, self.split)]
         return [split.num_bytes, *split.shard_lengths]
 
@@ -98,7 +98,7 @@ class Split:
         return _annotations(self.folder, rows, categories)
 
     def _ask_ahead(self) -> Iterator[Callable[[], dict]]:
-        """What gives each example; a bucket is asked for it `AHEAD` examples before."""
+        """A function that returns each example; a bucket is asked for it `AHEAD` examples in advance."""
         asked = collections.deque()
         for row in range(self.examples.count):
             asked.append(self.examples.start_read(row))
@@ -119,7 +119,7 @@ class Split:
 
     @property
     def features(self) -> Any:
-        """What an example holds, {name: feature of tensorflow-datasets}."""
+        """The features of an example, {name: feature of tensorflow-datasets}."""
         return self._builder.info.features
 
     @functools.cached_property
@@ -169,7 +169,7 @@ def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
     file, objects = example['image/filename'].decode(), example['objects']
     try:
         height, width = pixels.size(example['image'], f'{folder}: {file}')
-    except InputError:  # whoever loads the image names it
+    except InputError:  # the loader will report it
         height = width = 1
     y0, x0, y1, x1 = np.asarray(objects['bbox'], np.float64).reshape(-1, 4).T
     boxes = np.stack([x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height], axis=1)

@@ -18,13 +18,13 @@ from yolos_jax.data.resize import resize
 from yolos_jax.data.slide import slide
 from yolos_jax.patches import MEAN, PATCH
 
-ATTEMPTS = 10  # at a rectangle that fits; then a crop is the middle, and nothing is erased
+ATTEMPTS = 10  # to draw a rectangle that fits; after these the crop is the middle, and nothing is erased
 LAYERS = 2  # operations for an image
 STRENGTH, STRENGTH_STD = 9, 0.5
 CROP_AREA, CROP_RATIO = (0.08, 1), (3 / 4, 4 / 3)  # share of the image; width over height
 ERASE_AREA, ERASE_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # height over width
 EVAL_CROP = 0.875  # of the shorter side
-FILL = tuple(round(255 * float(x)) for x in MEAN)  # where an operation leaves no pixel
+FILL = tuple(round(255 * float(x)) for x in MEAN)  # for pixels that an operation leaves empty
 
 DRAWS = {  # uniform numbers for each image
     'crop_area': ATTEMPTS, 'crop_ratio': ATTEMPTS, 'crop_place': 2, 'flip': 1, 'op': LAYERS,
@@ -34,18 +34,18 @@ DRAWS = {  # uniform numbers for each image
 
 
 class Recipe(NamedTuple):
-    """What is drawn for the images of a batch."""
+    """The settings of the augmentation."""
 
     size: int  # of the square images, in pixels
     repeats: int  # of an image in a batch, each augmented anew (arXiv 1902.05509); it is decoded once
     erasing: float  # the share of images of which a rectangle is erased
     mixup: float  # of the Beta distribution; 0: never
     cutmix: float
-    group: int  # images that are mixed alike, with each other
+    group: int  # consecutive images that are mixed with each other, all in the same way
 
 
 def draw(rows: int, seed: int, step: int) -> dict[str, np.ndarray]:
-    """The numbers for a batch: 'strength' [B, 2], 'noise' uint32 [B], and those of `DRAWS`."""
+    """The random numbers of a batch: 'strength' [B, 2], 'noise' uint32 [B], and those of `DRAWS`."""
     rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 33)]))
     numbers = {name: rng.random((rows, count)) for name, count in DRAWS.items()}
     numbers['strength'] = rng.normal(STRENGTH, STRENGTH_STD, (rows, LAYERS))
@@ -53,9 +53,9 @@ def draw(rows: int, seed: int, step: int) -> dict[str, np.ndarray]:
 
 
 def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.ndarray]:
-    """How the images of a batch are mixed, the same way in each group: 'weight', 'box' and 'share'.
+    """The draws by which images are mixed, the same for all images of a group: 'weight', 'box' and 'share'.
 
-    They are as `mixing` takes them. Where mixup and CutMix are both in use, half of the groups get each.
+    They are as `mixing` takes them. If mixup and CutMix are both in use, each group gets one at random.
     """
     size, mixup, cutmix = recipe.size, recipe.mixup, recipe.cutmix
     rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 34)]))
@@ -74,7 +74,7 @@ def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.nd
 
 
 def cut_box(size: int, share: float, centre: np.ndarray) -> tuple[int, int, int, int]:
-    """A square without `share` of an image's area, cut off at its edges: top, left, bottom, right."""
+    """A square of 1 - `share` of an image's area, clipped at its edges: top, left, bottom, right."""
     side = int(size * math.sqrt(1 - share))
     first, last = centre - side // 2, centre + side // 2
     (top, left), (bottom, right) = np.clip([first, last], 0, size)
@@ -144,7 +144,7 @@ def crop_box(
 
 
 def erase_box(size: int, draws: dict[str, np.ndarray], probability: float) -> tuple[int, int, int, int]:
-    """The rectangle of an image that is erased (top, left, bottom, right); of zeros for none."""
+    """The rectangle to erase in an image (top, left, bottom, right); all zeros for none."""
     if draws['erases'][0] > probability:
         return 0, 0, 0, 0
     for area, ratio in zip(draws['erase_area'], draws['erase_ratio'], strict=True):
@@ -186,7 +186,7 @@ def _plain(function: Callable) -> Callable:
 
 
 def _posterize(image: Image.Image, strength: float, _: int) -> Image.Image:
-    dropped = 4 + int(strength * 4)  # bits, of 8: all of them too, which Pillow 13 refuses to posterize
+    dropped = 4 + int(strength * 4)  # bits, up to all 8, which Pillow 13's posterize refuses
     return image.point([value >> dropped << dropped for value in range(256)] * len(image.getbands()))
 
 
@@ -201,7 +201,7 @@ def _solarize_add(image: Image.Image, strength: float, _: int) -> Image.Image:
 
 
 def _enhancer(kind: Callable) -> Callable:
-    """One of Pillow's enhancements, away from the image on either side."""
+    """One of Pillow's enhancements, stronger or weaker than the original by the sign."""
     return lambda image, strength, sign: kind(image).enhance(max(0.1, 1 + sign * strength * 0.9))
 
 

@@ -16,7 +16,7 @@ from yolos_jax.patches import PATCH_DIM
 
 
 class Plan(NamedTuple):
-    """What every batch of an epoch holds."""
+    """The batches of an epoch."""
 
     geometry: Geometry  # of all n records
     indices: np.ndarray  # of records, [steps, B]
@@ -38,7 +38,7 @@ class TrainBatches:
     ) -> None:
         self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
         self.steps_per_epoch = len(records) // batch_size
-        self.cache: DecodedImages | None = None  # where images that were decoded before are
+        self.cache: DecodedImages | None = None  # the images that were decoded before, if kept
         self._recipe, self._lengths, self._batch_size, self._seed = recipe, lengths, batch_size, seed
         self._epoch, self._plan = None, None
 
@@ -58,7 +58,7 @@ class TrainBatches:
         return cls(records, recipe, lengths=lengths, **options)
 
     def plan(self, epoch: int) -> Plan:
-        """What every batch of an epoch holds."""
+        """The batches of an epoch."""
         if epoch != self._epoch:
             r = self.records
             drawn = geometry.draw(r.heights, r.widths, self._recipe, self._seed, epoch)
@@ -67,7 +67,7 @@ class TrainBatches:
         return self._plan
 
     def rows(self, step: int) -> Rows:
-        """What is loaded for a step. A bad image is replaced by the next good one of its batch."""
+        """The rows of a step. A bad image is replaced by the next good one of its batch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
         candidates = in_turn(indices, lengths, i)
@@ -78,7 +78,7 @@ class TrainBatches:
         return empty_batch(rows, length, self.max_targets)
 
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
-        """What gives the pixels of a record, which is not read where it was decoded before."""
+        """A function that returns the pixels of a record, from the cache if they are in it."""
         if self.cache is None:
             return start_image(self.records, index)
         return self.cache.start(index, functools.partial(start_image, self.records, index))
@@ -102,7 +102,7 @@ class EvalBatches:
         max_targets: int = 0,
         alter: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ) -> None:
-        """max_targets: of an image, for its losses. alter: an RGB image and its id to another image."""
+        """max_targets: of an image, for its losses. alter: (RGB image, image id) -> changed image."""
         self.max_targets, self._alter = max_targets, alter
         truth = records.source.truth
         if truth and not truth.is_file():
@@ -117,7 +117,7 @@ class EvalBatches:
         return len(self._indices)
 
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
-        """What gives the pixels of a record, altered."""
+        """A function that returns the pixels of a record, changed by `alter`."""
         image = start_image(self.records, index)
         if not self._alter:
             return image
@@ -125,7 +125,7 @@ class EvalBatches:
         return lambda: pixels.to_rgbx(self._alter(pixels.to_rgb(image()), number))
 
     def rows(self, step: int) -> Rows:
-        """What is loaded for a step. The row of a bad image stays empty."""
+        """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
         fill = filler(self.records, self._geometry)
         return Rows(candidates, fill, int(self._lengths[step]), required=False)
@@ -148,7 +148,7 @@ def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarra
 
 
 def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
-    """What fills a row with an image and its objects under the geometry drawn."""
+    """A function that fills a row with an image and its objects under the drawn geometry."""
 
     def fill(_: int, index: int, image: np.ndarray, row: dict) -> None:
         row['grid'][:] = drawn[index].grid
@@ -168,12 +168,12 @@ def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:
 
 
 def photograph(records: Records, index: int) -> np.ndarray:
-    """The pixels of a record as its boxes lie on them, RGB; raises InputError where they cannot be read."""
+    """The RGB pixels of a record in the orientation of its boxes; raises InputError if it is unreadable."""
     return pixels.to_rgb(start_image(records, index)())
 
 
 def _fill_targets(records: Records, index: int, drawn: Geometry, row: dict) -> None:
-    """An image's objects under its geometry; of more than T the largest are kept."""
+    """Write an image's objects under its geometry; if there are more than T, only the T largest."""
     boxes, labels = records.objects(index)
     boxes, kept = geometry.move_boxes(boxes, records.heights[index], records.widths[index], drawn)
     labels, T = labels[kept], len(row['valid'])

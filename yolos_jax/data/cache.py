@@ -22,15 +22,15 @@ CHANNELS = 4  # RGBX, as `pixels.decode` gives images
 
 
 class DecodedImages:
-    """The images of n records that were decoded before.
+    """A cache of decoded images, for n records.
 
-    The file has no name: it is gone when the process ends, however that ends, and never holds the images of
-    other data. It takes height x width x 4 bytes an image, those of COCO 145 GB; what does not fit on the
-    disk is decoded each time. On /dev/shm it is memory.
+    Its file has no name: it disappears with the process, however that ends, and never holds the images of
+    other data. An image takes height x width x 4 bytes, all of COCO 145 GB; images that do not fit on the
+    disk are decoded each time. On /dev/shm the cache is in memory.
     """
 
     def __init__(self, folder: str | Path, heights: np.ndarray, widths: np.ndarray) -> None:
-        """An empty cache in a folder, which is made where it is not there.
+        """An empty cache in a folder, which is created if it does not exist.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -61,9 +61,9 @@ class DecodedImages:
     def start(
         self, index: int, start_decode: Callable[[], Callable[[], np.ndarray]]
     ) -> Callable[[], np.ndarray]:
-        """What gives the pixels of a record, uint8 [height, width, 4].
+        """A function that returns the pixels of a record, uint8 [height, width, 4].
 
-        They come from the file or, where they are not there, from what `start_decode` returns.
+        They come from the file or, if it does not have them, from the function `start_decode` returns.
         """
         place = int(self._ends[index - 1]) if index else 0
         if not self._kept[index]:
@@ -78,7 +78,7 @@ class DecodedImages:
         return image
 
     def _keep(self, index: int, start: int, image: np.ndarray) -> None:
-        """Write an image; a write, and not a store to the map, says where the disk is full."""
+        """Write an image; unlike a store to the memory map, a write reports a full disk."""
         left = memoryview(np.ascontiguousarray(image)).cast('B')
         try:
             while left:

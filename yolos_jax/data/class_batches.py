@@ -11,20 +11,20 @@ from yolos_jax.patches import PATCH, PATCH_DIM
 
 
 class Plan(NamedTuple):
-    """What every batch of an epoch holds."""
+    """The batches of an epoch."""
 
     indices: np.ndarray  # of images, [steps, B]
     lengths: np.ndarray  # of the sequences of each step, [steps]: all the same
 
 
 class _Batches:
-    """What the batches of a training and of an evaluation have in common."""
+    """The common base of `TrainBatches` and `EvalBatches`."""
 
     def __init__(self, records: LabelledImages) -> None:
         self.records, self.bad = records, loader.BadImages(records)
 
     def start_image(self, index: int) -> Callable[[], tuple[np.ndarray, int]]:
-        """What gives the pixels, RGBX, and the label of an image, or raises InputError."""
+        """A function that returns the RGBX pixels and the label of an image, or raises InputError."""
         read, name = self.records.start_read(index), self.records.name(index)
 
         def image() -> tuple[np.ndarray, int]:
@@ -51,7 +51,7 @@ class TrainBatches(_Batches):
         seed: int,
         teacher: np.ndarray | None = None,
     ) -> None:
-        """teacher: int32 [n], what a teacher takes each image for; it becomes 'teacher' of a batch."""
+        """teacher: int32 [n], a teacher's class for each image; it becomes 'teacher' in a batch."""
         super().__init__(records)
         self.steps_per_epoch = len(records) // batch_size
         self._recipe, self._batch_size, self._seed, self._teacher = recipe, batch_size, seed, teacher
@@ -71,10 +71,10 @@ class TrainBatches(_Batches):
         return self._plan
 
     def rows(self, step: int) -> loader.Rows:
-        """What is loaded for a step. A bad image is replaced by the next good one of its batch.
+        """The rows of a step. A bad image is replaced by the next good one of its batch.
 
-        The copies of an image go to groups one after the other, which are mixed differently, as DeiT's
-        RASampler deals them out to GPUs.
+        The copies of an image go to different groups, so they are mixed differently, as DeiT's RASampler
+        gives them to different GPUs.
         """
         epoch, i = divmod(step, self.steps_per_epoch)
         indices, lengths = self.plan(epoch)
@@ -118,7 +118,7 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Every image once, its middle; rows without an image fill up the last batch."""
+    """The middle of every image, once; rows without an image fill up the last batch."""
 
     def __init__(self, records: LabelledImages, size: int, batch_size: int) -> None:
         super().__init__(records)
@@ -130,7 +130,7 @@ class EvalBatches(_Batches):
         return len(self._indices)
 
     def rows(self, step: int) -> loader.Rows:
-        """What is loaded for a step. The row of a bad image stays empty."""
+        """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
         return loader.Rows(candidates, self._fill, (self._size // PATCH) ** 2, required=False)
 

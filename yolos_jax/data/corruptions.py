@@ -1,8 +1,8 @@
-"""Common corruptions of photographs, to see how a detector fares when the world changes.
+"""Common corruptions of photographs, to measure the robustness of a detector.
 
 After Michaelis et al. (arXiv 1907.07484) and the image corruptions of Hendrycks and Dietterich (arXiv
-1903.12261), whose strengths 1, 3 and 5 of five are taken. Fog and rain are simpler than there, and motion
-is in any direction: results compare with one another, not with published figures.
+1903.12261), at their strengths 1, 3 and 5 of five. Fog and rain are simpler here, and motion blur goes in
+any direction, so results can be compared with one another, but not with published ones.
 
 Images are RGB, uint8 [height, width, 3]; x is one in float32, 0..1.
 """
@@ -70,7 +70,7 @@ def _jpeg(x: np.ndarray, quality: int, _: np.random.Generator) -> np.ndarray:
 
 
 def _brightness(x: np.ndarray, more: float, _: np.random.Generator) -> np.ndarray:
-    """The value of HSV, the largest of the three colours, grows; hue and saturation stay."""
+    """Raises the value of HSV, the largest of the three colours; hue and saturation stay."""
     value = x.max(axis=2, keepdims=True)
     return np.where(value > 0, x * np.minimum(value + more, 1) / np.maximum(value, 1e-6), more)
 
@@ -81,7 +81,7 @@ def _contrast(x: np.ndarray, factor: float, _: np.random.Generator) -> np.ndarra
 
 
 def _fog(x: np.ndarray, strength: tuple[float, float], random: np.random.Generator) -> np.ndarray:
-    """Clouds are added, noise of all scales from the whole image down, and the range is kept."""
+    """Adds clouds, noise of all scales from the whole image down, and keeps the range."""
     amount, decay = strength
     clouds, (height, width) = np.zeros(x.shape[:2], np.float32), x.shape[:2]
     for octave in range(1, 8):
@@ -93,7 +93,7 @@ def _fog(x: np.ndarray, strength: tuple[float, float], random: np.random.Generat
 
 
 def _rain(x: np.ndarray, strength: tuple[float, int], random: np.random.Generator) -> np.ndarray:
-    """Bright streaks, all in one direction, before an image that is a little darker."""
+    """Draws bright streaks, all in one direction, over a slightly darker image."""
     share, radius = strength
     drops = (random.random(x.shape[:2]) < share).astype(np.float32)
     lean, streaks = random.uniform(-0.4, 0.4), np.zeros_like(drops)
@@ -103,7 +103,7 @@ def _rain(x: np.ndarray, strength: tuple[float, int], random: np.random.Generato
     return x * 0.85 * (1 - streaks) + streaks
 
 
-# a function of an image, what its strength is, and random draws; and its strengths 1, 3 and 5
+# {name: (a function of image, parameter and generator; its parameters at the strengths 1, 3 and 5)}
 CORRUPTIONS: dict[str, tuple[Callable, tuple]] = {
     'noise': (_noise, (0.08, 0.18, 0.38)),
     'blur': (_blur, (1, 3, 6)),

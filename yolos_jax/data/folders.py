@@ -15,14 +15,14 @@ from yolos_jax.bucket import Bucket
 from yolos_jax.data.record_ranges import RecordRanges
 from yolos_jax.errors import InputError
 
-YAML = '.yaml', '.yml'  # a file that describes a data set in YOLO's form and stands for its folder
+YAML = '.yaml', '.yml'  # of the file that describes a data set in YOLO's form, and may be named for it
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder on a file system. Names are of files below it, with / between the folders.
+    """A folder on a file system. Names are relative paths of files in it, with / between folders.
 
-    upright: whether boxes lie on its photographs as the camera was held (EXIF), and not as they are stored.
+    upright: whether boxes refer to its photographs turned upright by EXIF, and not to the stored pixels.
     """
 
     path: Path
@@ -52,16 +52,16 @@ class Folder:
         return self.path / name
 
     def versions(self, names: Iterable[str]) -> dict[str, str]:
-        """What changes with the contents of files: their sizes and times."""
+        """{name: a text that changes with the file's content}, from its size and time."""
         stats = {name: (self.path / name).stat() for name in names}
         return {name: f'{stat.st_size} {stat.st_mtime_ns}' for name, stat in stats.items()}
 
     def name(self, file: str) -> str:
-        """How to name an image to a reader."""
+        """The name of an image in messages."""
         return str(self.path / file)
 
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Split
-        """What gives the bytes of a file, or raises InputError where it cannot be read."""
+        """A function that returns the bytes of a file, or raises InputError if it cannot be read."""
         return functools.partial(self._read, file)
 
     def _read(self, file: str) -> bytes:
@@ -72,7 +72,7 @@ class Folder:
             raise InputError(f'{self.path / file}: {error.strerror}') from None
 
     def missing(self, names: np.ndarray) -> list[str]:
-        """Those of the files named that are not there; their folders are listed, files not opened."""
+        """The names of files that do not exist; their folders are listed, no file is opened."""
         parents = sorted({os.path.dirname(name) for name in names.tolist()})
         listed = (os.path.join(parent, name) for parent in parents for name in self._listed(parent))
         present = np.fromiter(map(hash, listed), np.int64)  # a tenth of the memory of the names
@@ -152,20 +152,20 @@ class BucketFolder:
         return RecordRanges(self.bucket, [*map(self._object, names)])
 
     def versions(self, names: Iterable[str]) -> dict[str, str]:
-        """What changes with the contents of objects."""
+        """{name: a text that changes with the object's content}."""
         versions = self.bucket.versions(map(self._object, names))
         return {name: version.hex() for name, version in versions.items()}
 
     def name(self, file: str) -> str:
-        """How to name an image to a reader."""
+        """The name of an image in messages."""
         return f'{self.bucket.url}/{self._object(file)}'
 
     def start_read(self, file: str, row: int) -> Callable[[], bytes]:  # noqa: ARG002  as array_records.Split
-        """Ask for the bytes of an object: what waits for them, or raises InputError."""
+        """Request an object; returns a function that waits for its bytes, or raises InputError."""
         return self.bucket.start_read(self._object(file)).result
 
     def prefix(self, root: str | Path) -> str:  # noqa: ARG002  as `Folder`
-        """What names of objects in this folder begin with in that which was opened."""
+        """The prefix of this folder's objects relative to the folder that was opened."""
         return self.base
 
     def folders(self) -> list[str]:
@@ -177,7 +177,7 @@ class BucketFolder:
         return (name.removeprefix(self.base) for name in self.names if name.startswith(self.base))
 
     def missing(self, names: np.ndarray) -> list[str]:
-        """Those of the objects named that are not there."""
+        """The names of objects that do not exist."""
         return [name for name in names.tolist() if not self.has(name)]
 
     def _object(self, name: str) -> str:
@@ -185,10 +185,10 @@ class BucketFolder:
 
 
 def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | BucketFolder:
-    """A folder by its path or URL; one in a bucket is listed. argument: which names it, for errors.
+    """Open a folder by path or URL; one in a bucket is listed. argument: the one that names it, for errors.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such folder.
     """
     if bucket.is_url(root):
         store = Bucket(root)
@@ -203,5 +203,5 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe too, at once, although nothing writes into it."""
+    """Open a file without blocking, even if it is a pipe that nothing writes to."""
     return os.open(path, flags | os.O_NONBLOCK)

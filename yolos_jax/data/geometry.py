@@ -30,7 +30,7 @@ class Recipe:
 
     @classmethod
     def published(cls, size: int = 800, max_size: int = 1333) -> 'Recipe':
-        """That of YOLOS-S, S (dWr) and B, scaled to images of another size."""
+        """The recipe of YOLOS-S, S (dWr) and B, scaled to images of another size."""
         scaled = lambda side: max(round(side * size / 800), 16)
         return cls(
             sizes=tuple(range(scaled(480) // 16 * 16, size + 1, 16)),
@@ -66,7 +66,7 @@ class Geometry:
 
     @property
     def lengths(self) -> np.ndarray:
-        """The least patches of a sequence with each image, [n]: its count, but for panoramas."""
+        """The shortest sequence for each image, [n]: its number of patches, except for panoramas."""
         return shortest_length(self.counts, self.grid.max(axis=-1))
 
     @property
@@ -80,7 +80,7 @@ def resize_shape(
 ) -> tuple:
     """The (height, width) an image is resized to, multiples of 16; works on arrays too.
 
-    The shorter side becomes `size`, or less where the longer would pass `max_size` (None: no bound);
+    The shorter side becomes `size`, or less if the longer would exceed `max_size` (None: no bound);
     then both are floored to a multiple of 16, never below 16 (`resize` of datasets/transforms.py).
     """
     height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
@@ -139,7 +139,7 @@ def fixed(heights: np.ndarray, widths: np.ndarray, size: int, max_size: int) -> 
 def most_patches(heights: np.ndarray, widths: np.ndarray, recipe: Recipe) -> int:
     """The most patches that any draw of any of these records can have."""
     h, w = np.asarray(heights), np.asarray(widths)
-    narrowest = max(min(recipe.crop_from) // PATCH * PATCH, PATCH)  # side of what is cropped from
+    narrowest = max(min(recipe.crop_from) // PATCH * PATCH, PATCH)  # shortest side before a crop
     crop = np.arange(min(recipe.crop_min, recipe.crop_max, narrowest), recipe.crop_max + 1)
     most = 0
     for size in recipe.sizes:

@@ -20,7 +20,7 @@ from yolos_jax.data.annotations import tolerated
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
-FEW = 32  # examples of a data set that its digest is of, beside how many and how large they are
+FEW = 32  # examples that enter the digest of a data set, beside the number and size of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LabelledImages:
     """n images of a split.
 
     path: of the split, for messages; classes: their names by label; files str [n] and labels int32 [n],
-    both empty where a data set stores them with each image; images: what reads the images; bad_images: how
+    both empty where a data set stores them with each image; images: reads the images; bad_images: how
     many may turn out to be unreadable.
     """
 
@@ -39,19 +39,19 @@ class LabelledImages:
     images: Any
     count: int
     bad_images: int
-    advice: ClassVar[str] = ''  # where more are bad
+    advice: ClassVar[str] = ''  # for the error if more are bad
 
     def __len__(self) -> int:
         return self.count
 
     def name(self, i: int) -> str:
-        """How to name image i to a reader."""
+        """The name of image i in messages."""
         return self.images.name(self.files[i] if len(self.files) else str(i))
 
     def start_read(self, i: int) -> Callable[[], tuple[bytes, int]]:
-        """What gives the encoded bytes and the label of image i; a bucket is asked for them now.
+        """A function that returns the encoded bytes and the label of image i; a bucket is asked at once.
 
-        It raises InputError where they cannot be read.
+        It raises InputError if they cannot be read.
         """
         if not len(self.files):
             example = self.images.examples.start_read(i)
@@ -76,7 +76,7 @@ class LabelledImages:
         return result
 
     def _digest_of_examples(self) -> str:
-        """Of the sizes of all and a few whole ones, since a start does not read all."""
+        """A hash of the sizes of all examples and of a few whole ones, since a start does not read all."""
         hashed = hashlib.sha256(json.dumps(self.images.sizes()).encode())
         rows = np.linspace(0, len(self) - 1, min(FEW, len(self))).astype(int).tolist()
         for read_example in [self.start_read(row) for row in rows]:
@@ -89,8 +89,8 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     """The images of a split of a data folder; no image is opened.
 
     root: its path, or the URL of one in a bucket. split: its name, or another of its names
-    (`sources.SYNONYMS`). classes: that the labels are numbers of; those of the split itself when None,
-    sorted by name as torchvision's ImageFolder.
+    (`sources.SYNONYMS`). classes: the names that labels index; when None those of the split itself,
+    sorted by name as in torchvision's ImageFolder.
 
     Raises:
         InputError: there is no such folder or split, it has no images in folders of classes, or a folder
@@ -110,7 +110,7 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
             'data',
         )
     empty = sorted({x for x in where.folders() if not x.startswith('.')} - set(of_class))
-    if empty and classes is None:  # of the training split
+    if empty and classes is None:  # when the training split is read
         raise InputError(f'{where}/{empty[0]}: has no images ({" ".join(pixels.ENDINGS)})', 'data')
     known = classes or sorted(set(of_class))
     if wrong := next((name for name in known if not _is_text(name)), None):
@@ -129,7 +129,7 @@ def _is_text(name: str) -> bool:
 
 
 def _place(file: str) -> tuple[str, str, str]:
-    """What images are sorted by, as torchvision's ImageFolder: class, folder in it, name."""
+    """The key that images are sorted by, as in torchvision's ImageFolder: class, folder in it, name."""
     inside, _, name = file.rpartition('/')
     return file.partition('/')[0], inside, name
 

@@ -20,8 +20,8 @@ from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError, StorageError
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
-FEW = 8  # images of a batch
-READS = 256  # images asked of a bucket before these: 3,200 a second where an answer takes 80 ms, and 40 MB
+FEW = 8  # a batch of fewer images takes replacements from later batches too
+READS = 256  # images requested from a bucket beyond these: 40 MB; 3,200 a second at 80 ms an answer
 
 
 class Rows(NamedTuple):
@@ -49,15 +49,15 @@ def in_turn(indices: np.ndarray, lengths: np.ndarray, i: int) -> list[np.ndarray
 
 
 class Batches(Protocol):
-    """What `load` loads: of `batches` or `class_batches`."""
+    """The interface of what `load` loads; see `batches` and `class_batches`."""
 
     bad: 'BadImages'
 
     def rows(self, step: int) -> Rows:
-        """What is loaded for a step."""
+        """The rows of a step."""
 
     def start_image(self, index: int) -> Callable[[], Any]:
-        """What gives the image of a record, as `Rows.fill` takes it, or raises InputError."""
+        """A function that returns the image of a record for `Rows.fill`, or raises InputError."""
 
     def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         """The arrays of a batch before it is loaded."""
@@ -70,7 +70,7 @@ class BadImages:
         self._records, self._indices, self._lock = records, set(), threading.Lock()
 
     def note(self, index: int, error: InputError) -> None:
-        """Name an image; raises InputError once there are more than the records' `bad_images`."""
+        """Report an image; raises InputError once more than the records' `bad_images` are bad."""
         with self._lock:
             if index in self._indices:
                 return
@@ -94,8 +94,8 @@ def load(
     the same in every run and on any number of processes. In an evaluation the image's row stays empty.
 
     Args:
-        batches: what to load. part: the rows of each batch to load. threads: that read and decode; when
-            None as many as there are CPUs for this process.
+        batches: what to load. part: the rows of each batch to load. threads: how many read and decode; when
+            None one for each CPU of this process.
 
     Returns:
         batch: the arrays of `batches.empty`, filled. A detector's are 'patches' uint8 [B, N, 768], 'grid'
@@ -130,11 +130,11 @@ class _Group(NamedTuple):
 
     rows: list[int]  # of the batch of all processes
     candidates: np.ndarray
-    image: Callable[[], Any] | None  # of the first candidate, asked for already
+    image: Callable[[], Any] | None  # of the first candidate, requested already
 
 
 class _Asked(NamedTuple):
-    """A batch whose images are asked for."""
+    """A batch whose images are requested."""
 
     step: int
     rows: Rows
@@ -142,7 +142,7 @@ class _Asked(NamedTuple):
 
 
 def _ask_ahead(batches: Batches, steps: Iterable[int], part: slice) -> Iterator[_Asked]:
-    """Each batch, with at least `READS` images of later ones asked for."""
+    """Each batch, once at least `READS` images of later batches are requested."""
     asked, reads = collections.deque(), 0
     for step in steps:
         rows, wanting = batches.rows(step), collections.defaultdict(list)
@@ -165,20 +165,20 @@ def _submit(
     ours = sorted(row for group in asked.groups for row in group.rows)
     batch, jobs = batches.empty(len(ours), asked.rows.length), []
     for group in asked.groups:
-        # views, of a number too
+        # views, even of single numbers
         arrays = [{name: x[row - ours[0], ...] for name, x in batch.items()} for row in group.rows]
         jobs.append(pool.submit(fill_rows, batches, asked.rows.fill, group, arrays))
     return batch, jobs
 
 
 def fill_rows(batches: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
-    """Fill rows with the first of their records that can be read; returns which in each, or -1."""
+    """Fill rows with their first readable candidate; returns {row: its record, or -1}."""
     for tries, index in enumerate(group.candidates[group.candidates >= 0]):
         read = batches.start_image(index) if tries else group.image
         try:
             image = read()
         except StorageError:
-            raise  # says nothing of the image
+            raise  # not the fault of the image
         except InputError as error:
             batches.bad.note(index, error)
             continue

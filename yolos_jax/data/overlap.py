@@ -17,11 +17,11 @@ from yolos_jax.data.records import Records
 from yolos_jax.errors import shown
 
 ENDS = 4096  # bytes at either end of a file that tell most files apart
-PART = 256  # files that a thread looks at in a row
+PART = 256  # files of one job of a thread
 
 
 def notes(train: Records, val: Records) -> list[str]:
-    """What a reader should know about two splits, a line each."""
+    """Notes for the user on a pair of splits, a line each."""
     lines = []
     if same := in_both(train, val):
         lines.append(f'{len(same)} images are in both splits: {shown([f"{a} = {b}" for a, b in same])}')
@@ -36,12 +36,12 @@ def notes(train: Records, val: Records) -> list[str]:
 
 
 def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
-    """The names of image files with the same bytes in both; not looked for in other forms of storage."""
+    """Pairs of image files with equal bytes, one of each split; empty unless both are in local folders."""
     if not (isinstance(train.images, Folder) and isinstance(val.images, Folder)):
         return []
     with ThreadPoolExecutor(cpus.usable()) as pool:
         paths = [[r.name(i) for i in range(len(r))] for r in (train, val)]
-        for key in (_size, _ends, files.sha256):  # each looks only at what the one before left
+        for key in (_size, _ends, files.sha256):  # each only for files that share the key before
             keys = [_keys(pool, key, names) for names in paths]
             common = set(keys[0].values()) & set(keys[1].values()) - {None}
             paths = [[name for name in names if keys[i][name] in common] for i, names in enumerate(paths)]
@@ -52,7 +52,7 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
 
 
 def _keys(pool: ThreadPoolExecutor, key: Callable[[str], Any], names: list[str]) -> dict[str, Any]:
-    """{name: its key}; a thread takes many names at once, for a job each would cost more than most keys."""
+    """{name: its key}; a job takes many names, since a job for each would cost more than most keys."""
     parts = [names[i : i + PART] for i in range(0, len(names), PART)]
     keys = pool.map(lambda part: [key(name) for name in part], parts)
     return dict(zip(names, itertools.chain.from_iterable(keys), strict=True))
@@ -70,4 +70,4 @@ def _ends(path: str) -> bytes:
     with open(path, 'rb') as file:
         first = file.read(ENDS)
         file.seek(-min(ENDS, os.path.getsize(path)), os.SEEK_END)
-        return hashlib.sha256(first + file.read()).digest()  # of very many files that are equally long
+        return hashlib.sha256(first + file.read()).digest()  # hashed: many files may have one size

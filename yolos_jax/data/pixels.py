@@ -1,4 +1,4 @@
-"""From an image file to the model's patches.
+"""Decodes image files, and writes their pixels as the model's patches.
 
 Pixels are RGBX, uint8 [height, width, 4]; the fourth byte is ignored: `resize` works on whole vectors.
 """
@@ -17,14 +17,14 @@ from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
 
 EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
-# of image files
+# endings of image files
 ENDINGS = tuple('.jpg .jpeg .jfif .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm'.split())
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
 UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
 
 def is_image(name: str) -> bool:
-    """Whether a file in a folder is an image, by its name in there; hidden files and folders hold none."""
+    """Whether a file in a folder is an image, by its name there; hidden files and folders do not count."""
     return name.lower().endswith(ENDINGS) and not any(part.startswith('.') for part in name.split('/'))
 
 
@@ -56,7 +56,7 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
     with _naming(path), Image.open(path) as image:
-        # of a TIFF Pillow gives the size when it is turned
+        # for a TIFF, Pillow gives the size of the turned image
         turned = image.format != 'TIFF' and image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
         return image.size if turned else (image.height, image.width)
 
@@ -88,7 +88,7 @@ def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
     if image.mode == 'I' and image.format == 'PPM':  # Pillow's mode for a PGM of 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
     if upright:
-        with contextlib.suppress(*UNREADABLE):  # an EXIF that cannot be read turns nothing
+        with contextlib.suppress(*UNREADABLE):  # unreadable EXIF data are ignored
             image = ImageOps.exif_transpose(image)
     if image.mode in ('F', 'I'):
         raise InputError('its pixels have 32 bits; save it with 8 or 16')
@@ -100,7 +100,7 @@ def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
 def from_array(image: np.ndarray) -> np.ndarray:
     """The pixels of an array, RGBX: uint8 or uint16, [height, width] or with 1, 3 or 4 channels.
 
-    Gray, transparent and 16-bit arrays become what a file with these pixels would.
+    Gray, transparent and 16-bit arrays are converted like files with these pixels.
 
     Raises:
         InputError: it has another type or shape.
@@ -119,7 +119,7 @@ def from_array(image: np.ndarray) -> np.ndarray:
 
 
 def decode_sized(data: bytes, name: str, size: tuple[int, int], upright: bool = False) -> np.ndarray:
-    """As `decode`, of an image whose (height, width) the annotations say.
+    """As `decode`, for an image with the (height, width) given in the annotations.
 
     Boxes refer to the stored pixels, as COCO's do, or to the photograph turned upright if only that has the
     annotated size. upright: they always refer to the photograph turned upright.
@@ -149,7 +149,7 @@ def _naming(name: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _left_to_pillow() -> Iterator[None]:
-    """Ignores that simplejpeg does not know a rare subsampling of colours."""
+    """Ignores simplejpeg's error for rare chroma subsamplings, which Pillow can decode."""
     try:
         yield
     except ValueError as error:
@@ -158,7 +158,7 @@ def _left_to_pillow() -> Iterator[None]:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """RGBX pixels; libjpeg warns of damage, and of the padding that some cameras write, alike."""
+    """RGBX pixels; libjpeg gives one warning for damage and for the padding that some cameras write."""
     try:
         return simplejpeg.decode_jpeg(data, 'RGBX')
     except ValueError as error:

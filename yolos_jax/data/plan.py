@@ -8,9 +8,9 @@ import numpy as np
 def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 101) -> tuple[int, ...]:
     """At most `how_many` bucket lengths for sequences of `counts` patches, the last holding `most`.
 
-    Every sequence is padded to the next length; the choice makes the total padding the least possible.
-    Lengths are such that, with the `special` tokens ([CLS] and [DET]), a sequence is a multiple of a
-    power of two: fused kernels work in tiles.
+    Every sequence is padded to the next length; the lengths minimise the total padding. With
+    the `special` tokens ([CLS] and [DET]) each length is a multiple of a power of two, since fused
+    kernels work in tiles.
     """
     tile = 1 << min(max(int(np.log2(most / 32)), 3), 7)  # 128 for COCO at 800 pixels, 8 at least
     up = lambda n: -(-(n + special) // tile) * tile - special
@@ -43,8 +43,8 @@ def plan(
     """The batches of an epoch.
 
     Images of similar length share a batch. The images that do not fill a batch of their own length are
-    joined with those of the next, so nothing but the last len(counts) % batch_size of the shuffled
-    order is left out (the reference drops them too).
+    joined with those of the next, so only the last len(counts) % batch_size images of the shuffled
+    order are dropped, as in the reference.
 
     Args:
         counts: patches of each record in this epoch [n]; lengths: bucket lengths, ascending.

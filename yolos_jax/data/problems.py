@@ -10,8 +10,8 @@ import numpy as np
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.errors import InputError
 
-SUSPICIOUS = 0.2  # the share of boxes that may leave their image
-CONTROLS = 'Cc', 'Cs', 'Zl', 'Zp'  # kinds of characters: control, halves of a pair, line separators
+SUSPICIOUS = 0.2  # a larger share of boxes that leave their image is suspicious
+CONTROLS = 'Cc', 'Cs', 'Zl', 'Zp'  # Unicode categories: control characters, surrogates, line separators
 LARGEST_BOX = 1e38  # training computes in float32
 
 
@@ -32,7 +32,7 @@ class Problem:
 
 
 class _Check(NamedTuple):
-    """A row of the table of what can be wrong."""
+    """A row of the table of checks."""
 
     what: str
     where: np.ndarray  # bool or indices: of images, categories or annotations
@@ -56,7 +56,7 @@ def check_annotations(a: Annotations) -> None:
 
 
 def _failed(checks: list[_Check]) -> list[Problem]:
-    """The problems of those checks that apply to anything."""
+    """The problems of the checks that find something."""
     result = []
     for what, where, example, stops in checks:
         where = np.flatnonzero(where) if where.dtype == bool else where
@@ -66,7 +66,7 @@ def _failed(checks: list[_Check]) -> list[Problem]:
 
 
 def _checks(a: Annotations) -> list[_Check]:
-    """What stops a run."""
+    """The checks for problems that stop a run."""
     category_ids = np.array([number for number, _ in a.categories], np.int64)
     annotation_ids = a.annotation_ids[a.annotation_ids != -1]
     controls = lambda name: any(unicodedata.category(c) in CONTROLS for c in name)
@@ -115,7 +115,7 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 
 
 def _box_checks(a: Annotations) -> list[_Check]:
-    """What is dropped, cut or suspicious, of annotations that do not stop a run."""
+    """The checks for what is dropped, cut or suspicious, for annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
     annotation = lambda i: f'annotation id {a.annotation_ids[i]} in {a.files[image[i]]}'
     names = np.array([name.lower() for _, name in a.categories])
@@ -130,7 +130,7 @@ def _box_checks(a: Annotations) -> list[_Check]:
         ),
         _Check('categories of one name', _repeated(names), str, stops=False),
         _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
-        _Check('objects that stand there before under another id', _again(a), annotation, stops=False),
+        _Check('objects that repeat an earlier one under another id', _again(a), annotation, stops=False),
         _Check('boxes without an area in their image (dropped)', flat, annotation, stops=False),
         _Check(
             f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation, stops=False

@@ -16,10 +16,10 @@ from yolos_jax.bucket import Bucket, Reading
 from yolos_jax.errors import InputError
 
 BLOCK, BLOCK_HEADER = 1 << 16, 24
-HEADER = struct.Struct('<8xQ8xQ8x')  # of a chunk: size of its data, type in the lowest byte and records
+HEADER = struct.Struct('<8xQ8xQ8x')  # of a chunk: size of data; type (lowest byte), number of records
 SIMPLE = ord('r')  # the type of chunk that array_record writes unless it is told to transpose
-COMPRESSED = {0: False, ord('z'): True}  # by the first byte of a chunk's data: not, or by zstd
-OFFSET = 1  # the fields of a footer's message, all of them varints
+COMPRESSED = {0: False, ord('z'): True}  # by the first byte of a chunk's data: no, or by zstd
+OFFSET = 1  # numbers of fields in the footer's messages; all are varints
 COUNT = 3
 
 
@@ -30,7 +30,7 @@ class RecordRanges:
         """Read where the records are; raises InputError where a file is not one of this format."""
         self._bucket, self._names = bucket, names
         last_blocks = [bucket.start_read(name, slice(-BLOCK, None)) for name in names]
-        # of the footers
+        # where the footers begin
         begins = [_fields(_records(block, 0)[0]).get(OFFSET, 0) for block in last_blocks]
         footers = [
             bucket.start_read(name, slice(begin, None)) for name, begin in zip(names, begins, strict=True)
@@ -43,7 +43,7 @@ class RecordRanges:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def start_read(self, row: int) -> Callable[[], bytes]:
-        """Ask for a record: what waits for it, or raises InputError."""
+        """Request a record; returns a function that waits for it, or raises InputError."""
         chunk = int(np.searchsorted(self._ends, row, 'right'))
         within = row - (int(self._ends[chunk - 1]) if chunk else 0)
         name, (begin, end) = self._names[self._file[chunk]], self._span[chunk].tolist()
@@ -53,14 +53,14 @@ class RecordRanges:
 
 def _chunks(footer: Reading, begin: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each chunk of a file begins and ends, int64 [chunks, 2], and how many records it has."""
-    _, *chunks = (_fields(record) for record in _records(footer, begin))  # the first: of the whole file
+    _, *chunks = (_fields(record) for record in _records(footer, begin))  # the first is of the whole file
     starts = np.array([*(chunk.get(OFFSET, 0) for chunk in chunks), begin], np.int64)
     counts = np.array([chunk.get(COUNT, 0) for chunk in chunks], np.int64)
     return np.stack([starts[:-1], starts[1:]], axis=1), counts
 
 
 def _records(read: Reading, begin: int) -> list[bytes]:
-    """The records of the chunk at the start of what is read, a file from `begin` on."""
+    """The records of the chunk that starts the read, at byte `begin` of its file."""
     data = read.result()
     try:
         data = _without_block_headers(data, begin)
@@ -118,7 +118,7 @@ def _fields(message: bytes) -> dict[int, int]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
+    """The value of a varint (seven bits a byte), and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]

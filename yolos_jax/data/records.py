@@ -19,9 +19,9 @@ from yolos_jax.data.problems import check_annotations, find_problems
 from yolos_jax.errors import InputError
 
 INDEX_VERSION = 2
-LARGEST_CLASS = 9999  # of ids that index the class head as they are
-ROBOFLOW = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$')  # the end of its versions' names
-VERSION = re.compile(  # what the names of an image's copies end with
+LARGEST_CLASS = 9999  # the largest category id that is used as a label itself
+ROBOFLOW = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$')  # ends the names of Roboflow's versions
+VERSION = re.compile(  # ends the names of other copies of an image
     r'[ _-]+(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
 )
 MOST_VERSIONS = 20  # of a photograph
@@ -58,23 +58,23 @@ class Records:
     images: Any
     source: sources.Source
     bad_images: int
-    advice: ClassVar[str] = ': yolos check lists them all'  # where more are bad
+    advice: ClassVar[str] = ': yolos check lists them all'  # for the error if more are bad
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def objects(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [k, 4] and labels [k] of image i, or from the end."""
+        """Boxes [k, 4] and labels [k] of image i; a negative i counts from the end."""
         i = range(len(self))[i]
         span = slice(self.first[i], self.first[i + 1])
         return self.boxes[span], self.labels[span]
 
     def name(self, i: int) -> str:
-        """How to name image i to a reader."""
+        """The name of image i in messages."""
         return self.images.name(self.files[i])
 
     def start_read(self, i: int) -> Callable[[], bytes]:
-        """What gives the encoded bytes of image i, or raises InputError; a bucket is asked for them now."""
+        """A function that returns the bytes of image i, or raises InputError; it requests them at once."""
         return self.images.start_read(self.files[i], self.rows[i])
 
     def truth(self) -> annotations.Annotations:
@@ -82,7 +82,7 @@ class Records:
         return annotations.of_images(self.source.read_truth(), self.ids)
 
     def truth_in(self, root: str | Path) -> annotations.Annotations:
-        """As `truth`, with the names that the images have in a data folder, where they are files in it."""
+        """As `truth`, with file names relative to `root` if the images are files in that folder."""
         a = self.truth()
         images, names = self.source.images(a.files)
         prefix = images.prefix(root)
@@ -155,9 +155,9 @@ def from_source(
 
 
 def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
-    """Records parted in two, the second with about a fraction of the images, drawn by seed.
+    """Split records in two, the second with about a fraction of the images, drawn by seed.
 
-    Images whose names say that they show nearly the same stay together: copies, augmented versions
+    Images that are near duplicates by their names stay together: copies, augmented versions
     ("x_jpg.rf.HASH.jpg" is Roboflow's), and the frames of a film (`_runs`).
     """
     names = _photographs([str(PurePath(file).with_suffix('')) for file in records.files.tolist()], fraction)
@@ -166,14 +166,14 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     order = np.argsort([place[name] for name in groups], kind='stable')
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
     while 0 < count < len(names) and groups[order[count - 1]] == groups[order[count]]:
-        count += 1  # a group is not parted
+        count += 1  # never splits a group
     if count >= len(names):
         raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
 
 def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
-    """Records parted in two, the second with the images of these ids."""
+    """Split records in two, the second with the images of these ids."""
     second = np.isin(records.ids, ids)
     return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))
 
@@ -188,7 +188,7 @@ def _photographs(names: list[str], fraction: float) -> list[str]:
         shorter = VERSION.sub('', name)
         return name if shorter == name else original(shorter)
 
-    names = [ROBOFLOW.sub('', name) for name in names]  # whose versions are certain
+    names = [ROBOFLOW.sub('', name) for name in names]  # these are certainly versions
     counts = collections.Counter(map(original, set(names)))
     most = min(max(len(set(names)) * fraction, 4), MOST_VERSIONS)
     return [original(name) if counts[original(name)] <= most else name for name in names]
@@ -229,7 +229,7 @@ def select(r: Records, rows: np.ndarray) -> Records:
 
 
 def labels(numbers: Iterable[int]) -> dict[int, int]:
-    """{category id: label}: themselves or, where one is above 9999, their places in order."""
+    """{category id: label}: the ids themselves or, if one is above 9999, their ranks."""
     ordered = sorted(numbers)
     return {number: i if ordered[-1] > LARGEST_CLASS else number for i, number in enumerate(ordered)}
 
@@ -281,7 +281,7 @@ def _stamp(source: sources.Source) -> dict:
 
 
 def _read_index(index: Path, source: sources.Source) -> dict | None:
-    """The arrays kept in an index file, or None where there is none or it is not of this source."""
+    """The arrays kept in an index file, or None if there is none or it is of another source."""
     try:
         with np.load(index) as stored:
             about = json.loads(stored['about'].item())

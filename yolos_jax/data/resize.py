@@ -58,7 +58,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _horizontal(image, first, count, weights, flip, out):
-    """From and to uint32 images, whose last rows of a block of four may be fewer."""
+    """From and to uint32 images, in blocks of four rows; the last block repeats the last row if needed."""
     height, size = image.shape
     width = out.shape[1]
     interleaved, mixed = np.empty(size * 4, np.uint32), np.empty(width * 4, np.uint32)
@@ -81,7 +81,7 @@ def _horizontal(image, first, count, weights, flip, out):
 
 @numba.njit(nogil=True, cache=True)
 def _vertical(data, first, count, weights, stride, out):
-    """From the bytes of an image to those of another. Rows end with a whole run, so both have a tail."""
+    """From the bytes of an image to those of another. Both have a tail, as runs may pass a row's end."""
     for y in range(len(first)):
         for x in range(0, stride, RUN):
             _mix_row(data, first[y] * stride + x, stride, weights[y], count[y], out, y * stride + x)
@@ -89,7 +89,7 @@ def _vertical(data, first, count, weights, stride, out):
 
 @numba.njit(nogil=True, cache=True)
 def _vertical_patches(data, first, count, weights, columns, out):
-    """The same to the bytes of patches, [rows, columns, 16, 48], without a tail."""
+    """As `_vertical`, to the bytes of patches, [rows, columns, 16, 48], without a tail."""
     stride = columns * RUN
     for y in range(len(first)):
         patch, inside = y // PATCH * columns, y % PATCH
@@ -101,7 +101,7 @@ def _vertical_patches(data, first, count, weights, columns, out):
 def _rows(
     image: np.ndarray, shape: tuple[int, int], box: tuple, *, flip: bool, cubic: bool = False
 ) -> tuple:
-    """After the horizontal pass: the bytes of the rows `box` needs, and how the vertical one mixes them."""
+    """The horizontal pass: the bytes of the rows that `box` needs, and the taps of the vertical pass."""
     (height, width), (top, left, h, w) = shape, box
     first, count, weights = (values[top : top + h] for values in _weights(len(image), height, cubic))
     low, high = first[0], first[-1] + count[-1]
@@ -125,7 +125,7 @@ def resize(
 
     box: (top, left, height, width) in the resized image; None for all of it. flip: mirror the image
     first (the weights are not symmetric to the last bit, so mirroring afterwards is not the same). cubic:
-    and not bilinear.
+    bicubic instead of bilinear.
     """
     box = (0, 0, height, width) if box is None else box
     h, w = box[2:]

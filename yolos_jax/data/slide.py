@@ -12,9 +12,9 @@ import numpy as np
 
 
 def slide(image: np.ndarray, axis: int, slope: float, offset: float, fill: tuple) -> np.ndarray:
-    """An image uint8 [height, width, 3] whose pixels come from elsewhere along an axis.
+    """An image uint8 [height, width, 3] with its pixels sampled from shifted places along an axis.
 
-    Where that is outside the image, `fill` is. axis: 1 moves along rows, by offset + slope * y, and 0 along
+    Places outside the image give `fill`. axis: 1 shifts along rows, by offset + slope * y, and 0 along
     columns, by offset + slope * x, in pixels.
     """
     out = np.empty_like(image)
@@ -47,7 +47,7 @@ def _taps(place, size):
 
 @numba.njit(nogil=True, cache=True)
 def _cubic(a, b, c, d, between):
-    """Keys' cubic with -1 through four bytes, cut down to a byte."""
+    """Keys' cubic with -1 through four bytes, clipped and truncated to a byte."""
     a, b, c, d = np.float64(a), np.float64(b), np.float64(c), np.float64(d)
     value = b + between * (c - a + between * (2 * (a - b) + c - d + between * (b - a - c + d)))
     return np.uint8(min(max(value, 0.0), 255.0))

@@ -20,8 +20,8 @@ from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 PREFIX, ROBOFLOW = 'instances_', '_annotations.coco.json'
-UPRIGHT = {'info': {'upright': True}}  # so a COCO file of ours begins whose boxes lie on upright images
-# names that tools give to the same split; asked for one of them, another that is there is taken
+UPRIGHT = {'info': {'upright': True}}  # begins our COCO files whose boxes refer to upright images
+# names that tools give to the same split; if the one asked for is missing, another is taken
 SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'validation'))
 
 
@@ -45,18 +45,18 @@ class Source:
     split: str = ''
 
     def read_truth(self) -> Annotations:
-        """The annotations that an evaluation is by."""
+        """The annotations to evaluate against."""
         return annotations.read(self.truth) if self.truth else self.load()
 
 
 def find(root: str | Path, split: str) -> Source:
     """The source of a split of `root`: a folder of one of the layouts, or the .yaml file of a YOLO one.
 
-    root: its path, or the URL of one in a bucket (gs:// or s3://), of which annotations are copied and
-    images read one by one. split: its name, or another of its names (`SYNONYMS`).
+    root: a path, or the URL of a folder in a bucket (gs:// or s3://): annotations are copied, images are
+    read one by one. split: its name, or another of its names (`SYNONYMS`).
 
     Raises:
-        InputError: there is no such folder or split, which names those that are there.
+        InputError: there is no such folder or split; the message names the splits that exist.
     """
     folder = folders.open_folder(root)
     if folder.has(array_records.INFO):
@@ -93,7 +93,7 @@ def find(root: str | Path, split: str) -> Source:
 
 
 def yolo_description(folder: Folder | BucketFolder) -> Path | None:
-    """The .yaml file of a data set in YOLO's form, where a folder is one; raises InputError in a bucket."""
+    """The .yaml file of a data set in YOLO's form, else None; raises InputError in a bucket."""
     if isinstance(folder, Folder):
         return yolo.description(folder.path)
     if folder.glob('data.y*ml'):
@@ -106,7 +106,7 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
 
 
 def of_json(file: Path, places: Sequence[Folder | BucketFolder], argument: str) -> Source:
-    """The source of a COCO file whose images are in one of some folders; argument: which names them."""
+    """The source of a COCO file whose images are in one of `places`; argument: the one that names them."""
     mark = json.dumps(UPRIGHT).encode()[:-1]
     with open(file, 'rb') as content:
         if content.read(len(mark)) == mark:  # of local files, as YOLO's are
@@ -125,7 +125,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
 
     images may be the .yaml file of a YOLO data set too, in whose folder they are.
 
-    Either may be in a bucket, by its URL. argument: which names the folder, for errors.
+    Either may be the URL of something in a bucket. argument: the one that names the folder, for errors.
 
     Raises:
         InputError: the file or the folder is not there.
@@ -148,7 +148,7 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     """The names of a folder's annotation files by their split, in the first layout that has any.
 
     COCO and CVAT: annotations/instances_NAME.json (or NAME.json); Roboflow: NAME/_annotations.coco.json;
-    Label Studio, and whatever lies on top: NAME.json.
+    Label Studio and others: NAME.json in the folder itself.
     """
     if files := folder.glob(f'annotations/{PREFIX}*.json'):
         return {Path(file).stem.removeprefix(PREFIX): file for file in files}
@@ -162,7 +162,7 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
 
 
 def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | str) -> str:
-    """The name under which a split is there; raises InputError with those that are."""
+    """The name that a split has among `available`; raises InputError with the available names."""
     if split in available:
         return split
     by_lower = {name.lower(): name for name in available}  # CVAT writes Train and Validation
@@ -171,7 +171,7 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | s
         if named := [spelt[name] for name in synonyms if name in spelt]:
             return named[0]
     if len(available) == 1 and split in SYNONYMS[0] and available[0].lower() not in SYNONYMS[1]:
-        return available[0]  # tools that know no splits export one, whatever its name
+        return available[0]  # tools without splits export a single one, under any name
     if not available:
         raise no_data_set(root)
     raise InputError(f'{root}: has no split {split}, but {", ".join(available)}', 'split')
@@ -202,11 +202,11 @@ def locate(
     without any folders. The combination with the most of the first hundred files is taken.
 
     Raises:
-        InputError: none fits, or several images would be one file.
+        InputError: no folder fits, or several images would map to one file.
     """
     try:
         common = os.path.commonpath({os.path.dirname(name) for name in files.tolist()})
-    except ValueError:  # absolute ones and others
+    except ValueError:  # absolute and relative names mixed
         common = ''
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
     sample = files[:100].tolist()

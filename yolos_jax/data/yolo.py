@@ -21,15 +21,15 @@ from yolos_jax.data.folders import YAML
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
-LARGEST_SHARE = 2  # of an image's side, for boxes that leave it; what is more are pixels
+LARGEST_SHARE = 2  # of an image's side, since boxes may leave it; larger values are pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a data.yaml says: the folder that image names start at, {split: image files}, class names.
+    """The content of a data.yaml: the common folder of the images, {split: image files}, class names.
 
-    missing: what it names for val and test and is not there. key_points: how many numbers follow the box in
-    a row.
+    missing: entries for val and test that do not exist. key_points: how many numbers follow the box in a
+    row.
     """
 
     path: Path
@@ -82,11 +82,11 @@ def read_description(file: Path) -> Description:
     if not isinstance(names, dict) or not all(isinstance(key, int) for key in names) or not names:
         raise InputError(f'{file}: its names are neither a list nor a mapping of numbers', 'data')
     base = file.parent / str(content.get('path') or '')
-    if not base.is_dir():  # where the export was made; the folder may have moved
+    if not base.is_dir():  # it is a path on the exporting machine, or the folder was moved
         base = file.parent
     splits, missing = {}, []
     for split in filter(content.get, SPLITS):
-        if split == 'train' or _is_there(base, content[split]):  # exports name some that they have not
+        if split == 'train' or _is_there(base, content[split]):  # exports may name splits that they lack
             splits[split] = _images(base, content[split], file)
         else:
             missing.append(content[split])
@@ -102,7 +102,7 @@ def read_description(file: Path) -> Description:
 
 
 def _images(base: Path, entry: object, file: Path) -> list[Path]:
-    """The image files of a split: of a folder, a text file with a name in each line, or several."""
+    """The image files of a split: a folder, a text file with a name in each line, or a list of these."""
     images = []
     for name in entry if isinstance(entry, list) else [entry]:
         place = _place(base, str(name))
@@ -121,7 +121,7 @@ def _is_there(base: Path, entry: object) -> bool:
 
 
 def _place(base: Path, name: str) -> Path | None:
-    """Where an entry lies: as it is, or, as Roboflow writes them, one folder further up than it is."""
+    """The path of an entry, or None; Roboflow's entries begin with one ../ too many."""
     for candidate in (base / name, base / name.removeprefix('../')):
         if candidate.exists():
             return candidate
@@ -192,9 +192,9 @@ def labels_of(image: Path) -> Path:
 
 
 def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:
-    """The rows of a file of labels as class, centre and extent [n, 5], and how many others stood twice.
+    """The rows of a label file as class, centre and extent [n, 5], and the number of repeated rows.
 
-    Where there is no file there are none.
+    A file that does not exist has no rows.
     """
     rows, repeated, key_points = {}, 0, data.key_points
     try:

@@ -1,1 +1,1 @@
-"""What keeps a run alive: the mesh, the cluster, checkpoints, the workdir, and the training loop."""
+"""Training runs: the mesh, the cluster, checkpoints, the workdir, and the training loop."""

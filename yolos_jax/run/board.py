@@ -1,4 +1,4 @@
-"""TensorBoard's files in a run's folder."""
+"""Writes TensorBoard's files to a run's folder."""
 
 import contextlib
 import os
@@ -54,18 +54,18 @@ class Board:
             self._events = None
 
     def _open(self) -> Any:
-        """A new file, whose first lines are the step that the run starts from, and its config."""
+        """Open a new file; its first events are the step that the run starts from, and the config."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import hparams
 
-        suffix = f'.{os.getpid()}.{time.monotonic_ns()}'  # several may be of one second
+        suffix = f'.{os.getpid()}.{time.monotonic_ns()}'  # several files may be opened in one second
         plain = {
             k: x if isinstance(x, bool | int | float | str) else str(x) for k, x in self.config.items()
         }
         experiment, session, _ = hparams(plain, {'AP': None})
         first = [Event(wall_time=time.time(), summary=summary) for summary in (experiment, session)]
-        if not self._is_purged:  # later steps of the run before this one are not shown
+        if not self._is_purged:  # hides later steps that an earlier start wrote
             log = SessionLog(status=SessionLog.START)
             first.insert(0, Event(wall_time=time.time(), step=self._first + 1, session_log=log))
         try:
@@ -90,10 +90,10 @@ class Board:
 
 @contextlib.contextmanager
 def _left_out(*modules: str) -> Iterator[None]:
-    """Within the block, modules that are not loaded yet are as if they were not installed.
+    """Within the block, modules that are not loaded yet appear not to be installed.
 
-    tensorboardX loads PyTorch and boto3 where they are, for tensors of the one and buckets of the other,
-    which no run gives it: 1.6 s of a start, and 0.1 without them (2 cores of an AMD EPYC).
+    tensorboardX imports PyTorch and boto3 if they are installed, for tensors and buckets that no run gives
+    it: 1.6 s of a start, and 0.1 s without them (2 cores of an AMD EPYC).
     """
     absent = {name: None for name in modules if name not in sys.modules}
     sys.modules.update(absent)

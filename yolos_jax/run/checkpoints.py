@@ -31,7 +31,7 @@ class Checkpoints:
     """The checkpoints of a run: the newest two and the one of best AP are kept."""
 
     def __init__(self, folder: str | Path, mirror: Mirror | None = None) -> None:
-        """mirror: of the folder, where it is this process's copy of one in a bucket."""
+        """mirror: given if the folder is this process's copy of one in a bucket."""
         self.folder, self._mirror = Path(folder).absolute(), mirror
         if mirror or cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**first if mirror else {}),
         )
-        self._manager = None  # of the processes that save
+        self._manager = None  # None in processes that do not save
         if not mirror or cluster.is_first():
             self._manager = ocp.CheckpointManager(
                 self.folder, item_handlers=checkpoint.handlers(), options=options
@@ -55,11 +55,11 @@ class Checkpoints:
         """Save in the background under the state's step.
 
         Raises:
-            InputError: the save before this one failed (a full disk, say), or this one was not
-                taken because a later step is there.
+            InputError: the save before this one failed (a full disk, say), or this one was
+                refused because a later step exists.
         """
         step = int(state['step'])
-        known = self._manager.all_steps() if self._manager else []  # those being written too
+        known = self._manager.all_steps() if self._manager else []  # with those being written
         if cluster.from_first(step in known):
             return
         with self._failing_as('a save failed'):
@@ -76,7 +76,7 @@ class Checkpoints:
             self._mirror.start_push(after=self._manager.wait_until_finished)
 
     def note_ap(self, step: int, ap: float) -> None:
-        """Note the validation AP of a step, where that was saved: the best step is never removed."""
+        """Record the validation AP of a step if it was saved: the best step is never removed."""
         with self._failing_as('a save failed'):
             self._wait()
             if cluster.is_first() and (self.folder / str(step)).is_dir():
@@ -85,11 +85,11 @@ class Checkpoints:
                     self._mirror.start_push()
 
     def ap(self, step: int) -> float | None:
-        """The AP that was noted for a step; None where it was not."""
+        """The recorded AP of a step; None if there is none."""
         return checkpoint.saved_ap(self.folder / str(step))
 
     def best(self) -> int | None:
-        """The step of the best AP, the first where several have it; None where none was measured."""
+        """The step with the best AP, the first of equals; None if no AP was measured."""
         best = cluster.from_first(self._best())
         return None if np.isnan(best) else int(best)
 
@@ -120,7 +120,7 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore have no common error for damage
                 problem = error
             if not cluster.anywhere(problem):
-                problem = checkpoint.difference(state, meta['checksums'])  # which all compute together
+                problem = checkpoint.difference(state, meta['checksums'])  # a collective computation
             if cluster.anywhere(problem):
                 damaged[path] = problem or 'another process could not read it'
                 continue
@@ -146,7 +146,7 @@ class Checkpoints:
         # not by the manager, which would wait for processes that failed
         args = ocp.args.PyTreeRestore(abstract, restore_args=placed)
         state = ocp.PyTreeCheckpointHandler().restore(path / STATE, args=args)
-        # the order of axes too, which Orbax leaves alone
+        # restores the order of axes in memory too, which Orbax ignores
         formats = jax.tree.map(lambda x: x.format, like)
         state = jax.jit(lambda state: state, donate_argnums=0, out_shardings=formats)(state)
         return state, meta | {'checksums': dict(meta['checksums'])}
@@ -157,19 +157,19 @@ class Checkpoints:
             self._finish()
 
     def close(self) -> None:
-        """As `wait`, and end."""
+        """As `wait`; then close the manager."""
         self.wait()
         with self._failing_as('the last save failed'):
             if self._manager:
                 self._manager.close()
 
     def push_now_and_then(self) -> None:
-        """Put the metrics of a run in a bucket there, where the last time was a while ago."""
+        """Upload the metrics of a run in a bucket, if the last upload was a while ago."""
         if self._mirror and cluster.is_first():
             self._mirror.push_now_and_then()
 
     def measurements(self) -> dict[str, float]:
-        """What a log line has of a run in a bucket: the requests that were repeated."""
+        """The numbers in a log line for a run in a bucket: the count of retried requests."""
         return {'network_retries': float(bucket.retries())} if self._mirror else {}
 
     def _wait(self) -> None:
@@ -191,7 +191,7 @@ class Checkpoints:
                 path = self.folder / str(step)
                 if step != best and not checkpoint.ap_is_damaged(path):
                     (self.folder / TRASH).mkdir(exist_ok=True)
-                    path.rename(self.folder / TRASH / path.name)  # at once: removal could leave half a step
+                    path.rename(self.folder / TRASH / path.name)  # atomic: removal could leave half a step
             shutil.rmtree(self.folder / TRASH, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -208,14 +208,14 @@ class Checkpoints:
 def _meet(processes: set[int] | None) -> Callable[..., None]:
     """The barrier at which Orbax's thread waits for the other processes at the end of a save.
 
-    If the save failed here, it raises: Orbax's would wait up to 20 minutes for others that wait for us.
+    If the save failed here, it raises: Orbax's barrier would wait up to 20 minutes for the others.
     """
     if not cluster.is_first() and processes:
         return lambda **_: None  # of a process that does not save
     wait = ocp.multihost.get_barrier_sync_fn(processes=processes)
 
     def meet(**which: str | int) -> None:
-        of_save = threading.current_thread() is not threading.main_thread()  # which may handle another
+        of_save = threading.current_thread() is not threading.main_thread()  # which may be handling another
         if of_save and (error := sys.exception()):
             raise error
         wait(**which)
@@ -224,10 +224,10 @@ def _meet(processes: set[int] | None) -> Callable[..., None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Move what Orbax would not open the folder for: steps without their parts, and damaged APs.
+    """Rename what would keep Orbax from opening the folder: incomplete steps, and damaged APs.
 
     Raises:
-        InputError: no step has its parts.
+        InputError: no step is complete.
     """
     steps = [path for path in folder.iterdir() if path.name.isdigit()]
     cut = [path for path in steps if not ((path / META).is_dir() and (path / STATE).is_dir())]
@@ -252,7 +252,7 @@ def _set_aside(path: Path, problem: object) -> None:
 
 
 def _compare(like: dict, stored: dict, path: Path) -> None:
-    """Names, shapes and types must be those asked for: Orbax would cast silently."""
+    """Raises InputError if names, shapes or types are not those of `like`: Orbax would cast silently."""
     describe = lambda tree: {
         jax.tree_util.keystr(keys): f'{list(leaf.shape)} {np.dtype(leaf.dtype).name}'
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)

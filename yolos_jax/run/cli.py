@@ -24,7 +24,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
-STEP = 'of a run: the step to read (the best by AP, else the newest)'
+STEP = 'the step of a run to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
 
 
@@ -35,11 +35,11 @@ def start(name: str) -> None:
     falls into JAX's callback of the garbage collection would be lost, and the command would go on.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # bash leaves the ~ of --workdir=~/runs as it is, and the folder would be called so
+    # bash does not expand the ~ in --workdir=~/runs, and a folder named ~ would be made
     home = lambda argument: re.sub('(?<==)~(?=/|$)', str(Path.home()), argument, count=1)
     sys.argv[1:] = map(home, sys.argv[1:])
     module = imported(name)
-    if name in ('train', 'pretrain'):  # which take signals themselves (`stop.StopSignal`)
+    if name in ('train', 'pretrain'):  # they handle signals themselves (`stop.StopSignal`)
         run_with_flags(module.main, module.KEYS)
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,9 +47,9 @@ def start(name: str) -> None:
 
 
 def imported(name: str) -> ModuleType:
-    """A module of `yolos_jax.tools`, which the garbage collector never looks through.
+    """Import a module of `yolos_jax.tools`, whose objects the garbage collector then ignores.
 
-    That took a tenth of the CPU time up to a run's first step.
+    Scanning them took a tenth of the CPU time up to a run's first step.
     """
     gc.disable()
     module = importlib.import_module(f'yolos_jax.tools.{name}')
@@ -59,15 +59,15 @@ def imported(name: str) -> ModuleType:
 
 
 def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) -> None:
-    """Call `main()`; an error becomes one line on stderr, the last one, and an exit status.
+    """Call `main()`; an error becomes one line, the last on stderr, and an exit status.
 
-    The status is 1, or 3 where a run diverged (`errors.DivergedError`), or 130 after Ctrl-C. --traceback
-    shows where any other error than an `InputError` came from.
+    The status is 1, or 3 if a run diverged (`errors.DivergedError`), or 130 after Ctrl-C. --traceback
+    also prints the traceback of the error.
     flag: how this script spells the flag of an argument that an error names.
     """
     output = _Output()
     shows = TRACEBACK in sys.argv
-    if not shows:  # Orbax and TensorStore show what they raise too, from every thread that was at it
+    if not shows:  # Orbax and TensorStore also print their errors, from each of their threads
         absl_logging.set_verbosity(absl_logging.FATAL)
         sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     sys.argv[:] = [argument for argument in sys.argv if argument != TRACEBACK]
@@ -88,7 +88,7 @@ class _Output(io.RawIOBase):
     """
 
     def __init__(self) -> None:
-        self._before, self._error = sys.stdout, None  # which closes its file when it goes
+        self._before, self._error = sys.stdout, None  # kept, since a freed one closes its file
         buffer = getattr(sys.stdout, 'buffer', None)
         self._file = getattr(buffer, 'raw', buffer)
         if self._file:
@@ -114,7 +114,7 @@ class _Output(io.RawIOBase):
             return len(data)
 
     def check(self) -> None:
-        """Raises InputError where something could not be written, unless nobody read it any more."""
+        """Raises InputError if something could not be written, except to a pipe that its reader closed."""
         if self._file:
             sys.stdout.flush()
         if self._error and not isinstance(self._error, BrokenPipeError):
@@ -167,7 +167,7 @@ def _flag_of(argument: str) -> str:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Parse absl's flags; what is wrong with them is one line."""
+    """Parse absl's flags; an error becomes one line."""
     try:
         rest = flags.FLAGS(arguments)
         if rest[1:]:
@@ -177,7 +177,7 @@ def _parse(arguments: list[str]) -> list[str]:
         text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
         if re.fullmatch(r'\w+(\. Did you mean .*)?', text):
             sys.exit(f'error: --config has no key {text}')
-        sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of its file
+        sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of the config's file
     except flags.Error as error:
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)
@@ -185,7 +185,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _help(main: Callable, keys: Callable) -> str:
-    """What the script does, its flags, and the keys and values of the config that is named, if one is."""
+    """The script's docstring, its flags, and the keys and values of the named config, if there is one."""
     module = flags.FLAGS.find_module_defining_flag('config')
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--config')
@@ -197,7 +197,7 @@ def _help(main: Callable, keys: Callable) -> str:
             f'Configs by name: {", ".join(config_files.names_like(keys))}',
             f'Keys of {name}, and their values:'
             if name
-            else 'Keys of a config, and their values where it says nothing else:',
+            else 'Keys of a config, and the values they have by default:',
             *config_files.keys(keys, config_files.read(name) if name else keys()),
         ]
     )
@@ -205,7 +205,7 @@ def _help(main: Callable, keys: Callable) -> str:
 
 @contextlib.contextmanager
 def positional(*names: str) -> Iterator[None]:
-    """A decorator for a command with arguments that are no flags: its errors name none for them."""
+    """A decorator for a command with positional arguments: errors about these name no flag."""
     try:
         yield
     except InputError as error:
@@ -221,8 +221,8 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What `weights.HINTS` names."""
-    group = parser.add_argument_group('what a .pth of no published model does not say')
+    """The arguments for `weights.HINTS`."""
+    group = parser.add_argument_group('for a .pth that is not of a published model')
     group.add_argument('--heads', type=int)
     group.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
     group.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
@@ -230,26 +230,26 @@ def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def hints(args: argparse.Namespace) -> dict[str, Any]:
-    """Their values."""
+    """The values of `weights.HINTS` among the arguments."""
     return {'heads': args.heads, 'pos_grid': args.pos_grid, 'mid_pos_grid': args.mid_pos_grid}
 
 
 def check_threshold(threshold: float) -> None:
-    """Raises InputError for a least score of detections that is none."""
+    """Raises InputError if the score threshold is not between 0 and 1."""
     if not 0 <= threshold <= 1:
         raise InputError(f'threshold is {threshold}, not between 0 and 1', 'threshold')
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     """The arguments of `cluster.start`, for a script that parses its flags with argparse."""
-    parser.add_argument('--coordinator', help='host:port of process 0, where no scheduler lists the hosts')
-    parser.add_argument('--num_processes', type=int, help='how many there are; 1 to be alone in any case')
-    parser.add_argument('--process_id', type=int, help='which of them this is: 0, 1, ...')
+    parser.add_argument('--coordinator', help='host:port of process 0, if no scheduler lists the hosts')
+    parser.add_argument('--num_processes', type=int, help='number of processes; 1 to run alone in any case')
+    parser.add_argument('--process_id', type=int, help='number of this process: 0, 1, ...')
     parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: on a CPU it goes back to the system and is cleared anew in every step.
+    """Let glibc keep freed memory: otherwise a CPU's steps return it to the system and clear it anew.
 
     Training the quickstart on two cores is 1.4 times as fast for it.
     """

@@ -1,6 +1,6 @@
 """Multi-process start-up, agreement and shutdown.
 
-All of it is jax.distributed and its collectives; with one process nothing is waited for.
+It builds on jax.distributed and its collectives; a single process waits for nothing.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import rendezvous
 
 STUCK = 1800  # seconds without a step after which a process of several ends
-# what Open MPI, MPICH and indexed jobs of Kubernetes set, and to what at most where there is one process
+# variables of Open MPI, MPICH and Kubernetes' indexed jobs, and their largest value for one process
 LAUNCHERS = {'OMPI_COMM_WORLD_SIZE': 1, 'PMI_SIZE': 1, 'JOB_COMPLETION_INDEX': 0}
-_heartbeat = 30  # seconds, as `start` was told
+_heartbeat = 30  # seconds, set by `start`
 
 
 def start(
@@ -41,7 +41,7 @@ def start(
 
     Args:
         coordinator: 'host:port' of process 0, where no scheduler lists the hosts; then num_processes and
-            process_id (0, 1, ...) are needed too. num_processes: 1 to be alone in any case.
+            process_id (0, 1, ...) are needed too. num_processes: 1 to run alone in any case.
         heartbeat: seconds after which a silent process counts as dead, and the others end.
 
     Raises:
@@ -115,7 +115,7 @@ def gather(x: np.ndarray) -> np.ndarray:
 
 
 def threads() -> int:
-    """How many threads a process should load with: its CPUs, shared with those that have the same.
+    """The number of loader threads of a process: its CPUs, divided among the processes that share them.
 
     A scheduler may give the processes of a host different CPUs, or all of them to each.
     """
@@ -126,7 +126,7 @@ def threads() -> int:
 
 
 def fetch(tree: Any) -> Any:
-    """Copies of the arrays of a tree in this process's memory, one at a time where they are in parts."""
+    """Copies of the arrays of a tree in this process's memory; sharded ones are gathered one at a time."""
     is_here = lambda x: x.is_fully_addressable or x.is_fully_replicated
     whole = lambda x: x if is_here(x) else multihost_utils.process_allgather(x, tiled=True)
     return jax.tree.map(lambda x: np.array(whole(x)), tree)
@@ -138,7 +138,7 @@ def from_first(number: float | None) -> float:
 
 
 def anywhere(fact: Any) -> bool:
-    """Whether it is true in any process."""
+    """Whether a fact is true in any process."""
     return bool(gather(np.array([bool(fact)])).any())
 
 
@@ -155,10 +155,10 @@ def is_alone() -> bool:
 
 @contextlib.contextmanager
 def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
-    """Ends this process, with the stacks of its threads on stderr, where it makes no progress for so long.
+    """Ends this process, with the stacks of its threads on stderr, after `seconds` without progress.
 
-    Yields a function to call at every progress. Heartbeats come from a thread of their own and do not stop
-    where a process is stuck, in a read that never ends, say. seconds: None to wait for ever.
+    Yields a function to call at every progress. Heartbeats come from a thread of their own and go on when
+    the process is stuck, for example in a read that never ends. seconds: None to wait for ever.
 
     What is counted are pauses of a thread and not a clock, which goes on while a process is suspended (by
     Ctrl-Z, or by Slurm): that is one pause, however long it was.

@@ -24,18 +24,18 @@ from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 SHOWN = 8  # images of an evaluation, in TensorBoard
-TRUTH = 'val.json'  # in a run's folder: its validation set, where no file describes it
+TRUTH = 'val.json'  # in a run's folder: its validation set, if that has no annotation file
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorSetup(setup.Setup):
-    """What a run that trains a detector works with."""
+    """The setup of a run that trains a detector."""
 
     start: Pretrained
     labels: dict  # {label: category id of the validation split}
 
     def describe(self) -> dict:
-        """What a checkpoint says of the detector and its training."""
+        """The meta of a checkpoint about the detector and its training."""
         train_set, val_set = self.batches.records, self.val_batches.records
         images = {
             'training_images': f'{len(train_set):,}, with {len(train_set.boxes):,} objects',
@@ -79,7 +79,7 @@ class DetectorSetup(setup.Setup):
         return numbers['AP']
 
     def finish(self, folder: Path, aps: dict[int, float | None], meta: dict, _: Log) -> None:
-        """Write the model card: of the best step, or the last where none was evaluated."""
+        """Write the model card: of the best step, or the last if none was evaluated."""
         if not aps:
             return
         step = max(aps, key=lambda step: (checkpoint.rank(aps[step]), step))
@@ -91,7 +91,7 @@ class DetectorSetup(setup.Setup):
 
 
 def first_images(outputs: dict, data: records.Records, names: dict[int, str]) -> list[np.ndarray]:
-    """Pictures of the first images of a split with what was detected; outputs: of `evaluation.detect`."""
+    """The first images of a split with their detections drawn; outputs: of `evaluation.detect`."""
     pictures = []
     for row, index in enumerate(outputs['index'][:SHOWN].tolist()):
         of_image = {name: outputs[name][row] for name in ('boxes', 'scores', 'labels')}
@@ -153,7 +153,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
 
 
 def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
-    """What a reader should know of the data, a line each; of the two together the first process says it."""
+    """Notes on the data for the user, a line each; only process 0 compares the two sets."""
     notes, seen = [], set(train_set.labels.tolist())
     train_split, val_split = train_set.source.split, val_set.source.split
     if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
@@ -170,7 +170,7 @@ def read_data(
 ) -> tuple[records.Records, records.Records]:
     """The training and validation sets; their indices are kept in the folder.
 
-    resumes: with the part of the images that validated before.
+    resumes: keep the validation images of the earlier start.
     """
     index = folder / 'index'
     train_set = records.from_source(
@@ -196,7 +196,7 @@ def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> N
 
 
 def source_of(config: ConfigDict, name: str) -> sources.Source:
-    """Where a split is ('train' or 'val'); raises InputError where the config does not say."""
+    """The source of a split ('train' or 'val'); raises InputError if the config names none."""
     if file := config[f'{name}_json']:
         return sources.of_files(file, config[f'{name}_images'], argument=f'{name}_images')
     if not config.data:
@@ -207,7 +207,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
         if error.argument != 'split':
             raise
         if name == 'val' and config.val_split == common.get_config().val_split:
-            advice = 'a part of the other images, 0.1 say, can be it'
+            advice = 'a part of the other images, such as 0.1, can be used'
             raise InputError(f'{error}; {advice}', 'val_fraction') from None
         raise InputError(str(error), f'{name}_split') from None
 
@@ -259,7 +259,7 @@ def make_optimizer(config: ConfigDict, start: Pretrained, rate: Callable) -> opt
 
 
 def make_loss(config: ConfigDict, start: Pretrained) -> Callable:
-    """The loss of a run, whose gradient is zero where nothing is trained."""
+    """The loss of a run, with zero gradients for frozen parameters."""
     loss = steps.make_loss(start.model, config.images_per_group)
     if frozen := frozen_blocks(config, start.model):
         return optim.of_trained(loss, optim.trained(start.params, frozen))
@@ -267,7 +267,7 @@ def make_loss(config: ConfigDict, start: Pretrained) -> Callable:
 
 
 def fresh_factor(config: ConfigDict) -> float:
-    """How many times the learning rate that of heads and [DET] tokens is."""
+    """The learning rate of heads and [DET] tokens as a multiple of the general one."""
     if not config.fresh_learning_rate:
         return 1.0
     if not config.learning_rate:

@@ -1,4 +1,4 @@
-"""Energy that a machine says it used: processors by RAPL, NVIDIA's GPUs by the power they report."""
+"""Measures the energy a machine uses: processors by RAPL, NVIDIA GPUs by the power they report."""
 
 import contextlib
 import shutil
@@ -10,16 +10,16 @@ POWERCAP = Path('/sys/class/powercap')
 
 
 class Energy:
-    """Counts the energy of this machine over all starts of a run; None where it does not say.
+    """Counts the energy of this machine over all starts of a run; None if it cannot be measured.
 
-    Processors count themselves (Linux, where the file may be read, often by root alone). GPUs report their
-    power of the moment, which is taken to last from one reading to the next.
+    Processors have counters (on Linux, if the file is readable, often only for root). GPUs report their
+    current power, which is assumed for all the time since the last reading.
     """
 
     def __init__(
         self, joules: float | None = None, powercap: Path = POWERCAP, smi: str = 'nvidia-smi'
     ) -> None:
-        """joules: that earlier starts used. powercap, smi: where counters and the command are."""
+        """joules: used by earlier starts. powercap, smi: the folder of the counters, and the command."""
         self.joules = joules
         self._zones = [zone for zone in powercap.glob('intel-rapl:*') if zone.name.count(':') == 1]
         self._smi = shutil.which(smi)
@@ -34,7 +34,7 @@ class Energy:
         return counts
 
     def update(self) -> None:
-        """Add what was used since the last time; to be called at least every few minutes."""
+        """Add the energy used since the last call; call it at least every few minutes."""
         counts, clock, used = self._read(), time.monotonic(), []
         for zone, count in counts.items():
             before = self._counts.get(zone, count)

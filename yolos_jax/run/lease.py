@@ -14,7 +14,7 @@ from yolos_jax.errors import InputError
 LOCK = '.lock'
 HEARTBEAT = 5  # seconds between renewals
 FORGOTTEN = 3 * HEARTBEAT  # seconds after which a lock that was not renewed may be taken over
-SETTLES = 1  # seconds after which two that took a lock at the same moment have both written it
+SETTLES = 1  # seconds after which two runs that took the lock at the same moment have both written it
 
 
 class Lease:
@@ -43,23 +43,23 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises InputError where another run has taken the lock, or where that cannot be seen."""
-        if time.monotonic() - self._renewed > FORGOTTEN - HEARTBEAT:  # frozen, or without a network
+        """Raises InputError if another run has taken the lock, or if this cannot be checked."""
+        if time.monotonic() - self._renewed > FORGOTTEN - HEARTBEAT:  # was suspended or offline
             self._renew()
         if self._lost:
             raise InputError(f'{self._bucket.url}: another run has taken it over ({self._lost})')
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(InputError):  # where it stays it will be forgotten
+        with contextlib.suppress(InputError):  # if the object stays, it expires
             now = self._bucket.version(LOCK)
             if (owner := _owner(now)) and owner['token'] == self._token:
                 self._bucket.write_if(LOCK, None, now.generation)
 
     def _renew(self) -> None:
-        """Write the lock where it is as it was left, or note that it is not."""
+        """Write the lock again if it is unchanged, or note who has taken it over."""
         with self._turn:
             start = time.monotonic()
             name = f'process {os.getpid()} on {socket.gethostname()}'
@@ -70,7 +70,7 @@ class Lease:
                 if (owner := _owner(now)) and owner['token'] != self._token:
                     self._lost = owner['name']
                     return
-                generation = now.generation  # it was written, and the answer lost, or was removed by hand
+                generation = now.generation  # our write's answer was lost, or somebody removed the lock
             self._generation, self._renewed = generation, start
 
     def _keep(self) -> None:
@@ -80,7 +80,7 @@ class Lease:
 
 
 def _owner(version: Version) -> dict | None:
-    """Who holds a lock, None where nobody does or it cannot be read."""
+    """The owner of a lock; None if there is none or it cannot be read."""
     try:
         owner = json.loads(version.content or b'null')
         return owner if owner is None else {key: owner[key] for key in ('name', 'time', 'token')}

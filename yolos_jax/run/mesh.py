@@ -36,18 +36,18 @@ def check_alike(devices: Sequence[jax.Device]) -> None:
 
 
 def place_of(device: jax.Device) -> tuple[int, int, int]:
-    """What devices are ordered by: slice (of a TPU, else 0), process, id."""
+    """The key that devices are sorted by: slice (of a TPU, else 0), process, id."""
     return getattr(device, 'slice_index', None) or 0, device.process_index, device.id
 
 
 def check(mesh: Mesh) -> None:
-    """Raises InputError where a mesh is not one of `make_mesh`'s kind."""
+    """Raises InputError if a mesh does not have the form of `make_mesh`'s."""
     if not isinstance(mesh, Mesh) or mesh.axis_names != (BATCH,) or mesh.axis_types != (AxisType.Auto,):
         raise InputError(f'the mesh is {mesh}; give one of yolos_jax.run.mesh.make_mesh(devices)')
 
 
 def platform(mesh: Mesh) -> str:
-    """What the devices are, as `attention.for_platform` takes it."""
+    """The platform of the devices, for `attention.for_platform`."""
     return attention.platform_of(mesh.devices.flat[0])
 
 
@@ -80,7 +80,7 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 
 def largest_axis(tree: dict, mesh: Mesh) -> dict:
-    """A sharding for each array of a tree: spread over its largest axis that the devices divide.
+    """A sharding for each array of a tree: over its largest axis that the number of devices divides.
 
     Every device then keeps its part of parameters and optimiser state, and XLA gathers a layer when it is
     computed (ZeRO-3, arXiv 1910.02054). Arrays without such an axis stay whole.
@@ -132,7 +132,7 @@ def shard(batch: dict, mesh: Mesh) -> dict:
 
 
 def shapes(batch: dict, mesh: Mesh) -> dict:
-    """The shapes, types and places of a whole batch {name: array} as `shard` makes it."""
+    """The shapes, types and shardings of a whole batch {name: array} as `shard` makes it."""
     rows, dtype = over_rows(mesh), jax.dtypes.canonicalize_dtype
     return {name: jax.ShapeDtypeStruct(x.shape, dtype(x.dtype), sharding=rows) for name, x in batch.items()}
 

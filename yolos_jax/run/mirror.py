@@ -27,10 +27,10 @@ class Mirror:
     """A run's folder in a bucket and its local copy: `pull` fills it, `push` writes back what changed."""
 
     def __init__(self, bucket: Bucket, folder: Path, programs: Path, lease: Lease | None) -> None:
-        """programs: where compiled programs are locally; lease: of the process that writes."""
+        """programs: the local folder of compiled programs; lease: held by the process that writes."""
         self.bucket, self.folder, self._programs, self._lease = bucket, folder, programs, lease
-        self._stamps: dict[str, tuple] = {}  # of the files that are equal to an object
-        self._steps: set[str] = set()  # in the bucket, and what is left of some
+        self._stamps: dict[str, tuple] = {}  # of the files that equal their object in the bucket
+        self._steps: set[str] = set()  # in the bucket, with incomplete ones
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._push: concurrent.futures.Future | None = None
         self._pushed = time.monotonic()
@@ -54,14 +54,14 @@ class Mirror:
         return bool(match) and (match[1] not in whole or match[2].startswith(f'{STATE}/'))
 
     def fetch(self, step: Path) -> None:
-        """Make the arrays of a step's local folder equal to the bucket's; nothing where they are there."""
+        """Download the arrays of a step to its local folder, unless they are there."""
         if not any((step / STATE).iterdir()):
             names = self.bucket.names(f'{FOLDER}/{step.name}/{STATE}/')
             self.bucket.download({name: self._path(name) for name in names})
             self._stamps |= {name: _stamp(self._path(name)) for name in names}
 
     def start_push(self, after: Callable[[], None] = lambda: None) -> None:
-        """Push in a thread, once `after` has returned; a push that is under way is waited for first."""
+        """Push in a thread, once `after` has returned; waits for a push in progress first."""
         self.finish_push()
         self._push = self._pool.submit(self._push_now, after)
 
@@ -71,7 +71,7 @@ class Mirror:
         A failed push is retried by the next one: a run does not end because an upload of metrics failed.
         """
         if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > every:
-            self.finish_push()  # of a checkpoint, perhaps, and that must not be lost
+            self.finish_push()  # perhaps of a checkpoint, whose error must not be lost
             self._push = self._pool.submit(self._try_push)
 
     def _try_push(self) -> None:
@@ -112,7 +112,7 @@ class Mirror:
             self._upload([name for name in names if name not in last], paths, stamps)
             self._upload(last, paths, stamps)
         for step in [step for step in self._steps if not (self.folder / FOLDER / step).exists()]:
-            if step.isdigit():  # what was set aside stays
+            if step.isdigit():  # damaged steps that were set aside stay
                 self.bucket.remove(f'{FOLDER}/{step}/{COMMITTED}')
                 self.bucket.remove_all(f'{FOLDER}/{step}/')
                 self._steps.remove(step)
@@ -128,7 +128,7 @@ class Mirror:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files below a folder that are whole: none that is being written."""
+    """The complete files below a folder, without those that are being written."""
     paths = folder.rglob('*') if folder.is_dir() else []
     hidden = re.compile(r'(^|/)(\.|_trash)|\.orbax-checkpoint-tmp')
     return [p for p in paths if not hidden.search(p.relative_to(folder).as_posix()) and p.is_file()]

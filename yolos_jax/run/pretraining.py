@@ -1,4 +1,4 @@
-"""Pre-training of a ViT on images with one class each, as DeiT: made once from a config."""
+"""Pre-training of a ViT as DeiT: data, classifier, batches, optimiser and steps, made from a config."""
 
 import dataclasses
 import functools
@@ -28,12 +28,12 @@ from yolos_jax.weights import deit
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingSetup(setup.Setup):
-    """What a run that pre-trains a ViT works with."""
+    """The setup of a run that pre-trains a ViT."""
 
     model: Classifier
 
     def describe(self) -> dict:
-        """What a checkpoint says of the classifier and its training."""
+        """The meta of a checkpoint about the classifier and its training."""
         fields = ('width', 'depth', 'heads', 'num_classes', 'size', 'distilled', 'eps')
         classifier = {name: getattr(self.model, name) for name in fields}
         return {
@@ -73,7 +73,7 @@ class PretrainingSetup(setup.Setup):
         return numbers['top1']
 
     def finish(self, folder: Path, _: dict, __: dict, log: Log) -> None:
-        """Say what deit.pth holds."""
+        """Log which weights deit.pth holds."""
         best = deit.about(folder / deit.FILE)
         if 'top1' in best:
             log.print(f'{deit.FILE}: the weights of step {best["step"]}, top-1 {best["top1"]:.4f}')
@@ -88,7 +88,7 @@ def pretrain(
     stuck: int | None = None,
     stop: StopSignal | None = None,
 ) -> int | None:
-    """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as of `train`."""
+    """Pre-train as a config says (`configs.deit_ti` describes its values); all else is as for `train`."""
     mesh = check_arguments(config, workdir, mesh)
     return run_to_end(functools.partial(prepare, config, mesh), workdir, on_step, stuck=stuck, stop=stop)
 
@@ -157,7 +157,7 @@ def check_values(config: ConfigDict) -> None:
 
 
 def group_size(config: ConfigDict) -> int:
-    """How many images are mixed alike: of a batch that is computed in parts, each has whole groups."""
+    """How many consecutive images are mixed alike; each part of an accumulated batch has whole groups."""
     if not config.augment.mixup and not config.augment.cutmix:
         return 1
     return config.augment.mix_group or config.batch_size
@@ -208,7 +208,7 @@ def make_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
 def start_params(
     location: str, model: Classifier, fresh: dict, classes: list[str]
 ) -> tuple[dict, list[str]]:
-    """The parameters of a classifier to go on from, and lines for the reader.
+    """The parameters of a classifier to start from, and notes for the user.
 
     As DeiT's main.py --finetune: its positions are resampled to the model's size, and heads for other
     classes are fresh.

@@ -36,7 +36,7 @@ class Programs:
         in which they come. log: receives a line at the start, and one for each program.
         """
         self._step, self._mesh, self._empty, self._log = step, mesh, empty, log
-        # with the order in memory (`mesh.in_memory`): on a TPU the default of 4-D arrays is another
+        # with the layout in memory (`mesh.in_memory`), which for 4-D arrays is not a TPU's default
         describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.format)
         self._state = jax.tree.map(describe, state)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'compile')
@@ -47,7 +47,7 @@ class Programs:
         self._jobs = {n: self._thread.submit(self._compile, n) for n in lengths}
 
     def of(self, length: int, on_wait: Callable[[], None]) -> Callable:
-        """The program for a length; until it is there `on_wait` is called several times a second.
+        """The program for a length; until it is compiled `on_wait` is called several times a second.
 
         Raises:
             Exception: what the compiler or `on_wait` raised.
@@ -61,7 +61,7 @@ class Programs:
         return job.result()
 
     def close(self) -> None:
-        """Give up what is not compiled yet; does not wait for the program in hand."""
+        """Cancel the compilations that have not begun; does not wait for the current one."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, length: int) -> Callable:

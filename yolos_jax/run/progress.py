@@ -26,8 +26,8 @@ SPIKE_WINDOW = 50  # steps whose median a spike is compared with
 class Log:
     """Writes metrics.jsonl and TensorBoard files to a run's folder, and lines to the terminal and log.txt.
 
-    A run does not end because its metrics cannot be written: a line says so once, and what could not be
-    written is tried again with the next line.
+    A run does not end because its metrics cannot be written: a line reports it once, and the
+    metrics are written with the next ones.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Log:
                 last = max(last, content['step'])
                 kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
             except (ValueError, TypeError, KeyError):
-                damaged += line.endswith(b'\n')  # else it is what a killed run was writing
+                damaged += line.endswith(b'\n')  # else a killed run was writing it
         with files.replacing(self._path) as file:
             file.writelines(kept)
         if damaged:
@@ -101,7 +101,7 @@ class Log:
             self._pending, self._failed = '', False
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(self._path, size)  # a part of it may be written; all of it is, later
+                os.truncate(self._path, size)  # removes a partly written line; it is written again later
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
@@ -118,16 +118,16 @@ class Log:
             self.print(text) if self._bar.disable else self._keep(text)
 
     def config(self, config: dict[str, Any]) -> None:
-        """The values of a config, as TensorBoard's hyper-parameters."""
+        """Set the config that TensorBoard shows as hyper-parameters."""
         self._board.config = config
 
     def pictures(self, step: int, images: Iterable[np.ndarray]) -> None:
-        """Pictures, uint8 [height, width, 3], in TensorBoard."""
+        """Write pictures, uint8 [height, width, 3], to TensorBoard."""
         if self._writes:
             self._board.pictures(step, images)
 
     def print(self, text: str) -> None:
-        """A line on the terminal, above the bar, and in log.txt."""
+        """Print a line on the terminal, above the bar, and in log.txt."""
         if self._writes:
             with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
                 tqdm.write(text)
@@ -135,7 +135,7 @@ class Log:
             self._keep(text)
 
     def _keep(self, text: str) -> None:
-        """A line in log.txt."""
+        """Append a line to log.txt."""
         with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
             file.write(f'{text}\n')
 
@@ -168,7 +168,7 @@ class Goodput:
     """The share of a run's time that was training, over all its starts."""
 
     def __init__(self, state: dict | None = None, steps_lost: int = 0) -> None:
-        """state: a `state()` of the start before; steps_lost: that were computed after it was saved."""
+        """state: `state()` of the previous start; steps_lost: computed after it was saved."""
         before = state or {'training_s': 0.0, 'wall_s': 0.0, 'starts': 0, 'steps_lost': 0}
         self._before, self._training, self._start = before, before['training_s'], time.monotonic()
         self.starts, self.steps_lost = before['starts'] + 1, before['steps_lost'] + steps_lost
@@ -185,7 +185,7 @@ class Goodput:
         return self._before['wall_s'] + time.monotonic() - self._start
 
     def state(self) -> dict:
-        """What `__init__` takes."""
+        """The `state` for `__init__`."""
         counts = {'starts': self.starts, 'steps_lost': self.steps_lost}
         return {'training_s': self._training, 'wall_s': self._wall()} | counts
 
@@ -203,13 +203,13 @@ class Means:
     """
 
     def __init__(self, sums: dict | None = None, spike_factor: float = 0) -> None:
-        """sums: a `state()`; None starts from scratch. spike_factor: see `pop_spikes`; 0 for never."""
+        """sums: a `state()`, or None. spike_factor: a loss above it times the median is a spike."""
         self._sums = sums or {'window': {}, 'epoch': {}}
         self._pending = None
         self._spike_factor, self._losses = spike_factor, collections.deque(maxlen=SPIKE_WINDOW)
         self.nonfinite_streak = 0  # steps in a row, up to the last one read
-        self.image_ids = None  # of the last one read
-        self._spikes = []  # that nobody has asked for yet
+        self.image_ids = None  # of the last step read
+        self._spikes = []  # since the last `pop_spikes`
 
     def add(self, metrics: dict, image_ids: Any = None) -> None:
         """Add the metrics of a step, arrays that may still be computed; reads those of the step before."""
@@ -253,5 +253,5 @@ class Means:
         self._sums[span] = {}
 
     def state(self) -> dict:
-        """What `__init__` takes."""
+        """The `sums` for `__init__`."""
         return copy.deepcopy(self._sums)

@@ -15,10 +15,10 @@ import time
 
 from yolos_jax.errors import InputError, shown
 
-LIMIT = 300  # seconds until all must have come, as JAX has it
+LIMIT = 300  # seconds until all must have come, as in JAX
 TELL = 10  # seconds between lines that say who is missing
 POLL = 0.2
-HELLO = struct.Struct('!8sI')  # a greeting, so that a port scanner is no process, and the process's id
+HELLO = struct.Struct('!8sI')  # a greeting, which a port scanner would not send, and the process's id
 GREETING = b'yolosjax'
 GO = b'go'
 
@@ -29,8 +29,8 @@ def meet(coordinator: str, num_processes: int, process_id: int, heartbeat: int) 
     heartbeat: seconds after which a machine that does not answer counts as dead.
 
     Raises:
-        InputError: the address is none, or taken; a process ended meanwhile, did not come in 300 seconds,
-            or two have the same id.
+        InputError: the address is invalid or in use; a process ended meanwhile, did not come in 300
+            seconds, or has the id of another one.
     """
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdigit():
@@ -44,13 +44,13 @@ def meet(coordinator: str, num_processes: int, process_id: int, heartbeat: int) 
 
 
 class _Waiting:
-    """How long it has been, and a line now and then."""
+    """A timer that prints whom this process waits for, and gives up after `LIMIT` seconds."""
 
     def __init__(self) -> None:
         self._start = self._told = time.monotonic()
 
     def check(self, missing: str) -> None:
-        """Say who is missing, if it is time to; raises InputError when it has been too long."""
+        """Print who is missing, every `TELL` seconds; raises InputError after `LIMIT` seconds."""
         now = time.monotonic()
         if now - self._start > LIMIT:
             raise InputError(f'{missing} did not come in {LIMIT} seconds', 'num_processes')
@@ -74,14 +74,14 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
         try:
             while len(connections) < num_processes - 1:
                 for key, _ in selector.select(POLL):
-                    if key.data is not None:  # nobody speaks a second time
+                    if key.data is not None:  # a greeted process sends nothing more: it ended
                         raise InputError(f'process {key.data} ended before all processes were there')
                     connection, _ = server.accept()
                     stack.enter_context(connection)
                     if (number := _greeted(connection)) is None:
                         continue
                     if number in connections or not 0 < number < num_processes:
-                        connections[-1] = connection  # to be told as well
+                        connections[-1] = connection  # so that it gets the error too
                         raise InputError(
                             f'two processes have the id {number}, or it is too large', 'process_id'
                         )
@@ -94,14 +94,14 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
             _tell(connections, str(error).encode())
             raise
         _tell(connections, GO)
-        for connection in connections.values():  # who closes first keeps the address for a while
+        for connection in connections.values():  # who closes first blocks the address for a while
             with contextlib.suppress(OSError):
                 connection.settimeout(POLL)
                 connection.recv(1)
 
 
 def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
-    """Any other process: find process 0, and wait for its word."""
+    """Any other process: connect to process 0, and wait for its answer."""
     waiting = _Waiting()
     while True:
         try:
@@ -130,7 +130,7 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
 
 
 def _greeted(connection: socket.socket) -> int | None:
-    """The id that a process says it has; None where it is no process of ours."""
+    """The process id in a greeting; None if it is no process of ours."""
     connection.settimeout(2)
     with contextlib.suppress(OSError):
         hello = connection.recv(HELLO.size)

@@ -18,13 +18,13 @@ class Run(NamedTuple):
 
     work: workdir.Workdir
     checkpoints: Checkpoints
-    meta: dict  # what is the same in every checkpoint's
+    meta: dict  # the part that all checkpoints share
     means: Means
     goodput: Goodput
     energy: Energy
     throughput: Throughput
     log: Log
-    progress: Callable[[], None]  # to be called where there was some (`cluster.watchdog`)
+    progress: Callable[[], None]  # to be called at every progress (`cluster.watchdog`)
     stop: StopSignal | None
 
     def save(self, state: dict) -> bool:
@@ -41,13 +41,13 @@ class Run(NamedTuple):
         return self.stop is not None and self.stop.together()
 
     def after_batch(self) -> None:
-        """For each batch of an evaluation: tells the watchdog; raises StopRun where asked to stop."""
+        """Called after each batch of an evaluation: tells the watchdog; raises StopRun if asked to stop."""
         self.progress()
         if self.stops():
             raise StopRun
 
     def while_compiling(self) -> None:
-        """As `after_batch`, several times a second, and in a time that is not counted as training."""
+        """Called several times a second while compiling: as `after_batch`, and restarts the throughput."""
         self.progress()
         if self.stop and self.stop.without_others():
             raise StopRun
@@ -88,7 +88,7 @@ def resume(
 
 
 def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
-    """What a log line has beside the means of the steps' metrics."""
+    """The numbers in a log line beside the means of the steps' metrics."""
     memory = (setup.mesh.local_devices[0].memory_stats() or {}).get('peak_bytes_in_use')
     return (
         {

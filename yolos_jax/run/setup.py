@@ -34,7 +34,7 @@ class Setup(abc.ABC):
     train_step: Callable
     predict: Callable  # of a batch of the validation split, numpy in and out
     state: dict
-    digests: dict  # of the data: the same for the same
+    digests: dict  # of the data: equal for equal data
     config: ConfigDict
     mesh: Mesh
     threads: int  # of this process, for loading
@@ -51,17 +51,17 @@ class Setup(abc.ABC):
         return meshes.rows_of_process(self.config.batch_size, self.mesh)
 
     def lengths_from(self, step: int) -> np.ndarray:
-        """The sequence lengths of the steps left of the epoch that a step is in."""
+        """The sequence lengths of a step and of the rest of its epoch."""
         epoch, done = divmod(step, self.batches.steps_per_epoch)
         return self.batches.plan(epoch).lengths[done:]
 
     def evaluates_after(self, done: int) -> bool:
-        """Whether the validation split is due after so many steps."""
+        """Whether an evaluation is due after `done` steps."""
         epoch, left = divmod(done, self.batches.steps_per_epoch)
         return done > 0 and left == 0 and (epoch % self.config.eval_every == 0 or done == self.total)
 
     def computers(self) -> dict[str, str]:
-        """On what the run is computed, for a model card."""
+        """The hardware and software of the run, for a model card."""
         hardware = f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
         return {
             'hardware': f'{hardware}, {jax.process_count()} processes',
@@ -69,7 +69,7 @@ class Setup(abc.ABC):
         }
 
     def detect(self, state: dict, on_batch: Callable[[], None]) -> dict:
-        """What `predict` gives for the validation split, as `evaluation.detect` with these options."""
+        """The outputs of `predict` for the validation split, by `evaluation.detect`."""
         return evaluation.detect(
             functools.partial(self.predict, steps.evaluated(state)),
             self.val_batches,
@@ -80,7 +80,7 @@ class Setup(abc.ABC):
         )
 
     def summary(self, first: int) -> str:
-        """What the run is about to do from a step, for the reader."""
+        """A summary for the user of the run from step `first` on."""
         kind, epochs = self.mesh.devices.flat[0].device_kind, self.config.epochs
         count = sum(x.size for x in jax.tree.leaves(self.state['params']))
         return '\n'.join(
@@ -100,17 +100,17 @@ class Setup(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict:
-        """What a checkpoint says of the model and the training beside the config and the data."""
+        """The meta of a checkpoint about model and training, beside config and data."""
 
     @abc.abstractmethod
     def image_ids(self, indices: np.ndarray) -> np.ndarray:
-        """How a reader calls the images of a batch."""
+        """The ids by which a user knows the images of a batch."""
 
     @abc.abstractmethod
     def evaluate(
         self, state: dict, done: int, log: Log, on_batch: Callable[[], None], best: float
     ) -> float:
-        """Measure the state after so many steps on the validation split, and log that.
+        """Evaluate the state after `done` steps on the validation split, and log the result.
 
         on_batch: called after each batch. best: the best AP of the run so far, -inf before the first.
         Returns the AP, or top-1 in pre-training; only process 0's value, and its `best`, are used.
@@ -173,9 +173,9 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     if saved:
         notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
-        began = saved['config'].get('init_from', config.init_from)  # what the model card is to say
+        began = saved['config'].get('init_from', config.init_from)  # for the model card
         if bool(began) != bool(config.init_from):
-            notes.append(f'init_from stays {began!r}: what a run resumes from are its own weights')
+            notes.append(f'init_from stays {began!r}: a run resumes from its own weights')
             with config.unlocked():
                 config.init_from = began
         return config, saved, notes
@@ -239,7 +239,7 @@ def check_enough(count: int, path: Any, config: ConfigDict) -> None:
 
 
 def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, digests: dict) -> None:
-    """Raises InputError where the processes of a run are not about to do the same.
+    """Raises InputError if the processes of a run differ in config, workdir, plan, data or JAX.
 
     digests: of the data of each split, by its name.
     """

@@ -23,8 +23,8 @@ def make_start(
 ) -> Pretrained:
     """The detector a run starts from: a new one, or with the weights of `init_from`.
 
-    saved: the meta of a checkpoint that will be restored; its model then, without parameters, and
-        `init_from` is not read again.
+    saved: the meta of a checkpoint that will be restored; then the result is its model with zeros as
+        parameters, and `init_from` is not read again.
     """
     dtype = jnp.dtype(config.model.dtype)
     kernel = attention.for_platform(platform, dtype)
@@ -42,7 +42,7 @@ def make_start(
     return dataclasses.replace(
         start,
         model=start.model.clone(**compute),
-        params=jax.device_get(start.params),  # devices hold the state alone, which may be in parts
+        params=jax.device_get(start.params),  # only the state stays on devices, where it may be sharded
         classes=train_set.classes,
         about=about,
     )
@@ -56,7 +56,7 @@ def restored(saved: dict, train_set: records.Records) -> Pretrained:
 
 
 def from_scratch(config: ConfigDict, model: Yolos, train_set: records.Records) -> Pretrained:
-    """A new detector; raises InputError where the config leaves something to weights."""
+    """A new detector; raises InputError if the config takes a value from weights."""
     check_model_is_given(config)
     if frozen_blocks(config, model):
         raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
@@ -69,7 +69,7 @@ def from_scratch(config: ConfigDict, model: Yolos, train_set: records.Records) -
 
 
 def from_weights(config: ConfigDict, model: Yolos, train_set: records.Records) -> Pretrained:
-    """The detector in `init_from`, or `model` with the backbone that is there."""
+    """The detector in `init_from`, or `model` with the backbone in it."""
     size, max_size = config.eval_size, config.eval_max_size
     with weights.open(config.init_from) as source:
         if source.is_detector:
@@ -93,7 +93,7 @@ def from_weights(config: ConfigDict, model: Yolos, train_set: records.Records) -
 def start_from_detector(
     config: ConfigDict, pretrained: Pretrained, train_set: records.Records
 ) -> Pretrained:
-    """A detector with the classes of the training set; raises InputError where it is another model."""
+    """A detector with the classes of the training set; raises InputError if the config asks for another."""
     if config.reset_classes:
         pretrained, report = adapt.with_classes(
             pretrained, train_set.classes, config.seed, seen=set(train_set.labels.tolist())
@@ -123,7 +123,7 @@ def check_model_is_given(config: ConfigDict) -> None:
 
 
 def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
-    """How many blocks of the backbone are not trained; raises InputError for another `freeze`."""
+    """How many blocks of the backbone are not trained; raises InputError for an invalid `freeze`."""
     if config.freeze in ('', 'backbone'):
         return model.depth if config.freeze else 0
     if config.freeze.isdecimal() and int(config.freeze) <= model.depth:

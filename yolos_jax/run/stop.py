@@ -31,16 +31,16 @@ class StopSignal:
         self._asked = 0  # how often `together` was called
         self._holding = False
         numbers = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             numbers.append(signal.SIGHUP)
         self._before = {n: signal.signal(n, self._note) for n in numbers}
 
     def hold(self) -> None:
-        """From here on a request is noted, for the run has something to save."""
+        """From here on a request is only noted, as the run has something to save."""
         self._holding = True
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Restore the earlier signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

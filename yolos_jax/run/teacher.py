@@ -21,14 +21,14 @@ class SavedClassifier(NamedTuple):
     model: Classifier
     params: dict
     sha256: str  # of the file
-    classes: list[str] | None  # where the file says them
+    classes: list[str] | None  # if the file has them
 
 
 class Teacher(NamedTuple):
     """What a student learns from beside true labels."""
 
-    params: dict | None = None  # of one that sees the images
-    labels: np.ndarray | None = None  # of one that has seen them, int32 [images]
+    params: dict | None = None  # of a teacher that sees the student's images
+    labels: np.ndarray | None = None  # of saved logits, int32 [images]
     teach: Callable | None = None  # as `classification.make_loss` takes it
     digest: str = ''
     notes: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ def make_teacher(
     if str(config.teacher).endswith('.npy'):
         logits = read_logits(config.teacher, len(train_set), model.num_classes)
         labels, notes = logits.argmax(axis=1).astype(np.int32), ()
-        if len(train_set.labels):  # logits in another order show here
+        if len(train_set.labels):  # reveals logits in another order
             agree = np.mean(labels == train_set.labels)
             notes = (f'{config.teacher}: says the class of {agree:.1%} of the images',)
         teach = classification.of_labels(model.num_classes, group)
@@ -64,7 +64,7 @@ def make_teacher(
 
 
 def other_classes(saved: SavedClassifier, classes: list[str]) -> str:
-    """How the classes of a classifier are others than those of the data, in words, where they are."""
+    """How the classes of a classifier differ from those of the data, in words; empty if they do not."""
     count = saved.model.num_classes
     if count != len(classes):
         return f'{count} classes and not {len(classes)}'
@@ -76,7 +76,7 @@ def other_classes(saved: SavedClassifier, classes: list[str]) -> str:
 def read_classifier(location: str, argument: str) -> SavedClassifier:
     """The classifier of a workdir or a .pth.
 
-    argument: which names it, for errors. Raises InputError where there is none.
+    argument: the one that names it, for errors. Raises InputError if there is none.
     """
     path = zoo.local(location)
     path = path / deit.FILE if path.is_dir() else path

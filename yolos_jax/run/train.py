@@ -29,7 +29,7 @@ GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not fi
 
 
 class Step(NamedTuple):
-    """What `on_step` is given of a step."""
+    """The argument of `on_step`: a step that was dispatched."""
 
     number: int  # 0 is the first
     image_ids: np.ndarray  # of this process's rows
@@ -61,7 +61,7 @@ def train(
             step is complete, or at once the second time.
 
     Returns:
-        None where the run was trained to its end; the number of the signal that stopped it, or 0 where
+        None if the run was trained to its end; the number of the signal that stopped it, or 0 if
         `on_step` did. The same call resumes.
 
     Raises:
@@ -96,7 +96,7 @@ def run_to_end(
     stuck: int | None,
     stop: StopSignal | None,
 ) -> int | None:
-    """As `train`, of what `prepare` makes."""
+    """As `train`, with the setup that `prepare` makes."""
     if not bucket.is_url(location):
         checkpoint.check_path(location)
     if stuck is None and not cluster.is_alone():
@@ -137,7 +137,7 @@ def write_last_files(setup: Setup, run: Run) -> None:
 
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int | None:
-    """The loop; returns what `train` does."""
+    """The training loop; returns what `train` returns."""
     config, mesh, complete, done = setup.config, setup.mesh, True, False
     first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
@@ -150,7 +150,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
         log=run.log.print,
     )
     try:
-        if evaluate_if_due(setup, run, state, first):  # the run before ended, perhaps, before it could
+        if evaluate_if_due(setup, run, state, first):  # an earlier start may have ended before it
             return None
         for step, batch, indices in loader.load(setup.batches, todo, setup.rows, setup.threads):
             batch = meshes.shard(batch, mesh)
@@ -177,7 +177,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
     except StopRun:
         saved = run.save(state)
         run.checkpoints.wait()
-        where = 'here' if saved else 'from the last checkpoint, for the loss is not finite'
+        where = 'here' if saved else 'from the last checkpoint, as the loss is not finite'
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
         return 0 if done else run.stop.number or signal.SIGTERM
     except BaseException:
@@ -190,7 +190,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
 
 
 def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
-    """Evaluate after so many steps where that is due; returns whether the run ends for want of progress."""
+    """Evaluate if it is due after `done` steps; returns whether the run ends for lack of progress."""
     if not setup.evaluates_after(done):
         return False
     if cluster.anywhere(run.checkpoints.ap(done) is None):
@@ -238,8 +238,8 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
 
 
 def rescue(run: Run, state: dict) -> None:
-    """Save the last step before the error that is being handled ends the run, where that is possible."""
-    whole = not any(x.is_deleted() for x in jax.tree.leaves(state))  # a step that failed may have taken it
+    """Save the last step, if possible, before the error being handled ends the run."""
+    whole = not any(x.is_deleted() for x in jax.tree.leaves(state))  # a failed step may have donated it
     if whole and cluster.is_alone():
         with contextlib.suppress(Exception):  # the first error is the one to show
             run.save(state)

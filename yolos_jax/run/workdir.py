@@ -19,16 +19,16 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, config_files, lease
 from yolos_jax.run.mirror import PROGRAMS, Mirror
 
-# what may differ when a run resumes: it changes what is written, not what is computed
+# keys that may differ when a run resumes: they change what is written, not what is computed
 FREE = set(
     'data train_json train_images val_json val_images init_from teacher data_cache bad_images log_every '
     'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
 )
-LOCK = '.lock'  # who uses the folder
+LOCK = '.lock'  # names the process that uses the folder
 
 
 class Workdir(NamedTuple):
-    """A folder that this run has for itself."""
+    """A folder that is locked for this run."""
 
     name: str  # as the user gave it: a path, or the URL of a folder in a bucket
     folder: Path  # where it is, or its local copy
@@ -89,13 +89,13 @@ def own_copy(url: str) -> Path:
     """The folder of this process for its copy; those of processes that were killed are removed."""
     copies = local_copy(url)
     files.remove_left(copies, 'process-')
-    return copies / f'process-{os.getpid()}'  # one that hangs, and whose lock was taken over, has another
+    return copies / f'process-{os.getpid()}'  # a hanging process whose lock was taken over has another
 
 
 def local_copy(url: str) -> Path:
-    """Where a host keeps copies of a folder in a bucket while a run uses it, one for each process.
+    """The folder on a host for copies of a folder in a bucket while a run uses it, one for each process.
 
-    Hosts may have one folder for temporary files together, and processes of the same numbers.
+    Its name contains the host's, since hosts may share their temporary folder, and process ids repeat.
     """
     name = hashlib.sha256(bucket.Bucket(url).url.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}' / f'{name}-{socket.gethostname()}'
@@ -108,9 +108,9 @@ def programs_folder(location: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[TextIO | None]:
-    """A run's folder, made and locked: the locked file. The lock ends with the process, however that ends.
+    """Make and lock a run's folder; gives the locked file. The lock ends with the process.
 
-    Of several processes the first does this for all; the others get None.
+    In a cluster, process 0 does this for all; the others get None.
 
     Raises:
         InputError: it cannot be written to, or another run is using it.
@@ -171,17 +171,17 @@ def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
 def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
     """Compare a resumed run's config with the saved one, both as `flat` makes them.
 
-    More epochs than before are the one change of what is computed that is taken.
+    The only accepted change of the computation is a larger number of epochs.
 
     Returns:
-        Lines for the reader about that.
+        Notes for the user on that change.
 
     Raises:
         InputError: they differ.
     """
 
     def differs(key: str) -> bool:
-        if key not in saved:  # which the version that saved did not have: it was off
+        if key not in saved:  # the version that saved it lacked this key: it was off
             return key not in FREE and bool(current[key])
         if key == 'epochs':
             return current[key] < saved[key]

@@ -1,9 +1,9 @@
-"""What [DET] tokens look at: their attention over the patches, drawn on the photograph.
+"""Draw what [DET] tokens look at: their attention over the patches of a photograph.
 
     yolos attention --weights=PATH --output=DIR [--block=-1] [--threshold=0.5] IMAGE_OR_FOLDER ...
 
-For each image a page: a row for each detection, with the attention of its token in each head of a block
-(the last one), and their mean.
+Each image gets a page with a row for each detection: the attention of its token in each head of a block (by
+default the last one), and the mean of the heads.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def maps(model: Yolos, params: dict, patches: np.ndarray, grid: np.ndarray, bloc
 def make_maps(model: Yolos, block: int = -1) -> Callable:
     """A function of parameters, patches and grid (as for the model), compiled once for a length.
 
-    It gives the weights [B, H, Q, N] of [DET] tokens on patches in a block: softmax over all tokens,
+    It returns the weights [B, H, Q, N] of [DET] tokens on patches in a block: softmax over all tokens,
     padding 0. block: its index; -1 is the last.
 
-    The last block of a model is computed for [DET] tokens alone, outside the scan over the others. So a
-    model that ends with the wanted block computes its attention there, and a kernel that keeps the weights
-    whenever it sees Q queries gives it without another forward pass.
+    The last block of a model is computed for [DET] tokens alone, outside the scan over the others. So the
+    model is cut after the wanted block, and a kernel that keeps the weights whenever it sees Q queries
+    captures them in a single forward pass.
 
     Raises:
         InputError: the model has no such block.
@@ -71,7 +71,7 @@ def make_maps(model: Yolos, block: int = -1) -> Callable:
 def look(
     detector: Detector, maps: Callable, path: str | Path, threshold: float
 ) -> tuple[Detections, np.ndarray]:
-    """The objects in an image file, and what the token of each looked at: [n, H, rows, columns].
+    """The objects in an image file, and the attention of the token of each: [n, H, rows, columns].
 
     maps: of `make_maps`. Raises InputError as the detector.
     """

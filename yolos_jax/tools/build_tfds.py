@@ -25,14 +25,14 @@ def build(root: str | Path, out: str | Path) -> Path:
     """Prepare the data set; returns its folder.
 
     Raises:
-        InputError: there is one in `out`, the data are not whole, or its splits have different categories.
+        InputError: `out` has one already, the data are incomplete, or its splits have different categories.
     """
     if (folder := Path(out) / 'coco' / '2017' / '1.1.0').exists():
         raise InputError(f'{folder}: there is a data set already; choose another folder')
     splits, by_split = {}, {}
     for split in sources.splits(root):
         by_split[split] = sources.find(root, split)
-        records.from_source(by_split[split])  # raises where something is wrong
+        records.from_source(by_split[split])  # raises if something is wrong
         a = by_split[split].load()
         images, file_names = by_split[split].images(a.files)
         splits[split] = images, dataclasses.replace(a, files=file_names)

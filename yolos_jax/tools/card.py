@@ -1,4 +1,4 @@
-"""Write the model card of a detector: what is known of it, with what was measured of it.
+"""Write the model card of a detector, with the results of its evaluation and speed test.
 
     yolos card --weights=PATH --output=README.md [--evaluation=DIR] [--speed=DIR]
 

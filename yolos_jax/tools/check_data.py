@@ -1,11 +1,11 @@
-"""Look at a data set before training on it.
+"""Check a data set before training on it.
 
     yolos check DIR [--split NAME ...] [--html=FILE] [--config=yolos_ti]
 
 reads every annotation and decodes every image of a COCO folder (or data set of tensorflow-datasets), and
 prints what is wrong, what training leaves out, the classes, the sizes, and how much padding the config's
 recipe would have (YOLOS-S's without one). --html adds pictures: the worst images, and a batch as the model
-sees it. The exit status is 1 where something would stop a run.
+sees it. The exit status is 1 if something would stop a run.
 """
 
 import argparse
@@ -39,9 +39,9 @@ TURNED = 'turned by EXIF'
 def examine(
     root: str | Path, split: str, recipe: geometry.Recipe = RECIPE, *, trains: bool = False, **options: int
 ) -> Findings:
-    """Everything there is to say about a split.
+    """Examine a split: its problems, tables of its content, and batches of it.
 
-    trains: whether it is to be trained on. options: of `TrainBatches.make`; one that is given is a run's.
+    trains: whether a run would train on it. options: of `TrainBatches.make`; given ones are those of a run.
     """
     given, options = options, OPTIONS | options
     source = sources.find(root, split)
@@ -49,7 +49,7 @@ def examine(
         a = source.load()
     except StorageError:
         raise
-    except InputError as error:  # of this split; the others are looked at all the same
+    except InputError as error:  # only of this split: the others are examined all the same
         return Findings(split, [Problem(str(error), 0, [], True)], [], None, None, None, None, {})
     problems = find_problems(a)
     if any(problem.stops for problem in problems):
@@ -117,10 +117,10 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
 
 
 def of_training(data: records.Records, options: dict, *, trains: bool, of_run: bool) -> list[Problem]:
-    """What is too few or too many in a split.
+    """The problems of a split with too few or too many images or objects.
 
-    options: of `TrainBatches.make`. trains: whether it is to be trained on. of_run: whether the batch size
-    is a run's, and not a usual one.
+    options: of `TrainBatches.make`. trains: whether a run would train on it. of_run: whether the batch size
+    is that of a run, and not the default.
     """
     problems, batch_size, most = [], options['batch_size'], options['max_targets']
     if not len(data.boxes):
@@ -135,7 +135,7 @@ def of_training(data: records.Records, options: dict, *, trains: bool, of_run: b
 
 
 def tables(r: records.Records) -> list:
-    """What `Records` hold, as [(title, [(name, value), ...]), ...]."""
+    """Tables of the content of `Records`: [(title, [(name, value), ...]), ...]."""
     counts, areas = np.diff(r.first), (r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1)
     part = lambda where: f'{where.sum():,} ({where.mean():.1%})' if len(where) else '0'
     shapes = collections.Counter(zip(r.widths.tolist(), r.heights.tolist(), strict=True))
@@ -177,7 +177,7 @@ def tables(r: records.Records) -> list:
 
 
 def chosen(split: str, splits: Sequence[str], root: str) -> str | None:
-    """Which of the splits of a data folder training takes for this name."""
+    """The split that training would take for this name; None if there is none."""
     try:
         return sources.choose(split, splits, root)
     except InputError:
@@ -210,9 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
-    parser.add_argument('--split', nargs='*', help='those to check, after the folder (all)')
+    parser.add_argument('--split', nargs='*', help='the splits to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
-    parser.add_argument('--config', help='a file of configs/, for its recipe (that of YOLOS-S)')
+    parser.add_argument('--config', help='a config, for its recipe (that of YOLOS-S)')
     args = parser.parse_args(arguments)
     if args.html:
         files.check_file(args.html, 'html', '.html')

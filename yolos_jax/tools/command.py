@@ -1,7 +1,7 @@
 """The `yolos` command: `yolos train ...`, `yolos eval ...` and so on.
 
-Each is the `main` of a module of `yolos_jax.tools`, imported when it is asked for; the scripts of the
-repository run the same.
+Each command is the `main` of a module of `yolos_jax.tools`, imported when it is used; the scripts of the
+repository run the same functions.
 """
 
 import sys
@@ -14,14 +14,14 @@ COMMANDS = {  # name: (module of yolos_jax.tools, what it does)
     'pretrain': ('pretrain', 'pre-train a ViT on images with one class each'),
     'eval': ('evaluate', 'measure a detector on a data set'),
     'predict': ('predict', 'detect objects in images and videos'),
-    'convert': ('convert', 'bring weights from one form to another'),
-    'check': ('check_data', 'look at a data set before training on it'),
+    'convert': ('convert', 'convert weights from one format to another'),
+    'check': ('check_data', 'check a data set before training on it'),
     'verify': ('verify', 'compare this implementation with the published numbers'),
     'speed': ('speed', 'measure speed, cost and memory'),
-    'card': ('card', 'write a model card with what was measured'),
+    'card': ('card', 'write a model card with the measured results'),
     'compare': ('compare', 'compare runs: a table and curves'),
     'attention': ('attention', 'draw what [DET] tokens look at'),
-    'tokens': ('tokens', 'see what [DET] tokens specialise in'),
+    'tokens': ('tokens', 'show what [DET] tokens specialise in'),
     'tfds': ('build_tfds', 'pack a data set into few large files'),
     'shapes': ('make_shapes', 'draw a small data set'),
     'quickstart': ('quickstart', 'train a small detector from scratch, in minutes'),
@@ -32,7 +32,7 @@ def main() -> None:
     """Run the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else '--help'
     if name in ('-h', '--help', 'help'):
-        print('usage: yolos COMMAND ...    (yolos COMMAND --help tells more)\n')
+        print('usage: yolos COMMAND ...    (yolos COMMAND --help for more)\n')
         print('\n'.join(f'  {command:<12} {what}' for command, (_, what) in COMMANDS.items()))
         return
     if name == '--version':

@@ -19,14 +19,14 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files
 from yolos_jax.weights import checkpoint
 
-NUMBERS = {  # what is compared, the first one above all
+NUMBERS = {  # the metrics to compare; the first one ranks the runs
     'AP': ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large'),
     'top1': ('top1', 'top5'),
 }
 
 
 class Run(NamedTuple):
-    """What is compared of a run; evaluations: the lines of metrics.jsonl that have the measure."""
+    """A run to compare; evaluations: the lines of metrics.jsonl that have the measure."""
 
     name: str
     start: str
@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """What runs are called: their folders, with as much of the path as tells them apart."""
+    """Names of runs: their folders, with as much of the path as is needed to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     longest = max(map(len, parts))
     tails = (['/'.join(part[-count:]) for part in parts] for count in range(1, longest + 1))
@@ -89,7 +89,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
-    """A text for each data set, or split of one, that some of the runs have."""
+    """The different data sets of the runs, or different versions of a split, as texts."""
     return {json.dumps(run.digests.get(split) if split else run.digests, sort_keys=True) for run in runs}
 
 
@@ -100,7 +100,7 @@ def table(runs: Sequence[Run]) -> str:
     rows = [['run', 'starts from', *differing, 'epochs trained', *percent]]
     for i in sorted(range(len(runs)), key=lambda i: -runs[i].reached):
         run = runs[i]
-        values = [run.best.get(name, -1) for name in names]  # -1 too where there is no such object
+        values = [run.best.get(name, -1) for name in names]  # -1 also if there is no such object
         numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
         rows.append([run.name, run.start, *own, f'{run.epochs:.0f}', *numbers])

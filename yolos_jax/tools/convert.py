@@ -33,13 +33,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--input', required=True, help=cli.WEIGHTS)
     parser.add_argument('--step', type=int, help=cli.STEP)
     parser.add_argument('--output', required=True, help='a new folder, or its URL in a bucket')
-    parser.add_argument('--to', default='jax', choices=WRITERS, help='the form to write (jax)')
+    parser.add_argument('--to', default='jax', choices=WRITERS, help='the format to write (jax)')
     cli.add_hint_flags(parser)
     change = parser.add_argument_group('for another task')
     change.add_argument('--new_classes', metavar='JSON', help='a COCO annotation file with the classes')
     change.add_argument('--new_det_tokens', type=int, metavar='N')
     change.add_argument('--new_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
-    change.add_argument('--seed', type=int, default=0, help='of what starts fresh')
+    change.add_argument('--seed', type=int, default=0, help='seed of new parameters')
     return parser.parse_args(arguments)
 
 
@@ -80,7 +80,7 @@ def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and convert."""
     args = parse(arguments)
-    # nothing to gain from an accelerator, nor a need for a free one
+    # an accelerator would not help, and may be in use
     jax.config.update('jax_platforms', 'cpu')
     with bucket.new_folder(args.output) as folder:
         with weights.open(args.input, args.step) as source:

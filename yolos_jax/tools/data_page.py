@@ -1,4 +1,4 @@
-"""What `check_data` reports as one HTML file, with pictures."""
+"""Writes the report of `check_data` as one HTML file with pictures."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ SIDE = 480  # of a picture, in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What is in a split, and what is wrong with it.
+    """The content of a split and its problems.
 
     tables: [(title, [(name, value), ...]), ...]; records and batches: None where the annotations stop a
     run; annotations: None where they cannot be read; bad_images: {kind: indices of images} in them.
@@ -77,7 +77,7 @@ def worst(findings: Findings) -> dict[str, list[int]]:
 
 
 def _stored(findings: Findings, i: int) -> str:
-    """Image i of the annotations with all its boxes, crowds dashed by their caption."""
+    """Image i of the annotations with all its boxes; captions mark crowds."""
     a = findings.annotations
     name = findings.images.name(a.files[i])
     try:

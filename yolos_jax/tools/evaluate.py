@@ -3,7 +3,7 @@
     yolos eval --weights=PATH --data=FOLDER --output=DIR
 
 Prints COCO's twelve numbers and the AP of each class, and writes metrics.json and predictions.json (COCO
-results) to the output folder; with --report also report.html: errors by kind, for whom it fails, pictures.
+results) to the output folder; with --report also report.html: errors by kind, AP by groups, pictures.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help='name of the split in --data (val2017; or val, valid, validation)',
     )
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
-    parser.add_argument('--size', type=int, help='shorter side in pixels (what the weights say)')
+    parser.add_argument('--size', type=int, help='shorter side in pixels (that of the weights)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (in proportion to --size)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--report', action='store_true', help='write report.html as well')
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             evaluate(args, work.folder)
         except InputError as error:
-            if error.argument == 'bad_images':  # which is a run's to set
+            if error.argument == 'bad_images':  # a key that only a run has
                 raise InputError(str(error)) from None
             raise
 
@@ -100,7 +100,7 @@ def read_data(args: argparse.Namespace) -> records.Records:
 def read_detector(
     args: argparse.Namespace, data: records.Records
 ) -> tuple[weights.Pretrained, dict[int, int]]:
-    """The detector, and the category in the data of each of its labels; prints what to know of both."""
+    """The detector, and the category id in the data of each of its labels; prints notes on both."""
     pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
     if args.classes:
         pretrained = with_names(pretrained, args.classes)
@@ -126,7 +126,7 @@ def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
 def make_detect(
     args: argparse.Namespace, pretrained: weights.Pretrained, batches: dict, mesh: Mesh
 ) -> Callable[..., dict]:
-    """A function that gives what is detected in the batches, with their images altered if asked for."""
+    """A function that returns the detections in the batches, optionally with altered images."""
     dtype = jnp.dtype(args.dtype)
     kernel = attention.for_platform(meshes.platform(mesh), dtype)
     step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
@@ -162,7 +162,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     if not cluster.is_alone():
         agree(args, batches, pretrained)
     truth = data.truth()
-    fields = groups.read_fields(data, truth, args.by)  # what cannot be read is said before any work
+    fields = groups.read_fields(data, truth, args.by)  # raises before any work is done
     detect = make_detect(args, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
     corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else []
@@ -179,7 +179,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         'fingerprint': checkpoint.fingerprint(pretrained.params),
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
-    for name in report.FILES:  # of an evaluation before this one
+    for name in report.FILES:  # removes the report of an earlier evaluation
         (output / name).unlink(missing_ok=True)
     files.write_json(output / 'metrics.json', numbers | {'classes': classes, 'about': about})
     files.write_json(output / 'predictions.json', results)
@@ -195,7 +195,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
 
 
 def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretrained) -> None:
-    """Raises InputError where the processes of an evaluation are not about to do the same."""
+    """Raises InputError if the processes of an evaluation differ in options, data, weights or JAX."""
     cluster.agree(
         {
             'the size of the images': (batches['size'], batches['max_size']),

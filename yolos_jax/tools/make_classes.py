@@ -1,4 +1,4 @@
-"""A small data set to try pre-training on: images of one form each, in folders of classes.
+"""Draw a small data set for trying pre-training: images of one shape each, in folders of classes.
 
 python -m yolos_jax.tools.make_classes DIR
 """

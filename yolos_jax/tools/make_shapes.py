@@ -1,4 +1,4 @@
-"""A small data set to try things on: coloured shapes on textured grounds, as a COCO folder.
+"""Draw a small data set for trials: coloured shapes on textured backgrounds, as a COCO folder.
 
 python -m yolos_jax.tools.make_shapes DIR
 """

@@ -1,6 +1,6 @@
-"""Pieces of HTML pages that work by themselves: offline, on a phone, and in the dark.
+"""Builds self-contained HTML pages, which work offline, on a phone, and in dark mode.
 
-All text is escaped here; a page has no part from elsewhere.
+All text is escaped here; a page loads nothing from elsewhere.
 """
 
 import base64
@@ -56,7 +56,7 @@ for (const head of document.querySelectorAll('th.sorts')) {
 
 
 class Bar(NamedTuple):
-    """A cell with a number and a bar of a share (0..1) of the widest."""
+    """A cell with a text and a bar, whose length is a share (0..1) of the longest."""
 
     text: str
     share: float

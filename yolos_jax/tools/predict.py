@@ -31,13 +31,13 @@ LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
 
 
 def find_images(paths: Sequence[str], output: Path) -> list[Path]:
-    """The image and video files among files and folders; what is in the output folder is no input.
+    """The image and video files among files and folders; files in the output folder are no inputs.
 
     Raises:
         InputError: a file is not there, a folder has no images, or the output is one of the inputs.
     """
     images, output = [], output.resolve()
-    is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # of loops of links too
+    is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # even of loops of links
     if urls := [path for path in paths if '://' in path]:
         raise InputError(f'{urls[0]}: images are read from files here; copy it first (curl, gcloud, aws)')
     for path in map(Path, paths):
@@ -52,7 +52,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
             p
             for p in sorted(path / name for name in files.walk(path))
             if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
-            if not p.is_fifo()  # whose reader waits for a writer
+            if not p.is_fifo()  # its reader would wait for a writer
             if not is_output(p) or is_output(path)
         ]
         if not inside:
@@ -68,17 +68,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
     parser.add_argument(
-        '--classes', nargs='+', metavar='NAME', help='these classes only; name the images first'
+        '--classes', nargs='+', metavar='NAME', help='only these classes; give the images before it'
     )
-    parser.add_argument('--max_detections', type=int, help='the best so many of an image')
-    parser.add_argument('--format', choices=('list', 'coco'), default='list', help='of predictions.json')
-    parser.add_argument('--overwrite', action='store_true', help='start anew, and do not continue')
+    parser.add_argument('--max_detections', type=int, help='at most this many per image, the best')
+    parser.add_argument('--format', choices=('list', 'coco'), default='list', help='for predictions.json')
+    parser.add_argument('--overwrite', action='store_true', help='start from scratch, do not resume')
     parser.add_argument('--batch_size', type=int, help='images computed together (8; 1 on a CPU)')
     drawing = parser.add_argument_group('pictures')
-    drawing.add_argument('--no-pictures', action='store_true', help='write none')
+    drawing.add_argument('--no-pictures', action='store_true', help='write no pictures')
     hidden = 'hide what overlaps a better detection of its class by more (0.7; 1: nothing)'
     drawing.add_argument('--nms', type=float, default=visualize.DUPLICATE, metavar='IOU', help=hidden)
-    drawing.add_argument('--font', type=Path, help='a font file, for other scripts than DejaVu Sans has')
+    drawing.add_argument('--font', type=Path, help='a font file, for scripts that DejaVu Sans lacks')
     parser.add_argument('images', nargs='+', help='image files, videos, folders of them, or cameras')
     return parser.parse_args(arguments)
 
@@ -137,14 +137,14 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
 def _annotate(
     detector: Detector, videos: list[Path], args: argparse.Namespace, predictions: Predictions
 ) -> int:
-    """Write what is made of videos; returns how many could not be read."""
+    """Write the videos with their detections; returns how many could not be read."""
     drawn, bad = lambda detections: _drawn(detections, args), 0
     for path, target in predictions.new_videos(videos):
         entry = named(path)
         try:
             problem = video.annotate(detector, path, target, args.threshold, drawn)
         except StorageError:
-            raise  # says nothing of the video
+            raise  # not the fault of the video
         except InputError as error:
             print(f'left out: {error}', file=sys.stderr)
             bad += 1

@@ -1,4 +1,4 @@
-"""The files of predictions: a line of JSON for each image as it is done, and all of them at the end."""
+"""The files of `predict`: a line of JSON for each finished image, and a list of all at the end."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ from yolos_jax.errors import InputError, StorageError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
-STAMP = 'modified', 'bytes'  # by which an image that was replaced is known
+STAMP = 'modified', 'bytes'  # by which a replaced image is recognised
 MADE_BY = b'drawn by yolos_jax'  # a comment in each picture
 
 
@@ -29,7 +29,7 @@ class Predictions:
     def __init__(self, folder: Path, settings: dict, overwrite: bool) -> None:
         """Open the folder.
 
-        settings: what the entries depend on. overwrite: leave out what is there.
+        settings: what the entries depend on. overwrite: discard existing predictions.
 
         Raises:
             InputError: it holds predictions with other settings.
@@ -54,7 +54,7 @@ class Predictions:
         left |= {
             f'{name}.{end}' for name in earlier_videos.keys() - videos.keys() for end in ('mp4', 'jsonl')
         }
-        if (folder / VIDEOS).exists():  # before the settings: none of them may be with others
+        if (folder / VIDEOS).exists():  # before the settings: none may be listed under new settings
             files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
@@ -75,7 +75,7 @@ class Predictions:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError):  # `add` has said it
+        with contextlib.suppress(OSError):  # `add` has raised it
             self._file.close()
 
     def add(self, entry: dict) -> None:
@@ -109,7 +109,7 @@ class Predictions:
         return f'{name}.jpg'
 
     def read(self) -> Iterator[dict]:
-        """The entries in the file; a line that a killed writer left unfinished ends them."""
+        """The entries in the file; they end at a line that a killed writer left unfinished."""
         if not self._path.exists():
             return
         with open(self._path, 'rb') as file:
@@ -142,7 +142,7 @@ class Predictions:
         return not entry['picture'] or (self._folder / Path(entry['picture']).name).exists()
 
     def _earlier_videos(self) -> dict[str, dict]:
-        """{name: the video it is of, as `named`} of those that are done."""
+        """{name: its video, as `named`} of the videos that are done."""
         if not (self._folder / VIDEOS).exists():
             return {}
         try:
@@ -162,7 +162,7 @@ class Predictions:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a picture in the output is one that was drawn here, and not a photograph of the user's."""
+    """Whether a picture in the output was drawn by yolos_jax, and is not a photograph of the user's."""
     try:
         with Image.open(path) as image:
             return image.info.get('comment') in (MADE_BY, MADE_BY.decode())
@@ -171,7 +171,7 @@ def is_own(path: Path) -> bool:
 
 
 def named(path: Path) -> dict:
-    """What an entry says of its image: its path as it was given, and from anywhere, its time and size."""
+    """The fields of an entry about its image: its path as given, its absolute path, time and size."""
     return {'image': str(path), 'file': os.path.abspath(path)} | _stamp(path)
 
 
@@ -185,7 +185,7 @@ def _stamp(path: str | Path) -> dict:
 
 
 def _has_changed(entry: dict) -> bool:
-    """Whether the image of an entry is another now; one that is gone has not changed."""
+    """Whether the image of an entry was replaced; a missing image counts as unchanged."""
     return any(entry.get(key, value) != value for key, value in _stamp(_source(entry)).items())
 
 
@@ -212,7 +212,7 @@ def as_coco(entries: Sequence[dict], classes: dict[int, str]) -> dict:
                 {'id': len(annotations) + 1, 'image_id': number, 'category_id': one['label'], 'bbox': box}
                 | {'area': round(box[2] * box[3], 2), 'iscrowd': 0, 'score': one['score']}
             )
-    # of detections too: a number may have no name in the weights
+    # names of detections too: the weights may have none for a number
     detected = {one['label']: one['name'] for entry in entries for one in entry.get('detections', ())}
     categories = [{'id': number, 'name': name} for number, name in sorted((detected | classes).items())]
     return {'images': images, 'annotations': annotations, 'categories': categories}

@@ -29,7 +29,7 @@ DETECTORS = {  # configs by width, depth and heads
 
 
 def main(on_step: Callable[[Step], bool | None] | None = None) -> None:
-    """Parse the flags and pre-train; on_step: as of `yolos_jax.train`."""
+    """Parse the flags and pre-train; on_step: as for `yolos_jax.train`."""
     train.main(on_step, pretraining.pretrain)
     model = train.CONFIG.value.model
     config = DETECTORS.get((model.width, model.depth, model.heads), 'CONFIG')

@@ -20,8 +20,8 @@ from yolos_jax.tools import evaluate, make_shapes, predict
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and train, evaluate and predict."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('folder', nargs='?', type=Path, default=Path('runs'), help='(runs)')
-    parser.add_argument('--epochs', type=int, help='fewer, for a first look (20)')
+    parser.add_argument('folder', nargs='?', type=Path, default=Path('runs'), help='for all output (runs)')
+    parser.add_argument('--epochs', type=int, help='number of epochs (20)')
     args = parser.parse_args(arguments)
     stop, data, workdir = StopSignal(), args.folder / 'shapes', args.folder / 'quickstart'
     cli.keep_memory()

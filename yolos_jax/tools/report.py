@@ -1,4 +1,4 @@
-"""The report of an evaluation: what a detector finds, which errors it makes, and for whom it fails.
+"""Writes the report of an evaluation: what a detector finds, its errors by kind, and its AP by groups.
 
 `yolos eval --report` writes it, as one HTML file and, for programs, as report.json.
 """
@@ -21,7 +21,7 @@ from yolos_jax.tools import page
 
 FILES = 'report.html', 'report.json'
 SHOWN = 8  # pictures of a kind
-LARGEST_MATRIX = 30  # classes that a confusion matrix is shown for
+LARGEST_MATRIX = 30  # most classes for which the confusion matrix is shown
 COLOURS = ('#1f6feb', '#d9822b', '#3aa35b')
 ERRORS = {
     tide.Kind.CLASS: 'the right place, another class',
@@ -92,7 +92,7 @@ def _classes(analysis: Analysis) -> str:
     table = page.table([(*row, *best) for *row, best in rows], head, sorts=True)
     words = (
         'The threshold is the score at which F1, at IoU 0.5, is largest; F1, precision and recall are '
-        'those there. A click on a column sorts by it.'
+        'those at it. A click on a column sorts by it.'
     )
     return page.heading('Classes') + page.text(words, 'quiet') + table
 
@@ -118,7 +118,7 @@ def _errors(analysis: Analysis) -> str:
         (kind.name.lower(), ERRORS[kind], counts[kind], page.Bar(f'{costs[kind]:.3f}', costs[kind] / most))
         for kind in tide.Kind
     ]
-    words = 'By the first kind that applies (TIDE). Its cost is the gain of AP50 if it alone were mended.'
+    words = 'By the first kind that applies (TIDE). Its cost is the gain in AP50 if only it were corrected.'
     table = page.table(rows, ['error', 'what it is', 'count', 'AP50 that it costs'])
     return page.heading('Errors by kind') + page.text(words, 'quiet') + table
 
@@ -155,11 +155,11 @@ def _calibration(analysis: Analysis) -> str:
         page.Line('detections', score[filled], right[filled], COLOURS[0]),
     ]
     words = (
-        f'Of detections with a score of at least {confidence.LEAST_SCORE}: how many of those with a score '
-        f'are right (IoU 0.5). Their mean distance, the calibration error (ECE), is {error:.3f}.'
+        f'For detections with a score of at least {confidence.LEAST_SCORE}: the share that is right at '
+        f'IoU 0.5, by score. Its mean distance from the score, the calibration error (ECE), is {error:.3f}.'
     )
     chart = page.chart(lines, 'score', 'share that is right')
-    return page.heading('Are scores to be trusted?') + page.text(words, 'quiet') + chart
+    return page.heading('Can scores be trusted?') + page.text(words, 'quiet') + chart
 
 
 def _groups(title: str, members: list[Group]) -> str:

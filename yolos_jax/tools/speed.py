@@ -2,8 +2,8 @@
 
     yolos speed --weights=PATH --data=FOLDER --output=DIR [--images=100]
 
-Over the first images of the validation split, one at a time: multiply-adds, images per second, parameters,
-and memory. Prints a table, and writes speed.json.
+Measures multiply-adds, images per second, parameters and memory on the first images of the validation
+split, one at a time. Prints a table, and writes speed.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ METHOD = (
 def macs(model: Yolos, grid: Sequence[int]) -> int:
     """Multiply-adds for one image of (rows, columns) patches, of the model as published.
 
-    Those of the patch projection, the dense layers, and q k^T and weights v, as the paper counts them.
+    As in the paper, it counts the patch projection, the dense layers, q k^T, and weights times v.
     """
     N = int(grid[0]) * int(grid[1])
     S = model.special + N
@@ -51,7 +51,7 @@ def macs(model: Yolos, grid: Sequence[int]) -> int:
 def computed_macs(model: Yolos, length: int) -> int:
     """Multiply-adds that this implementation does for one image in a sequence of `length` patches.
 
-    Padding counts, and of the last block only the [DET] tokens' rows are computed.
+    Padding is included; the last block computes only the rows of the [DET] tokens.
     """
     Q = model.num_det_tokens
     S = model.special + length
@@ -60,7 +60,7 @@ def computed_macs(model: Yolos, length: int) -> int:
 
 
 def _block(model: Yolos, queries: int, keys: int) -> int:
-    """A block whose attention goes from so many tokens to so many."""
+    """The multiply-adds of a block with attention from `queries` tokens to `keys` tokens."""
     D = model.width
     projections = queries * D * D + keys * 2 * D * D + queries * D * D
     return projections + 2 * queries * keys * D + queries * 2 * 4 * D * D
@@ -72,7 +72,7 @@ def _heads(model: Yolos) -> int:
 
 
 def measure(detector: Detector, images: Sequence[Callable[[], np.ndarray]]) -> dict:
-    """What there is to say about a detector on some images, as plain numbers; each call reads one, RGB."""
+    """The speed and size of a detector as plain numbers; images: functions that each read one, RGB."""
     model, arrays, sizes, inputs = detector.model, jax.tree.leaves(detector.params), [], []
     for read in images:
         prepared = detector.prepare(read())
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder for speed.json')
-    parser.add_argument('--images', type=int, default=100, help='how many, the first (100)')
+    parser.add_argument('--images', type=int, default=100, help='how many images, the first ones (100)')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     data = records.read(args.data, args.split)

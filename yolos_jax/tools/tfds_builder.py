@@ -22,7 +22,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name='2017', version='1.1.0')]
 
     def __init__(self, splits: dict, **options: Any) -> None:
-        """splits: {split: (what has the images, as `records.Records.images`, and `Annotations`)}."""
+        """splits: {split: (the folder of the images, as `records.Records.images`, and `Annotations`)}."""
         self._splits = splits
         super().__init__(config='2017', file_format='array_record', **options)
 
@@ -72,7 +72,7 @@ class Coco(tfds.core.GeneratorBasedBuilder):
 
 
 def _stored(images: Any, file: str, row: int, size: tuple[int, int]) -> bytes:
-    """The bytes of an image: its own, or where boxes lie on it turned upright, those of a PNG of that."""
+    """The bytes of an image: of its file, or of a PNG turned upright if its boxes refer to that."""
     data, name = images.start_read(file, row)(), images.name(file)
     if pixels.orientation(data) == 1 or not images.upright and pixels.size(data, name) == size:
         return data

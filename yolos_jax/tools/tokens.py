@@ -1,10 +1,10 @@
-"""What [DET] tokens specialise in: places, sizes, or classes.
+"""Show what [DET] tokens specialise in: places, sizes, or classes.
 
     yolos tokens --weights=PATH --data=FOLDER --output=DIR
 
-Over a validation split: boxes.png has, for some tokens, the centre of the box that each predicts in every
-image, blue for small, green for medium and red for large ones; classes.png the classes that tokens predict
-beside those of the objects; tokens.json the paper's two correlations.
+It runs over a validation split. boxes.png shows the centres of the boxes that some tokens predict, blue for
+small, green for medium and red for large ones; classes.png shows how often tokens predict each class,
+beside how often objects have it; tokens.json has the paper's two correlations.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = 
 
     Args:
         tokens: [Q, D], the learned embeddings. centres: [I, Q, 2], of the boxes they predict in I images.
-        average_images: over pairs, of the mean distance over images; else over all pairs in all images.
+        average_images: average distances over images first; else correlate all pairs in all images.
     """
     return _pearson(cosine(tokens), (distances(x) for x in centres), average_images)
 
@@ -78,7 +78,7 @@ def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) ->
 
 
 def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, np.ndarray]:
-    """What all tokens predict in I images.
+    """The predictions of all tokens in I images.
 
     'pred_logits' [I, Q, C + 1], 'pred_boxes' [I, Q, 4] cxcywh in 0..1, and 'index' [I], the records.
     """
@@ -90,7 +90,7 @@ def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, n
 
 
 def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
-    """boxes [I, Q, 4] cxcywh in 0..1 of images of sizes [I, 2] (height, width), of the first tokens."""
+    """Draw the centres of tokens' boxes [I, Q, 4], cxcywh in 0..1; sizes [I, 2]: (height, width)."""
     count = min(SHOWN, boxes.shape[1])
     figure = Figure(figsize=(13, 5.6), layout='constrained')
     axes = figure.subplots(2, -(-count // 2), squeeze=False)
@@ -107,7 +107,7 @@ def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
 
 
 def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: Sequence[str]) -> None:
-    """How often each class is predicted by any token, and by objects; both [C], as shares."""
+    """Draw how often tokens predict each class, and how often objects have it, [C] each, as shares."""
     figure = Figure(figsize=(max(6, len(names) / 5), 4), layout='constrained')
     ax = figure.subplots()
     place = np.arange(len(names))

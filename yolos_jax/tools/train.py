@@ -4,8 +4,8 @@
 
 --config is a file, or the name of an installed config. Any value of the config can be set by
 --config.key=value. The workdir receives metrics.jsonl, TensorBoard files, curves.png and checkpoints/; the
-same command in the same workdir resumes where the last one stopped. It receives compiled/ too, the programs
-that XLA made: a later start reads them. JAX_COMPILATION_CACHE_DIR names another folder for them.
+same command in the same workdir resumes where the last one stopped. It also receives compiled/, the
+programs that XLA compiled, for later starts. JAX_COMPILATION_CACHE_DIR names another folder for them.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ WORKDIR = flags.DEFINE_string(
     'workdir', None, 'The folder, or gs:// or s3:// URL, the run writes to and resumes from.'
 )
 COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'host:port of process 0, where no scheduler lists the hosts.'
+    'coordinator', None, 'host:port of process 0, if no scheduler lists the hosts.'
 )
 NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'How many there are; 1 to be alone in any case.'
+    'num_processes', None, 'Number of processes; 1 to run alone in any case.'
 )
-PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is: 0, 1, ...')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
 STUCK = flags.DEFINE_integer('stuck', cluster.STUCK, 'Seconds without a step until the process ends.')
 flags.mark_flags_as_required(['config', 'workdir'])
@@ -39,7 +39,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def main(
     on_step: Callable[[Step], bool | None] | None = None, start: Callable[..., int | None] = train
 ) -> None:
-    """Parse the flags and train; on_step: as of `yolos_jax.train`; start: that."""
+    """Parse the flags and train; on_step: as for `yolos_jax.train`; start: that function or `pretrain`."""
     stop = StopSignal()
     cli.keep_memory()
     programs = CompiledPrograms(workdir.programs_folder(WORKDIR.value))

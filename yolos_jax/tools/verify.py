@@ -1,11 +1,11 @@
-"""Check this implementation with the published weights: golden values, and AP where COCO is at hand.
+"""Check this implementation with the published weights: golden values, and AP if COCO is given.
 
     yolos verify [--data=COCO] [--output=DIR] [NAME ...]
 
 fetches each published detector (a folder of that name wins), compares logits, boxes, scores and labels of
-an image with those that the test of transformers expects, and with --data the AP with the paper's. What was
-measured is kept in the output folder, so that the same command continues. The exit status is 1 where
-something differs.
+an image with those that the test of transformers expects, and with --data the AP with the paper's. The
+results are kept in the output folder, so that the same command resumes. The exit status is 1 if something
+differs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ AP_TOLERANCE = 0.1
 
 
 class Golden(NamedTuple):
-    """What transformers' test of a detector expects on the image.
+    """The values that transformers' test of a detector expects for the image.
 
     logits, boxes: the first three columns of the first three [DET] tokens, boxes as cxcywh in 0..1. scores,
     labels: of the tokens above 0.3, in their order; box: of the first of these, xyxy in pixels.
@@ -60,7 +60,7 @@ GOLDEN = {
 
 
 def measure(detector: weights.Pretrained, image: Image.Image) -> Golden:
-    """What the detector says of an image; resized by Pillow, as by the test."""
+    """The values of the detector for an image, resized by Pillow as in the test."""
     height, width = geometry.resize_shape(image.height, image.width, detector.size, detector.max_size)
     resized = image.convert('RGB').resize((width, height), Image.BILINEAR)
     patches, grid = yolos_jax.patchify([np.asarray(resized)])
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and verify."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', help='COCO: annotations/instances_val2017.json and val2017/')
-    parser.add_argument('--image', type=Path, help=f'the image, where there is no COCO ({IMAGE})')
+    parser.add_argument('--image', type=Path, help=f'the image, if there is no COCO ({IMAGE})')
     parser.add_argument('--output', type=Path, default=Path('verified'), help='a folder (verified)')
     parser.add_argument('names', nargs='*', help='repositories (all)')
     args = parser.parse_args(arguments)
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def verify(jobs: dict[str, tuple], output: Path) -> list[str]:
-    """Do what is not done yet, print each result, and return the names of those that differ."""
+    """Run the checks that are not done yet, print all results, and return the names of failed ones."""
     path = output / 'verified.json'
     done = json.loads(path.read_text()) if path.exists() else {}
     for name, (check, *arguments) in jobs.items():

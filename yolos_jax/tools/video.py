@@ -1,6 +1,6 @@
 """Detects objects in videos and camera streams, and writes a video with the detections drawn on it.
 
-By PyAV (`pip install 'yolos_jax[video]'`), whose wheel carries FFmpeg. Unlike OpenCV it gives every frame
+It uses PyAV (`pip install 'yolos_jax[video]'`), whose wheel has FFmpeg. Unlike OpenCV it gives every frame
 its time, for videos without a constant rate, and brings no window system.
 """
 
@@ -39,10 +39,10 @@ def annotate(
 
     Ctrl-C ends a recording from a camera.
 
-    drawn: of a frame's detections those to keep, and their picture; where that is None no video is written.
+    drawn: a frame's detections -> those to keep, and their picture; if it is None, no video is written.
 
     Returns:
-        Where the video ends too early, in words, else ''.
+        In words, where the video ends too early, or ''.
 
     Raises:
         InputError: PyAV is missing, or the video cannot be read.
@@ -80,7 +80,7 @@ def _writer(
         stream.width, stream.height = (side // 2 * 2 for side in first.size)  # as the codec needs
         stream.pix_fmt, stream.codec_context.time_base = 'yuv420p', TIME_BASE
 
-        times = [-1]  # the format has each once, in order
+        times = [-1]  # mp4 needs strictly rising times
 
         def write(time: float, picture: Image.Image) -> None:
             frame = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
@@ -95,9 +95,9 @@ def _writer(
 def _frames(
     av: Any, source: Any, ends: list[str], detector: Detector, threshold: float
 ) -> Iterator[tuple[float, int, Detections]]:
-    """(seconds, number, detections) of every frame, which is turned as the video says.
+    """(seconds, number, detections) of every frame, rotated as the video asks.
 
-    ends: receives why there are no more, where the video is damaged or cut off.
+    ends: receives the reason if the video is damaged or cut off.
     """
     times, stream = [], source.streams.video[0]
 

@@ -1,7 +1,7 @@
-"""A detector made ready for another task: other classes, [DET] tokens or position tables.
+"""Adapts a detector to another task: other classes, [DET] tokens or position tables.
 
-Every function takes a `Pretrained` and returns the changed one with a line that says what was done. It
-raises InputError where there is no such model.
+Every function takes a `Pretrained` and returns the changed one with a line that reports the change. It
+raises InputError if the model's sizes would be out of bounds.
 """
 
 import collections
@@ -18,7 +18,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.weights import checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
-NEVER = -10  # the logit of what is never detected
+NEVER = -10  # the logit of a class that is never detected
 
 
 def with_classes(
@@ -51,7 +51,7 @@ def with_classes(
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
     changed = _changed(pretrained, {'num_classes': count}, {'class_embed': head}, classes=dict(classes))
-    changed.about.pop('category_ids', None)  # of the classes it had
+    changed.about.pop('category_ids', None)  # they are of the old classes
     kept = shown(pretrained.classes[known] for _, known in pairs)
     return changed, (
         f'class head: {len(classes)} classes, {len(pairs)} of them kept'
@@ -60,7 +60,7 @@ def with_classes(
 
 
 def with_det_tokens(pretrained: Pretrained, count: int, seed: int) -> tuple[Pretrained, str]:
-    """The detector with `count` [DET] tokens: the first are kept, more start as normal noise of 0.02."""
+    """The detector with `count` [DET] tokens: the first are kept, others start as normal noise of 0.02."""
     old = pretrained.model.num_det_tokens
     sizes.check(pretrained.model.clone(num_det_tokens=count))
     generator = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def check_classes(
 ) -> None:
     """Raises InputError where `classes` {id: name} of `source` are not those of the detector.
 
-    argument: of the caller, that would give the detector another class head.
+    argument: the caller's argument that asks for a new class head, for the error.
     """
     known = {number: name.lower() for number, name in pretrained.classes.items()}
     other = [f'{i} {name!r}' for i, name in classes.items() if known.get(i) != name.lower()]

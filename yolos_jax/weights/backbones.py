@@ -1,9 +1,9 @@
-"""Pre-trained ViTs of other projects, as the backbone a detector starts from.
+"""Reads pre-trained ViTs of other projects as the backbone a detector starts from.
 
-Taken are: DeiT (distilled too) and timm, DINO, DINOv2, DINOv3, MoCo-v3 and MAE in torch's files; Hugging
+It reads DeiT (distilled too) and timm, DINO, DINOv2, DINOv3, MoCo-v3 and MAE in torch's files; Hugging
 Face's ViT, DeiT, ViTMAE, DINOv2 (with registers too) and DINOv3; and the npz files of Google's
-vision_transformer (AugReg) and big_vision. All are brought to timm's names, which are the reference's, and
-then into our parameters.
+vision_transformer (AugReg) and big_vision. Tensors get timm's names, which are the reference's, and
+then become our parameters.
 """
 
 import math
@@ -22,9 +22,9 @@ from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
 
 # the tanh forms differ by 4e-4 in features
 GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_tanh', 'gelu_fast'
-DINOV3_EPS = 1e-5  # of LayerNorm; the others have 1e-6, or say theirs
+DINOV3_EPS = 1e-5  # of LayerNorm; other ViTs have 1e-6, or their config gives it
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
-FRESH = ('.det_token', '.mid_pos_embed')  # beside the heads
+FRESH = ('.det_token', '.mid_pos_embed')  # start fresh, as the heads do
 # wrappers around the ViT, the outermost first
 OF_HUGGING_FACE = 'vit.', 'deit.', 'dinov2.', 'dinov2_with_registers.'
 PREFIXES = 'params/', '_orig_mod.', 'module.', 'model.', 'base_encoder.', 'backbone.', *OF_HUGGING_FACE
@@ -86,7 +86,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
 def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     """The ViT in an open file with its own position table, and its parameters.
 
-    heads: where neither the file nor its width says how many there are.
+    heads: needed if neither the file nor its width tells how many there are.
 
     Raises:
         InputError: there is no ViT, or its heads are unknown.
@@ -123,7 +123,7 @@ def _check_config(config: dict) -> None:
 
 
 def fields(file: TensorFile) -> dict:
-    """The fields of a `Yolos` that the ViT in an open file says: width, depth, registers and rope.
+    """The fields of a `Yolos` that the ViT in an open file determines: width, depth, registers and rope.
 
     Raises:
         InputError: there is no ViT.
@@ -142,7 +142,7 @@ def _fields(tensors: dict) -> dict:
 
 
 def _heads(file: TensorFile, width: int) -> int | None:
-    """How many heads the ViT of a file has, where it or what is known of it says so."""
+    """The number of heads of the ViT in a file, from the file or its project; None if unknown."""
     if any('base_encoder.' in name for name in file.tensors):
         return MOCO_HEADS.get(width)
     for name, tensor in file.tensors.items():
@@ -167,7 +167,7 @@ def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:
 
 
 def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
-    """The tensors of the ViT without the prefixes of what is around it, and the names of the others."""
+    """The tensors of the ViT without the prefixes of its wrappers, and the names of the ignored ones."""
     result, ignored = {}, []
     for name, tensor in tensors.items():
         short = name
@@ -181,7 +181,7 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
 
 
 def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
-    """The ViT in a file; keeps_class_row: of the positions of a distilled one, as `_with_class_row`."""
+    """The ViT in a file; keeps_class_row: as `keep` of `_with_class_row`."""
     (tensors, ignored), report, has_no_row = _unwrapped(file.tensors), [], False
     mean, std = statistics.beside(file)
     if google.is_google(tensors):
@@ -189,13 +189,13 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
         report += google.fill(tensors)
     elif any(name.startswith('embeddings.') for name in tensors):
         tensors = hf_names.to_timm(tensors)
-    # as those of DeiT III, where the class token has no position; of others k x k rows may be another grid
+    # DeiT III's class token has no position; in ViTs without layer scale k x k rows may be another grid
     has_no_row |= any('.ls1.' in name or name.endswith('.gamma_1') for name in tensors)
     tensors, unused, changes = dino.to_timm(tensors)
     ignored, report = [*ignored, *unused], [*report, *changes]
     is_distilled = tensors.pop('dist_token', None) is not None
     ignored += ['dist_token'] if is_distilled else []
-    # after pooling, in place of norm
+    # fc_norm replaces norm, after pooling
     for name in [name for name in tensors if name.startswith('fc_norm.')]:
         names.add(tensors, name.removeprefix('fc_'), tensors.pop(name))
         report.append(f'{name} becomes {name.removeprefix("fc_")}')
@@ -241,7 +241,7 @@ def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
 
 
 def _with_zero_row(table: Tensor, report: list[str]) -> Tensor:
-    """pos_embed with a row of zeros for the class token, where it is a square grid alone."""
+    """pos_embed with a row of zeros for the class token, if it has only a square grid."""
     if len(table.shape) != 3 or not _is_square(table.shape[1]):
         return table
     _, rows, D = table.shape

@@ -1,9 +1,9 @@
-"""Our form of weights: one Orbax checkpoint, verified when it is read.
+"""Reads and writes our own format of weights: Orbax checkpoints, verified when they are read.
 
 A checkpoint is a folder with two items: `state` (of a run: params, opt_state, step; of an export: params
 and step) and `meta` (what the model is, its class names, the config, a checksum of every array). Orbax
-commits it by one rename, so a killed writer leaves none that is listed. Its arrays carry no checksum: a
-bit flipped on disk would load silently, so we keep our own.
+commits it by one rename, so a killed writer leaves no listed step. Orbax's arrays have no checksums: a
+bit flipped on disk would load silently, so the meta has ours.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def describe(pretrained: Pretrained) -> dict:
 
 
 def steps(folder: str | Path) -> list[int]:
-    """The steps in a folder of checkpoints, ascending; none where it is something else."""
+    """The steps in a folder of checkpoints, ascending; empty for another folder."""
     folder = Path(folder)
     numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     return sorted(step for step in numbers if (folder / str(step) / COMMITTED).exists())
@@ -67,7 +67,7 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
     try:
         classes = {int(number): name for number, name in meta['classes'].items()}
         of_run = {key: meta[key] for key in ABOUT_RUN if key in meta}
-        if meta['step'] == 0 and 'step' in meta['about']:  # as `write` has it, of weights of a run
+        if meta['step'] == 0 and 'step' in meta['about']:  # `write` saves a run's weights as step 0
             of_run['step'] = meta['about']['step']
         about = meta['about'] | of_run
         return Pretrained(model_of(meta['model']), params, classes, *meta['eval_size'], about)
@@ -76,7 +76,7 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
 
 
 def model_of(fields: dict) -> Yolos:
-    """The model of a meta; raises InputError where its sizes are those of no model."""
+    """The model of a meta; raises InputError if its sizes are out of bounds."""
     grids = {name: tuple(fields[name]) for name in ('pos_grid', 'mid_pos_grid') if fields[name]}
     model = Yolos(**fields | grids)
     sizes.check(model)
@@ -117,7 +117,7 @@ def check_detector(folder: Path) -> None:
     """Raises InputError where the checkpoints in a folder are those of a pre-training."""
     if 'classifier' in newest_meta(folder):
         raise InputError(
-            f'{folder}: of a pre-training; what a detector starts from is its {DEIT}, which its first '
+            f'{folder}: of a pre-training; a detector starts from its {DEIT}, which its first '
             'evaluation writes'
         )
 
@@ -132,7 +132,7 @@ def read_meta(path: Path) -> dict:
 
 
 def newest_meta(folder: str | Path) -> dict:
-    """The meta of the newest step in a folder that has one which can be read; empty where none has."""
+    """The meta of the newest step in a folder whose meta can be read; empty if there is none."""
     folder = Path(folder)
     for step in reversed(steps(folder) if folder.is_dir() else []):
         with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -141,7 +141,7 @@ def newest_meta(folder: str | Path) -> dict:
 
 
 def sealed(meta: dict) -> dict:
-    """A meta with its format and a hash of all the rest of it."""
+    """A meta with its format number and a hash of everything else in it."""
     meta = json.loads(json.dumps(meta | {'format': FORMAT}))  # as it comes back from a file
     return meta | {'sha256': _digest(meta)}
 
@@ -157,7 +157,7 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     They are read one by one: all at once needs twice the memory. Raises ValueError where their names and
     shapes are not those of the meta's model.
     """
-    import orbax.checkpoint as ocp  # here, as below: it costs every import 25 MB and 0.2 s
+    import orbax.checkpoint as ocp  # here, as below: importing it takes 25 MB and 0.2 s
 
     reader = ocp.PyTreeCheckpointHandler()
     tree = reader.metadata(path).tree
@@ -168,7 +168,7 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     }
     if shapes(stored) != shapes(param_shapes(model_of(meta['model']))):
         raise ValueError('its arrays are not those of its model')
-    # nothing is compressed: what is larger than its files would only fill the memory
+    # arrays are not compressed: some larger than their files would only fill the memory
     claimed = sum(4 * math.prod(shape) for shape in shapes(stored).values())
     if claimed > 2 * sum(file.stat().st_size for file in path.rglob('*')) + 1_000_000:
         raise ValueError('its arrays claim more bytes than its files have')
@@ -185,7 +185,7 @@ def _read_arrays(path: Path, meta: dict) -> dict:
 
 
 def check_path(folder: str | Path) -> None:
-    """Raises InputError for a path that Orbax takes for a pattern: it would save, but not to be read."""
+    """Raises InputError for a path that Orbax takes for a pattern: it would save there, but not read."""
     if '[' in str(Path(folder).absolute()):
         raise InputError(f'{folder}: checkpoints cannot be in a folder with [ in its path')
 
@@ -200,7 +200,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
 
     check_path(folder)
     pretrained.check()
-    # not copied where the device is the CPU and the arrays are aligned, as `names.to_params` makes them
+    # no copy if the device is the CPU and the arrays are aligned, as those of `names.to_params` are
     params = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), pretrained.params)
     with files.new_folder(folder) as part, ocp.CheckpointManager(part, item_handlers=handlers()) as manager:
         manager.save(0, args=contents({'params': params, 'step': jnp.int32(0)}, describe(pretrained)))
@@ -256,18 +256,18 @@ def _device_checksum(x: jax.Array) -> jax.Array:
 
 
 def difference(state: dict, expected: dict) -> str | None:
-    """Which arrays have not the checksums expected, or None."""
+    """A text that names the arrays with unexpected checksums, or None."""
     wrong = [name for name, value in checksums(state).items() if expected.get(name) != value]
     return f'not what was saved: {", ".join(wrong[:5])}' if wrong else None
 
 
 def rank(ap: float | None) -> float:
-    """What to order steps by: their AP, those without one last; -1 is that of a split without objects."""
+    """The key to order steps by: their AP; those without one, or with that of no objects, -1, are last."""
     return ap if ap is not None and 0 <= ap < math.inf else -math.inf
 
 
 def write_ap(path: Path, ap: float) -> None:
-    """Note the AP of a step's folder, with a hash of both."""
+    """Write the AP of a step to its folder, with a hash of it."""
     files.write_json(path / AP_FILE, {'AP': ap, 'sha256': _ap_hash(ap)})
 
 

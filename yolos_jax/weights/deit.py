@@ -20,9 +20,9 @@ FILE = checkpoint.DEIT
 
 
 def write(params: dict, model: Classifier, path: Path, about: dict | None = None) -> None:
-    """Write a file, in place of the one that was there.
+    """Write a file, replacing an existing one.
 
-    about: {name: a number, a text, or a list of them} to be found beside the weights.
+    about: {name: a number, a text, or a list of them} to store beside the weights.
     """
     by_name = names.from_params(params, model)
     by_name = {_timm(name): tensor for name, tensor in by_name.items()}
@@ -32,7 +32,7 @@ def write(params: dict, model: Classifier, path: Path, about: dict | None = None
 
 
 def about(path: Path) -> dict:
-    """What stands beside the weights in a file, empty where there is none that can be read."""
+    """What is stored beside the weights in a file; empty if it cannot be read."""
     try:
         with contextlib.closing(tensors.read(path)) as file:
             return file.about
@@ -43,10 +43,10 @@ def about(path: Path) -> dict:
 def read(file: TensorFile) -> tuple[Classifier, dict]:
     """The classifier in an open file, of DeiT, timm or this project.
 
-    Pixel statistics that a folder of timm says go into the patch projection, as of all weights here.
+    Pixel statistics in a timm folder are folded into the patch projection, as for all weights here.
 
     Raises:
-        InputError: it is none, or one of another form.
+        InputError: it is no classifier, or one of another form.
     """
     by_name = dict(file.tensors)
     missing = [
@@ -84,7 +84,7 @@ def _ours(name: str) -> str:
 
 
 def _moved(table: Tensor, start: int, to: int) -> Tensor:
-    """A table [1, rows, D] with the row of the distillation token elsewhere: ours is the last."""
+    """A table [1, rows, D] with the distillation token's row moved: in our parameters it is the last."""
 
     def moved() -> np.ndarray:
         rows = table.numpy()

@@ -1,7 +1,7 @@
 """The ViTs of DINOv2 and DINOv3 under timm's names, without their layer scale.
 
-Layer scale multiplies what a branch adds to the tokens, a number a channel, so it goes into the last dense
-layer of the branch, and is trained on as a part of it. Keys of DINOv3 have no bias.
+Layer scale is a factor per channel on the output of a branch, so it is folded into the branch's last dense
+layer, and trained as a part of it. Keys of DINOv3 have no bias.
 """
 
 import re
@@ -21,7 +21,7 @@ _BLOCK = re.compile(r'(blocks\.\d+\.)(.*)')
 
 
 def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:
-    """The tensors of any ViT, with what is DINOv2's or DINOv3's brought to a plain ViT's.
+    """The tensors of any ViT, with what is special to DINOv2 and DINOv3 converted to a plain ViT's.
 
     Returns:
         {name: tensor}, the names that are ignored, and what was changed, a line each.
@@ -71,10 +71,10 @@ def _without_keys(bias: Tensor) -> Tensor:
 
 
 def _fold(tensors: dict, layer: str, scale: Tensor) -> None:
-    """Multiply a layer's outputs."""
+    """Multiply a layer's outputs by a factor per channel."""
     factor = lambda value: scale.numpy().astype(np.float32).reshape(-1, *[1] * (value.ndim - 1))
     for name in (f'{layer}.weight', f'{layer}.bias'):
-        if name in tensors:  # what is missing is said later, all at once
+        if name in tensors:  # missing tensors are reported later, all at once
             old = tensors[name]
             tensors[name] = Tensor(
                 old.shape, lambda old=old: (value := old.numpy().astype(np.float32)) * factor(value)
@@ -82,9 +82,9 @@ def _fold(tensors: dict, layer: str, scale: Tensor) -> None:
 
 
 def resample_patch(weight: Tensor, patch: int) -> Tensor:
-    """A patch convolution [D, 3, p, p] for larger patches of `patch` pixels.
+    """A patch convolution [D, 3, p, p] resampled for larger patches of `patch` pixels.
 
-    Such that a patch gives what it gave, when it is made larger bilinearly (FlexiViT, arXiv 2212.08013,
+    A bilinearly enlarged patch gives the same as the original patch did (FlexiViT, arXiv 2212.08013,
     equation 4, by the pseudo-inverse).
     """
     side = weight.shape[-1]
@@ -93,7 +93,7 @@ def resample_patch(weight: Tensor, patch: int) -> Tensor:
     enlarge = np.zeros((patch, side))
     for tap, share in ((first, 1 - (centre - first)), (first + 1, centre - first)):
         np.add.at(enlarge, (np.arange(patch), np.clip(tap, 0, side - 1).astype(int)), share)
-    # [patch, p], of each axis: the product of both is that of their product
+    # [patch, p], for one axis: the inverse for both axes is the product of theirs
     inverse = np.linalg.pinv(enlarge).T
     read = lambda: np.einsum('yi,xj,dcij->dcyx', inverse, inverse, weight.numpy(), optimize=True)
     return Tensor((*weight.shape[:2], patch, patch), lambda: read().astype(np.float32))

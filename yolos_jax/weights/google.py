@@ -24,7 +24,7 @@ def is_google(tensors: dict) -> bool:
 
 
 def to_timm(tensors: dict) -> dict:
-    """Tensors under timm's names and layouts: kernels here are [in, out], blocks apart or stacked."""
+    """Tensors under timm's names and layouts: these kernels are [in, out], blocks separate or stacked."""
     result, parts = {}, {}
     for name, tensor in tensors.items():
         *path, leaf = name.removeprefix('Transformer/').split('/')
@@ -62,7 +62,7 @@ def _of_block(tensor: Tensor, index: object, leaf: str, layer: str) -> Tensor:
 
 
 def fill(tensors: dict) -> list[str]:
-    """Add what big_vision's newer ViTs do without: a class token, and learned positions (sincos2d).
+    """Add what big_vision's newer ViTs lack: a class token, and a table of positions (sincos2d).
 
     Returns what was added, a line each.
     """

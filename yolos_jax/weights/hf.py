@@ -15,9 +15,9 @@ from yolos_jax.weights.tensors import TensorFile
 FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
 SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
-BILINEAR = 2  # as PIL counts filters, the only one that images are resized by
-UNUSED = 'N/A'  # the name of a number that is no class
-FIXED = {  # what config.json says of every model that can be read
+BILINEAR = 2  # PIL's number for the only filter that images are resized with
+UNUSED = 'N/A'  # the name of an id that has no class
+FIXED = {  # values in the config.json of every model that can be read
     'model_type': 'yolos', 'patch_size': PATCH, 'num_channels': 3, 'qkv_bias': True, 'hidden_act': 'gelu',
 }  # fmt: skip
 
@@ -140,7 +140,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
 
 
 def check_form(model: Yolos) -> None:
-    """Raises InputError where a model has what the original and transformers do not know."""
+    """Raises InputError if a model has parts that the original and transformers do not support."""
     if model.registers or model.rope or model.pos_grid is None:
         raise InputError(
             "registers and rotary positions are unknown to transformers' YOLOS and the original code; "

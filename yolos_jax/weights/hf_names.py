@@ -125,7 +125,7 @@ def _thirds(tensor: Any) -> list[Tensor]:
 
 
 def rename(name: str, table: Any) -> str:
-    """A name with the first prefix of `table` [(old, new)] that it has replaced."""
+    """Replace the prefix of a name by the first pair of `table` [(old, new)] that fits."""
     for old, new in table:
         if name.startswith(old):
             return new + name[len(old) :]

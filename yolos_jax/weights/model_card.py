@@ -1,4 +1,4 @@
-"""README.md of a detector: what software can know of it, and plainly what it cannot."""
+"""Writes the model card of a detector, README.md: what is known of it, and what is not."""
 
 from pathlib import PurePath
 from typing import Any
@@ -119,7 +119,7 @@ def _training_split(about: dict[str, Any]) -> str:
 
 
 def _dataset(about: dict[str, Any]) -> str:
-    """The name of the folder of the data: its path is nobody else's business."""
+    """The name of the data folder; its path is private."""
     return PurePath(str(about.get('config', {}).get('data') or '')).name
 
 
@@ -191,7 +191,7 @@ def _training(about: dict[str, Any]) -> list[str]:
     config, training, goodput = about.get('config'), about.get('training', {}), about.get('goodput')
     if not config:
         return ['Not known: the weights were converted, and their file does not say.']
-    # what is 0 or empty is off, or that of the weights, but for the seed
+    # 0 or empty means off, or as in the weights, except for the seed
     recipe = [(name, key, config[key]) for name, key in RECIPE if key in config]
     rows = [(name, value) for name, key, value in recipe if value or key == 'seed']
     rows.append(('optimiser', 'AdamW, betas 0.9 and 0.999; cosine decay by epoch'))

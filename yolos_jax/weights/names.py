@@ -1,7 +1,7 @@
 """Converts between the reference's state dict (hustvl/YOLOS) and our parameters.
 
-The values are the same bits under other names and layouts. Every function is strict: a tensor that is
-missing, not expected or of another shape is an error that lists them all. Tensors are objects with
+The values are the same bits under other names and layouts. Every function is strict: missing
+and unexpected tensors and other shapes raise an error that lists them all. Tensors are objects with
 .shape and .numpy(), and are read when they are needed.
 """
 
@@ -23,7 +23,7 @@ from yolos_jax.weights.tensors import Tensor
 
 
 class _Parameter(NamedTuple):
-    """One of our parameters and what it is called in the reference."""
+    """One of our parameters and its names in the reference."""
 
     path: tuple[str, ...]  # keys in our tree
     kind: str  # how its layout differs from torch's: 'conv', 'kernel', or not at all

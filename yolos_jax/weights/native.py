@@ -1,7 +1,7 @@
 """Reads and writes any detector as model.safetensors with a config.json of our own.
 
-The original's and transformers' forms know no registers and no rotary positions. Tensors are called as in
-the original.
+The formats of the original and of transformers support no registers and no rotary positions. Tensors have
+the names of the original.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ MODEL_TYPE = 'yolos_jax'
 def is_native(file: TensorFile) -> bool:
     """Whether a file has a config.json of ours beside it; raises InputError where that cannot be read.
 
-    Beside a .pth it would be that of something else.
+    A config.json beside a .pth is that of something else.
     """
     return file.path.suffix == '.safetensors' and file.beside(CONFIG).get('model_type') == MODEL_TYPE
 

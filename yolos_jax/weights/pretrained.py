@@ -36,7 +36,7 @@ class Pretrained:
     about: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises InputError where a class has a number that the class head has not."""
+        """Raises InputError if a class has a number that is outside the class head."""
         if wrong := [label for label in self.classes if not 0 <= label < self.model.num_classes]:
             raise InputError(
                 f'a class has the number {wrong[0]}, and the model {self.model.num_classes} classes'

@@ -72,7 +72,7 @@ def _grid_of(sides: list[int] | None) -> tuple[int, int] | None:
 
 
 def _fitting(state: dict, name: str, grids: Sequence) -> tuple | None:
-    """The first of the grids that a position table has; raises InputError where it has none of them."""
+    """The first of `grids` that fits a position table; raises InputError if none does."""
     if (table := state.get(f'backbone.{name}_embed')) is None:
         return None
     rows = table.shape[-2] - 1 - state['backbone.det_token'].shape[1]
@@ -86,7 +86,7 @@ def _fitting(state: dict, name: str, grids: Sequence) -> tuple | None:
 
 
 def published_size(width: int) -> tuple[int, int]:
-    """The sides that the published detector of a width sees images at, as `Pretrained` has them."""
+    """`size` and `max_size` of `Pretrained` for the published detector of a width."""
     return (512, 853) if width == model.YOLOS_TI['width'] else (800, 1333)
 
 

@@ -1,4 +1,4 @@
-"""Bounds of a model's sizes, for files that may say anything."""
+"""Checks the sizes of a model against bounds, since a file may claim anything."""
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos

@@ -15,8 +15,8 @@ from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference
 from yolos_jax.weights.pretrained import Pretrained
 
 LONGEST_MESSAGE = 300  # characters, beside the path
-HINTS = 'heads', 'pos_grid', 'mid_pos_grid'  # what `Source.detector` may be told of a .pth
-DET_TOKENS = ('det_token', 'detection_tokens')  # how a tensor that only a detector has is called
+HINTS = 'heads', 'pos_grid', 'mid_pos_grid'  # arguments of `Source.detector` for a .pth
+DET_TOKENS = ('det_token', 'detection_tokens')  # ends the name of a tensor that only detectors have
 
 
 def load(path: str | Path, step: int | None = None, **hints: Any) -> tuple[Yolos, dict]:
@@ -114,11 +114,11 @@ class Source:
     ) -> Pretrained:
         """The detector, read into memory.
 
-        heads, pos_grid, mid_pos_grid: what a .pth of a model that is not a published one does not say.
+        heads, pos_grid, mid_pos_grid: needed for a .pth of an unpublished model that does not give them.
         log: called with each line about the file.
 
         Raises:
-            InputError: no detector is there, or the file does not say what it must.
+            InputError: there is no detector, or the file lacks a required value.
         """
         if self.checkpoints:
             pretrained = checkpoint.read(self.checkpoints, self.step)
@@ -141,7 +141,7 @@ class Source:
             ignored = ', '.join(map(str, self.file.about)) or 'nothing'
             log(f'{self.file.path}: SHA-256 {self.file.sha256}')
             log(f'  used {len(self.file.tensors)} tensors: {tensors.summary(self.file.tensors)}')
-            log(f'  ignored, for they are no weights: {ignored}')
+            log(f'  ignored, as they are no weights: {ignored}')
         return dataclasses.replace(pretrained, about=pretrained.about | self.about)
 
     def backbone_fields(self) -> dict:
@@ -167,8 +167,8 @@ class Source:
     def vit(self, heads: int | None = None) -> tuple[Vit, dict]:
         """This ViT alone, and its parameters: a backbone's features, before any detector starts from it.
 
-        heads: where neither the file nor its width says how many there are. Of a distilled ViT the
-        distillation token is left out, with its position.
+        heads: needed if neither the file nor its width tells how many there are. The distillation token of
+        a distilled ViT is left out, with its position.
 
         Raises:
             InputError: this is no ViT, a detector, or its heads are unknown.
@@ -191,7 +191,7 @@ def _which(about: dict) -> str:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors within the block name this file, and are short whatever the file's texts are."""
+    """Makes errors within the block name this file, and shortens them."""
     try:
         yield
     except (LookupError, TypeError, ValueError) as error:  # others: of shapes that no model has
@@ -205,7 +205,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _find_file(path: Path) -> Path:
-    """The file of tensors that `path` is, or has as a Hugging Face folder."""
+    """The file of tensors at `path`: itself, or the one in a Hugging Face folder or beside a model card."""
     if not path.exists():
         raise InputError(f'{path}: no such file or folder')
     if not path.is_dir():

@@ -21,7 +21,7 @@ def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def json_beside(file: TensorFile, name: str) -> dict:
-    """The object in a JSON of a Hugging Face folder, with those in timm's; empty where there is none.
+    """The object in a JSON file of a Hugging Face folder, merged with those inside timm's; else empty.
 
     Raises:
         InputError: it cannot be read.

@@ -25,7 +25,7 @@ from yolos_jax.weights import torchfile, unpickle
 
 # where training scripts keep the weights, the outermost first
 INNER = ('model', 'state_dict', 'teacher', 'module', 'model_ema', 'state_dict_ema', 'ema')
-MOST_PACKED = 20
+MOST_PACKED = 20  # times its size that an .npz may unpack to
 SAFETENSORS_TYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
     'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
@@ -136,7 +136,7 @@ def write_hash(path: Path, *others: Path, digest: str | None = None) -> None:
 
 
 def _check_hash(path: Path, digest: str) -> bool:
-    """Raises InputError where the file is not the one of its hashes; returns whether it has any."""
+    """Raises InputError if the file does not match its hashes; returns whether it has any."""
     in_name = _HASH_IN_NAME.search(path.name)
     expected = []  # (who says it, of which file, how the hash begins)
     if in_name and not (in_name[1].isdigit() and len(in_name[1]) < 64):  # digits alone: a date, or a count
@@ -175,7 +175,7 @@ def _note_hash(path: Path, digest: str) -> str:
 def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
-    Not by its own library, which opens the file again and keeps what it has read in memory.
+    The format's own library would open the file again and keep what it has read in memory.
     """
     try:
         file.seek(0)

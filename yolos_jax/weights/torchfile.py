@@ -78,7 +78,7 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _place(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start; raises InputError where they are not those of its CRC."""
+    """The position of a member's bytes; raises InputError if they do not match its CRC."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise InputError(f'{info.filename!r} is compressed or encrypted; torch stores plain data')
     file.seek(info.header_offset)

@@ -1,8 +1,8 @@
 """Reads the pickle of a torch.save file without running it.
 
 A pickle is a program. Here its instructions are read one by one by a small interpreter that knows
-containers, numbers, strings and tensors; a name that is none of these (os.system, or anything else) ends
-the reading. Nothing from the file is ever imported or called. `argparse.Namespace`, which training
+containers, numbers, strings and tensors; any other name (such as os.system) ends the reading
+with an error. Nothing from the file is ever imported or called. `argparse.Namespace`, which training
 checkpoints carry, becomes a plain dict.
 """
 
@@ -182,7 +182,7 @@ class Interpreter:
     def _do_build(self, _):
         (state,) = self._pop(1)
         if type(self.stack[-1]) is Namespace and isinstance(state, dict):
-            self.stack[-1].update(state)  # what others are built with (a state_dict's _metadata) is left
+            self.stack[-1].update(state)  # the state of others (a state_dict's _metadata) is ignored
 
     def _do_binpersid(self, _):
         (identity,) = self._pop(1)

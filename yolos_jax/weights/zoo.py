@@ -1,6 +1,6 @@
 """Published weights by name: repositories of Hugging Face, and files of the projects that made them.
 
-A path that is there always wins over a name.
+An existing path always takes precedence over a name.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG
 
 REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@REVISION
 CHUNK = 1 << 20  # bytes
-STEP = re.compile(rf'({checkpoint.FOLDER}/)?\d+/{bucket.COMMITTED}')  # of a whole one
+STEP = re.compile(rf'({checkpoint.FOLDER}/)?\d+/{bucket.COMMITTED}')  # marks a complete step
 SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
 ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
 
@@ -43,7 +43,7 @@ FILES = {  # names of files: the links of their folders
 
 
 def local(name: str | Path) -> Path:
-    """The path of weights: what is there, or else what is fetched by name into a cache.
+    """The path of weights: an existing path, or else a download by name in a cache.
 
     Raises:
         InputError: it is a name, and its files are neither in the cache nor can be fetched.
@@ -84,7 +84,7 @@ def from_bucket(url: str) -> Path:
 def snapshot(repository: str, revision: str | None = None) -> Path:
     """The folder of a repository's detector in Hugging Face's cache, fetched where it is not there.
 
-    Its client resumes what was cut off, and heeds HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME.
+    The hub's client resumes interrupted downloads, and heeds HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME.
 
     Raises:
         InputError: it is neither in the cache nor can be fetched.
@@ -114,7 +114,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
 def fetch(name: str, link: str, folder: Path) -> Path:
     """A file in a cache folder, fetched from below a link where it is not there.
 
-    What was cut off is resumed. The hash that is part of a name is compared when the file is read.
+    An interrupted download is resumed. The hash that is part of a name is compared when the file is read.
 
     Raises:
         InputError: it cannot be fetched.
@@ -150,7 +150,7 @@ def _download(link: str, part: Path) -> None:
             raise
         if error.headers.get('Content-Range') == f'bytes */{have}':  # there is nothing after what we have
             return
-        part.unlink()  # is no part of it
+        part.unlink()  # not a part of this file
         _download(link, part)
         return
     with response, open(part, 'ab') as out:
