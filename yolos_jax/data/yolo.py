@@ -41,9 +41,9 @@ class Description:
 
 
 def description(root: Path) -> Path | None:
-    """The .yaml file of a data set in YOLO's form, where a folder (or the file itself) is one.
+    """The .yaml file of a data set in YOLO's form, given its folder or the file itself; else None.
 
-    Raises InputError where it has a data.yaml that cannot be read, or several others.
+    Raises InputError if it has a data.yaml that cannot be read, or several other files of this form.
     """
     if root.is_file():
         return root if root.suffix in YAML else None
