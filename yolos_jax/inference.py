@@ -143,21 +143,16 @@ class Detector:
     ) -> Iterator[Detections | InputError]:
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
-        try:
-            least_score = float(threshold)
-        except (TypeError, ValueError):
-            least_score = np.nan
-        if not least_score <= 1:
-            raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
-        size = WINDOW * self.batch_size
+        least_score, size = _least_score(threshold), WINDOW * self.batch_size
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
             read = lambda: [pool.submit(self._read, x, keep) for x in itertools.islice(images, size)]
             ahead, computing = read(), []
             try:
                 while ahead or computing:
-                    now, ahead = ahead, read() if ahead else []
-                    results, computing = computing, self._compute([job.result() for job in now])
-                    for item in results:
+                    now = ahead
+                    ahead = read() if now else []  # before those of now are waited for
+                    done, computing = computing, self._compute([job.result() for job in now])
+                    for item in done:
                         if not isinstance(item, InputError):
                             yield self._best(*item, least_score)
                         elif errors:
@@ -228,6 +223,17 @@ class Prepared(NamedTuple):
     size: tuple[int, int]  # height, width
     patches: np.ndarray | None
     grid: np.ndarray
+
+
+def _least_score(threshold: object) -> float:
+    """A threshold as a number; raises InputError if it is none, or above all scores."""
+    try:
+        score = float(threshold)
+    except (TypeError, ValueError):
+        score = np.nan
+    if not score <= 1:
+        raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
+    return score
 
 
 def _copied(image: Picture) -> Picture:

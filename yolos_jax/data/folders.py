@@ -90,7 +90,9 @@ class Folder:
     def prefix(self, root: str | Path) -> str | None:
         """The prefix that makes this folder's file names relative to `root`; None if it is not inside."""
         inside = os.path.relpath(self.path, root)
-        return None if inside.startswith('..') else '' if inside == '.' else f'{inside}/'
+        if inside == '.':
+            return ''
+        return None if inside.startswith('..') else f'{inside}/'
 
     def folders(self) -> list[str]:
         """The names of the folders in this one."""

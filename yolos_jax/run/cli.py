@@ -137,11 +137,14 @@ def leave(status: int, line: str = '', error: Exception | None = None, shown: st
     """
     cluster = sys.modules.get('yolos_jax.run.cluster')
     if cluster and not cluster.is_alone():
-        cluster.leave(error, f'{shown}error: {line}', status) if line else sys.exit(status)
-    for stream, text in (sys.stdout, ''), (sys.stderr, f'{shown}error: {line}\n' if line else ''):
-        with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
-            stream.write(text)
-            stream.flush()
+        if not line:
+            sys.exit(status)
+        cluster.leave(error, f'{shown}error: {line}', status)
+    with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f'{shown}error: {line}\n' if line else '')
+        sys.stderr.flush()
     os._exit(status)
 
 

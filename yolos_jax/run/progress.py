@@ -115,7 +115,10 @@ class Log:
         self._bar.set_postfix(shown, refresh=False)
         if shown:
             text = f'step {step}/{self._total} ' + ' '.join(f'{k} {v}' for k, v in shown.items())
-            self.print(text) if self._bar.disable else self._keep(text)
+            if self._bar.disable:
+                self.print(text)
+            else:
+                self._keep(text)
 
     def config(self, config: dict[str, Any]) -> None:
         """Set the config that TensorBoard shows as hyper-parameters."""

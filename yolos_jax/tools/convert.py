@@ -46,15 +46,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def from_backbone(source: weights.Source, seed: int) -> Pretrained:
     """A backbone as the detector of its published model, heads and [DET] tokens fresh."""
     fields = source.backbone_fields()
-    published = [p for p in reference.PUBLISHED if all(p[key] == fields[key] for key in ('width', 'depth'))]
-    if not published or fields['registers'] or fields['rope']:
+    is_like = lambda model: all(model[key] == fields[key] for key in ('width', 'depth'))
+    published = next(filter(is_like, reference.PUBLISHED), None)
+    if published is None or fields['registers'] or fields['rope']:
         size = ', '.join(f'{key} {value}' for key, value in fields.items())
         raise InputError(
             f'{source.path}: a ViT of {size}, which no published detector has; give the file to yolos '
             'train as --config.init_from, with a config whose model is so (as yolos_dinov2_s, '
             'yolos_dinov3_s and _b are)'
         )
-    model = Yolos(**published[0])
+    model = Yolos(**published)
     params = source.backbone(model, jax.random.key(seed))
     return Pretrained(model, params, class_names.COCO, *reference.published_size(model.width), source.about)
 

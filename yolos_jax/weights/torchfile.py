@@ -143,9 +143,10 @@ def write(path: str | Path, content: Any) -> None:
 
 def _pickle(value: Any, tensors: list) -> Iterator[bytes]:
     """The instructions (protocol 2) that make a value; its tensors are appended to `tensors`."""
-    simple = {type(None): b'N', bool: b'\x88' if value is True else b'\x89'}
-    if type(value) in simple:
-        yield simple[type(value)]
+    if value is None:
+        yield b'N'
+    elif isinstance(value, bool):
+        yield b'\x88' if value else b'\x89'
     elif isinstance(value, int):
         size = value.bit_length() // 8 + 1
         yield b'\x8a' + bytes([size]) + value.to_bytes(size, 'little', signed=True)
