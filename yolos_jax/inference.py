@@ -259,7 +259,8 @@ def _loaded(image: Picture) -> Picture:
 def sequence_lengths(size: int, max_size: int) -> list[int]:
     """The sequence lengths, in patches, that a detector pads to: few, so that few programs are compiled.
 
-    Each of `SHAPES` has its own length, without padding; the last one is for other shapes, up to 2 : 1.
+    Each of `SHAPES` has its own length, without padding. Other images get the shortest length that holds
+    them; the last one is for 2 : 1.
     """
     widths = [round(side * 1200) for side in SHAPES]
     counts = geometry.fixed(np.full(len(widths), 1200), np.array(widths), size, max_size).counts

@@ -51,6 +51,8 @@ def description(root: Path) -> Path | None:
     described = [file for file in files if {'names', 'nc'} & _load(file).keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
+    if len(described) > 1:  # one of a model has classes too
+        described = [file for file in described if 'train' in _load(file)] or described
     if len(described) > 1:
         names = ', '.join(file.name for file in described)
         raise InputError(

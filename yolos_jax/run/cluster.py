@@ -160,10 +160,10 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
     Yields a function to call at every progress. Heartbeats come from a thread of their own and go on when
     the process is stuck, for example in a read that never ends. seconds: None to wait for ever.
 
-    What is counted are pauses of a thread and not a clock, which goes on while a process is suspended (by
-    Ctrl-Z, or by Slurm): that is one pause, however long it was.
+    It counts pauses of a thread, since a clock goes on while the process is suspended (by Ctrl-Z, or by
+    Slurm): a suspension is one pause, however long. A thread that holds the GIL for ever is not noticed.
     """
-    if seconds is None:
+    if not seconds:
         yield lambda: None
         return
     pauses, moved, ended = 60, threading.Event(), threading.Event()
@@ -175,9 +175,11 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
                 return
             left = pauses if moved.is_set() else left - 1
             moved.clear()
-        print(f'no progress in {seconds} seconds', file=sys.__stderr__)
-        faulthandler.dump_traceback(sys.__stderr__)
-        os._exit(1)
+        try:
+            print(f'no progress in {seconds} seconds', file=sys.__stderr__)
+            faulthandler.dump_traceback(sys.__stderr__)
+        finally:  # stderr may be a full disk, or closed
+            os._exit(1)
 
     threading.Thread(target=watch, name='watchdog', daemon=True).start()
     try:

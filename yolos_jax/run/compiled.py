@@ -12,50 +12,66 @@ import jax
 
 from yolos_jax import files
 from yolos_jax.errors import StorageError
+from yolos_jax.run import cluster
 
 SUMS = 'sha256.json'
 ENTRIES = '*-cache'  # JAX's files
 
 
 class CompiledPrograms:
-    """The folder that JAX keeps compiled programs in, and reads them from when the run starts again."""
+    """The folder that JAX keeps compiled programs in, and reads them from in later starts."""
 
     def __init__(self, folder: Path) -> None:
-        """Set JAX's cache to the folder, without the programs that are not as they were noted.
+        """Set JAX's cache to the folder; process 0 removes the programs that do not match their checksums.
 
-        Where JAX was told of another place, by JAX_COMPILATION_CACHE_DIR, that one stays as it is.
+        A folder set by JAX_COMPILATION_CACHE_DIR takes precedence, and is left alone.
         """
-        self._folder = None
+        self._folder, self._sums, self._stamps = None, {}, {}
         if jax.config.jax_compilation_cache_dir is None:
-            self._folder, self._changed, self._sums = folder, None, {}
-            noted = _read(folder / SUMS)
-            for path in folder.glob(ENTRIES):
-                if noted.get(path.name) == (digest := files.sha256(path)):
-                    self._sums[path.name] = digest
-                else:
-                    path.unlink(missing_ok=True)
+            if cluster.is_first():  # the only process in which JAX writes programs
+                self._folder = folder
+                self._remove_damaged()
+            cluster.wait('compiled programs')
             jax.config.update('jax_compilation_cache_dir', str(folder))
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
     def note(self) -> None:
-        """Note the programs that are new; without one it costs a microsecond.
+        """Write the checksums of the programs that are new or have changed.
 
-        Where there is no room for that, on a full disk, the programs may be cut off too, and are removed.
+        If there is no room for that, on a full disk, these programs may be cut off too, and are removed.
         """
-        if not self._folder or not self._folder.exists():
+        if not self._folder:
             return
-        changed = self._folder.stat().st_mtime_ns
-        if changed == self._changed:
+        new = {path: stamp for path, stamp in self._entries() if self._stamps.get(path) != stamp}
+        with contextlib.suppress(OSError):  # another start may have removed some
+            self._sums |= {path.name: files.sha256(path) for path in new}
+        self._stamps |= new
+        if not new:
             return
-        new = [path for path in self._folder.glob(ENTRIES) if path.name not in self._sums]
-        self._sums |= {path.name: files.sha256(path) for path in new}
         try:
             files.write_json(self._folder / SUMS, self._sums)
         except StorageError:
             for path in new:
                 with contextlib.suppress(OSError):
                     path.unlink()
-        self._changed = self._folder.stat().st_mtime_ns
+
+    def _remove_damaged(self) -> None:
+        noted = _read(self._folder / SUMS)
+        for path, stamp in self._entries():
+            with contextlib.suppress(OSError):  # of another user, whose folder the run will not get either
+                if noted.get(path.name) == (digest := files.sha256(path)):
+                    self._sums[path.name], self._stamps[path] = digest, stamp
+                else:
+                    path.unlink()
+
+    def _entries(self) -> list[tuple[Path, tuple[int, int]]]:
+        """JAX's files, with the time and size of each."""
+        entries = []
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob(ENTRIES):
+                stat = path.stat()
+                entries.append((path, (stat.st_mtime_ns, stat.st_size)))
+        return entries
 
 
 def _read(path: Path) -> dict[str, str]:

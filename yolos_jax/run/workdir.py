@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -33,16 +33,18 @@ class Workdir(NamedTuple):
     name: str  # as the user gave it: a path, or the URL of a folder in a bucket
     folder: Path  # where it is, or its local copy
     mirror: Mirror | None  # keeps the bucket equal to the copy
-    lock: TextIO | None  # the locked file of a folder on a disk, in the process that has it
+    handle: int | None  # the open folder, if it is on a disk, in the process that locked it
 
     def check(self) -> None:
         """Raises InputError where the folder was removed or replaced while this run used it."""
-        if self.lock is None:
+        if self.handle is None:
             return
         try:
-            is_ours = os.path.samestat(os.fstat(self.lock.fileno()), os.stat(self.folder / LOCK))
-        except FileNotFoundError:
+            is_ours = os.path.samestat(os.fstat(self.handle), os.stat(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
             is_ours = False
+        except OSError:  # of the network, perhaps; what is written next will tell
+            return
         if not is_ours:
             raise InputError(f'{self.folder}: was removed or replaced while this run used it')
 
@@ -58,8 +60,8 @@ def opened(location: str | Path) -> Iterator[Workdir]:
         InputError: it cannot be written to, or another run is using it.
     """
     if not bucket.is_url(location):
-        with locked(Path(location)) as lock:
-            work = Workdir(str(location), Path(location), None, lock)
+        with locked(Path(location).absolute()) as handle:
+            work = Workdir(str(location), Path(location).absolute(), None, handle)
             work.check()
             yield work
         return
@@ -107,8 +109,8 @@ def programs_folder(location: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[TextIO | None]:
-    """Make and lock a run's folder; gives the locked file. The lock ends with the process.
+def locked(path: Path) -> Iterator[int | None]:
+    """Make and lock a run's folder; gives the open folder. The lock ends with the process.
 
     In a cluster, process 0 does this for all; the others get None.
 
@@ -118,14 +120,18 @@ def locked(path: Path) -> Iterator[TextIO | None]:
     if not cluster.is_first():
         yield None
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / LOCK, 'a+')  # noqa: SIM115  closed below
-    except OSError as error:
-        broken = path.is_symlink() and not path.exists()
-        reason = 'a link to nothing' if broken else error.strerror
-        raise InputError(f'{path}: cannot write to it ({reason})') from None
-    with lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path / LOCK, 'a+'))
+            handle = os.open(
+                path, os.O_RDONLY | os.O_DIRECTORY
+            )  # while open, no other folder gets its inode
+            stack.callback(os.close, handle)
+        except OSError as error:
+            broken = path.is_symlink() and not path.exists()
+            reason = 'a link to nothing' if broken else error.strerror
+            raise InputError(f'{path}: cannot write to it ({reason})') from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -136,7 +142,7 @@ def locked(path: Path) -> Iterator[TextIO | None]:
             os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         except OSError as error:
             raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
-        yield lock
+        yield handle
 
 
 def owner(workdir: Workdir) -> str | None:

@@ -40,19 +40,19 @@ def main(
     on_step: Callable[[Step], bool | None] | None = None, start: Callable[..., int | None] = train
 ) -> None:
     """Parse the flags and train; on_step: as for `yolos_jax.train`; start: that function or `pretrain`."""
-    stop = StopSignal()
+    stop, lengths = StopSignal(), set()
     cli.keep_memory()
-    programs = CompiledPrograms(workdir.programs_folder(WORKDIR.value))
     cluster.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, HEARTBEAT.value)
+    programs = CompiledPrograms(workdir.programs_folder(WORKDIR.value))
 
     def after_step(step: Step) -> bool | None:
-        programs.note()
+        if step.length not in lengths or step.number % 100 == 0:  # a new program, or another that was new
+            lengths.add(step.length)
+            programs.note()
         return on_step(step) if on_step else None
 
-    try:
-        number = start(CONFIG.value, WORKDIR.value, on_step=after_step, stuck=STUCK.value, stop=stop)
-    finally:
-        programs.note()
+    number = start(CONFIG.value, WORKDIR.value, on_step=after_step, stuck=STUCK.value, stop=stop)
+    programs.note()
     if number:
         cli.leave(128 + number)
 

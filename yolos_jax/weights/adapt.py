@@ -4,7 +4,6 @@ Every function takes a `Pretrained` and returns the changed one with a line that
 raises InputError if the model's sizes would be out of bounds.
 """
 
-import collections
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
@@ -28,8 +27,8 @@ def with_classes(
 
     Rows of classes with the same name, and of "no object", are kept; others start as in the reference. The
     row of an unused number starts as never detected, since a random one would outscore the kept ones.
-    seen: the classes that have objects, all when None; of several with one name, as Roboflow writes them,
-    the others are unused.
+    seen: the classes that have objects, all when None. A class without any is unused if one of the same
+    name has some, as in Roboflow's exports.
     """
     last = pretrained.params['class_embed']['layers_2']
     old = {name.lower(): number for number, name in pretrained.classes.items()}
@@ -39,14 +38,13 @@ def with_classes(
     generator = np.random.default_rng(seed)
     fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
     kernel, bias = fresh(last['kernel'].shape[0], count + 1), fresh(count + 1)
-    of_name = collections.Counter(name.lower() for name in classes.values())
-    unseen = {n for n, name in classes.items() if of_name[name.lower()] > 1} - {
-        *(classes if seen is None else seen)
-    }
-    unused = sorted({*range(count)} - {*classes} | unseen)
+    seen = {*classes} if seen is None else {*seen}
+    names_seen = {name.lower() for number, name in classes.items() if number in seen}
+    namesakes = {n for n, name in classes.items() if n not in seen and name.lower() in names_seen}
+    unused = sorted({*range(count)} - {*classes} | namesakes)
     kernel[:, unused], bias[unused] = 0, NEVER
-    kept = {number: old[name.lower()] for number, name in classes.items() if name.lower() in old}
-    pairs = [(number, known) for number, known in kept.items() if number not in unseen]
+    used = {number: name for number, name in classes.items() if number not in namesakes}
+    pairs = [(number, old[name.lower()]) for number, name in used.items() if name.lower() in old]
     for new, known in [*pairs, (count, pretrained.model.num_classes)]:
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
@@ -55,7 +53,8 @@ def with_classes(
     kept = shown(pretrained.classes[known] for _, known in pairs)
     return changed, (
         f'class head: {len(classes)} classes, {len(pairs)} of them kept'
-        f'{f" ({kept})" if pairs else ""}, {len(classes) - len(pairs)} fresh'
+        f'{f" ({kept})" if pairs else ""}, {len(used) - len(pairs)} fresh'
+        f'{f", {len(namesakes)} unused: others have their names" if namesakes else ""}'
     )
 
 

@@ -54,7 +54,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         InputError: the file is no ViT, or one of another shape.
     """
     vit = _read(file)
-    _check_config(statistics.json_beside(file, BESIDE[0]))
+    _check_config(statistics.json_beside(file, BESIDE[0]), has_table='pos_embed' in vit.tensors)
     for name, value in _fields(vit.tensors).items():
         if getattr(model, name) != value:
             raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
@@ -92,7 +92,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
         InputError: there is no ViT, or its heads are unknown.
     """
     vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, BESIDE[0])
-    _check_config(config)
+    _check_config(config, has_table='pos_embed' in vit.tensors)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
     if heads is None:
@@ -108,7 +108,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     return model, names.to_params(tensors, model)
 
 
-def _check_config(config: dict) -> None:
+def _check_config(config: dict, *, has_table: bool) -> None:
     """Raises InputError where a config.json asks for other activations or rotary positions than ours."""
     for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
         if (activation := config.get(key) or GELUS[0]) not in GELUS:
@@ -116,7 +116,7 @@ def _check_config(config: dict) -> None:
     if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
         raise InputError(f'{BESIDE[0]} says rope_theta is {base!r}; only {rope.BASE:g} works')
     for key in ('image_size', 'img_size', 'input_size'):  # timm's last has the channels first
-        if isinstance(size := config.get(key), list) and len(set(size[-2:])) > 1:
+        if has_table and isinstance(size := config.get(key), list) and len(set(size[-2:])) > 1:
             raise InputError(f'{BESIDE[0]} says {key} is {size}; only positions of a square can be read')
     if '_rope_' in (architecture := str(config.get('architecture'))):  # timm's, with a table too
         raise InputError(f'{BESIDE[0]} says architecture is {architecture!r}, whose positions are others')

@@ -19,7 +19,7 @@ RECIPE = (  # (what a reader calls it, key of the config)
     ('type of numbers', 'model.dtype'),
     ('shorter sides in training', 'augment.sizes'),
     ('longest side in training', 'augment.max_size'),
-    ('part of it that validates', 'val_fraction'),
+    ('part of the training split that validates', 'val_fraction'),
     ('seed', 'seed'),
 )
 USE = """
@@ -195,7 +195,8 @@ def _training(about: dict[str, Any]) -> list[str]:
     recipe = [(name, key, config[key]) for name, key in RECIPE if key in config]
     rows = [(name, value) for name, key, value in recipe if value or key == 'seed']
     rows.append(('optimiser', 'AdamW, betas 0.9 and 0.999; cosine decay by epoch'))
-    rows += [(name.replace('_', ' '), value) for name, value in training.items()]
+    splits = {'training_split': _training_split(about), 'validation_split': _val_split(about)}
+    rows += [(name.replace('_', ' '), value) for name, value in (training | splits).items()]
     rows.append(('data', _dataset(about) or 'not known'))
     if 'step' in about:
         rows.append(('step of these weights', f'{about["step"]:,}'))

@@ -194,14 +194,17 @@ def _naming(path: Path) -> Iterator[None]:
     """Makes errors within the block name this file, and shortens them."""
     try:
         yield
-    except (LookupError, TypeError, ValueError) as error:  # others: of shapes that no model has
-        if not isinstance(error, InputError):
-            error = InputError(f'its tensors cannot be read ({type(error).__name__}: {error})')
-        text = str(error)
-        text = text if str(path) in text else f'{path}: {text}'
-        most = len(str(path)) + LONGEST_MESSAGE
-        text = text if len(text) <= most else f'{text[: most - 3]}...'
-        raise InputError(text, error.argument) from None
+    except InputError as error:
+        raise _named(error, path) from None
+    except (LookupError, TypeError, ValueError) as error:  # of shapes that no model has
+        text = f'its tensors cannot be read ({type(error).__name__}: {error})'
+        raise _named(InputError(text), path) from error
+
+
+def _named(error: InputError, path: Path) -> InputError:
+    text, most = str(error), len(str(path)) + LONGEST_MESSAGE
+    text = text if str(path) in text else f'{path}: {text}'
+    return InputError(text if len(text) <= most else f'{text[: most - 3]}...', error.argument)
 
 
 def _find_file(path: Path) -> Path:

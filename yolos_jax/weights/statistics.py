@@ -30,9 +30,9 @@ def json_beside(file: TensorFile, name: str) -> dict:
         return {}
     config = file.beside(name)
     for inner in ('pretrained_cfg', 'model_args'):
-        if not isinstance(config.get(inner, {}), dict):
+        if not isinstance(config.get(inner) or {}, dict):
             raise InputError(f'{name}: its {inner} is no JSON object')
-    return config | config.get('pretrained_cfg', {}) | config.get('model_args', {})
+    return config | (config.get('pretrained_cfg') or {}) | (config.get('model_args') or {})
 
 
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
