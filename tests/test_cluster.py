@@ -269,6 +269,8 @@ def test_a_process_that_is_stuck_ends_with_its_stacks():
     )
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and 'no progress in 1 seconds' in done.stderr and 'in stuck' in done.stderr
+    with open('/dev/full', 'w') as full:  # as a log on a full disk
+        assert subprocess.run([sys.executable, '-c', script], cwd=ROOT, stderr=full).returncode == 1
 
 
 def test_a_process_that_was_suspended_is_not_taken_for_stuck():

@@ -102,3 +102,14 @@ def test_bytes_are_read_at_a_place_without_moving_the_file(tmp_path):
         assert file.tell() == 0
         with pytest.raises(InputError, match='x: ends before'):
             files.read_at(file, 90, 11)
+
+
+def test_parts_of_files_whose_writer_was_killed_are_removed(tmp_path):
+    script = (
+        'import os, sys\nfrom yolos_jax import files\n'
+        'with files.replacing(sys.argv[1]) as file:\n    file.write(b"half")\n    os._exit(1)'
+    )
+    subprocess.run([sys.executable, '-c', script, tmp_path / 'x'], cwd=ROOT)
+    assert [path.suffix for path in tmp_path.iterdir()] == ['.part']
+    files.write(tmp_path / 'y', b'whole')
+    assert [path.name for path in tmp_path.iterdir()] == ['y']

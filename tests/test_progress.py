@@ -89,13 +89,13 @@ def test_goodput_is_over_all_starts():
 
 
 def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
-    first = Log(tmp_path, 0, 30, per_epoch=10)
+    first = Log(tmp_path, range(30), per_epoch=10)
     for step in (10, 20):
         first.write(step, {'loss': step / 7})
     first.close()
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 21, "lo')  # killed while writing
-    again = Log(tmp_path, 10, 30, per_epoch=10)  # the checkpoint was of step 10
+    again = Log(tmp_path, range(10, 30), per_epoch=10)  # the checkpoint was of step 10
     for step in (20, 30):
         again.write(step, {'loss': step / 7})
     again.close()
@@ -109,16 +109,16 @@ def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
 def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
     lines = [b'{"step": 1}\n', b'\xff\xfe\n', b'{"step": "x"}\n', b'[]\n', b'{"step": 2, "loss": 3}\n']
     (tmp_path / 'metrics.jsonl').write_bytes(b''.join(lines))
-    Log(tmp_path, 5, 30).close()
+    Log(tmp_path, range(5, 30)).close()
     assert '3 damaged lines were left out' in capsys.readouterr().out
     assert (tmp_path / 'metrics.jsonl').read_bytes() == lines[0] + lines[4]
     (tmp_path / 'metrics.jsonl').write_bytes(b'".\n' + lines[0] + b'{"step"')  # the last of a killed run
-    Log(tmp_path, 5, 30).close()
+    Log(tmp_path, range(5, 30)).close()
     assert '1 damaged line was left out' in capsys.readouterr().out
 
 
 def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):
-    log = Log(tmp_path, 0, 30)
+    log = Log(tmp_path, range(30))
     log.write(1, {'loss': 1})
     (tmp_path / 'metrics.jsonl').rename(tmp_path / 'moved')
     (tmp_path / 'metrics.jsonl').mkdir()  # as good as a full disk
@@ -134,7 +134,7 @@ def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):
 
 
 def test_a_disk_that_is_full_within_a_line_leaves_no_part_of_it(tmp_path, capsys):
-    log, path = Log(tmp_path, 0, 30), tmp_path / 'metrics.jsonl'
+    log, path = Log(tmp_path, range(30)), tmp_path / 'metrics.jsonl'
     log.write(1, {'loss': 1})
     whole, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))

@@ -1,15 +1,19 @@
 """A run's folder: one run at a time, and what becomes of a run whose folder cannot be used any more."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import ROOT, launch, tiny_config
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import workdir
+from yolos_jax.run.stop import StopSignal
+from yolos_jax.run.train import train
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
@@ -52,3 +56,30 @@ def test_a_stopped_run_says_so_though_its_curves_cannot_be_written(coco_folder, 
     (tmp_path / 'curves.png').mkdir()
     assert launch(tiny_config(data=coco_folder), tmp_path, stop_after=1) == signal.SIGTERM
     assert 'curves.png: cannot be written' in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_was_replaced_while_it_evaluates_changes_nothing_in_the_other(
+    coco_folder, tmp_path
+):
+    folder, other = tmp_path / 'run', tmp_path / 'other'
+    train(tiny_config(data=coco_folder, epochs=1, batch_size=8), other)
+    files = {path: path.read_bytes() for path in other.rglob('*') if path.is_file()}
+
+    class Replace(StopSignal):
+        asked = 0
+
+        def together(self):
+            self.asked += 1
+            if self.asked == 4:  # after three steps, and the first batch of the evaluation
+                while not (folder / 'checkpoints' / '3').exists():  # saved in the background
+                    time.sleep(0.01)
+                folder.rename(tmp_path / 'before')
+                shutil.copytree(other, folder)
+            return False
+
+    stop = Replace()
+    with contextlib.ExitStack() as stack, pytest.raises(InputError) as error:
+        stack.callback(stop.release)
+        train(tiny_config(data=coco_folder, epochs=1, batch_size=8, seed=5), folder, stop=stop)
+    assert stop.asked >= 4 and 'run: was removed or replaced while this run used it' in str(error.value)
+    assert {path: (folder / path.relative_to(other)).read_bytes() for path in files} == files

@@ -1,6 +1,7 @@
 """Atomic writing of files and folders, and reading at an offset of an open file."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -30,6 +31,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         StorageError: it cannot be written.
     """
     path = Path(path)
+    _remove_parts(path.parent)
     of_name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
     part = path.with_name(f'.{of_name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
     try:
@@ -46,6 +48,15 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # there may be no such folder
             part.unlink()
+
+
+@functools.cache  # once in a process
+def _remove_parts(folder: Path) -> None:
+    """Remove what processes of this host that were killed have left in a folder."""
+    with contextlib.suppress(OSError):
+        for part in folder.glob(f'.*.{glob.escape(socket.gethostname()[:60])}-*.part'):
+            if not Path('/proc', part.stem.rpartition('-')[2]).exists():
+                part.unlink()
 
 
 def cache() -> Path:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -19,6 +20,9 @@ from yolos_jax.data.problems import check_annotations, find_problems
 from yolos_jax.errors import InputError
 
 INDEX_VERSION = 2
+# of an index: arrays, and what its JSON has
+COLUMNS = 'ids', 'files', 'heights', 'widths', 'rows', 'boxes', 'labels', 'first'
+PLAIN = 'classes', 'category_ids', 'dropped', 'notes'
 LARGEST_CLASS = 9999  # the largest category id that is used as a label itself
 ROBOFLOW = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$')  # ends the names of Roboflow's versions
 VERSION = re.compile(  # ends the names of other copies of an image
@@ -294,14 +298,15 @@ def _read_index(index: Path, source: sources.Source) -> dict | None:
                 return None
             for name in ('classes', 'category_ids'):
                 about[name] = {int(label): value for label, value in about[name].items()}
-            return {name: stored[name] for name in stored.files if name != 'about'} | about
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {name: stored[name] for name in COLUMNS} | {name: about[name] for name in PLAIN}
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError):  # NotImplementedError too
         return None  # not there, or damaged: it is made again
+    except (zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _write_index(index: Path, source: sources.Source, arrays: dict) -> None:
-    plain = ('classes', 'category_ids', 'dropped', 'notes')
-    about = {name: arrays[name] for name in plain} | {'stamp': _stamp(source)}
-    columns = {name: values for name, values in arrays.items() if name not in about}
+    about = {name: arrays[name] for name in PLAIN} | {'stamp': _stamp(source)}
+    columns = {name: arrays[name] for name in COLUMNS}
     with files.replacing(index) as file:
         np.savez(file, about=json.dumps(about), **columns)

@@ -30,9 +30,13 @@ KEPT = 2  # newest steps, beside the best
 class Checkpoints:
     """The checkpoints of a run: the newest two and the one of best AP are kept."""
 
-    def __init__(self, folder: str | Path, mirror: Mirror | None = None) -> None:
-        """mirror: given if the folder is this process's copy of one in a bucket."""
-        self.folder, self._mirror = Path(folder).absolute(), mirror
+    def __init__(
+        self, folder: str | Path, mirror: Mirror | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """mirror: given if the folder is this process's copy of one in a bucket. check: called before
+        anything is changed; raises InputError if the folder is not the run's any more.
+        """
+        self.folder, self._mirror, self._check = Path(folder).absolute(), mirror, check
         if mirror or cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
         if cluster.is_first():
@@ -79,6 +83,7 @@ class Checkpoints:
         """Record the validation AP of a step if it was saved: the best step is never removed."""
         with self._failing_as('a save failed'):
             self._wait()
+            self._check()
             if cluster.is_first() and (self.folder / str(step)).is_dir():
                 checkpoint.write_ap(self.folder / str(step), ap)
                 if self._mirror:
@@ -185,6 +190,7 @@ class Checkpoints:
         A step whose AP cannot be read may be the best, and stays.
         """
         self._wait()
+        self._check()
         if cluster.is_first():
             best = self._best()
             for step in checkpoint.steps(self.folder)[:-KEPT]:
@@ -201,6 +207,7 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # as above
+            self._check()
             reason = ' '.join(str(error).split())[:300]
             raise InputError(f'{self.folder}: {what}: {reason}') from error
 

@@ -175,10 +175,12 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
                 return
             left = pauses if moved.is_set() else left - 1
             moved.clear()
+        deadline = threading.Timer(5, os._exit, [1])  # stderr may be a pipe that nobody reads
+        deadline.start()
         try:
             print(f'no progress in {seconds} seconds', file=sys.__stderr__)
             faulthandler.dump_traceback(sys.__stderr__)
-        finally:  # stderr may be a full disk, or closed
+        finally:  # or closed, or on a full disk
             os._exit(1)
 
     threading.Thread(target=watch, name='watchdog', daemon=True).start()
@@ -194,8 +196,12 @@ def leave(error: BaseException, line: str, status: int) -> None:
     A usual exit would first wait for them. A failed collective says only that some process is gone; then
     JAX's own service gets the time to find out which one, report it, and end this process.
     """
-    print(f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a full disk, or nobody reads it
+        print(
+            f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True
+        )
     if isinstance(error, jax.errors.JaxRuntimeError):
         time.sleep(_heartbeat + 5)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
     os._exit(status)

@@ -77,5 +77,5 @@ class CompiledPrograms:
 def _read(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

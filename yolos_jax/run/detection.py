@@ -73,8 +73,8 @@ class DetectorSetup(setup.Setup):
             return np.nan
         results = evaluation.to_results(outputs, val_set, self.labels)
         numbers, _ = evaluation.score(val_set.truth(), results)
-        log.print(evaluation.table(numbers))
         log.write(done, numbers | evaluation.mean_losses(outputs))
+        log.print(evaluation.table(numbers))
         log.pictures(done, first_images(outputs, val_set, self.start.classes))
         return numbers['AP']
 
@@ -177,7 +177,11 @@ def read_data(
         source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
     )
     if config.val_fraction and resumes and (folder / TRUTH).exists():
-        train_set, val_set = records.parted(train_set, annotations.read(folder / TRUTH).ids)
+        try:
+            validation = annotations.read(folder / TRUTH).ids
+        except InputError as error:
+            raise InputError(f'{error}; the same is drawn again if you remove that file') from None
+        train_set, val_set = records.parted(train_set, validation)
     elif config.val_fraction:
         train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
     else:

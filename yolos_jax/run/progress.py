@@ -33,22 +33,25 @@ class Log:
     def __init__(
         self,
         workdir: str | Path,
-        first: int,
-        total: int,
+        steps: range,
         *,
         per_epoch: int = 1,
         writes: bool = True,
         evaluated: bool = True,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the files.
 
-        first, total: the step the run starts from, and its last. per_epoch: steps of an epoch. writes:
-            False writes nothing.
+        steps: those of this start up to the run's last. per_epoch: steps of an epoch. writes: False writes
+            nothing. check: called before each line; raises InputError if the folder is not the run's any
+            more.
 
-        Lines that an earlier start wrote after step `first` are dropped, and its evaluation of that step
+        Lines that an earlier start wrote after the first step are dropped, and its evaluation of that step
         too unless `evaluated`, so that the files of a resumed run equal those of an unbroken one.
         """
+        first, total = steps.start, steps.stop
         self._writes, self._total, self._pending, self._failed = writes, total, '', False
+        self._check = check
         self.folder = Path(workdir)
         self._path = Path(workdir) / 'metrics.jsonl' if writes else Path(os.devnull)
         self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
@@ -77,7 +80,7 @@ class Log:
                 content = json.loads(line)
                 last = max(last, content['step'])
                 kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 damaged += line.endswith(b'\n')  # else a killed run was writing it
         with files.replacing(self._path) as file:
             file.writelines(kept)
@@ -92,6 +95,7 @@ class Log:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step, with its epoch and the time (seconds since 1970)."""
+        self._check()
         when = {'epoch': round(step / self._per_epoch, 4), 'time': round(time.time(), 3)}
         self._pending += json.dumps({'step': step, **when, **metrics}) + '\n'
         size = self._path.stat().st_size if self._path.is_file() else 0

@@ -59,13 +59,13 @@ def resume(
 ) -> tuple[dict, Run]:
     """The state to continue from, and the `Run` that goes with it."""
     folder = work.folder
-    checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror)
+    checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror, work.check)
     meta = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
     state, saved = checkpoints.restore(setup.state) or (setup.state, {})
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
     options = dict(per_epoch=setup.batches.steps_per_epoch, writes=cluster.is_first(), evaluated=evaluated)
-    log = Log(folder, first, setup.total, **options)
+    log = Log(folder, range(first, setup.total), check=work.check, **options)
     if cluster.is_first():
         files.write_json(folder / 'config.json', meta['config'])
         log.config(meta['config'])

@@ -223,7 +223,6 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:
-        run.work.check()
         run.log.write(done, means.mean('window') | measurements(setup, run, step))
         means.restart('window')
         run.throughput.restart()
