@@ -29,7 +29,6 @@ class Run(NamedTuple):
 
     def save(self, state: dict) -> bool:
         """Save the state unless the last step was not finite; returns whether it was saved."""
-        self.work.check()
         self.means.settle()
         if not self.means.nonfinite_streak:
             counts = {'means': self.means.state(), 'goodput': self.goodput.state()}
