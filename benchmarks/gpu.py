@@ -272,7 +272,7 @@ def main() -> None:
     if jax.devices()[0].platform == 'gpu':
         kernels['blocks as a loop'] = lambda *qkv: attention.fused(*qkv)
     variants = {kind: dict(attention_kernel=kernel) for kind, kernel in kernels.items()}
-    variants['rematerialised'] = dict(remat=True)
+    variants['rematerialised'] = dict(remat=12)
     cases |= {f'{row}, {kind}': cases[row]._replace(options=options) for kind, options in variants.items()}
     programs = compile_all(cases, args.only)
     for row in cases:

@@ -1,7 +1,7 @@
 """What XLA's own cost model says of the training step on a TPU, on a machine without any.
 
     pip install libtpu
-    python benchmarks/tpu_model.py [--cases S:2459:4 Ti:1371:8 B:2459:2] [--top 20]
+    python benchmarks/tpu_model.py [--cases S:2459:4 Ti:1371:8 B:2459:2] [--remat 4] [--top 20]
 
 A case is a model, a length in patches, and images a chip, in bfloat16 on v5e:2x4. The compiler
 estimates a number of cycles for each fusion; this script sums them at 1.5 GHz, loop bodies times their trip
@@ -82,12 +82,14 @@ def at_peak(fields, length, images):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--cases', nargs='+', default=CASES, metavar='MODEL:PATCHES:IMAGES')
+    parser.add_argument('--remat', type=int, default=0, help='config.model.remat')
     parser.add_argument('--top', type=int, default=0, help='also list the costliest operations')
     args = parser.parse_args()
     mesh = meshes.make_mesh(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices)
     for case in args.cases:
         name, length, images = case.split(':')
-        fields, length, images, clock = MODELS[name], int(length), int(images), time.monotonic()
+        fields = MODELS[name] | dict(remat=args.remat)
+        length, images, clock = int(length), int(images), time.monotonic()
         program, _ = compile_step(fields, length, mesh, images)
         costs = operations(program.as_text(), fields['depth'] - 1)
         milliseconds = lambda cycles: cycles / CLOCK * 1e3

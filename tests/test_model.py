@@ -123,13 +123,17 @@ def test_garbage_in_the_padding_never_changes_a_detection():
 def test_rematerialisation_changes_memory_and_nothing_else():
     batch = patchify([noise(64, 96)], 30)
     losses = []
-    for remat in (False, True):
+    for remat in (0, 1, TINY['depth']):
         yolos = Yolos(**TINY, num_classes=5, remat=remat)
         params = init(yolos)
         loss = lambda p, y=yolos: y.apply({'params': p}, *batch)['pred_logits'].sum()
         losses.append(jax.jit(jax.value_and_grad(loss))(params))
-    for a, b in zip(*map(jax.tree.leaves, losses), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+        again = str(jax.make_jaxpr(jax.grad(loss))(params)).count('remat')
+        assert bool(again) == bool(remat)
+    kept, *others = map(jax.tree.leaves, losses)
+    for other in others:
+        for a, b in zip(kept, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     distilled: bool = False
     eps: float = 1e-6
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: int = 0
     attention_kernel: Callable = attention.cached
 
     @property

@@ -51,7 +51,8 @@ class Yolos(nn.Module):
         rope: whether queries and keys of patches get rotary positions, as in DINOv3 (`rope.angles`).
         eps: of LayerNorm; 1e-6 in the reference, 1e-12 in Hugging Face's checkpoints.
         dtype: of activations and products; parameters, norms, softmax and heads are float32.
-        remat: compute each block again in the backward pass instead of keeping its activations.
+        remat: how many of the first blocks are computed again in the backward pass, instead of keeping
+            their activations; depth for all.
         attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
             default, `attention.cached`, is exact and runs on every platform.
     """
@@ -67,7 +68,7 @@ class Yolos(nn.Module):
     rope: bool = False
     eps: float = 1e-6
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: int = 0
     attention_kernel: Callable = attention.cached
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ class Vit(nn.Module):
         x = Backbone(
             width=self.width, depth=self.depth, heads=self.heads, num_det_tokens=0,
             registers=self.registers, rope=self.rope, pos_grid=self.pos_grid, mid_pos_grid=None,
-            eps=self.eps, dtype=self.dtype, remat=False, attention_kernel=self.attention_kernel,
+            eps=self.eps, dtype=self.dtype, remat=0, attention_kernel=self.attention_kernel,
             rows_out=(0, None), name='backbone',
         )(patches, grid)  # fmt: skip
         first = 1 + self.registers

@@ -195,7 +195,7 @@ class Backbone(nn.Module):
     rope: bool
     eps: float
     dtype: Any
-    remat: bool
+    remat: int
     attention_kernel: Callable
     rows_out: tuple[int, int | None] | None = None
 
@@ -269,9 +269,12 @@ class Backbone(nn.Module):
                 x = x + self._positions(layer['positions'][None], self.mid_pos_grid, layout)
             return x, None
 
+        unroll = attention.unrolls(self.attention_kernel)
         if self.remat:
-            step = jax.checkpoint(step)
-        x, _ = jax.lax.scan(step, x, layers, unroll=attention.unrolls(self.attention_kernel))
+            first = jax.tree.map(lambda y: y[: self.remat], layers)
+            layers = jax.tree.map(lambda y: y[self.remat :], layers)
+            x, _ = jax.lax.scan(jax.checkpoint(step), x, first, unroll=unroll)
+        x, _ = jax.lax.scan(step, x, layers, unroll=unroll)
         return x
 
     def last_block(

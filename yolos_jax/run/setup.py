@@ -149,6 +149,7 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'augment.crop_min': (16, 10_000),
     'augment.crop_max': (16, 10_000),
     'model.size': (16, 2048),
+    'model.remat': (0, 1000),
     'augment.repeats': (1, 100),
     'augment.mix_group': (0, 1_000_000),
     'augment.mixup': (0, 100),
@@ -207,6 +208,11 @@ def check_numbers(config: ConfigDict) -> None:
             continue
         if values[name] is None or not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
+    if config.model.remat is True:  # it was a switch
+        raise InputError(
+            f'model.remat is True; it is the number of blocks computed again, {config.model.depth} for all',
+            'model.remat',
+        )
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')
 
