@@ -21,7 +21,8 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.errors import InputError, StorageError, shown
-from yolos_jax.weights import torchfile, unpickle
+from yolos_jax.weights import torchfile
+from yolos_jax.weights.unpickle import Tensor
 
 # where training scripts keep the weights, the outermost first
 INNER = ('model', 'state_dict', 'teacher', 'module', 'model_ema', 'state_dict_ema', 'ema')
@@ -36,14 +37,6 @@ WITH_CONFIG = 'model.safetensors', 'pytorch_model.bin'
 BESIDE = 'config.json', 'preprocessor_config.json'
 LARGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
 _HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor that is read or computed when `numpy()` is called."""
-
-    shape: tuple
-    numpy: Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +252,7 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
             break
         about |= {key: value for key, value in content.items() if key != inner}
         content = content[inner]
-    named = lambda name, value: isinstance(name, str) and isinstance(value, unpickle.Tensor)
-    tensors = {k: v for k, v in content.items() if named(k, v)}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         has = shown(content) or 'nothing'
         raise InputError(f'{file.name}: no tensors in it, nor in its {", ".join(INNER)}; it has {has}')

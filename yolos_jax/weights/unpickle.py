@@ -6,7 +6,10 @@ with an error. Nothing from the file is ever imported or called. `argparse.Names
 checkpoints carry, becomes a plain dict.
 """
 
+import dataclasses
+import math
 import pickletools
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -24,33 +27,12 @@ MOST_DIMENSIONS = 8
 KEYS = (str, int, float, bool, type(None))
 
 
+@dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file: `shape`, `dtype`, and `numpy()` for its values."""
+    """A tensor that is read or computed when `numpy()` is called."""
 
-    def __init__(self, storage: 'Storage', offset: int, shape: tuple, stride: tuple) -> None:
-        numbers = (offset, *shape, *stride)
-        if (
-            len(shape) != len(stride)
-            or len(shape) > MOST_DIMENSIONS
-            or any(type(n) is not int or n < 0 for n in numbers)
-        ):
-            raise InputError('a tensor has an impossible shape')
-        self._storage, self._offset, self._stride = storage, offset, stride
-        self.shape, self.dtype = shape, storage.dtype
-        last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-        # a view may repeat elements by a stride of 0, and so claim any size: no weight does
-        elements = np.prod(shape, dtype=object)
-        if elements and (last >= storage.count or elements > storage.count):
-            raise InputError('a tensor reaches outside its data')
-
-    def numpy(self) -> np.ndarray:
-        """The values as a contiguous array."""
-        if 0 in self.shape:
-            return np.empty(self.shape, self.dtype)
-        flat = self._storage.read()[self._offset :]
-        strides = [s * flat.itemsize for s in self._stride]
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides)
-        return np.ascontiguousarray(view).reshape(self.shape)
+    shape: tuple
+    numpy: Callable
 
 
 class Storage:
@@ -210,7 +192,28 @@ def _known(module, name):
 def _tensor(storage, offset, shape, stride, *_):
     if type(storage) is not Storage:
         raise InputError('refused: a tensor of something that is no storage')
-    return Tensor(storage, offset, tuple(shape), tuple(stride))
+    shape, stride = tuple(shape), tuple(stride)
+    if (
+        len(shape) != len(stride)
+        or len(shape) > MOST_DIMENSIONS
+        or any(type(n) is not int or n < 0 for n in (offset, *shape, *stride))
+    ):
+        raise InputError('a tensor has an impossible shape')
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    # a view may repeat elements by a stride of 0, and so claim any size: no weight does
+    elements = math.prod(shape)
+    if elements and (last >= storage.count or elements > storage.count):
+        raise InputError('a tensor reaches outside its data')
+
+    def read():
+        if not elements:
+            return np.empty(shape, storage.dtype)
+        flat = storage.read()[offset:]
+        strides = [s * flat.itemsize for s in stride]
+        view = np.lib.stride_tricks.as_strided(flat, shape, strides)
+        return np.ascontiguousarray(view).reshape(shape)
+
+    return Tensor(shape, read)
 
 
 def _ordered_dict(items=()):
