@@ -4,6 +4,7 @@ A file is opened once and stays open while tensors are read. No format's code is
 memory as a whole: a tensor is a shape and a function that reads its values.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,23 +83,19 @@ def read(path: str | Path) -> TensorFile:
     if path.exists() and not path.is_file():
         raise InputError(f'{path}: no regular file')
     try:
-        file = open(path, 'rb')  # noqa: SIM115  open for as long as the TensorFile
+        with contextlib.ExitStack() as opened:  # closes the file if what follows fails
+            file = opened.enter_context(open(path, 'rb'))
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+            has_hash = _check_hash(path, digest)
+            tensors, about = _find_tensors(file)
+            if not tensors:
+                raise InputError(f'{path}: no tensors in it')
+            file.seek(0)
+            is_zip = file.read(2) == b'PK'  # zip files have CRCs
+            note = '' if has_hash or is_zip else _note_hash(path, digest)
+            opened.pop_all()
     except OSError as error:
-        raise InputError(f'{path}: {error.strerror}') from None
-    try:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-        has_hash = _check_hash(path, digest)
-        tensors, about = _find_tensors(file)
-        if not tensors:
-            raise InputError(f'{path}: no tensors in it')
-        file.seek(0)
-        note = '' if has_hash or file.read(2) == b'PK' else _note_hash(path, digest)  # zip files have CRCs
-    except OSError as error:
-        file.close()
         raise InputError(f'{path}: {error.strerror or error}') from None
-    except BaseException:
-        file.close()
-        raise
     return TensorFile(path, tensors, about, digest, file.close, note)
 
 
