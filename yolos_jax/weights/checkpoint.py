@@ -147,8 +147,12 @@ def sealed(meta: dict) -> dict:
 
 
 def _digest(meta: dict) -> str:
-    rest = {key: value for key, value in meta.items() if key != 'sha256'}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return _hash({key: value for key, value in meta.items() if key != 'sha256'})
+
+
+def _hash(content: Any) -> str:
+    """The SHA-256 of something as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_arrays(path: Path, meta: dict) -> dict:
@@ -231,7 +235,7 @@ def checksums(tree: dict) -> dict[str, int]:
 
 def fingerprint(params: dict) -> str:
     """A hash of a detector's parameters on the host, the same in every form of file."""
-    return hashlib.sha256(json.dumps(checksums(params), sort_keys=True).encode()).hexdigest()
+    return _hash(checksums(params))
 
 
 def _host_checksum(x: np.ndarray) -> int:
@@ -268,7 +272,7 @@ def rank(ap: float | None) -> float:
 
 def write_ap(path: Path, ap: float) -> None:
     """Write the AP of a step to its folder, with a hash of it."""
-    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': _ap_hash(ap)})
+    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': _hash(ap)})
 
 
 def saved_ap(path: Path) -> float | None:
@@ -292,14 +296,10 @@ def _saved_ap(path: Path) -> tuple[float | None, bool]:
         file = path / AP_FILE if (path / AP_FILE).exists() else path / OLD_AP_FILE
         content = json.loads(file.read_text())
         ap = content['AP']
-        whole = content.get('sha256', _ap_hash(ap)) == _ap_hash(ap)  # version 0.1 had no hash
+        whole = content.get('sha256', _hash(ap)) == _hash(ap)  # version 0.1 had no hash
         whole &= (ap is None or isinstance(ap, float | int)) and content.keys() <= {'AP', 'sha256'}
         return (ap, False) if whole else (None, True)
     except FileNotFoundError:
         return None, False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, True
-
-
-def _ap_hash(ap: float) -> str:
-    return hashlib.sha256(json.dumps(ap).encode()).hexdigest()
