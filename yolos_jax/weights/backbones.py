@@ -18,7 +18,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Vit, Yolos, init_params
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, google, hf_names, names, sizes, statistics
-from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile, summary
+from yolos_jax.weights.tensors import CONFIG, Tensor, TensorFile, summary
 
 # the tanh forms differ by 4e-4 in features
 GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_tanh', 'gelu_fast'
@@ -54,7 +54,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         InputError: the file is no ViT, or one of another shape.
     """
     vit = _read(file)
-    _check_config(statistics.json_beside(file, BESIDE[0]), has_table='pos_embed' in vit.tensors)
+    _check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in vit.tensors)
     for name, value in _fields(vit.tensors).items():
         if getattr(model, name) != value:
             raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
@@ -91,7 +91,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     Raises:
         InputError: there is no ViT, or its heads are unknown.
     """
-    vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, BESIDE[0])
+    vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, CONFIG)
     _check_config(config, has_table='pos_embed' in vit.tensors)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
@@ -112,14 +112,14 @@ def _check_config(config: dict, *, has_table: bool) -> None:
     """Raises InputError where a config.json asks for other activations or rotary positions than ours."""
     for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
         if (activation := config.get(key) or GELUS[0]) not in GELUS:
-            raise InputError(f'{BESIDE[0]} says {key} is {activation!r}; only {GELUS[0]!r} works')
+            raise InputError(f'{CONFIG} says {key} is {activation!r}; only {GELUS[0]!r} works')
     if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
-        raise InputError(f'{BESIDE[0]} says rope_theta is {base!r}; only {rope.BASE:g} works')
+        raise InputError(f'{CONFIG} says rope_theta is {base!r}; only {rope.BASE:g} works')
     for key in ('image_size', 'img_size', 'input_size'):  # timm's last has the channels first
         if has_table and isinstance(size := config.get(key), list) and len(set(size[-2:])) > 1:
-            raise InputError(f'{BESIDE[0]} says {key} is {size}; only positions of a square can be read')
+            raise InputError(f'{CONFIG} says {key} is {size}; only positions of a square can be read')
     if '_rope_' in (architecture := str(config.get('architecture'))):  # timm's, with a table too
-        raise InputError(f'{BESIDE[0]} says architecture is {architecture!r}, whose positions are others')
+        raise InputError(f'{CONFIG} says architecture is {architecture!r}, whose positions are others')
 
 
 def fields(file: TensorFile) -> dict:
@@ -148,7 +148,7 @@ def _heads(file: TensorFile, width: int) -> int | None:
     for name, tensor in file.tensors.items():
         if name.endswith('/query/kernel') and len(tensor.shape) > 2:  # Google's [..., D, H, d]
             return tensor.shape[-2]
-    config = statistics.json_beside(file, BESIDE[0])
+    config = statistics.json_beside(file, CONFIG)
     heads = file.about.get('heads') or config.get('num_attention_heads') or config.get('num_heads')
     return heads if type(heads) is int else None
 

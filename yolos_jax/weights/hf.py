@@ -10,9 +10,8 @@ from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
 from yolos_jax.weights import hf_names, model_card, names, sizes, statistics, tensors
 from yolos_jax.weights.pretrained import Pretrained, about_ids
-from yolos_jax.weights.tensors import TensorFile
+from yolos_jax.weights.tensors import CONFIG, PREPROCESSOR, SAFETENSORS, TensorFile
 
-FILES, (CONFIG, PREPROCESSOR) = tensors.WITH_CONFIG, tensors.BESIDE
 SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
 BILINEAR = 2  # PIL's number for the only filter that images are resized with
@@ -131,7 +130,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
             'new_pos_grid',
         )
     with files.new_folder(folder) as part:
-        path, by_name = part / FILES[0], names.from_params(pretrained.params, model)
+        path, by_name = part / SAFETENSORS, names.from_params(pretrained.params, model)
         tensors.write_safetensors(path, hf_names.from_reference(by_name))
         files.write_json(part / CONFIG, _config(pretrained))
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))

@@ -10,9 +10,8 @@ from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.weights import checkpoint, model_card, names, tensors
 from yolos_jax.weights.pretrained import Pretrained, about_ids
-from yolos_jax.weights.tensors import TensorFile
+from yolos_jax.weights.tensors import CONFIG, SAFETENSORS, TensorFile
 
-FILE, (CONFIG, *_) = tensors.WITH_CONFIG[0], tensors.BESIDE
 MODEL_TYPE = 'yolos_jax'
 
 
@@ -43,7 +42,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder with the detector; raises InputError where `folder` is not empty."""
     pretrained.check()
     with files.new_folder(folder) as part:
-        path = part / FILE
+        path = part / SAFETENSORS
         tensors.write_safetensors(path, names.from_params(pretrained.params, pretrained.model))
         files.write_json(part / CONFIG, {'model_type': MODEL_TYPE} | checkpoint.describe(pretrained))
         tensors.write_hash(path, part / CONFIG)

@@ -213,18 +213,19 @@ def _find_file(path: Path) -> Path:
         raise InputError(f'{path}: no such file or folder')
     if not path.is_dir():
         return path
-    for name in hf.FILES:
-        if (path / name).exists() and (path / hf.CONFIG).exists():
+    for name in tensors.WITH_CONFIG:
+        if (path / name).exists() and (path / tensors.CONFIG).exists():
             return path / name
-    if (path / f'{hf.FILES[0]}.index.json').exists():
+    if (path / f'{tensors.SAFETENSORS}.index.json').exists():
         raise InputError(
             f'{path}: its weights are in several files; save them again as one, in transformers by '
             "`save_pretrained(folder, max_shard_size='100GB')`"
         )
     if len(torch_files := list(path.glob('*.pth'))) == 1:  # what `yolos convert` wrote, with a model card
         return torch_files[0]
-    inside = sorted({str(file.parent) for name in hf.FILES for file in path.glob(f'*/{name}')})
+    inside = sorted({str(file.parent) for name in tensors.WITH_CONFIG for file in path.glob(f'*/{name}')})
     raise InputError(
         f'{path}: neither a checkpoint folder of yolos_jax nor a Hugging Face folder (config.json with '
-        f'{" or ".join(hf.FILES)})' + (f'; name one of those in it: {shown(inside)}' if inside else '')
+        f'{" or ".join(tensors.WITH_CONFIG)})'
+        + (f'; name one of those in it: {shown(inside)}' if inside else '')
     )

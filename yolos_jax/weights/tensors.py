@@ -34,8 +34,10 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 SIDECAR = '.sha256'
 # files of a Hugging Face folder, and those beside them that must not change either
-WITH_CONFIG = 'model.safetensors', 'pytorch_model.bin'
-BESIDE = 'config.json', 'preprocessor_config.json'
+SAFETENSORS = 'model.safetensors'
+WITH_CONFIG = SAFETENSORS, 'pytorch_model.bin'
+CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
+BESIDE = CONFIG, PREPROCESSOR
 LARGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
 _HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
