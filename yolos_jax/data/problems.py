@@ -37,28 +37,29 @@ class _Check(NamedTuple):
     what: str
     where: np.ndarray  # bool or indices: of images, categories or annotations
     example: Callable[[int], Any]  # what to call one of them
-    stops: bool = True
 
 
 def find_problems(a: Annotations) -> list[Problem]:
     """The problems that stop a run or, only if there are none, the other problems."""
     empty = [('images', a.ids), ('categories', a.categories)]
     stopping = [Problem(what, 0, ['the list is empty'], True) for what, x in empty if not len(x)]
-    stopping += _failed(_checks(a))
-    return stopping or _failed(_box_checks(a))
+    stopping += _failed(_checks(a), stops=True)
+    return stopping or _failed(_box_checks(a), stops=False)
 
 
-def check_annotations(a: Annotations) -> None:
-    """Raises InputError for the first problem that stops a run."""
-    for problem in find_problems(a):
+def check_annotations(a: Annotations) -> list[Problem]:
+    """As `find_problems`, but raises InputError for the first problem that stops a run."""
+    problems = find_problems(a)
+    for problem in problems:
         if problem.stops:
             raise InputError(f'{a.path}: {problem}')
+    return problems
 
 
-def _failed(checks: list[_Check]) -> list[Problem]:
+def _failed(checks: list[_Check], *, stops: bool) -> list[Problem]:
     """The problems of the checks that find something."""
     result = []
-    for what, where, example, stops in checks:
+    for what, where, example in checks:
         where = np.flatnonzero(where) if where.dtype == bool else where
         if len(where):
             result.append(Problem(what, len(where), [example(i) for i in where[:5]], stops))
@@ -126,15 +127,12 @@ def _box_checks(a: Annotations) -> list[_Check]:
             'boxes, all within 0..1 (are they normalised? COCO has pixels)',
             np.full(len(a.boxes), (a.boxes <= 1).all()),
             annotation,
-            stops=False,
         ),
-        _Check('categories of one name', _repeated(names), str, stops=False),
-        _Check('image files that stand under two ids', _repeated(a.files), str, stops=False),
-        _Check('objects that repeat an earlier one under another id', _again(a), annotation, stops=False),
-        _Check('boxes without an area in their image (dropped)', flat, annotation, stops=False),
-        _Check(
-            f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation, stops=False
-        ),
+        _Check('categories of one name', _repeated(names), str),
+        _Check('image files that stand under two ids', _repeated(a.files), str),
+        _Check('objects that repeat an earlier one under another id', _again(a), annotation),
+        _Check('boxes without an area in their image (dropped)', flat, annotation),
+        _Check(f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation),
     ]
 
 

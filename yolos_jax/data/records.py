@@ -16,7 +16,7 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.data import annotations, sources
-from yolos_jax.data.problems import check_annotations, find_problems
+from yolos_jax.data.problems import check_annotations
 from yolos_jax.errors import InputError
 
 INDEX_VERSION = 2
@@ -247,9 +247,9 @@ def numbered(names: dict[int, str]) -> tuple[dict[int, str], dict[int, int]]:
 
 def flatten(a: annotations.Annotations) -> dict:
     """The arrays of `Records` from `annotations.Annotations`; raises InputError as `check_annotations`."""
-    check_annotations(a)
+    problems = check_annotations(a)
     label = labels(number for number, _ in a.categories)
-    notes = [*a.notes, *map(str, find_problems(a))]
+    notes = [*a.notes, *map(str, problems)]
     if max(label) > LARGEST_CLASS:
         notes.append(f'category ids up to {max(label)}: the classes are numbered in their order, from 0')
     order = np.argsort(a.ids)
