@@ -45,13 +45,12 @@ class Errors(NamedTuple):
 
 def errors(outcomes: Outcomes) -> Errors:
     """The errors of a split's detections at IoU 0.5."""
-    split, right = outcomes.split, outcomes.matched[:, 0] >= 0
+    split, ignored, counted = outcomes.split, outcomes.ignored[:, 0], outcomes.counted
     if not len(split.images):
-        kinds = np.where(outcomes.ignored[:, 0], -1, Kind.BACKGROUND)
+        kinds = np.where(ignored, -1, Kind.BACKGROUND)
         counts = dict.fromkeys(Kind, 0) | {Kind.BACKGROUND: len(kinds)}
         return Errors(kinds, np.zeros(0, bool), dict.fromkeys(Kind, 0.0), counts)
-    ignored, counted = outcomes.ignored[:, 0], outcomes.counted
-    right = right & ~ignored
+    right = (outcomes.matched[:, 0] >= 0) & ~ignored
     used = np.zeros(len(split.images), bool)
     used[outcomes.matched[right, 0]] = True
     ious, objects = _nearest(split, counted, used)
@@ -74,12 +73,8 @@ def errors(outcomes: Outcomes) -> Errors:
     missed[target[mendable]] = False
 
     per_class = np.bincount(split.classes[counted], minlength=len(split.class_ids))
-
-    def ap(kept: np.ndarray, right: np.ndarray, classes: np.ndarray, left: np.ndarray) -> float:
-        emptied = (per_class > 0) & (left == 0) & (np.bincount(classes[kept], minlength=len(left)) > 0)
-        return _ap(classes[kept], split.scores[kept], right[kept], left, emptied)
-
-    before = ap(~ignored, right, split.detected_classes, per_class)
+    kept = ~ignored
+    before = _ap(split.detected_classes[kept], split.scores[kept], right[kept], per_class, per_class)
     costs = {}
     for kind in Kind:
         wrong = kinds == kind
@@ -88,7 +83,8 @@ def errors(outcomes: Outcomes) -> Errors:
         kept = ~ignored & ~wrong | mended
         taken = np.bincount(split.classes[missed], minlength=len(per_class)) * (kind == Kind.MISSED)
         left = per_class - taken
-        costs[kind] = max(ap(kept, right | mended, classes, left) - before, 0.0)
+        after = _ap(classes[kept], split.scores[kept], (right | mended)[kept], left, per_class)
+        costs[kind] = max(after - before, 0.0)
     counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
     return Errors(np.where(ignored, -1, kinds), missed, costs, counts)
 
@@ -135,19 +131,21 @@ def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) 
 
 
 def _ap(
-    classes: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray, emptied: np.ndarray
+    classes: np.ndarray, scores: np.ndarray, right: np.ndarray, left: np.ndarray, objects: np.ndarray
 ) -> float:
-    """The mean AP at one IoU threshold over the classes with `objects` [K]; right: of each detection.
+    """The mean AP at one IoU threshold; classes, scores, right: of the detections.
 
-    emptied [K]: classes whose objects were all taken away; their AP counts as 0, as in TIDE.
+    left [K]: how many of the `objects` [K] of each class are not taken away. As in TIDE, the AP of a class
+    that lost all of them is 0 if there are detections of it; without any the class is not in the mean.
     """
     order = np.lexsort((-scores, classes))
-    first = np.searchsorted(classes[order], np.arange(len(objects) + 1))
+    first = np.searchsorted(classes[order], np.arange(len(left) + 1))
     values = []
-    for k in np.flatnonzero(objects):
+    for k in np.flatnonzero(left):
         hits = np.cumsum(right[order[first[k] : first[k + 1]]])
         precision = hits / np.arange(1, len(hits) + 1)
         precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-        values.append(precision[np.searchsorted(hits / objects[k], RECALLS)].mean())
+        values.append(precision[np.searchsorted(hits / left[k], RECALLS)].mean())
+    emptied = (objects > 0) & (left == 0) & (np.diff(first) > 0)
     values += [0.0] * emptied.sum()
     return float(np.mean(values)) if values else 0.0
