@@ -51,21 +51,21 @@ class Group:
 
 
 def of_outcomes(
-    name: str, outcomes: Outcomes, weights: np.ndarray | None = None, interval: bool = False
+    name: str, outcomes: Outcomes, images: np.ndarray | None = None, interval: bool = False
 ) -> Group:
-    """The metrics of matched detections in the images with a weight [n] above 0 (all when None)."""
+    """The metrics of matched detections in some images, bool [n]; in all when None."""
     split = outcomes.split
-    weights = np.ones(len(split.image_ids)) if weights is None else weights.astype(np.float64)
-    inside = outcomes.counted & (weights[split.images] > 0)
-    curve = curves(outcomes, weights)
+    images = np.ones(len(split.image_ids), bool) if images is None else images
+    inside = outcomes.counted & images[split.images]
+    curve = curves(outcomes, images)
     return Group(
         name,
-        images=int((weights > 0).sum()),
+        images=int(images.sum()),
         objects=int(inside.sum()),
         ap=curve.ap(),
         ap50=curve.ap(0),
         ar=curve.ar(),
-        interval=bootstrap(outcomes, weights) if interval and inside.any() else None,
+        interval=bootstrap(outcomes, images) if interval and inside.any() else None,
     )
 
 

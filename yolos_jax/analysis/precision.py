@@ -45,7 +45,7 @@ def _mean(values: np.ndarray) -> float:
 def curves(outcomes: Outcomes, weights: np.ndarray | None = None) -> Curves:
     """Precision at the recall levels, as COCO's evaluation interpolates it.
 
-    weights: float64 [n], how often each image counts; once when None.
+    weights: numbers or bool [n], how often each image counts; once when None.
     """
     weights = np.ones(len(outcomes.split.image_ids)) if weights is None else weights
     return _curves(_rank(outcomes, np.flatnonzero(weights)), weights)
