@@ -47,12 +47,12 @@ def description(root: Path) -> Path | None:
     """
     if root.is_file():
         return root if root.suffix in YAML else None
-    files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')])
-    described = [file for file in files if {'names', 'nc'} & _load(file).keys()]
+    contents = {file: _load(file) for file in sorted([*root.glob('*.yaml'), *root.glob('*.yml')])}
+    described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
     if len(described) > 1:  # one of a model has classes too
-        described = [file for file in described if 'train' in _load(file)] or described
+        described = [file for file in described if 'train' in contents[file]] or described
     if len(described) > 1:
         names = ', '.join(file.name for file in described)
         raise InputError(
@@ -88,9 +88,10 @@ def read_description(file: Path) -> Description:
         base = file.parent
     splits, missing = {}, []
     for split in filter(content.get, SPLITS):
-        if split == 'train' or _is_there(base, content[split]):  # exports may name splits that they lack
-            splits[split] = _images(base, content[split], file)
-        else:
+        entries = content[split] if isinstance(content[split], list) else [content[split]]
+        if split == 'train' or all(_place(base, str(entry)) for entry in entries):
+            splits[split] = _images(base, entries, file)
+        else:  # exports may name splits that they lack
             missing.append(content[split])
     folders = {str(image.parent) for images in splits.values() for image in images}
     if not folders:
@@ -103,23 +104,19 @@ def read_description(file: Path) -> Description:
     return Description(file, root, splits, missing, classes, key_points=math.prod(shape))
 
 
-def _images(base: Path, entry: object, file: Path) -> list[Path]:
-    """The image files of a split: a folder, a text file with a name in each line, or a list of these."""
+def _images(base: Path, entries: list, file: Path) -> list[Path]:
+    """The image files of a split. An entry is a folder, or a text file with a name in each line."""
     images = []
-    for name in entry if isinstance(entry, list) else [entry]:
-        place = _place(base, str(name))
+    for entry in entries:
+        place = _place(base, str(entry))
         if place is None:
-            raise InputError(f'{file}: {name} is not there', 'data')
+            raise InputError(f'{file}: {entry} is not there', 'data')
         if place.is_dir():
             images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:
             lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
-
-
-def _is_there(base: Path, entry: object) -> bool:
-    return all(_place(base, str(name)) for name in (entry if isinstance(entry, list) else [entry]))
 
 
 def _place(base: Path, name: str) -> Path | None:
