@@ -9,11 +9,10 @@ Examples in a bucket are read by byte ranges (`record_ranges`); the files that d
 copied. Evaluation always uses the official file, annotations/instances_val2017.json in the same folder.
 """
 
-import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,7 +26,7 @@ from yolos_jax.errors import InputError
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
 INFO = 'dataset_info.json'  # present in every data set
-AHEAD = 256  # examples requested from a bucket in advance while all are read
+READERS = 128  # threads that read all examples: a bucket answers each after a while
 
 
 def splits(folder: Folder | BucketFolder) -> list[str]:
@@ -93,18 +92,11 @@ class Split:
         """
         names = self._builder.info.features['objects']['label'].names
         categories = _categories(self.folder, names)
-        with ThreadPoolExecutor() as pool:
-            rows = list(pool.map(lambda example: _row(self.folder, example()), self._ask_ahead()))
+        examples = self.examples
+        with ThreadPoolExecutor(READERS) as pool:
+            read_row = lambda row: _row(self.folder, examples.start_read(row)())
+            rows = list(pool.map(read_row, range(examples.count)))
         return _annotations(self.folder, rows, categories)
-
-    def _ask_ahead(self) -> Iterator[Callable[[], dict]]:
-        """A function that returns each example; a bucket is asked for it `AHEAD` examples in advance."""
-        asked = collections.deque()
-        for row in range(self.examples.count):
-            asked.append(self.examples.start_read(row))
-            if len(asked) == AHEAD:
-                yield asked.popleft()
-        yield from asked
 
     @functools.cached_property
     def _builder(self) -> Any:
