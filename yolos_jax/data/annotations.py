@@ -96,9 +96,6 @@ def read(path: str | Path) -> Annotations:
                 raise InputError(
                     f'{path}: not a COCO detection file: {error}{_where(error, data)}'
                 ) from None
-    boxes = np.empty((len(coco.annotations), 4))
-    for row, annotation in zip(boxes, coco.annotations, strict=True):
-        row[:] = annotation.bbox
     column = lambda rows, name, kind: np.fromiter((getattr(row, name) for row in rows), kind, len(rows))
     names = [image.file_name for image in coco.images]
     if any('\\' in name for name in names):
@@ -115,7 +112,7 @@ def read(path: str | Path) -> Annotations:
         labels=column(coco.annotations, 'category_id', np.int64),
         crowd=column(coco.annotations, 'iscrowd', bool),
         areas=np.array([np.nan if x.area is None else x.area for x in coco.annotations], np.float64),
-        boxes=boxes,
+        boxes=np.array([x.bbox for x in coco.annotations], np.float64).reshape(-1, 4),
         categories=[(category.id, category.name) for category in coco.categories],
         notes=tuple(notes),
     )
