@@ -17,19 +17,15 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
     ends = np.arange(up(1), up(most) + tile, tile)
     slot = np.searchsorted(ends, up(np.asarray(counts)))
     images = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=len(ends)))])
-    # least[k][j]: the padded total of everything up to ends[j] with k + 1 lengths, the last ends[j]
-    cost = lambda i, j: (images[j + 1] - images[i]) * ends[j]
-    least = [np.array([cost(0, j) for j in range(len(ends))], float)]
-    previous = []
+    # padded[i, j]: the padded total of the images in slots i to j, all with the length ends[j]
+    padded = (images[1:] - images[:-1, None]) * ends.astype(float)
+    padded[np.tri(len(ends), k=-1, dtype=bool)] = np.inf  # j < i
+    # least[j]: the least padded total of slots 0 to j, the last length being ends[j]
+    least, previous = padded[0], []
     for _ in range(1, min(how_many, len(ends))):
-        table = np.array(
-            [
-                [least[-1][i - 1] + cost(i, j) if 0 < i <= j else np.inf for i in range(len(ends))]
-                for j in range(len(ends))
-            ]
-        )
-        previous.append(table.argmin(axis=1))
-        least.append(table.min(axis=1))
+        table = np.append(np.inf, least[:-1])[:, None] + padded  # [i, j]: ends[j] from slot i on
+        least = table.min(axis=0)
+        previous.append(table.argmin(axis=0))
     j, chosen = len(ends) - 1, []
     for before in reversed(previous):
         chosen.append(int(ends[j]))
