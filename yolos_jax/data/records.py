@@ -1,21 +1,19 @@
 """The images of a split and their objects, as flat arrays: what everything else starts from."""
 
-import collections
 import dataclasses
 import functools
 import hashlib
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from yolos_jax import files
-from yolos_jax.data import annotations, sources
+from yolos_jax.data import alike, annotations, sources
 from yolos_jax.data.problems import check_annotations
 from yolos_jax.errors import InputError
 
@@ -24,11 +22,6 @@ INDEX_VERSION = 2
 COLUMNS = 'ids', 'files', 'heights', 'widths', 'rows', 'boxes', 'labels', 'first'
 PLAIN = 'classes', 'category_ids', 'dropped', 'notes'
 LARGEST_CLASS = 9999  # the largest category id that is used as a label itself
-ROBOFLOW = re.compile(r'(_(jpe?g|png|bmp|webp))?\.rf\.\w+$')  # ends the names of Roboflow's versions
-VERSION = re.compile(  # ends the names of other copies of an image
-    r'[ _-]+(copy|aug|flip|rot)[ _-]*\d*$| ?\(\d+\)$', re.I
-)
-MOST_VERSIONS = 20  # of a photograph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,17 +154,15 @@ def from_source(
 def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
     """Split records in two, the second with about a fraction of the images, drawn by seed.
 
-    Images that are near duplicates by their names stay together: copies, augmented versions
-    ("x_jpg.rf.HASH.jpg" is Roboflow's), and the frames of a film (`_runs`).
+    Images that are near duplicates by their names stay together (`alike`).
     """
-    names = _photographs([str(PurePath(file).with_suffix('')) for file in records.files.tolist()], fraction)
-    groups = _runs(names, records, most=max(int(len(set(names)) * fraction / 2), 1))
+    groups = alike.groups(records.files.tolist(), records.labels, records.first, fraction)
     place = {name: i for i, name in enumerate(np.random.default_rng(seed).permutation(sorted(set(groups))))}
     order = np.argsort([place[name] for name in groups], kind='stable')
-    count = min(max(round(fraction * len(names)), 1), len(names) - 1)
-    while 0 < count < len(names) and groups[order[count - 1]] == groups[order[count]]:
+    count = min(max(round(fraction * len(records)), 1), len(records) - 1)
+    while 0 < count < len(records) and groups[order[count - 1]] == groups[order[count]]:
         count += 1  # never splits a group
-    if count >= len(names):
+    if count >= len(records):
         raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
@@ -180,46 +171,6 @@ def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
     """Split records in two, the second with the images of these ids."""
     second = np.isin(records.ids, ids)
     return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))
-
-
-def _photographs(names: list[str], fraction: float) -> list[str]:
-    """The name of the photograph that each image is a version of, or its own name.
-
-    Many images with similar names are not versions of one, but a series: "photo (1)" to "photo (200)".
-    """
-
-    def original(name: str) -> str:
-        shorter = VERSION.sub('', name)
-        return name if shorter == name else original(shorter)
-
-    names = [ROBOFLOW.sub('', name) for name in names]  # these are certainly versions
-    counts = collections.Counter(map(original, set(names)))
-    most = min(max(len(set(names)) * fraction, 4), MOST_VERSIONS)
-    return [original(name) if counts[original(name)] <= most else name for name in names]
-
-
-def _runs(names: list[str], records: Records, most: int) -> list[str]:
-    """The run of frames that each image belongs to if its name is in a numbered series, else its name.
-
-    A run is a whole series, or `most` consecutive frames of it. If there is only one series (a camera's),
-    or if some class occurs in one series alone (cat_001.jpg), the images of that series are not frames.
-    """
-    series = [re.sub(r'[\W_]*\d+$', '', name) for name in names]
-    frames, having = collections.defaultdict(set), collections.defaultdict(set)
-    for one, name in zip(series, names, strict=True):
-        frames[one].add(name)
-    if len(frames) == 1:
-        return names
-    image_of = np.repeat(np.arange(len(names)), np.diff(records.first))
-    for label, image in zip(records.labels.tolist(), image_of.tolist(), strict=True):
-        having[label].add(series[image])
-    of_one_class = set().union(*(owners for owners in having.values() if len(owners) == 1))
-    number = lambda name: (int(re.search(r'\d*$', name)[0] or 0), name)
-    runs = {}
-    for one, members in frames.items():
-        for place, name in enumerate(sorted(members, key=number)):
-            runs[name] = one if len(members) <= most else f'{one} {place // most}'
-    return [name if one in of_one_class else runs[name] for one, name in zip(series, names, strict=True)]
 
 
 def select(r: Records, rows: np.ndarray) -> Records:
