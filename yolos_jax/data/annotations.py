@@ -192,23 +192,22 @@ def read_classes(path: str | Path) -> dict[int, str]:
 
 
 def _where(error: Exception, data: mmap.mmap) -> str:
-    """', in the object with id 7' for an error at a byte or in a list element; '' without an id."""
-    number = rb'"id"\s*:\s*([^,}\s]+)'
+    """', in the object with id 7' for an error in an object that has one, else ''."""
+    number = re.search(rb'"id"\s*:\s*([^,}\s]+)', _object_of(error, data))
+    return f', in the object with id {number[1].decode(errors="replace")[:40]}' if number else ''
+
+
+def _object_of(error: Exception, data: mmap.mmap) -> bytes | msgspec.Raw:
+    """The text of the object with an error at a byte or in a list element; empty if it is in none."""
     if byte := re.search(r'\(byte (\d+)\)', str(error)):
         at = int(byte[1])
         begin, end = data.rfind(b'{', 0, at), data.find(b'}', at)
         if data.rfind(b'}', 0, at) > begin:
-            return ''  # the byte is in no object, but behind one
-        inside = data[max(begin, 0) : end if end > 0 else at]
-        return _in_object(re.search(number, inside))
+            return b''  # the byte is in no object, but behind one
+        return data[max(begin, 0) : end if end > 0 else at]
     if element := re.search(r'\$\.(images|annotations|categories)\[(\d+)\]', str(error)):
         kind, index = element[1], int(element[2])
         with contextlib.suppress(ValueError, RecursionError):  # the error to show is the first one
             elements = msgspec.json.decode(memoryview(data), type=dict[str, msgspec.Raw])[kind]
-            element = msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
-            return _in_object(re.search(number, element))
-    return ''
-
-
-def _in_object(match: re.Match | None) -> str:
-    return f', in the object with id {match[1].decode(errors="replace")[:40]}' if match else ''
+            return msgspec.json.decode(elements, type=list[msgspec.Raw])[index]
+    return b''
