@@ -83,8 +83,7 @@ def resize_shape(
     The shorter side becomes `size`, or less if the longer would exceed `max_size` (None: no bound);
     then both are floored to a multiple of 16, never below 16 (`resize` of datasets/transforms.py).
     """
-    height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
-    size = np.broadcast_to(np.asarray(size, np.int64), np.broadcast_shapes(height.shape, width.shape))
+    height, width, size = (np.asarray(x, np.int64) for x in (height, width, size))
     short, long = np.minimum(height, width), np.maximum(height, width)
     if max_size is not None:
         too_long = long / short * size > max_size
