@@ -53,14 +53,9 @@ class Log:
         self._writes, self._total, self._pending, self._failed = writes, total, '', False
         self._check = check
         self.folder = Path(workdir)
-        self._path = Path(workdir) / 'metrics.jsonl' if writes else Path(os.devnull)
-        self._text, self._per_epoch = Path(workdir) / 'log.txt', per_epoch
-
-        def is_dropped(line: dict) -> bool:
-            of_evaluation = line.keys() & {'AP', 'top1'}
-            return line['step'] > first or of_evaluation and line['step'] == first and not evaluated
-
-        self.last_step = self._drop(is_dropped)
+        self._path, self._text = self.folder / 'metrics.jsonl', self.folder / 'log.txt'
+        self._per_epoch = per_epoch
+        self.last_step = self._drop_after(first, evaluated) if writes else 0  # of the earlier start
         self._board = Board(self.folder, first)
         self._bar = tqdm(
             total=total,
@@ -70,18 +65,21 @@ class Log:
             bar_format='{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
         )
 
-    def _drop(self, dropped: Callable[[dict], bool]) -> int:
-        """Write the file again without lines that are dropped or damaged; returns the last step in it."""
-        if not self._writes:
-            return 0
+    def _drop_after(self, first: int, evaluated: bool) -> int:
+        """Write the file again without dropped and damaged lines; returns the last step that was in it."""
         kept, last, damaged = [], 0, 0
         for line in self._path.read_bytes().splitlines(True) if self._path.exists() else []:
+            is_whole = line.endswith(b'\n')  # else a killed run was writing it
             try:
                 content = json.loads(line)
-                last = max(last, content['step'])
-                kept += [] if dropped(content) or not line.endswith(b'\n') else [line]
+                step = content['step']
+                last = max(last, step)
+                of_evaluation = content.keys() & {'AP', 'top1'}
+                is_dropped = step > first or step == first and of_evaluation and not evaluated
+                if is_whole and not is_dropped:
+                    kept.append(line)
             except (ValueError, TypeError, KeyError, RecursionError):
-                damaged += line.endswith(b'\n')  # else a killed run was writing it
+                damaged += is_whole
         with files.replacing(self._path) as file:
             file.writelines(kept)
         if damaged:
@@ -95,6 +93,8 @@ class Log:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step, with its epoch and the time (seconds since 1970)."""
+        if not self._writes:
+            return
         self._check()
         when = {'epoch': round(step / self._per_epoch, 4), 'time': round(time.time(), 3)}
         self._pending += json.dumps({'step': step, **when, **metrics}) + '\n'
@@ -109,8 +109,7 @@ class Log:
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
-        if self._writes:
-            self._board.scalars(step, metrics)
+        self._board.scalars(step, metrics)
         shown = {
             k: f'{metrics[k]:.4g}'
             for k in ('loss', 'images_per_s', 'AP', 'AP50', 'top1', 'top5')
