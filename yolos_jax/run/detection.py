@@ -172,23 +172,21 @@ def read_data(
 
     resumes: keep the validation images of the earlier start.
     """
-    index = folder / 'index'
-    train_set = records.from_source(
-        source_of(config, 'train'), index / f'{config.train_split}.npz', config.bad_images
-    )
-    if config.val_fraction and resumes and (folder / TRUTH).exists():
-        try:
-            validation = annotations.read(folder / TRUTH).ids
-        except InputError as error:
-            raise InputError(f'{error}; the same is drawn again if you remove that file') from None
-        train_set, val_set = records.parted(train_set, validation)
-    elif config.val_fraction:
-        train_set, val_set = records.part(train_set, config.val_fraction, config.seed)
-    else:
-        val_set = records.from_source(
-            source_of(config, 'val'), index / f'{config.val_split}.npz', config.bad_images
-        )
-    return train_set, val_set
+
+    def read(name: str) -> records.Records:
+        index = folder / 'index' / f'{config[f"{name}_split"]}.npz'
+        return records.from_source(source_of(config, name), index, config.bad_images)
+
+    train_set = read('train')
+    if not config.val_fraction:
+        return train_set, read('val')
+    if not resumes or not (folder / TRUTH).exists():
+        return records.part(train_set, config.val_fraction, config.seed)
+    try:
+        validation = annotations.read(folder / TRUTH).ids
+    except InputError as error:
+        raise InputError(f'{error}; the same is drawn again if you remove that file') from None
+    return records.parted(train_set, validation)
 
 
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
