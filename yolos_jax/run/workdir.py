@@ -124,24 +124,20 @@ def locked(path: Path) -> Iterator[int | None]:
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(path / LOCK, 'a+'))
-            handle = os.open(
-                path, os.O_RDONLY | os.O_DIRECTORY
-            )  # while open, no other folder gets its inode
+            # while it is open, no other folder gets its inode
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, handle)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise InputError(f'{path}: in use by another run ({lock.read().strip()})') from None
+            lock.truncate(0)
+            os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         except OSError as error:
             broken = path.is_symlink() and not path.exists()
             reason = 'a link to nothing' if broken else error.strerror
             raise InputError(f'{path}: cannot write to it ({reason})') from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise InputError(f'{path}: in use by another run ({lock.read().strip()})') from None
-        try:
-            lock.truncate(0)
-            os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
-        except OSError as error:
-            raise InputError(f'{path}: cannot write to it ({error.strerror})') from None
         yield handle
 
 
