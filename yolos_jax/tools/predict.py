@@ -10,6 +10,7 @@ same command continues where the last one stopped. /dev/video0 is a camera; Ctrl
 import argparse
 import collections
 import concurrent.futures
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -121,11 +122,11 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     with predictions, concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
         for entry in tqdm(_entries(detector, left, args, predictions, pool), total=len(left), unit='image'):
             predictions.add(entry)
-    content = list(predictions.read()) if args.format == 'coco' else None
-    if content is None:
-        predictions.write_list()
+    if args.format == 'coco':
+        content = as_coco(list(predictions.read()), detector.classes)
+        files.write_json(args.output / 'predictions.json', content)
     else:
-        files.write_json(args.output / 'predictions.json', as_coco(content, detector.classes))
+        predictions.write_list()
     count, bad = predictions.counts(paths)
     bad_videos = _annotate(detector, videos, args, predictions)
     images = [f'{count} objects in {len(paths) - len(videos) - bad} images'] * (len(paths) > len(videos))
@@ -138,7 +139,7 @@ def _annotate(
     detector: Detector, videos: list[Path], args: argparse.Namespace, predictions: Predictions
 ) -> int:
     """Write the videos with their detections; returns how many could not be read."""
-    drawn, bad = lambda detections: _drawn(detections, args), 0
+    drawn, bad = functools.partial(_drawn, args=args), 0
     for path, target in predictions.new_videos(videos):
         entry = named(path)
         try:
@@ -168,17 +169,13 @@ def _entries(
     for path, entry, detections in zip(paths, entries, results, strict=True):
         if isinstance(detections, InputError):
             print(f'left out: {detections}', file=sys.stderr)
-            writing.append(entry | {'error': str(detections)})
+            writing.append(pool.submit(dict, entry, error=str(detections)))
         else:
             name = None if args.no_pictures else predictions.free_name(path.stem)
             writing.append(pool.submit(_write, entry, detections, name, args))
         while len(writing) > 2 * WRITERS:
-            yield _result(writing.popleft())
-    yield from map(_result, writing)
-
-
-def _result(job: dict | concurrent.futures.Future) -> dict:
-    return job if isinstance(job, dict) else job.result()
+            yield writing.popleft().result()
+    yield from (job.result() for job in writing)
 
 
 def _drawn(detections: Detections, args: argparse.Namespace) -> tuple[Detections, Image.Image | None]:
