@@ -47,19 +47,18 @@ def annotate(
     Raises:
         InputError: PyAV is missing, or the video cannot be read.
     """
-    av = _av()
     lines_file, stack = target.with_suffix('.jsonl'), contextlib.ExitStack()
-    with _opened(av, path) as source, files.replacing(lines_file) as lines, stack:
+    with _opened(path) as source, files.replacing(lines_file) as lines, stack:
         source.streams.video[0].thread_type = 'AUTO'
         writer, ends = None, []
         try:
-            for time, frame, detections in _frames(av, source, ends, detector, threshold):
+            for time, frame, detections in _frames(source, ends, detector, threshold):
                 detections, picture = drawn(detections)
                 line = {'frame': frame, 'seconds': round(time, 4), 'detections': detections.to_list()}
                 lines.write(json.dumps(line).encode() + b'\n')
                 if picture:
                     writer = writer or stack.enter_context(
-                        _writer(av, target, source.streams.video[0], picture)
+                        _writer(target, source.streams.video[0], picture)
                     )
                     writer(time, picture)
         except KeyboardInterrupt:
@@ -72,9 +71,11 @@ def annotate(
 
 @contextlib.contextmanager
 def _writer(
-    av: Any, target: Path, source: Any, first: Image.Image
+    target: Path, source: Any, first: Image.Image
 ) -> Iterator[Callable[[float, Image.Image], None]]:
     """A function that adds a picture at a time to a video of the first picture's size."""
+    import av
+
     with files.replacing(target) as file, av.open(file, 'w', format='mp4') as container:
         stream = container.add_stream('libx264', rate=source.average_rate or 30)
         stream.width, stream.height = (side // 2 * 2 for side in first.size)  # as the codec needs
@@ -93,12 +94,14 @@ def _writer(
 
 
 def _frames(
-    av: Any, source: Any, ends: list[str], detector: Detector, threshold: float
+    source: Any, ends: list[str], detector: Detector, threshold: float
 ) -> Iterator[tuple[float, int, Detections]]:
     """(seconds, number, detections) of every frame, rotated as the video asks.
 
     ends: receives the reason if the video is damaged or cut off.
     """
+    import av
+
     times, stream = [], source.streams.video[0]
 
     def read() -> Iterator[np.ndarray]:
@@ -126,7 +129,11 @@ def _frames(
             bar.update()
 
 
-def _opened(av: Any, path: Path) -> Any:
+def _opened(path: Path) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise InputError("videos need PyAV: pip install 'yolos_jax[video]'") from None
     try:
         container = av.open(str(path), format='v4l2' if path.is_char_device() else None)
     except (OSError, av.error.FFmpegError) as error:
@@ -134,11 +141,3 @@ def _opened(av: Any, path: Path) -> Any:
     if not container.streams.video:
         raise InputError(f'{path}: has no video in it')
     return container
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError:
-        raise InputError("videos need PyAV: pip install 'yolos_jax[video]'") from None
-    return av
