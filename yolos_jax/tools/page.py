@@ -5,12 +5,13 @@ All text is escaped here; a page loads nothing from elsewhere.
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from yolos_jax import visualize
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -127,10 +128,9 @@ def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> s
 
 def figure(image: np.ndarray, caption: str, side: int = 720) -> str:
     """A picture, uint8 [height, width, 3], made no longer than `side`."""
-    picture, file = Image.fromarray(image), io.BytesIO()
+    picture = Image.fromarray(image)
     picture.thumbnail((side, side))
-    picture.save(file, 'jpeg', quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(visualize.encoded(picture, 'jpeg', quality=85)).decode()
     words = html.escape(caption)
     return (
         f'<figure><img alt="{words}" src="data:image/jpeg;base64,{data}" width="{picture.width}" '

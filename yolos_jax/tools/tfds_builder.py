@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from yolos_jax import visualize
 from yolos_jax.data import array_records, pixels
 from yolos_jax.data.annotations import Annotations, class_names
 
@@ -76,11 +77,8 @@ def _stored(images: Any, file: str, row: int, size: tuple[int, int]) -> bytes:
     data, name = images.start_read(file, row)(), images.name(file)
     if pixels.orientation(data) == 1 or not images.upright and pixels.size(data, name) == size:
         return data
-    upright = io.BytesIO()
-    Image.fromarray(pixels.to_rgb(pixels.decode_sized(data, name, size, images.upright))).save(
-        upright, 'png'
-    )
-    return upright.getvalue()
+    upright = pixels.to_rgb(pixels.decode_sized(data, name, size, images.upright))
+    return visualize.encoded(Image.fromarray(upright), 'png')
 
 
 def _object(a: Annotations, k: int, labels: dict[int, int], height: int, width: int) -> dict:
