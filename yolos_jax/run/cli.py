@@ -78,7 +78,8 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
         leave(130)
     except Exception as error:
         status = error.exit_status if isinstance(error, InputError) else 1
-        leave(status, _line(error, flag), error, traceback.format_exc() if shows else '')
+        shown = traceback.format_exc() if shows else ''
+        leave(status, f'{shown}error: {_line(error, flag)}', error)
 
 
 class _Output(io.RawIOBase):
@@ -129,21 +130,21 @@ def _line(error: Exception, flag: Callable[[str], str]) -> str:
     return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
 
 
-def leave(status: int, line: str = '', error: Exception | None = None, shown: str = '') -> NoReturn:
-    """End the process now, with the line as the last one on stderr.
+def leave(status: int, text: str = '', error: Exception | None = None) -> NoReturn:
+    """End the process now, with the text as the last one on stderr.
 
-    A usual exit would wait for threads that are still compiling, and let libraries print after the line. In
-    a cluster it would wait for the others, who wait for this process.
+    A usual exit would wait for threads that are still compiling, and let libraries print after it. In a
+    cluster it would wait for the others, who wait for this process.
     """
     cluster = sys.modules.get('yolos_jax.run.cluster')
     if cluster and not cluster.is_alone():
-        if not line:
+        if not text:
             sys.exit(status)
-        cluster.leave(error, f'{shown}error: {line}', status)
+        cluster.leave(error, text, status)
     with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        sys.stderr.write(f'{shown}error: {line}\n' if line else '')
+        sys.stderr.write(f'{text}\n' if text else '')
         sys.stderr.flush()
     os._exit(status)
 
