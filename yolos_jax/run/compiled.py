@@ -42,12 +42,12 @@ class CompiledPrograms:
         """
         if not self._folder:
             return
-        new = {path: stamp for path, stamp in self._entries() if self._stamps.get(path) != stamp}
+        new = dict(self._entries().items() - self._stamps.items())
+        if not new:
+            return
         with contextlib.suppress(OSError):  # another start may have removed some
             self._sums |= {path.name: files.sha256(path) for path in new}
         self._stamps |= new
-        if not new:
-            return
         try:
             files.write_json(self._folder / SUMS, self._sums)
         except StorageError:
@@ -57,20 +57,20 @@ class CompiledPrograms:
 
     def _remove_damaged(self) -> None:
         noted = _read(self._folder / SUMS)
-        for path, stamp in self._entries():
+        for path, stamp in self._entries().items():
             with contextlib.suppress(OSError):  # of another user, whose folder the run will not get either
                 if noted.get(path.name) == (digest := files.sha256(path)):
                     self._sums[path.name], self._stamps[path] = digest, stamp
                 else:
                     path.unlink()
 
-    def _entries(self) -> list[tuple[Path, tuple[int, int]]]:
+    def _entries(self) -> dict[Path, tuple[int, int]]:
         """JAX's files, with the time and size of each."""
-        entries = []
+        entries = {}
         with contextlib.suppress(OSError):
             for path in self._folder.glob(ENTRIES):
                 stat = path.stat()
-                entries.append((path, (stat.st_mtime_ns, stat.st_size)))
+                entries[path] = stat.st_mtime_ns, stat.st_size
         return entries
 
 
