@@ -110,8 +110,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, work.folder)
     setup.check_agreement(config, work, batches, digests)
-    fresh = init_params(model, jax.random.key(config.seed), xavier=config.xavier_init)
-    params = jax.device_get(fresh)
+    params = jax.device_get(init_params(model, jax.random.key(config.seed), xavier=config.xavier_init))
     if config.init_from and not saved:
         params, report = start_params(config.init_from, model, params, train_set.classes)
         notes += report
@@ -198,8 +197,7 @@ def make_batches(
 
 def make_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """The learning rate of each step."""
-    final = config.final_learning_rate
-    final = optim.COSINE_END if final is None else final
+    final = optim.COSINE_END if config.final_learning_rate is None else config.final_learning_rate
     return optim.warmup_cosine(
         config.learning_rate, config.epochs, config.warmup_epochs, steps_per_epoch, final=final
     )

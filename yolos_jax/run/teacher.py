@@ -68,9 +68,10 @@ def other_classes(saved: SavedClassifier, classes: list[str]) -> str:
     count = saved.model.num_classes
     if count != len(classes):
         return f'{count} classes and not {len(classes)}'
-    pairs = zip(saved.classes or classes, classes, strict=True)
-    different = next(((theirs, ours) for theirs, ours in pairs if theirs != ours), None)
-    return 'other classes, {} and not {}'.format(*different) if different else ''
+    for theirs, ours in zip(saved.classes or classes, classes, strict=True):
+        if theirs != ours:
+            return f'other classes, {theirs} and not {ours}'
+    return ''
 
 
 def read_classifier(location: str, argument: str) -> SavedClassifier:
