@@ -50,10 +50,10 @@ def examine(
     except StorageError:
         raise
     except InputError as error:  # only of this split: the others are examined all the same
-        return Findings(split, [Problem(str(error), 0, [], True)], [], None, None, None, None, {})
+        return Findings(split, [Problem(str(error), 0, [], True)])
     problems = find_problems(a)
     if any(problem.stops for problem in problems):
-        return Findings(split, problems, [], None, None, a, None, {})
+        return Findings(split, problems, annotations=a)
     problems += [Problem(note, 0, [], False) for note in a.notes]
     images, names = source.images(a.files)
     a = dataclasses.replace(a, files=names)

@@ -1,15 +1,17 @@
 """Writes the report of `check_data` as one HTML file with pictures."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yolos_jax import files, visualize
-from yolos_jax.data import loader, pixels, records
+from yolos_jax.data import loader, pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, odd_boxes
+from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 from yolos_jax.patches import unpatchify
 from yolos_jax.tools import page
@@ -28,12 +30,12 @@ class Findings:
 
     split: str
     problems: list[Problem]
-    tables: list
-    records: records.Records | None
-    batches: TrainBatches | None
-    annotations: Annotations | None
-    images: object
-    bad_images: dict
+    tables: Sequence = ()
+    records: Records | None = None
+    batches: TrainBatches | None = None
+    annotations: Annotations | None = None
+    images: object = None
+    bad_images: dict = dataclasses.field(default_factory=dict)
 
 
 def write(path: str | Path, all_findings: list[Findings]) -> None:
