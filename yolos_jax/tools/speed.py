@@ -73,11 +73,10 @@ def _heads(model: Yolos) -> int:
 
 def measure(detector: Detector, images: Sequence[Callable[[], np.ndarray]]) -> dict:
     """The speed and size of a detector as plain numbers; images: functions that each read one, RGB."""
-    model, arrays, sizes, inputs = detector.model, jax.tree.leaves(detector.params), [], []
+    model, arrays, inputs = detector.model, jax.tree.leaves(detector.params), []
     for read in images:
         prepared = detector.prepare(read())
         inputs.append({'patches': prepared.patches[None], 'grid': prepared.grid[None]})
-        sizes.append(prepared.grid)
     lengths = [x['patches'].shape[1] for x in inputs]
     for length in set(lengths):  # compile
         detector.outputs(inputs[lengths.index(length)])
@@ -87,7 +86,7 @@ def measure(detector: Detector, images: Sequence[Callable[[], np.ndarray]]) -> d
         'images': len(images),
         'parameters': sum(x.size for x in arrays),
         'bytes': sum(x.nbytes for x in arrays),
-        'gflops': float(np.mean([macs(model, grid) for grid in sizes])) / 1e9,
+        'gflops': float(np.mean([macs(model, x['grid'][0]) for x in inputs])) / 1e9,
         'gflops_computed': float(np.mean([computed_macs(model, length) for length in lengths])) / 1e9,
         'fps': _rates(detector.outputs, inputs),
         'fps_from_file': _rates(lambda read: detector(read()), images),

@@ -96,12 +96,11 @@ def draw_boxes(path: Path, boxes: np.ndarray, sizes: np.ndarray) -> None:
     axes = figure.subplots(2, -(-count // 2), squeeze=False)
     areas = boxes[..., 2] * boxes[..., 3] * sizes.prod(axis=1)[:, None]
     colours = np.where(areas < SMALL, 'tab:blue', np.where(areas < LARGE, 'tab:green', 'tab:red'))
-    for token, ax in enumerate(axes.flat):
+    for ax in axes.flat[count:]:
         ax.set_axis_off()
-        if token < count:
-            ax.set_axis_on()
-            ax.scatter(boxes[:, token, 0], boxes[:, token, 1], s=4, c=colours[:, token])
-            ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], title=f'token {token}', aspect='equal')
+    for token, ax in enumerate(axes.flat[:count]):
+        ax.scatter(boxes[:, token, 0], boxes[:, token, 1], s=4, c=colours[:, token])
+        ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], title=f'token {token}', aspect='equal')
     figure.suptitle('centres of predicted boxes: blue small, green medium, red large')
     visualize.save(figure, path)
 
@@ -133,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if pretrained.model.num_det_tokens < 3:
         raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
     labels, notes = evaluation.category_ids(pretrained, data)
-    print(*notes, sep='\n', end='\n' if notes else '')
+    for note in notes:
+        print(note)
     data = evaluation.relabelled(data, labels)
     model, size = pretrained.model, {'size': pretrained.size, 'max_size': pretrained.max_size}
     outputs = predictions(model, pretrained.params, EvalBatches(data, batch_size=1, **size))
