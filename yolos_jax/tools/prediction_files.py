@@ -35,8 +35,8 @@ class Predictions:
             InputError: it holds predictions with other settings.
         """
         self._folder, self._path = folder, folder / LINES
-        for left in folder.glob('.*.part'):
-            left.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
+        for part in folder.glob('.*.part'):
+            part.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
         earlier = self._earlier_settings()
         differ = ', '.join(key for key, value in settings.items() if earlier.get(key) != value)
         if not overwrite and self._path.exists() and differ:
@@ -49,11 +49,10 @@ class Predictions:
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
         left = {Path(name).name for name in left}
-        earlier_videos = self._earlier_videos()
-        videos = {} if overwrite else earlier_videos
-        left |= {
-            f'{name}.{end}' for name in earlier_videos.keys() - videos.keys() for end in ('mp4', 'jsonl')
-        }
+        videos = self._earlier_videos()
+        if overwrite:
+            left |= {f'{name}.{end}' for name in videos for end in ('mp4', 'jsonl')}
+            videos = {}
         if (folder / VIDEOS).exists():  # before the settings: none may be listed under new settings
             files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
