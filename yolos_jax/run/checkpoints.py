@@ -42,6 +42,9 @@ class Checkpoints:
         if cluster.is_first():
             _tidy(self.folder)
         cluster.wait('checkpoints')
+        if mirror and not cluster.is_first():
+            self._manager = None  # this process does not save
+            return
         first = dict(primary_host=0, active_processes={0}, barrier_sync_key_prefix='first')
         options = ocp.CheckpointManagerOptions(
             async_options=ocp.AsyncOptions(barrier_sync_fn=_meet({0} if mirror else None)),
@@ -49,11 +52,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             multiprocessing_options=ocp.options.MultiprocessingOptions(**first if mirror else {}),
         )
-        self._manager = None  # None in processes that do not save
-        if not mirror or cluster.is_first():
-            self._manager = ocp.CheckpointManager(
-                self.folder, item_handlers=checkpoint.handlers(), options=options
-            )
+        self._manager = ocp.CheckpointManager(
+            self.folder, item_handlers=checkpoint.handlers(), options=options
+        )
 
     def save(self, state: dict, meta: dict) -> None:
         """Save in the background under the state's step.
@@ -217,8 +218,6 @@ def _meet(processes: set[int] | None) -> Callable[..., None]:
 
     If the save failed here, it raises: Orbax's barrier would wait up to 20 minutes for the others.
     """
-    if not cluster.is_first() and processes:
-        return lambda **_: None  # of a process that does not save
     wait = ocp.multihost.get_barrier_sync_fn(processes=processes)
 
     def meet(**which: str | int) -> None:
