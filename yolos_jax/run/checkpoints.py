@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from yolos_jax import bucket
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
@@ -168,15 +167,6 @@ class Checkpoints:
         with self._failing_as('the last save failed'):
             if self._manager:
                 self._manager.close()
-
-    def push_now_and_then(self) -> None:
-        """Upload the metrics of a run in a bucket, if the last upload was a while ago."""
-        if self._mirror and cluster.is_first():
-            self._mirror.push_now_and_then()
-
-    def measurements(self) -> dict[str, float]:
-        """The numbers in a log line for a run in a bucket: the count of retried requests."""
-        return {'network_retries': float(bucket.retries())} if self._mirror else {}
 
     def _wait(self) -> None:
         """Wait for the save under way."""

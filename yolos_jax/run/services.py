@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from yolos_jax import files
+from yolos_jax import bucket, files
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
@@ -98,5 +98,5 @@ def measurements(setup: Setup, run: Run, step: int) -> dict[str, float]:
             'steps_lost': run.goodput.steps_lost,
         }
         | ({} if memory is None else {'device_memory_gb': memory / 1e9})
-        | run.checkpoints.measurements()
+        | ({'network_retries': float(bucket.retries())} if run.work.mirror else {})
     )

@@ -227,7 +227,8 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         means.restart('window')
         run.throughput.restart()
         run.energy.update()
-        run.checkpoints.push_now_and_then()
+        if run.work.mirror and cluster.is_first():
+            run.work.mirror.push_now_and_then()
     if epoch_ends:
         run.log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
         means.restart('epoch')
