@@ -101,6 +101,20 @@ def test_pixels_are_oriented_to_match_the_annotated_size(orientation, upright):
         np.testing.assert_array_equal(decoded, np.asarray(expected))
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_an_image_is_read_as_it_is_stored_or_upright_whatever_its_format(orientation, kind):
+    exif = Image.Exif()
+    exif[pixels.EXIF_ORIENTATION] = orientation
+    stored = smooth()
+    data = encode(stored, kind, exif=exif)
+    turned = stored.copy()
+    turned.getexif()[pixels.EXIF_ORIENTATION] = orientation
+    for upright, expected in ((False, stored), (True, ImageOps.exif_transpose(turned))):
+        np.testing.assert_array_equal(pixels.decode(data, 'x', upright)[..., :3], np.asarray(expected))
+    assert pixels.size(data, 'x') == (60, 80)
+
+
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_the_size_is_read_from_the_header(kind):
     data = encode(smooth(), kind)

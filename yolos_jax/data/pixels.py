@@ -19,6 +19,16 @@ from yolos_jax.errors import InputError
 EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
 # endings of image files
 ENDINGS = tuple('.jpg .jpeg .jfif .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm'.split())
+# how the pixels are stored again that Pillow turned upright, by EXIF orientation
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 # what Pillow and simplejpeg raise, SyntaxError for a broken PNG and RuntimeError for an AVIF
 UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
@@ -50,15 +60,20 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
             with _left_to_pillow():
                 return simplejpeg.decode_jpeg_header(data)[:2]
         with Image.open(BytesIO(data)) as image:
-            return image.height, image.width
+            return image.size if _pillow_turns(image) in range(5, 9) else (image.height, image.width)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
     with _naming(path), Image.open(path) as image:
-        # for a TIFF, Pillow gives the size of the turned image
-        turned = image.format != 'TIFF' and image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
+        turned = not _pillow_turns(image) and image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
         return image.size if turned else (image.height, image.width)
+
+
+def _pillow_turns(image: Image.Image) -> int:
+    """The EXIF orientation of an image that Pillow turns upright as it loads it, a TIFF; else 0."""
+    value = image.tag_v2.get(EXIF_ORIENTATION) if image.format == 'TIFF' else 0
+    return value if value in STORED else 0
 
 
 def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
@@ -87,6 +102,8 @@ def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
     _check_size(image.height, image.width)
     if image.mode == 'I' and image.format == 'PPM':  # Pillow's mode for a PGM of 16 bits
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
+    if not upright and (turn := _pillow_turns(image)):
+        image = image.transpose(STORED[turn])
     if upright:
         with contextlib.suppress(*UNREADABLE):  # unreadable EXIF data are ignored
             image = ImageOps.exif_transpose(image)
