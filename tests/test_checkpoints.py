@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -58,6 +59,18 @@ def test_a_saved_state_is_restored_bit_for_bit(state, tmp_path):
     restored, meta = Checkpoints(tmp_path).restore(state)
     same(restored, at(state, 8))
     assert meta['note'] == 8
+
+
+def test_a_save_in_a_thread_is_no_matter_of_the_error_that_it_handles(state, tmp_path):
+    def save_again():
+        try:
+            raise OSError('no network')
+        except OSError:
+            save(tmp_path, state, {5: None, 8: 0.3})
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(save_again).result()
+    assert checkpoint.steps(tmp_path) == [5, 8]
 
 
 def test_an_empty_folder_restores_nothing(state, tmp_path):

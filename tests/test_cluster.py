@@ -104,6 +104,22 @@ def test_processes_that_evaluate_different_things_stop_and_name_the_difference(
     assert 0 not in codes and 'disagree: the size of the images of process 1' in ''.join(logs), logs
 
 
+@pytest.mark.parametrize(
+    ('number', 'status'),
+    [(signal.SIGTERM, -15), pytest.param(signal.SIGINT, 130, marks=pytest.mark.trials)],
+)
+def test_a_signal_to_one_process_ends_an_evaluation(number, status, alone, coco_folder, tmp_path):
+    out = tmp_path / 'out'
+    command = [ROOT / 'eval.py', f'--weights={alone}', f'--data={coco_folder}', f'--output={out}']
+    processes = spawn([*command, '--batch_size=2', '--corruptions', '--heartbeat=10'], tmp_path, 2, 1)
+    while 'noise' not in (tmp_path / 'log-0').read_text() and processes[0].poll() is None:
+        time.sleep(0.1)
+    processes[1].send_signal(number)
+    codes, logs = finish(processes, tmp_path)
+    assert codes[1] == status and codes[0] not in (0, 1), logs
+    assert 'unhealthy' in logs[0] and not (out / 'metrics.json').exists()
+
+
 def test_sigterm_is_heard_between_the_batches_of_an_evaluation(tmp_path):
     """Of either process; it comes in the last step of an epoch, and JAX looks for it once a second."""
     make_shapes.write(tmp_path / 'data', {'train2017': 24, 'val2017': 600})

@@ -199,6 +199,8 @@ class Checkpoints:
             raise
         except Exception as error:  # as above
             self._check()
+            if cluster.is_of_gloo(error):  # another process is gone; the folder is well
+                raise
             reason = ' '.join(str(error).split())[:300]
             raise InputError(f'{self.folder}: {what}: {reason}') from error
 
@@ -209,10 +211,10 @@ def _meet(processes: set[int] | None) -> Callable[..., None]:
     If the save failed here, it raises: Orbax's barrier would wait up to 20 minutes for the others.
     """
     wait = ocp.multihost.get_barrier_sync_fn(processes=processes)
+    of_run = threading.current_thread()  # it may be handling an error that is none of a save
 
     def meet(**which: str | int) -> None:
-        of_save = threading.current_thread() is not threading.main_thread()  # which may be handling another
-        if of_save and (error := sys.exception()):
+        if threading.current_thread() is not of_run and (error := sys.exception()):
             raise error
         wait(**which)
 

@@ -74,8 +74,8 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
     try:
         main()
         output.check()
-    except KeyboardInterrupt:
-        leave(130)
+    except KeyboardInterrupt as error:
+        leave(130, error=error)
     except Exception as error:
         status = error.exit_status if isinstance(error, InputError) else 1
         shown = traceback.format_exc() if shows else ''
@@ -130,7 +130,7 @@ def _line(error: Exception, flag: Callable[[str], str]) -> str:
     return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
 
 
-def leave(status: int, text: str = '', error: Exception | None = None) -> NoReturn:
+def leave(status: int, text: str = '', error: BaseException | None = None) -> NoReturn:
     """End the process now, with the text as the last one on stderr.
 
     A usual exit would wait for threads that are still compiling, and let libraries print after it. In a
@@ -138,9 +138,10 @@ def leave(status: int, text: str = '', error: Exception | None = None) -> NoRetu
     """
     cluster = sys.modules.get('yolos_jax.run.cluster')
     if cluster and not cluster.is_alone():
-        if not text:
+        if text:
+            cluster.leave(error, text, status)
+        if not error:  # all processes leave together
             sys.exit(status)
-        cluster.leave(error, text, status)
     with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
         sys.stdout.flush()
     with contextlib.suppress(OSError):

@@ -190,6 +190,11 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
         ended.set()
 
 
+def is_of_gloo(error: BaseException) -> bool:
+    """Whether an error is a ValueError of gloo, by which the processes of a CPU cluster send arrays."""
+    return 'Gloo' in str(error)
+
+
 def leave(error: BaseException, line: str, status: int) -> None:
     """End this process at once with a line on stderr, so that the others end too.
 
@@ -200,7 +205,7 @@ def leave(error: BaseException, line: str, status: int) -> None:
         print(
             f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True
         )
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) or is_of_gloo(error):
         time.sleep(_heartbeat + 5)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()

@@ -83,6 +83,6 @@ def _owner(version: Version) -> dict | None:
     """The owner of a lock; None if there is none or it cannot be read."""
     try:
         owner = json.loads(version.content or b'null')
-        return owner if owner is None else {key: owner[key] for key in ('name', 'time', 'token')}
+        return owner and {'name': owner['name'], 'time': float(owner['time']), 'token': owner['token']}
     except (ValueError, KeyError, TypeError):
         return None

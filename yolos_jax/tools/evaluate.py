@@ -9,6 +9,7 @@ results) to the output folder; with --report also report.html: errors by kind, A
 import argparse
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and evaluate."""
     args = parse(arguments)
     cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
+    if not cluster.is_alone():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it, for runs that save at a step
     with workdir.opened(args.output) as work:  # one evaluation at a time
         try:
             evaluate(args, work.folder)
