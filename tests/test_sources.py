@@ -51,6 +51,20 @@ def label_studio(coco, root):
         (root / f'{name}.json').write_text(json.dumps(part))
 
 
+def fiftyone(coco, root):
+    """Copied by a Mac to a disk of another file system, which adds a hidden file to each."""
+    for split, name in (('train2017', 'train'), ('val2017', 'val')):
+        part = annotated(coco, split)
+        for image in part['images']:
+            new = f'{split}-{image["file_name"]}'
+            (root / 'data').mkdir(parents=True, exist_ok=True)
+            shutil.copy(coco / split / image['file_name'], root / 'data' / new)
+            (root / 'data' / f'._{new}').write_bytes(b'\0\5\x16\7')
+            image['file_name'] = new
+        (root / f'{name}.json').write_text(json.dumps(part))
+        (root / f'._{name}.json').write_bytes(b'\0\5\x16\7')
+
+
 def objects(data):
     """{content of the image: its objects' names and boxes}."""
     result = {}
@@ -80,7 +94,9 @@ def detector_of(classes):
     return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96)
 
 
-@pytest.mark.parametrize('export', [roboflow, cvat, label_studio, to_yolo], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    'export', [roboflow, cvat, label_studio, fiftyone, to_yolo], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize('split', SPLITS)
 def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_path):
     export(coco, tmp_path)

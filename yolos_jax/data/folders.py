@@ -18,6 +18,10 @@ from yolos_jax.errors import InputError
 YAML = '.yaml', '.yml'  # of the file that describes a data set in YOLO's form, and may be named for it
 
 
+def _is_hidden(name: str) -> bool:
+    return os.path.basename(name).startswith('.')
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
     """A folder on a file system. Names are relative paths of files in it, with / between folders.
@@ -36,8 +40,9 @@ class Folder:
         return Folder(self.path / name)
 
     def glob(self, pattern: str) -> list[str]:
-        """The names that fit a pattern, sorted."""
-        return sorted(path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
+        """The names that fit a pattern, sorted; hidden files do not count (macOS's ._ files)."""
+        names = (path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
+        return sorted(name for name in names if not _is_hidden(name))
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -133,9 +138,10 @@ class BucketFolder:
         return dataclasses.replace(self, base=self._object(f'{name}/') if name else self.base)
 
     def glob(self, pattern: str) -> list[str]:
-        """The names that fit a pattern, sorted."""
+        """The names that fit a pattern, sorted; hidden files do not count."""
         depth = pattern.count('/')
-        return sorted(n for n in self.walk() if n.count('/') == depth and fnmatch.fnmatchcase(n, pattern))
+        names = (name for name in self.walk() if name.count('/') == depth and not _is_hidden(name))
+        return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
 
     def has(self, name: str) -> bool:
         """Whether there is an object of this name."""

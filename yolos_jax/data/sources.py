@@ -87,7 +87,7 @@ def find(root: str | Path, split: str) -> Source:
     files = coco_files(folder)
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
-    places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside)]
+    places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside, 'data')]
     source = of_json(folder.local(files[name]), [*places, folder], 'data')
     return dataclasses.replace(source, split=name)
 

@@ -47,7 +47,8 @@ def description(root: Path) -> Path | None:
     """
     if root.is_file():
         return root if root.suffix in YAML else None
-    contents = {file: _load(file) for file in sorted([*root.glob('*.yaml'), *root.glob('*.yml')])}
+    candidates = sorted([*root.glob('[!.]*.yaml'), *root.glob('[!.]*.yml')])
+    contents = {file: _load(file) for file in candidates}
     described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
