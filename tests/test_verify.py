@@ -71,6 +71,17 @@ def test_ap_is_compared_and_a_finished_job_is_not_repeated(published, coco_folde
     assert verify.verify(jobs, tmp_path) == ['other AP']
 
 
+def test_another_image_is_measured_though_there_is_a_result_of_one(published, tmp_path, capsys):
+    folder, golden = published
+    Image.fromarray(noise(120, 190, 1)).save(tmp_path / 'other.png')
+    failed = []
+    for image in (tmp_path / 'other.png', tmp_path / 'other.png', folder / 'image.png'):
+        jobs = {'tiny values': (verify.check_golden, str(folder / 'tiny'), golden, image)}
+        failed.append(verify.verify(jobs, tmp_path))
+    assert failed == [['tiny values'], ['tiny values'], []]
+    assert capsys.readouterr().out.count('measured earlier') == 1
+
+
 def test_verify_without_coco_and_image_says_what_it_needs():
     with pytest.raises(InputError, match='000000039769.jpg') as error:
         verify.main([])

@@ -131,15 +131,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def verify(jobs: dict[str, tuple], output: Path) -> list[str]:
-    """Run the checks that are not done yet, print all results, and return the names of failed ones."""
+    """Run the checks that are not done yet, print all results, and return the names of failed ones.
+
+    jobs: a function, its model, what is published of it, the image or data, and any other arguments.
+    """
     path = output / 'verified.json'
     done = json.loads(path.read_text()) if path.exists() else {}
-    for name, (check, *arguments) in jobs.items():
-        if name not in done:
-            done[name] = check(*arguments)
+    for name, (check, model, published, place, *others) in jobs.items():
+        is_done = done.get(name, {}).get('of') == str(place)
+        if not is_done:
+            done[name] = check(model, published, place, *others) | {'of': str(place)}
             files.write_json(path, done)
         verdict = 'the same' if done[name]['same'] else 'DIFFERENT'
-        print(f'{name}: {verdict}')
+        print(f'{name}: {verdict}' + f' (measured earlier; without {path} it is measured again)' * is_done)
         for what, (expected, measured) in done[name]['published, measured'].items():
             print(f'  {what}: published {expected}, measured {measured}')
     return [name for name in jobs if not done[name]['same']]
