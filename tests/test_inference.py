@@ -192,6 +192,8 @@ def test_a_bad_image_raises_its_error_or_yields_it_in_its_place(saved, tmp_path)
     assert isinstance(error, InputError) and 'bad.jpg' in str(error) and first.size != last.size
     with pytest.raises(InputError, match='bad.jpg'):
         detector(images)
+    others = torch.zeros(60, 80, 3, dtype=torch.bfloat16), torch.zeros(60, 80, 3, requires_grad=True), '\0'
+    assert all(isinstance(error, InputError) for error in detector.stream(others, errors=True))
 
 
 def test_labels_are_the_category_ids_of_the_training_data(saved):

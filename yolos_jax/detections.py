@@ -14,6 +14,8 @@ from yolos_jax import visualize
 from yolos_jax.data import pixels
 from yolos_jax.errors import InputError
 
+# what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
+NO_ARRAY = TypeError, ValueError, RuntimeError
 Picture = np.ndarray | Image.Image | str | Path
 
 
@@ -179,7 +181,11 @@ def to_rgbx(image: Picture) -> np.ndarray:
         except pixels.UNREADABLE as error:
             raise InputError(f'an image cannot be read ({error})') from None
     if hasattr(image, '__array__'):  # of JAX or torch too
-        return pixels.from_array(np.asarray(image))
+        try:
+            array = np.asarray(image)
+        except NO_ARRAY as error:
+            raise InputError(f'an image is no array that numpy can read ({error})') from None
+        return pixels.from_array(array)
     raise InputError(
         f'an image is {type(image).__name__}; give an array, a PIL image or a path, or a list of them; '
         'many go through `stream`'

@@ -19,7 +19,7 @@ from PIL import Image
 
 from yolos_jax import attention, cpus, steps, weights
 from yolos_jax.data import geometry, pixels
-from yolos_jax.detections import Detections, Picture, best_first, to_rgbx
+from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, to_rgbx
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM
 
@@ -245,7 +245,10 @@ def _copied(image: Picture) -> Picture:
             return image  # reading it raises the error
         copy.format = image.format
         return copy
-    return np.array(image) if hasattr(image, '__array__') else image
+    if hasattr(image, '__array__'):
+        with contextlib.suppress(*NO_ARRAY):  # reading it raises the error
+            return np.array(image)
+    return image
 
 
 def _loaded(image: Picture) -> Picture:

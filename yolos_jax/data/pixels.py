@@ -48,8 +48,8 @@ def read_image(path: Path, upright: bool = False) -> np.ndarray:
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f'{path}: {error.strerror}') from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f'{path}: {getattr(error, "strerror", error)}') from None
     return decode(data, path, upright)
 
 

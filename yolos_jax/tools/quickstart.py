@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_shapes.write(data)
     config = quickstart.get_config()
     with config.unlocked():
-        config.data, config.epochs = str(data), args.epochs or config.epochs
+        config.data = str(data)
+        config.epochs = config.epochs if args.epochs is None else args.epochs
     if number := train(config, workdir, stop=stop):
         cli.leave(128 + number)
     stop.release()

@@ -116,8 +116,10 @@ def _frames(
         except av.error.FFmpegError as error:
             ends.append(f'after {len(times)} frames it cannot be read ({error})')
         else:
-            hours, minutes, seconds = map(float, stream.metadata.get('DURATION', '0:0:0').split(':'))
-            seconds += 60 * minutes + 3600 * hours  # what Matroska says
+            seconds = 0.0
+            with contextlib.suppress(ValueError):  # Matroska's tag may hold any text
+                hours, minutes, rest = map(float, stream.metadata.get('DURATION', '').split(':'))
+                seconds = rest + 60 * minutes + 3600 * hours
             if packets < stream.frames:
                 ends.append(f'it ends after {packets} of {stream.frames} frames')
             elif times and times[-1] - times[0] < 0.9 * seconds - 1:

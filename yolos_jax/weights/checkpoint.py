@@ -20,7 +20,7 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.bucket import COMMITTED
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
 from yolos_jax.weights import sizes
 from yolos_jax.weights.pretrained import Pretrained
@@ -206,8 +206,14 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     pretrained.check()
     # no copy if the device is the CPU and the arrays are aligned, as those of `names.to_params` are
     params = jax.tree.map(lambda x: jax.device_put(x, may_alias=True), pretrained.params)
-    with files.new_folder(folder) as part, ocp.CheckpointManager(part, item_handlers=handlers()) as manager:
-        manager.save(0, args=contents({'params': params, 'step': jnp.int32(0)}, describe(pretrained)))
+    items = contents({'params': params, 'step': jnp.int32(0)}, describe(pretrained))
+    with files.new_folder(folder) as part:
+        try:
+            with ocp.CheckpointManager(part, item_handlers=handlers()) as manager:
+                manager.save(0, args=items)
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+            reason = ' '.join(str(error).split())[:100]
+            raise StorageError(f'{folder}: cannot be written ({reason})') from error
 
 
 def handlers() -> dict:
@@ -301,5 +307,5 @@ def _saved_ap(path: Path) -> tuple[float | None, bool]:
         return (ap, False) if whole else (None, True)
     except FileNotFoundError:
         return None, False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, True

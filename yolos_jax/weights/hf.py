@@ -100,6 +100,8 @@ def _size(preprocessor: dict) -> tuple[int, int]:
     if size == {}:
         return SIZE
     size = {'shortest_edge': size} if isinstance(size, int) else size
+    if isinstance(size, dict):
+        size = {key: side for key, side in size.items() if side is not None}
     is_side = lambda side: isinstance(side, int) and PATCH <= side <= UNBOUNDED
     if isinstance(size, dict) and all(map(is_side, size.values())):
         keys, side = set(size), size.get('max_height')
