@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,8 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
             with ocp.CheckpointManager(part, item_handlers=handlers()) as manager:
                 manager.save(0, args=items)
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-            reason = ' '.join(str(error).split())[:100]
+            reason = re.search(r'([^:]*) \[os_error_code=', str(error))  # behind names of temporary files
+            reason = reason[1].strip() if reason else ' '.join(str(error).split())[:300]
             raise StorageError(f'{folder}: cannot be written ({reason})') from error
 
 
