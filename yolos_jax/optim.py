@@ -44,11 +44,7 @@ def decay_mask(params: dict) -> dict:
     The heads decay whole. In the backbone, biases, norms, pos_embed and tokens do not; mid_pos_embed does,
     since the reference's no_weight_decay() leaves it out.
     """
-
-    def decays(path: tuple, _: jax.Array) -> bool:
-        names = [key.key for key in path]
-        return names[0] != 'backbone' or names[-1] not in UNDECAYED
-
+    decays = lambda path, _: path[0].key != 'backbone' or path[-1].key not in UNDECAYED
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
@@ -107,15 +103,16 @@ def make_optimizer(
     fresh_factor: factor on the learning rate of the heads and the [DET] tokens, which are not
         pre-trained.
     """
+    multiplied_by = lambda factors: optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)
+    )
     adamw = optax.adamw(learning_rate, weight_decay=weight_decay, mask=decay_mask(params))
     parts = [optax.clip_by_global_norm(clip_norm), adamw]
     if fresh_factor != 1:
         is_fresh = lambda path: path[0].key != 'backbone' or path[-1].key == 'det_token'
         factor = lambda path, _: fresh_factor if is_fresh(path) else 1.0
-        factors = jax.tree_util.tree_map_with_path(factor, params)
-        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
+        parts.append(multiplied_by(jax.tree_util.tree_map_with_path(factor, params)))
     if frozen_blocks:
-        only = trained(params, frozen_blocks)
-        mask = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, only))
+        mask = multiplied_by(trained(params, frozen_blocks))
         parts = [mask, *parts, mask]
     return optax.chain(*parts)
