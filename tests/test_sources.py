@@ -52,7 +52,13 @@ def label_studio(coco, root):
 
 
 def fiftyone(coco, root):
-    """Copied by a Mac to a disk of another file system, which adds a hidden file to each."""
+    for split, name in (('train2017', 'train'), ('val2017', 'validation')):
+        shutil.copytree(coco / split, root / name / 'data')
+        (root / name / 'labels.json').write_text(json.dumps(annotated(coco, split)))
+
+
+def from_a_mac(coco, root):
+    """Both splits on top, on a disk of another file system, where macOS adds a hidden file to each file."""
     for split, name in (('train2017', 'train'), ('val2017', 'val')):
         part = annotated(coco, split)
         for image in part['images']:
@@ -95,7 +101,7 @@ def detector_of(classes):
 
 
 @pytest.mark.parametrize(
-    'export', [roboflow, cvat, label_studio, fiftyone, to_yolo], ids=lambda f: f.__name__
+    'export', [roboflow, cvat, label_studio, fiftyone, from_a_mac, to_yolo], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize('split', SPLITS)
 def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_path):

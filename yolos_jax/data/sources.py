@@ -19,7 +19,7 @@ from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
-PREFIX, ROBOFLOW = 'instances_', '_annotations.coco.json'
+PREFIX, ROBOFLOW, FIFTYONE = 'instances_', '_annotations.coco.json', 'labels.json'
 UPRIGHT = {'info': {'upright': True}}  # begins our COCO files whose boxes refer to upright images
 # names that tools give to the same split; if the one asked for is missing, another is taken
 SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'validation'))
@@ -87,8 +87,9 @@ def find(root: str | Path, split: str) -> Source:
     files = coco_files(folder)
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
-    places = [folder.inside(place) for place in (name, f'images/{name}', 'images', beside, 'data')]
-    source = of_json(folder.local(files[name]), [*places, folder], 'data')
+    names = name, f'images/{name}', 'images', beside, os.path.join(beside, 'data')
+    places = [*map(folder.inside, names), folder]
+    source = of_json(folder.local(files[name]), places, 'data')
     return dataclasses.replace(source, split=name)
 
 
@@ -135,7 +136,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
     if not beside.has(name):
         raise InputError(f'{file}: no such annotation file')
     if not images:
-        places = [beside, beside.inside('images')]
+        places = [beside, beside.inside('images'), beside.inside('data')]
     elif Path(images).suffix in yolo.YAML and Path(images).is_file():
         roots = Path(images).parent, yolo.read_description(Path(images)).root
         places = [folders.open_folder(root, argument) for root in roots]
@@ -148,14 +149,15 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     """The names of a folder's annotation files by their split, in the first layout that has any.
 
     COCO and CVAT: annotations/instances_NAME.json (or NAME.json); Roboflow: NAME/_annotations.coco.json;
-    Label Studio and others: NAME.json in the folder itself.
+    FiftyOne: NAME/labels.json, or as Label Studio and others: NAME.json in the folder itself.
     """
     if files := folder.glob(f'annotations/{PREFIX}*.json'):
         return {Path(file).stem.removeprefix(PREFIX): file for file in files}
     if files := folder.glob('annotations/*.json'):
         return {Path(file).stem: file for file in files}
-    if files := folder.glob(f'*/{ROBOFLOW}'):
-        return {os.path.dirname(file): file for file in files}
+    for name in (ROBOFLOW, FIFTYONE):
+        if files := folder.glob(f'*/{name}'):
+            return {os.path.dirname(file): file for file in files}
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
     return {Path(file).stem.removesuffix('.coco'): file for file in on_top}
@@ -187,8 +189,8 @@ def no_data_set(root: Folder | BucketFolder | str) -> InputError:
         )
     return InputError(
         f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '
-        f'*/{ROBOFLOW} (Roboflow), *.json (Label Studio), data.yaml (YOLO) or dataset_info.json '
-        '(tensorflow-datasets)',
+        f'*/{ROBOFLOW} (Roboflow), */{FIFTYONE} (FiftyOne), *.json (Label Studio), data.yaml '
+        '(YOLO) or dataset_info.json (tensorflow-datasets)',
         'data',
     )
 
