@@ -133,6 +133,17 @@ def test_an_unknown_split_is_named_with_those_there_are(data_set):
         records.read(data_set, 'test')
 
 
+def test_a_split_may_be_stored_under_the_name_that_coco_gives_it(data_set, tmp_path):
+    folder = shutil.copytree(data_set, tmp_path / 'copy')
+    for file in folder.glob('*-train.array_record*'):
+        file.rename(folder / file.name.replace('-train.', '-train2017.'))
+    info = folder / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"train"', '"train2017"'))
+    first, second = (records.read(path, 'train2017') for path in (data_set, folder))
+    np.testing.assert_array_equal(first.boxes, second.boxes)
+    assert first.start_read(0)() == second.start_read(0)()
+
+
 def test_evaluation_asks_for_the_official_file(data_set):
     data = records.read(data_set, 'val2017')
     truth = data.source.truth

@@ -79,7 +79,7 @@ class Split:
 
     def sizes(self) -> list[int]:
         """The bytes of all examples, and the number in each file: the same in every copy."""
-        split = self._builder.info.splits[SPLITS.get(self.split, self.split)]
+        split = self._builder.info.splits[self._stored]
         return [split.num_bytes, *split.shard_lengths]
 
     def read(self) -> Annotations:
@@ -103,11 +103,16 @@ class Split:
         import tensorflow_datasets as tfds  # here, since it takes half a second
 
         names = [name for name in self.folder.glob('*') if name.endswith(('.json', '.txt'))]
-        builder = tfds.builder_from_directory(self.folder.copies(names))
-        stored = SPLITS.get(self.split, self.split)
-        if stored not in builder.info.splits:
-            raise InputError(f'{self.folder}: has no split {stored}, but {", ".join(builder.info.splits)}')
-        return builder
+        return tfds.builder_from_directory(self.folder.copies(names))
+
+    @functools.cached_property
+    def _stored(self) -> str:
+        """The name that the split has in the data set."""
+        names = self._builder.info.splits.keys()
+        stored = self.split if self.split in names else SPLITS.get(self.split, self.split)
+        if stored not in names:
+            raise InputError(f'{self.folder}: has no split {stored}, but {", ".join(names)}')
+        return stored
 
     @property
     def features(self) -> Any:
@@ -119,7 +124,7 @@ class Split:
         """The examples; raises InputError where they are in another format."""
         import tensorflow_datasets as tfds
 
-        info, stored = self._builder.info, SPLITS.get(self.split, self.split)
+        info, stored = self._builder.info, self._stored
         if info.file_format.value != 'array_record':
             raise InputError(
                 f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it anew '
