@@ -149,7 +149,7 @@ def test_evaluation_asks_for_the_official_file(data_set):
     truth = data.source.truth
     moved = truth.rename(truth.with_suffix('.away'))
     try:
-        with pytest.raises(InputError, match='instances_val2017.json: not there'):
+        with pytest.raises(InputError, match='instances_val2017.json: no such file'):
             EvalBatches(data, size=112, max_size=176, batch_size=4)
     finally:
         moved.rename(truth)

@@ -136,7 +136,7 @@ def test_eight_steps_are_those_of_a_torch_loop_with_the_formulae_of_timm(class_f
         adamw.step()
         mixes |= {bool(box.any()) for box in batch['box']}
         np.testing.assert_allclose(float(metrics['loss']), expected.item(), rtol=1e-5)
-    assert mixes == {True, False}  # both CutMix and mixup were there
+    assert mixes == {True, False}  # both CutMix and mixup occur
     new = names.from_params(state['params'], MODEL)
     moved = 0.0
     for name, x in new.items():

@@ -60,7 +60,7 @@ def test_one_that_dies_while_others_are_missing_is_named_to_all(address):
         time.sleep(0.5)
         assert not any(job.done() for job in jobs)
         dead.close()
-        assert [job.result() for job in jobs] == ['process 2 ended before all processes were there'] * 2
+        assert [job.result() for job in jobs] == ['process 2 ended before all processes had joined'] * 2
 
 
 def test_two_of_one_id_are_refused(address):
@@ -99,6 +99,6 @@ def test_a_process_killed_before_the_cluster_forms_ends_the_rest(address):
     while 'process 2\n' not in waiting:
         waiting = leader.stderr.readline()
     other.kill()
-    assert leader.stderr.read() == 'error: process 1 ended before all processes were there\n'
+    assert leader.stderr.read() == 'error: process 1 ended before all processes had joined\n'
     assert leader.wait() == 1
     other.communicate()

@@ -79,7 +79,7 @@ def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
     to_yolo(coco, tmp_path)
     shutil.rmtree(tmp_path / 'images' / 'val')
     assert 'val' not in sources.splits(tmp_path)
-    with pytest.raises(InputError, match='images/val is not there'):
+    with pytest.raises(InputError, match='images/val does not exist'):
         records.read(tmp_path, 'val')
     config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
     assert len(detection.read_data(config, tmp_path / 'run', resumes=False)[1])

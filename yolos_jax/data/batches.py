@@ -106,7 +106,7 @@ class EvalBatches:
         self.max_targets, self._alter = max_targets, alter
         truth = records.source.truth
         if truth and not truth.is_file():
-            raise InputError(f'{truth}: not there; evaluation is by the official annotation file')
+            raise InputError(f'{truth}: no such file; evaluation is by the official annotation file')
         self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
         self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
         counts = self._geometry.lengths

@@ -133,7 +133,7 @@ def from_source(
 
     Raises:
         InputError: a file or folder is missing or empty, the JSON is not COCO's, an id occurs twice or
-            is unknown, a box is not finite, or an image file named in the JSON is not there.
+            is unknown, a box is not finite, or an image file named in the JSON does not exist.
     """
     index = index if source.stamped else None
     arrays = index and _read_index(index, source)
@@ -251,7 +251,7 @@ def _read_index(index: Path, source: sources.Source) -> dict | None:
                 about[name] = {int(label): value for label, value in about[name].items()}
             return {name: stored[name] for name in COLUMNS} | {name: about[name] for name in PLAIN}
     except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError):  # NotImplementedError too
-        return None  # not there, or damaged: it is made again
+        return None  # missing or damaged: it is made again
     except (zipfile.BadZipFile, zlib.error):
         return None
 

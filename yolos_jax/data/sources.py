@@ -76,7 +76,7 @@ def find(root: str | Path, split: str) -> Source:
         try:
             name = choose(split, list(yolo_set.splits), folder)
         except InputError as error:
-            missing = [f'; {description}: {entry} is not there' for entry in yolo_set.missing]
+            missing = [f'; {description}: {entry} does not exist' for entry in yolo_set.missing]
             raise InputError(f'{error}{"".join(missing)}', error.argument) from None
         return Source(
             description,
@@ -129,7 +129,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
     Either may be the URL of something in a bucket. argument: the one that names the folder, for errors.
 
     Raises:
-        InputError: the file or the folder is not there.
+        InputError: the file or the folder does not exist.
     """
     parent, _, name = str(file).rpartition('/')
     beside = folders.open_folder(parent or '.', None)

@@ -111,7 +111,7 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
     for entry in entries:
         place = _place(base, str(entry))
         if place is None:
-            raise InputError(f'{file}: {entry} is not there', 'data')
+            raise InputError(f'{file}: {entry} does not exist', 'data')
         if place.is_dir():
             images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:

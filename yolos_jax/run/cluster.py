@@ -46,7 +46,7 @@ def start(
 
     Raises:
         InputError: the arguments do not make a cluster, the others did not come, or one of them died
-            before all were there.
+            before all had joined.
     """
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
     global _heartbeat

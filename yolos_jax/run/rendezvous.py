@@ -75,7 +75,7 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
             while len(connections) < num_processes - 1:
                 for key, _ in selector.select(POLL):
                     if key.data is not None:  # a greeted process sends nothing more: it ended
-                        raise InputError(f'process {key.data} ended before all processes were there')
+                        raise InputError(f'process {key.data} ended before all processes had joined')
                     connection, _ = server.accept()
                     stack.enter_context(connection)
                     if (number := _greeted(connection)) is None:
@@ -107,7 +107,7 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
         try:
             connection = socket.create_connection((host, port), timeout=5)
             break
-        except OSError:  # not there yet, or its name is not known yet
+        except OSError:  # not started yet, or its name is not known yet
             waiting.check(f'process 0 at {host}:{port}')
             time.sleep(POLL)
     with connection:
@@ -121,11 +121,11 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
             except TimeoutError:
                 continue
             except OSError as error:
-                raise InputError(f'process 0 ended before all processes were there ({error})') from None
+                raise InputError(f'process 0 ended before all processes had joined ({error})') from None
             if word == GO:
                 return
             raise InputError(
-                word.decode(errors='replace') or 'process 0 ended before all processes were there'
+                word.decode(errors='replace') or 'process 0 ended before all processes had joined'
             )
 
 

@@ -35,7 +35,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
     """The image and video files among files and folders; files in the output folder are no inputs.
 
     Raises:
-        InputError: a file is not there, a folder has no images, or the output is one of the inputs.
+        InputError: a file does not exist, a folder has no images, or the output is one of the inputs.
     """
     images, output = [], output.resolve()
     is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # even of loops of links

@@ -28,7 +28,7 @@ ERRORS = {
     tide.Kind.PLACE: 'the right class, IoU between 0.1 and 0.5',
     tide.Kind.BOTH: 'another class, and IoU between 0.1 and 0.5',
     tide.Kind.DUPLICATE: 'an object that a better detection has found already',
-    tide.Kind.BACKGROUND: 'nothing there: IoU below 0.1 with every object',
+    tide.Kind.BACKGROUND: 'no object: IoU below 0.1 with every object',
     tide.Kind.MISSED: 'objects that no detection points to',
 }
 

@@ -82,7 +82,7 @@ def from_bucket(url: str) -> Path:
 
 
 def snapshot(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository's detector in Hugging Face's cache, fetched where it is not there.
+    """The folder of a repository's detector in Hugging Face's cache, where it is fetched to if missing.
 
     The hub's client resumes interrupted downloads, and heeds HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME.
 
@@ -93,7 +93,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
 
     name = f'{repository}@{revision}' if revision else repository
     try:
-        for weights in WITH_CONFIG:  # the second where the first is not there
+        for weights in WITH_CONFIG:  # the second if the first does not exist
             folder = Path(
                 huggingface_hub.snapshot_download(
                     repository, revision=revision, allow_patterns=[*BESIDE, weights]
@@ -112,7 +112,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
 
 
 def fetch(name: str, link: str, folder: Path) -> Path:
-    """A file in a cache folder, fetched from below a link where it is not there.
+    """A file in a cache folder, fetched from below a link if it is missing.
 
     An interrupted download is resumed. The hash that is part of a name is compared when the file is read.
 
