@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.model.rope = False  # True: DINOv3's positions, in place of tables
     c.model.eps = 0.0  # of LayerNorm; 0: 1e-6, as the published models have it
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
-    c.model.remat = 0  # so many first blocks are recomputed in the backward pass; 4: a third less memory
+    c.model.remat = 0  # how many first blocks are recomputed in the backward pass; 4: a third less memory
 
     c.init_from = ''  # weights to start from, a ViT's or a detector's; '' trains from scratch
     c.freeze = ''  # 'backbone', or as text how many of its first blocks are frozen: '6'

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     c.model.heads = 3
     c.model.size = 224  # of the square images, in pixels
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32
-    c.model.remat = 0  # so many first blocks are recomputed in the backward pass; 4: a third less memory
+    c.model.remat = 0  # how many first blocks are recomputed in the backward pass; 4: a third less memory
 
     c.augment = ConfigDict()  # in addition to rand-m9-mstd0.5-inc1 and a random crop
     c.augment.repeats = 3  # copies per batch, mixed differently; an epoch sees a third of the images

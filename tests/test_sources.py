@@ -71,6 +71,19 @@ def from_a_mac(coco, root):
         (root / f'._{name}.json').write_bytes(b'\0\5\x16\7')
 
 
+@pytest.mark.parametrize('place', ['model', '.cache'])
+def test_a_labels_json_without_images_is_no_data_set(place, coco, tmp_path):
+    label_studio(coco, tmp_path)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / 'labels.json').write_text('["circle", "square"]')
+    assert sources.splits(tmp_path) == ['train', 'val']
+
+
+def test_hidden_files_are_no_splits(coco, tmp_path):
+    from_a_mac(coco, tmp_path)
+    assert sources.splits(tmp_path) == ['train', 'val']
+
+
 def objects(data):
     """{content of the image: its objects' names and boxes}."""
     result = {}

@@ -52,7 +52,7 @@ class Yolos(nn.Module):
         eps: of LayerNorm; 1e-6 in the reference, 1e-12 in Hugging Face's checkpoints.
         dtype: of activations and products; parameters, norms, softmax and heads are float32.
         remat: how many of the first blocks are computed again in the backward pass, instead of keeping
-            their activations; depth for all.
+            their activations. The last block, which computes only [DET] tokens, always keeps them.
         attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
             default, `attention.cached`, is exact and runs on every platform.
     """

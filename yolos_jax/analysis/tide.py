@@ -135,7 +135,7 @@ def _ap(
 ) -> float:
     """The mean AP at one IoU threshold; classes, scores, right: of the detections.
 
-    left [K]: how many of the `objects` [K] of each class are not taken away. As in TIDE, the AP of a class
+    objects [K]: of each class; left [K]: those that are not taken away. As in TIDE, the AP of a class
     that lost all of them is 0 if there are detections of it; without any the class is not in the mean.
     """
     order = np.lexsort((-scores, classes))

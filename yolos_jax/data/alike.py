@@ -16,8 +16,8 @@ MOST_VERSIONS = 20  # of a photograph
 def groups(files: list[str], labels: np.ndarray, first: np.ndarray, fraction: float) -> list[str]:
     """The group of near duplicates that each image belongs to, as a text; many images are alone in theirs.
 
-    labels, first: of the objects, as in `records.Records`. fraction: of the images, that a part of them is
-    to have; groups that are large beside it are divided.
+    labels, first: of the objects, as in `records.Records`. fraction: the share of the images that
+    the second part is to have; runs of frames longer than half of it are divided.
     """
     names = _photographs([str(PurePath(file).with_suffix('')) for file in files], fraction)
     return _runs(names, labels, first, most=max(int(len(set(names)) * fraction / 2), 1))

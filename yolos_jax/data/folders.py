@@ -19,7 +19,7 @@ YAML = '.yaml', '.yml'  # of the file that describes a data set in YOLO's form, 
 
 
 def _is_hidden(name: str) -> bool:
-    return os.path.basename(name).startswith('.')
+    return any(part.startswith('.') for part in name.split('/'))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from yolos_jax.errors import InputError
 EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
 # endings of image files
 ENDINGS = tuple('.jpg .jpeg .jfif .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm'.split())
-# how the pixels are stored again that Pillow turned upright, by EXIF orientation
+# by EXIF orientation: what undoes the turning of a TIFF by Pillow
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -23,7 +23,7 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
     # least[j]: the least padded total of slots 0 to j, the last length being ends[j]
     least, previous = padded[0], []
     for _ in range(1, min(how_many, len(ends))):
-        table = np.append(np.inf, least[:-1])[:, None] + padded  # [i, j]: ends[j] from slot i on
+        table = np.append(np.inf, least[:-1])[:, None] + padded  # [i, j]: slots i to j have ends[j]
         least = table.min(axis=0)
         previous.append(table.argmin(axis=0))
     j, chosen = len(ends) - 1, []

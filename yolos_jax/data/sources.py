@@ -1,7 +1,7 @@
 """Finds the images and annotations of a split in folders as annotation tools export them.
 
-The layout of a folder is detected: COCO's, Roboflow's, CVAT's and Label Studio's are forms of a COCO
-folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
+The layout of a folder is detected: COCO's, Roboflow's, CVAT's, FiftyOne's and Label Studio's are forms
+of a COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
 """
 
 import collections
@@ -149,15 +149,18 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     """The names of a folder's annotation files by their split, in the first layout that has any.
 
     COCO and CVAT: annotations/instances_NAME.json (or NAME.json); Roboflow: NAME/_annotations.coco.json;
-    FiftyOne: NAME/labels.json, or as Label Studio and others: NAME.json in the folder itself.
+    FiftyOne: NAME/labels.json beside NAME/data/; Label Studio and others: NAME.json in the folder itself.
     """
     if files := folder.glob(f'annotations/{PREFIX}*.json'):
         return {Path(file).stem.removeprefix(PREFIX): file for file in files}
     if files := folder.glob('annotations/*.json'):
         return {Path(file).stem: file for file in files}
-    for name in (ROBOFLOW, FIFTYONE):
-        if files := folder.glob(f'*/{name}'):
-            return {os.path.dirname(file): file for file in files}
+    if files := folder.glob(f'*/{ROBOFLOW}'):
+        return {os.path.dirname(file): file for file in files}
+    exports = {os.path.dirname(file): file for file in folder.glob(f'*/{FIFTYONE}')}
+    # other folders may have a file of this name
+    if exports := {name: file for name, file in exports.items() if 'data' in folder.inside(name).folders()}:
+        return exports
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
     return {Path(file).stem.removesuffix('.coco'): file for file in on_top}

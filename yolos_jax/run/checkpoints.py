@@ -211,7 +211,7 @@ def _meet(processes: set[int] | None) -> Callable[..., None]:
     If the save failed here, it raises: Orbax's barrier would wait up to 20 minutes for the others.
     """
     wait = ocp.multihost.get_barrier_sync_fn(processes=processes)
-    of_run = threading.current_thread()  # it may be handling an error that is none of a save
+    of_run = threading.current_thread()  # the error that it is handling need not be of a save
 
     def meet(**which: str | int) -> None:
         if threading.current_thread() is not of_run and (error := sys.exception()):

@@ -192,7 +192,7 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
 
 def is_of_gloo(error: BaseException) -> bool:
     """Whether an error is a ValueError of gloo, by which the processes of a CPU cluster send arrays."""
-    return 'Gloo' in str(error)
+    return type(error) is ValueError and 'Gloo' in str(error)
 
 
 def leave(error: BaseException, line: str, status: int) -> None:

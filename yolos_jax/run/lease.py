@@ -83,6 +83,8 @@ def _owner(version: Version) -> dict | None:
     """The owner of a lock; None if there is none or it cannot be read."""
     try:
         owner = json.loads(version.content or b'null')
-        return owner and {'name': owner['name'], 'time': float(owner['time']), 'token': owner['token']}
-    except (ValueError, KeyError, TypeError):
+        if owner is None:
+            return None
+        return {'name': owner['name'], 'time': float(owner['time']), 'token': owner['token']}
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -210,7 +210,7 @@ def check_numbers(config: ConfigDict) -> None:
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
     if config.model.remat is True:  # it was a switch
         raise InputError(
-            f'model.remat is True; it is the number of blocks computed again, {config.model.depth} for all',
+            f'model.remat is True; it is how many blocks are computed again, {config.model.depth} for all',
             'model.remat',
         )
     if config.model.dtype not in ('float32', 'bfloat16'):

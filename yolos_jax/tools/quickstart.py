@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolos_jax.configs import quickstart
+from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
@@ -21,15 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and train, evaluate and predict."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', nargs='?', type=Path, default=Path('runs'), help='for all output (runs)')
-    parser.add_argument('--epochs', type=int, help='number of epochs (20)')
+    parser.add_argument('--epochs', type=int, default=quickstart.get_config().epochs, help='(%(default)s)')
     args = parser.parse_args(arguments)
+    if args.epochs < 1:
+        raise InputError(f'epochs is {args.epochs}, not 1 or more', 'epochs')
     stop, data, workdir = StopSignal(), args.folder / 'shapes', args.folder / 'quickstart'
     cli.keep_memory()
     make_shapes.write(data)
     config = quickstart.get_config()
     with config.unlocked():
         config.data = str(data)
-        config.epochs = config.epochs if args.epochs is None else args.epochs
+        config.epochs = args.epochs
     if number := train(config, workdir, stop=stop):
         cli.leave(128 + number)
     stop.release()

@@ -10,6 +10,7 @@ differs.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,14 +134,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def verify(jobs: dict[str, tuple], output: Path) -> list[str]:
     """Run the checks that are not done yet, print all results, and return the names of failed ones.
 
-    jobs: a function, its model, what is published of it, the image or data, and any other arguments.
+    jobs: {name: (check, model, published, image or data, *further arguments of the check)}.
     """
     path = output / 'verified.json'
     done = json.loads(path.read_text()) if path.exists() else {}
     for name, (check, model, published, place, *others) in jobs.items():
-        is_done = done.get(name, {}).get('of') == str(place)
+        place_name = os.path.abspath(place)
+        is_done = done.get(name, {}).get('of') == place_name
         if not is_done:
-            done[name] = check(model, published, place, *others) | {'of': str(place)}
+            done[name] = check(model, published, place, *others) | {'of': place_name}
             files.write_json(path, done)
         verdict = 'the same' if done[name]['same'] else 'DIFFERENT'
         print(f'{name}: {verdict}' + f' (measured earlier; without {path} it is measured again)' * is_done)
