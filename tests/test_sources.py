@@ -58,17 +58,10 @@ def fiftyone(coco, root):
 
 
 def from_a_mac(coco, root):
-    """Both splits on top, on a disk of another file system, where macOS adds a hidden file to each file."""
-    for split, name in (('train2017', 'train'), ('val2017', 'val')):
-        part = annotated(coco, split)
-        for image in part['images']:
-            new = f'{split}-{image["file_name"]}'
-            (root / 'data').mkdir(parents=True, exist_ok=True)
-            shutil.copy(coco / split / image['file_name'], root / 'data' / new)
-            (root / 'data' / f'._{new}').write_bytes(b'\0\5\x16\7')
-            image['file_name'] = new
-        (root / f'{name}.json').write_text(json.dumps(part))
-        (root / f'._{name}.json').write_bytes(b'\0\5\x16\7')
+    """On a disk of another file system, where macOS adds a hidden file to each file."""
+    label_studio(coco, root)
+    for file in [*root.rglob('*.j*')]:
+        file.with_name(f'._{file.name}').write_bytes(b'\0\5\x16\7')
 
 
 @pytest.mark.parametrize('place', ['model', '.cache'])
@@ -77,6 +70,12 @@ def test_a_labels_json_without_images_is_no_data_set(place, coco, tmp_path):
     (tmp_path / place).mkdir()
     (tmp_path / place / 'labels.json').write_text('["circle", "square"]')
     assert sources.splits(tmp_path) == ['train', 'val']
+
+
+def test_a_folder_with_fiftyones_only_split_is_read(coco, tmp_path):
+    fiftyone(coco, tmp_path)
+    only, one_of_two = records.read(tmp_path / 'train', 'labels'), records.read(tmp_path, 'train')
+    assert only.start_read(0)() == one_of_two.start_read(0)()
 
 
 def test_hidden_files_are_no_splits(coco, tmp_path):

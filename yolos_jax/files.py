@@ -75,6 +75,11 @@ def walk(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file, by its name in a folder, is hidden or lies in a hidden folder."""
+    return any(part.startswith('.') for part in name.split('/'))
+
+
 def prune(folder: Path, most: int) -> None:
     """Remove the least recently modified folders in `folder` until the others hold at most `most` bytes.
 

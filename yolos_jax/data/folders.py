@@ -18,10 +18,6 @@ from yolos_jax.errors import InputError
 YAML = '.yaml', '.yml'  # of the file that describes a data set in YOLO's form, and may be named for it
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith('.') for part in name.split('/'))
-
-
 @dataclasses.dataclass(frozen=True)
 class Folder:
     """A folder on a file system. Names are relative paths of files in it, with / between folders.
@@ -42,7 +38,7 @@ class Folder:
     def glob(self, pattern: str) -> list[str]:
         """The names that fit a pattern, sorted; hidden files do not count (macOS's ._ files)."""
         names = (path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
-        return sorted(name for name in names if not _is_hidden(name))
+        return sorted(name for name in names if not files.is_hidden(name))
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -140,7 +136,7 @@ class BucketFolder:
     def glob(self, pattern: str) -> list[str]:
         """The names that fit a pattern, sorted; hidden files do not count."""
         depth = pattern.count('/')
-        names = (name for name in self.walk() if name.count('/') == depth and not _is_hidden(name))
+        names = (name for name in self.walk() if name.count('/') == depth and not files.is_hidden(name))
         return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
 
     def has(self, name: str) -> bool:

@@ -144,8 +144,8 @@ def from_source(
     images, arrays['files'] = source.images(arrays['files'])
     if missing := images.missing(arrays['files']):
         raise InputError(
-            f'{images}: {len(missing)} of {len(arrays["ids"])} images of {source.path} are not '
-            f'there, the first is {missing[0]}'
+            f'{images}: {len(missing)} of {len(arrays["ids"])} images of {source.path} do '
+            f'not exist, the first is {missing[0]}'
         )
     bad_images = annotations.tolerated(len(arrays['ids'])) if bad_images is None else bad_images
     return Records(**arrays, images=images, source=source, bad_images=bad_images)
