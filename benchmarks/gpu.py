@@ -209,7 +209,7 @@ def matching(images: int, trained: bool) -> dict:
 
 def accuracy(fields: dict, grid: tuple, dtype: str) -> dict:
     """The largest difference of logits from float32 on the CPU, and their size."""
-    exact, batch = make_model(fields, 'float32', attention_kernel=attention.by_head), random_batch(1, grid)
+    exact, batch = make_model(fields, 'float32', attention_kernel=attention.dense), random_batch(1, grid)
     with jax.default_device(jax.devices('cpu')[0]):
         params = jax.device_get(init_params(exact, jax.random.key(0)))
         logits = lambda model, params: model.apply({'params': params}, batch['patches'], batch['grid'])

@@ -1,7 +1,13 @@
+import os
+import subprocess
+import sys
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from yolos_jax import attention
 
@@ -25,7 +31,7 @@ def exact(q, k, v, lengths):
     return out
 
 
-@pytest.mark.parametrize('kernel', [attention.dense, attention.by_head])
+@pytest.mark.parametrize('kernel', [attention.dense, attention.flash])
 def test_attention_sees_the_real_keys_only(kernel):
     args = inputs()
     np.testing.assert_allclose(kernel(*args), exact(*args), atol=2e-6)
@@ -42,41 +48,110 @@ def test_the_tpu_kernel_is_exact():
     np.testing.assert_allclose(attention.splash(*args, interpret=True), exact(*args), atol=2e-5)
 
 
-def test_gradients_by_head_are_those_of_plain_attention():
-    *qkv, lengths = inputs()
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, H, M, d)), jnp.float32)
-    grads = [
-        jax.grad(lambda *x, f=f: (f(*x, lengths) * weight).sum(), argnums=(0, 1, 2))(*qkv)
-        for f in (attention.by_head, attention.dense)
-    ]
-    for ours, plain in zip(*grads, strict=True):
+def with_gradients(kernel, q, k, v, lengths):
+    """A kernel's output, and the gradients of q, k and v of a weighted sum of it."""
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+    out, pullback = jax.vjp(lambda *qkv: kernel(*qkv, lengths), q, k, v)
+    return out, *pullback(weight)
+
+
+# heads * images 1 and 16: parts of keys or whole heads at a time; tiles of 48, groups of 192, ends of both
+@pytest.mark.parametrize(
+    ('images', 'heads', 'queries', 'keys', 'width'),
+    [(1, 1, 1000, 1000, 64), (4, 4, 96, 200, 55), (2, 3, 5, 450, 8), (1, 2, 49, 64, 96)],
+)
+def test_gradients_on_a_cpu_are_those_of_plain_attention(images, heads, queries, keys, width):
+    rng = np.random.default_rng(0)
+    make = lambda rows: jnp.asarray(rng.normal(size=(images, heads, rows, width)), jnp.float32)
+    args = make(queries), make(keys), make(keys), jnp.array([keys, keys // 5, 1, keys - 1][:images])
+    results = [with_gradients(kernel, *args) for kernel in (attention.flash, attention.dense)]
+    for ours, plain in zip(*results, strict=True):
         np.testing.assert_allclose(ours, plain, atol=5e-6)
 
 
-def test_a_cpu_computes_heads_one_by_one_when_there_are_many_scores():
-    def loops(batch, tokens):
-        x, lengths = jax.ShapeDtypeStruct((batch, H, tokens, d), 'float32'), jnp.ones(batch, jnp.int32)
-        text = str(jax.make_jaxpr(lambda x: attention.cached(x, x, x, lengths))(x))
-        return 'scan' in text
-
-    few = int((attention.FEW / H) ** 0.5)
-    assert not loops(1, few) and loops(1, few + 1) and loops(2, few)
+def test_padding_has_no_gradient_on_a_cpu():
+    _, _, dk, dv = with_gradients(attention.flash, *inputs())
+    assert not np.any(dk[1, :, 71:]) and not np.any(dv[1, :, 71:]) and np.all(dv[1, :, 70])
 
 
-def test_long_sequences_take_their_queries_in_parts():
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, 1, 2950, 8)), jnp.float32) for _ in range(3))
-    args = q, k, v, jnp.array([2800])
-    assert q.shape[2] * k.shape[2] > attention.CACHED and q.shape[2] % attention.ROWS
-    np.testing.assert_allclose(attention.by_head(*args), attention.dense(*args), atol=1e-6)
+@pytest.mark.parametrize('place', [0, 70])
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_what_is_not_finite_stays_so_on_a_cpu(place, bad):
+    """A loss that is not finite ends a run: it must not be hidden."""
+    q, k, v, lengths = inputs()
+    for args in (
+        (q.at[0, 0, 5].set(bad), k, v),
+        (q, k.at[0, 0, place].set(bad), v),
+        (q, k, v.at[0, 0, place].set(bad)),
+    ):
+        ours, plain = (
+            ~np.isfinite(kernel(*args, lengths)) for kernel in (attention.flash, attention.dense)
+        )
+        assert plain[0, 0].any()
+        np.testing.assert_array_equal(ours, plain)
+
+
+def test_a_cpu_computes_short_sequences_in_one_product():
+    calls = lambda keys: (
+        'ffi_call'
+        in str(jax.make_jaxpr(attention.flash)(*(jnp.ones((B, H, keys, d)),) * 3, jnp.full(B, keys)))
+    )
+    assert not calls(attention.SHORT - 1) and calls(attention.SHORT)
+
+
+def test_scores_of_any_size_give_weights_that_sum_to_one_on_a_cpu():
+    q, k, v, lengths = inputs()
+    for scale in (0, 1e-3, 30, 1e4):
+        out = attention.flash(q * scale, k, jnp.ones_like(v), lengths)
+        np.testing.assert_allclose(out, 1, atol=1e-6)
+
+
+THREADS = """
+import os, sys
+os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[i] for i in range(int(sys.argv[1]))])
+import jax, numpy as np
+from yolos_jax import attention
+rng = np.random.default_rng(0)
+q, k, v, weight = (np.float32(rng.normal(size=(1, 2, 700, 24))) for _ in range(4))
+out, pullback = jax.vjp(lambda *qkv: attention.flash(*qkv, np.array([650])), q, k, v)
+sys.stdout.buffer.write(b''.join(np.asarray(x).tobytes() for x in (out, *pullback(weight))))
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one processor')
+def test_a_cpus_results_do_not_depend_on_the_number_of_threads():
+    run = lambda count: (
+        subprocess.run(
+            [sys.executable, '-c', THREADS, str(count)], check=True, cwd=ROOT, capture_output=True
+        ).stdout
+    )
+    assert len(run(1)) == 4 * 4 * 2 * 700 * 24 and run(1) == run(2)
+
+
+def test_many_threads_and_devices_attend_at_once_on_a_cpu():
+    args = inputs()
+    expected, results = attention.flash(*args), []
+
+    def attend(device):
+        mine = jax.device_put(args, device)
+        results.extend(jax.jit(attention.flash)(*mine) for _ in range(20))
+
+    threads = [threading.Thread(target=attend, args=(device,)) for device in jax.devices() * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 20 * 2 * len(jax.devices())
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_bfloat16_stays_near_float32():
-    exact_out = attention.by_head(*inputs())
+    exact_out = attention.flash(*inputs())
     *qkv, lengths = inputs(dtype=jnp.bfloat16)
-    out = attention.by_head(*qkv, lengths)
+    out = attention.flash(*qkv, lengths)
     assert out.dtype == jnp.bfloat16
-    ulp = 2**-8  # of bfloat16 below 1, where the outputs are; inputs, weights and result are rounded
+    ulp = 2**-8  # of bfloat16 below 1, where the outputs are; inputs and result are rounded
     np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=3 * ulp)
 
 

@@ -26,7 +26,7 @@ def products(text):
 
 def lowered(dtype, kernel):
     model = Yolos(**TINY, num_classes=5, dtype=dtype, attention_kernel=kernel)
-    patches, grid = patchify([noise(64, 96), noise(64, 96, 1)], 30)
+    patches, grid = patchify([noise(128, 160), noise(128, 160, 1)], 80)
     batch = {'patches': patches, 'grid': grid} | make_targets([2, 1], 4, 5)[0]
     params = init_params(model, jax.random.key(0))
     optimizer = optim.make_optimizer(params, 1e-4)
@@ -34,14 +34,14 @@ def lowered(dtype, kernel):
     return step.lower(steps.init_state(params, optimizer), batch).as_text()
 
 
-@pytest.mark.parametrize('kernel', [attention.by_head, attention.dense])
+@pytest.mark.parametrize('kernel', [attention.flash, attention.dense])
 def test_every_product_of_a_float32_step_asks_for_the_highest_precision(kernel):
     kinds = {(dot[0], *dot[1]) for dot in products(lowered(jnp.float32, kernel))}
     assert kinds == {('f32', 'HIGHEST')}
 
 
 def test_no_bfloat16_product_asks_for_more_than_it_holds():
-    dots = list(products(lowered(jnp.bfloat16, attention.by_head)))
+    dots = list(products(lowered(jnp.bfloat16, attention.flash)))
     assert {tuple(precision) for kind, precision in dots if kind == 'bf16'} == {('DEFAULT',)}
     # exact in float32: the heads, three layers each, forward and backward, and the bicubic matrices
     exact = [dot for dot in dots if dot[0] == 'f32']
@@ -55,7 +55,7 @@ def test_float32_never_goes_to_a_fused_kernel():
     assert attention.for_platform('gpu', jnp.bfloat16) is attention.fused
     assert attention.for_platform('tpu', jnp.bfloat16) is attention.splash
     for dtype in (jnp.float32, jnp.bfloat16):
-        assert attention.for_platform('cpu', dtype) is attention.cached
+        assert attention.for_platform('cpu', dtype) is attention.flash
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,7 @@ import jax.numpy as jnp
 
 from yolos_jax import spmd
 
-MASKED = -1e30  # a score whose weight is 0
-FEW = 2**21  # `cached` computes all heads of a batch at once up to this many scores: 8 MB
-CACHED = 2**23  # `by_head` computes a head at once up to this many scores an image: 32 MB, 2,900 tokens
-ROWS = 256  # queries that `by_head` takes at a time beyond that
+SHORT = 64  # keys, below which a CPU computes all scores of a batch in one product
 AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
 FUSED_MULTIPLE = 8  # the lengths of sequences for `fused` are multiples of this, as in all measurements
 BLOCKS = 512, 640, 768, 896, 1024  # sides for `splash`: with its default, 128, a TPU idles most of the time
@@ -43,7 +40,7 @@ def for_platform(platform: str, dtype: jnp.dtype) -> Callable:
     or TF32.
     """
     if platform == 'cpu':
-        return cached
+        return flash
     is_half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return {'tpu': splash, 'gpu': fused}.get(platform, dense) if is_half else dense
 
@@ -91,7 +88,8 @@ def weights(q: jax.Array, k: jax.Array, lengths: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)), [B, H, M, N] in float32."""
     exact = precision(q.dtype)
     scores = jnp.einsum('bhmd,bhnd->bhmn', q, k, preferred_element_type=jnp.float32, precision=exact)
-    scores = jnp.where(_is_real(k, lengths)[:, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
+    is_real = jnp.arange(k.shape[2]) < lengths[:, None]  # [B, N]
+    scores = jnp.where(is_real[:, None, None], scores * q.shape[-1] ** -0.5, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1)
 
 
@@ -148,91 +146,30 @@ def splash_block(size: int) -> int:
     return min(BLOCKS, key=lambda block: (-size % block, -block))
 
 
-def _is_real(k: jax.Array, lengths: jax.Array) -> jax.Array:
-    return jnp.arange(k.shape[2]) < lengths[:, None]  # [B, N]
-
-
-def cached(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """All heads at once if their scores fit a CPU's cache, otherwise one head at a time.
-
-    With its gradient, attention to all heads at once takes 0.5 to 0.9 of the time of one head after the
-    other up to `FEW` scores, and 1.2 to 1.7 times as long beyond (docs/measurements.md).
-    """
-    B, H, M, _ = q.shape
-    return (dense if B * H * M * k.shape[2] <= FEW else by_head)(q, k, v, lengths)
+def flash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    """A CPU's block kernel (`kernels.flash`), in float32 whatever the type; `dense` for short sequences."""
+    if k.shape[2] < SHORT:
+        return dense(q, k, v, lengths)
+    float32 = (x.astype(jnp.float32) for x in (q, k, v))
+    return spmd.over_batch(_flash)(*float32, lengths.astype(jnp.int32)).astype(v.dtype)
 
 
 @jax.custom_vjp
-def by_head(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
-    """One head at a time, scores computed again in the backward pass.
-
-    XLA on a CPU keeps a head's scores in cache and never stores all of them: a training step of
-    YOLOS-Ti takes 0.6 of the time and 0.4 of the memory of `dense`.
-    """
-    return _forward(q, k, v, lengths)[0]
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
+    return _flash_forward(q, k, v, lengths)[0]
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    exact = precision(q.dtype)
-    return jnp.einsum('bmd,bnd->bmn', q, k, preferred_element_type=jnp.float32, precision=exact)
+def _flash_forward(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> tuple:
+    from yolos_jax.kernels import flash as kernel  # here, as its first import compiles it
+
+    out, norm = kernel.attend(q, k, v, lengths)
+    return out, (q, k, v, lengths, out, norm)
 
 
-def _with_mask(q: jax.Array, k: jax.Array, lengths: jax.Array) -> tuple:
-    """q [H, B, M, d + 1] and k [H, B, N, d + 1], whose products are the scaled and masked scores.
+def _flash_backward(saved: tuple, grad: jax.Array) -> tuple:
+    from yolos_jax.kernels import flash_backward as kernel
 
-    The mask is one more column and not another pass over the scores: attention takes 0.84 of the time for
-    YOLOS-Ti and -S, and 0.91 with its gradient (docs/measurements.md). The plain form is `dense`.
-    """
-    mask = jnp.where(_is_real(k, lengths), 0, MASKED).astype(k.dtype)[:, None, :, None]
-    k = jnp.concatenate([k, jnp.broadcast_to(mask, (*k.shape[:3], 1))], axis=-1)
-    q = jnp.concatenate([q * q.shape[-1] ** -0.5, jnp.ones_like(q[..., :1])], axis=-1)
-    return q.swapaxes(0, 1), k.swapaxes(0, 1)
+    return *kernel.gradients(*saved, grad), None
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> tuple:
-    exact, (B, _, M, _), N = precision(q.dtype), q.shape, k.shape[2]
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple:
-        scores = _scores(q, k)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum('bmn,bnd->bmd', weights.astype(v.dtype), v, precision=exact)
-        return out / total.astype(v.dtype), top + jnp.log(total)
-
-    def head(args: tuple) -> tuple:
-        q, k, v = args
-        if M * N <= CACHED:
-            return attend(q, k, v)
-        parts = -(-M // ROWS)
-        q = jnp.pad(q, [(0, 0), (0, parts * ROWS - M), (0, 0)])
-        q = q.reshape(B, parts, ROWS, -1).swapaxes(0, 1)  # [parts, B, ROWS, d + 1]
-        out, norm = jax.lax.map(lambda q: attend(q, k, v), q)
-        whole = lambda x: x.swapaxes(0, 1).reshape(B, parts * ROWS, -1)[:, :M]
-        return whole(out), whole(norm)
-
-    out, norm = jax.lax.map(head, (*_with_mask(q, k, lengths), v.swapaxes(0, 1)))
-    return out.swapaxes(0, 1), (q, k, v, lengths, out, norm)
-
-
-def _backward(saved: tuple, grad: jax.Array) -> tuple:
-    q, k, v, lengths, out, norm = saved
-    d, exact = q.shape[-1], precision(q.dtype)
-
-    def head(args: tuple) -> tuple:
-        q, k, v, out, norm, grad = args
-        weights = jnp.exp(_scores(q, k) - norm)
-        d_weights = _scores(grad, v)
-        inner = jnp.sum((grad * out).astype(jnp.float32), axis=-1, keepdims=True)
-        d_scores = (weights * (d_weights - inner)).astype(q.dtype)
-        dq = jnp.einsum('bmn,bnd->bmd', d_scores, k[..., :d], precision=exact) * d**-0.5
-        dk = jnp.einsum('bmn,bmd->bnd', d_scores, q[..., :d], precision=exact)
-        dv = jnp.einsum('bmn,bmd->bnd', weights.astype(v.dtype), grad, precision=exact)
-        return dq, dk, dv
-
-    q, k = _with_mask(q, k, lengths)
-    dq, dk, dv = jax.lax.map(head, (q, k, v.swapaxes(0, 1), out, norm, grad.swapaxes(0, 1)))
-    return *(x.swapaxes(0, 1) for x in (dq, dk, dv)), None
-
-
-by_head.defvjp(_forward, _backward)
+_flash.defvjp(_flash_forward, _flash_backward)

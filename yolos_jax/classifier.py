@@ -41,7 +41,7 @@ class Classifier(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: int = 0
-    attention_kernel: Callable = attention.cached
+    attention_kernel: Callable = attention.dense
 
     @property
     def side(self) -> int:

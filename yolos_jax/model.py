@@ -54,7 +54,7 @@ class Yolos(nn.Module):
         remat: how many of the first blocks are computed again in the backward pass, instead of keeping
             their activations. The last block, which computes only [DET] tokens, always keeps them.
         attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
-            default, `attention.cached`, is exact and runs on every platform.
+            default, `attention.dense`, is exact and runs on every platform.
     """
 
     width: int
@@ -69,7 +69,7 @@ class Yolos(nn.Module):
     eps: float = 1e-6
     dtype: Any = jnp.float32
     remat: int = 0
-    attention_kernel: Callable = attention.cached
+    attention_kernel: Callable = attention.dense
 
     def __post_init__(self) -> None:
         # JSON gives lists, but a model must be hashable to be a static argument of the jitted `init_params`
@@ -124,7 +124,7 @@ class Vit(nn.Module):
     rope: bool = False
     eps: float = 1e-6
     dtype: Any = jnp.float32
-    attention_kernel: Callable = attention.cached
+    attention_kernel: Callable = attention.dense
 
     def __post_init__(self) -> None:
         self.pos_grid = self.pos_grid and tuple(self.pos_grid)  # as in `Yolos`

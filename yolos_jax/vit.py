@@ -136,7 +136,7 @@ class Block(nn.Module):
     heads: int
     eps: float
     dtype: Any
-    attention_kernel: Callable = attention.cached
+    attention_kernel: Callable = attention.dense
 
     @nn.compact
     def __call__(

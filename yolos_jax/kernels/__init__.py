@@ -1,0 +1,1 @@
+"""Attention on a CPU: kernels that Numba compiles and XLA's programs call."""

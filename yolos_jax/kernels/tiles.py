@@ -1,0 +1,116 @@
+"""Attention on a CPU, compiled by Numba: the steps that `flash` and `flash_backward` share.
+
+A tile is TILE queries, a group up to GROUP keys. Products read copies of k and v that are in order:
+"panels" are COLUMNS rows each, transposed.
+
+Letters: B batch, H heads, M queries, N keys, d head width, D d rounded up to COLUMNS, n real keys. Arrays
+have one dimension. q, k, v, the output and their gradients are [B, M or N, H, d] in memory, as the dense
+layers before and after have them; `step` is H * d, from one token to the next.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from numba import njit
+
+from yolos_jax.kernels import vectors, xla
+from yolos_jax.kernels.vectors import COLUMNS, ROWS
+
+TILE = 48  # queries; a multiple of ROWS
+GROUP = 192  # keys; a multiple of ROWS and COLUMNS
+STRIDE = GROUP + 16  # between the rows of a group's scores: a power of 2 would share few lines of the cache
+LAYOUT = 0, 2, 1, 3  # of [B, H, M, d] in memory
+ONE, ZERO = np.float32(1), np.float32(0)
+
+# sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning
+compiled = functools.partial(njit, nogil=True, cache=True, fastmath={'nsz', 'contract', 'reassoc'})
+
+
+@compiled
+def count(size, multiple):
+    """How many parts of `multiple` make up `size`, the last of them perhaps in part."""
+    return (size + multiple - 1) // multiple
+
+
+@compiled
+def sizes(frame):
+    """B, H, M, N, d and D of a call whose first arguments are q and k."""
+    arguments = xla.arguments(frame)
+    of_q, of_k = xla.shape(arguments[0]), xla.shape(arguments[1])
+    d = of_q[3]
+    return of_q[0], of_q[1], of_q[2], of_k[2], d, count(d, COLUMNS) * COLUMNS
+
+
+@compiled
+def start(head, H, rows, d):
+    """Where head `head` of B * H begins in an array [B, rows, H, d]."""
+    return (head // H * rows * H + head % H) * d
+
+
+@compiled
+def copy(x, at, step, rows, d, scale, out, width, size):
+    """out = rows of x from `at` on, times `scale`, a row in `width` numbers; the rest of `size` is 0."""
+    for r in range(rows):
+        source, target = x[at + r * step :], out[r * width :]
+        for c in range(d):
+            target[c] = source[c] * scale
+        for c in range(d, width):
+            target[c] = 0
+    for i in range(rows * width, size):
+        out[i] = 0
+
+
+@compiled
+def copy_back(x, width, rows, all_rows, d, out, at, step):
+    """The rows of x, `width` numbers each, to out from `at` on; zeros from there to `all_rows`."""
+    for r in range(rows):
+        source, target = x[r * width :], out[at + r * step :]
+        for c in range(d):
+            target[c] = source[c]
+    for r in range(rows, all_rows):
+        target = out[at + r * step :]
+        for c in range(d):
+            target[c] = 0
+
+
+@compiled
+def copy_to_panels(x, at, step, rows, d, panels):
+    """Rows of x from `at` on, in panels; the last panel is filled with its last row."""
+    for first in range(0, rows, COLUMNS):
+        for j in range(COLUMNS):
+            source, target = x[at + min(first + j, rows - 1) * step :], panels[first * d + j :]
+            for c in range(d):
+                target[c * COLUMNS] = source[c]
+
+
+@compiled
+def scores(x, D, panels, first, columns, d, out, stride):
+    """out [TILE, columns] = x [TILE, D] @ panels, from column `first` of the panels on."""
+    for c in range(0, columns, COLUMNS):
+        for r in range(0, TILE, ROWS):
+            panel, place = (first + c) * d, r * stride + c
+            vectors.product(x, r * D, D, 1, panels, panel, COLUMNS, d, out, place, stride)
+
+
+@compiled
+def add_product(x, at, stride, terms, y, first, D, out):
+    """out [TILE, D] += x [TILE, terms] @ y [terms, D], x from `at` and y from `first` on."""
+    for c in range(0, D, COLUMNS):
+        for r in range(0, TILE, ROWS):
+            vectors.add_product(x, at + r * stride, stride, 1, y, first + c, D, terms, out, r * D + c, D)
+
+
+@compiled
+def add_transposed(x, columns, y, D, out, at):
+    """out [columns, D] += x^T @ y, x [TILE, columns], y [TILE, D]; up to ROWS - 1 rows more change."""
+    for n in range(0, columns, ROWS):
+        for c in range(0, D, COLUMNS):
+            vectors.add_product(x, n, 1, STRIDE, y, c, D, TILE, out, at + n * D + c, D)
+
+
+def call(name: str, results: Sequence[jax.ShapeDtypeStruct], *args: jax.Array) -> tuple:
+    """Call the function that is registered under a name, in an XLA program for a CPU."""
+    inputs, outputs = ([LAYOUT if x.ndim == 4 else None for x in arrays] for arrays in (args, results))
+    return tuple(jax.ffi.ffi_call(name, results, input_layouts=inputs, output_layouts=outputs)(*args))
