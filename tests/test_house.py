@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from helpers import ROOT, TINY, make_hf
@@ -79,6 +80,13 @@ def test_there_are_no_import_circles():
         for name in free:
             del graph[name]
     assert not graph
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']['packages']
+    assert sorted(listed) == sorted(
+        [*(module(p) for p in PACKAGE.rglob('__init__.py')), 'yolos_jax.configs']
+    )
 
 
 def test_flax_is_imported_by_the_models_alone_and_data_needs_no_jax():

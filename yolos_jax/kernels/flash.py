@@ -54,12 +54,12 @@ def _work(state, unit):
         first = unit % per_head * TILE
         rows, query = min(TILE, M - first), tiles.start(head, H, M, d) + first * step
         tiles.copy(q, query, step, rows, d, scale, queries, D, TILE * D)
-        tiles.scores(queries, D, panels, 0, columns, d, weights, width)
+        tiles.scores(queries, rows, D, panels, 0, columns, d, weights, width)
         _softmax(weights, width, columns, n, rows, norm[head * M + first :], factors)
         mixed[:] = 0
         for key in range(0, columns, GROUP):
             terms = min(GROUP, columns - key)
-            tiles.add_product(weights, key, width, terms, values, key * D, D, mixed)
+            tiles.add_product(weights, key, rows, width, terms, values, key * D, D, mixed)
         for r in range(rows):
             source, target = mixed[r * D :], out[query + r * step :]
             for c in range(d):

@@ -38,7 +38,7 @@ def _inner_products(grads, D, out, query, step, rows, d, inners):
 
 @tiles.compiled
 def _softmax_gradient(weights, d_scores, terms, n, rows, norms, inners):
-    """Change scores to weights, and their gradients to those of scores; 0 from key n and row `rows` on."""
+    """Change scores to weights, and their gradients to those of scores; 0 from key n on."""
     for r in range(rows):
         row = r * STRIDE
         weights[row + max(min(n, terms), 0) : row + terms] = -np.inf
@@ -46,8 +46,6 @@ def _softmax_gradient(weights, d_scores, terms, n, rows, norms, inners):
         of_weights, of_scores = weights[row:], d_scores[row:]
         for c in range(terms):
             of_scores[c] = of_weights[c] * (of_scores[c] - inners[r])
-    weights[rows * STRIDE :] = 0
-    d_scores[rows * STRIDE :] = 0
 
 
 @tiles.compiled
@@ -95,13 +93,13 @@ def _work(state, unit):
             mixed[:] = 0
             for start in range(0, columns, GROUP):
                 terms = min(GROUP, columns - start)
-                tiles.scores(queries, D, key_panels, start, terms, d, weights, STRIDE)
-                tiles.scores(grads, D, value_panels, start, terms, d, d_scores, STRIDE)
+                tiles.scores(queries, rows, D, key_panels, start, terms, d, weights, STRIDE)
+                tiles.scores(grads, rows, D, value_panels, start, terms, d, d_scores, STRIDE)
                 norms = norm[head * M + first :]
                 _softmax_gradient(weights, d_scores, terms, n - start, rows, norms, inners)
-                tiles.add_product(d_scores, 0, STRIDE, terms, keys, start * D, D, mixed)
-                tiles.add_transposed(d_scores, terms, queries, D, dk_sums, start * D)
-                tiles.add_transposed(weights, terms, grads, D, dv_sums, start * D)
+                tiles.add_product(d_scores, 0, rows, STRIDE, terms, keys, start * D, D, mixed)
+                tiles.add_transposed(d_scores, rows, terms, queries, D, dk_sums, start * D)
+                tiles.add_transposed(weights, rows, terms, grads, D, dv_sums, start * D)
             tiles.copy_back(mixed, D, rows, rows, d, dq, part * len(q) + query, step)
         tiles.copy_back(dk_sums, D, n, high - low, d, dk, key, step)
         tiles.copy_back(dv_sums, D, n, high - low, d, dv, key, step)

@@ -1,7 +1,7 @@
 """Attention on a CPU, compiled by Numba: the steps that `flash` and `flash_backward` share.
 
-A tile is TILE queries, a group up to GROUP keys. Products read copies of k and v that are in order:
-"panels" are COLUMNS rows each, transposed.
+A tile is up to TILE queries, of which ROWS are computed at a time; a group is up to GROUP keys. Products
+read copies of k and v that are in order: "panels" are COLUMNS rows each, transposed.
 
 Letters: B batch, H heads, M queries, N keys, d head width, D d rounded up to COLUMNS, n real keys. Arrays
 have one dimension. q, k, v, the output and their gradients are [B, M or N, H, d] in memory, as the dense
@@ -86,28 +86,28 @@ def copy_to_panels(x, at, step, rows, d, panels):
 
 
 @compiled
-def scores(x, D, panels, first, columns, d, out, stride):
-    """out [TILE, columns] = x [TILE, D] @ panels, from column `first` of the panels on."""
+def scores(x, rows, D, panels, first, columns, d, out, stride):
+    """out [rows, columns] = x [rows, D] @ panels, from column `first` of the panels on."""
     for c in range(0, columns, COLUMNS):
-        for r in range(0, TILE, ROWS):
+        for r in range(0, rows, ROWS):
             panel, place = (first + c) * d, r * stride + c
             vectors.product(x, r * D, D, 1, panels, panel, COLUMNS, d, out, place, stride)
 
 
 @compiled
-def add_product(x, at, stride, terms, y, first, D, out):
-    """out [TILE, D] += x [TILE, terms] @ y [terms, D], x from `at` and y from `first` on."""
+def add_product(x, at, rows, stride, terms, y, first, D, out):
+    """out [rows, D] += x [rows, terms] @ y [terms, D], x from `at` and y from `first` on."""
     for c in range(0, D, COLUMNS):
-        for r in range(0, TILE, ROWS):
+        for r in range(0, rows, ROWS):
             vectors.add_product(x, at + r * stride, stride, 1, y, first + c, D, terms, out, r * D + c, D)
 
 
 @compiled
-def add_transposed(x, columns, y, D, out, at):
-    """out [columns, D] += x^T @ y, x [TILE, columns], y [TILE, D]; up to ROWS - 1 rows more change."""
+def add_transposed(x, rows, columns, y, D, out, at):
+    """out [columns, D] += x^T @ y, x [rows, columns], y [rows, D]; up to ROWS - 1 rows more change."""
     for n in range(0, columns, ROWS):
         for c in range(0, D, COLUMNS):
-            vectors.add_product(x, n, 1, STRIDE, y, c, D, TILE, out, at + n * D + c, D)
+            vectors.add_product(x, n, 1, STRIDE, y, c, D, rows, out, at + n * D + c, D)
 
 
 def call(name: str, results: Sequence[jax.ShapeDtypeStruct], *args: jax.Array) -> tuple:
