@@ -1,7 +1,8 @@
 """Products of small matrices and exponentials for Numba, written in LLVM IR with explicit vectors.
 
-A product keeps its result, ROWS x COLUMNS, in registers. On one core of an Intel Xeon it does 157 GFLOP/s,
-where numpy's matrix product does 138.
+A product keeps its result, ROWS x COLUMNS, in registers: plain Numba would load and store it for each term.
+A forward pass of YOLOS-Ti takes 0.73 of the time that it took with XLA's programs for attention
+(docs/measurements.md); tests/test_kernels.py has the plain loops.
 """
 
 from collections.abc import Callable

@@ -164,7 +164,8 @@ def answers_query(frame: int) -> bool:
     if extension == 0:
         return False
     metadata = words(words(extension)[METADATA])
-    metadata[METADATA] = words(words(frame)[API])[VERSION]
+    # 32 bits each: minor and major. The structs are those of major 0, so XLA refuses if its own is another
+    metadata[METADATA] = words(words(frame)[API])[VERSION] >> 32 << 32
     metadata[TRAITS] = 0
     return True
 
