@@ -54,7 +54,7 @@ class Yolos(nn.Module):
         remat: how many of the first blocks are computed again in the backward pass, instead of keeping
             their activations. The last block, which computes only [DET] tokens, always keeps them.
         attention_kernel: a function of `attention`; `attention.for_platform` chooses the fastest. The
-            default, `attention.dense`, is exact and runs on every platform.
+            default, `attention.dense`, is exact and runs on every platform, but keeps all scores in memory.
     """
 
     width: int
