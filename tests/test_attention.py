@@ -91,6 +91,24 @@ def test_what_is_not_finite_stays_so_on_a_cpu(place, bad):
         np.testing.assert_array_equal(ours, plain)
 
 
+def test_scores_of_minus_infinity_alone_give_nan_on_a_cpu():
+    q, k, v, lengths = inputs()
+    q, k = q.at[0, 0, 5, 0].set(np.inf), k.at[..., 0].set(-1)
+    ours, plain = (
+        with_gradients(kernel, q, k, v, lengths) for kernel in (attention.flash, attention.dense)
+    )
+    assert np.isnan(ours[0][0, 0, 5]).all()
+    for mine, other in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
+
+
+def test_lengths_out_of_range_do_no_harm_on_a_cpu():
+    q, k, v, _ = inputs()
+    out = attention.flash(q, k, v, jnp.array([10**6, 0]))
+    np.testing.assert_array_equal(out[0], attention.flash(q, k, v, jnp.array([N, N]))[0])
+    assert np.isnan(out[1]).all()  # no key to attend to, as in plain attention
+
+
 def test_a_cpu_computes_short_sequences_in_one_product():
     calls = lambda keys: (
         'ffi_call'

@@ -81,3 +81,8 @@ def test_the_largest_of_a_row_is_found_in_every_lane():
         y = x.copy()
         y[i] = 5
         assert largest(y, 3 * COLUMNS) == 5
+
+
+def test_the_largest_of_a_row_may_be_any_number():
+    for value in np.float32([-3.3e38, -np.inf, np.inf]):
+        assert largest(np.full(2 + COLUMNS, value, np.float32), COLUMNS) == value

@@ -46,7 +46,7 @@ def _work(state, unit):
     while unit < units:
         if unit // per_head != head:
             head = unit // per_head
-            n = np.int64(lengths[head // H])
+            n = max(min(np.int64(lengths[head // H]), N), 0)
             columns = tiles.count(n, COLUMNS) * COLUMNS
             keys = tiles.start(head, H, N, d)
             tiles.copy_to_panels(k, keys, step, n, d, panels)

@@ -24,8 +24,11 @@ STRIDE = GROUP + 16  # between the rows of a group's scores: a power of 2 would 
 LAYOUT = 0, 2, 1, 3  # of [B, H, M, d] in memory
 ONE, ZERO = np.float32(1), np.float32(0)
 
-# sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning
-compiled = functools.partial(njit, nogil=True, cache=True, fastmath={'nsz', 'contract', 'reassoc'})
+# Sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning. A division by 0
+# gives them too: an exception would end a unit of work that its call then waits for
+compiled = functools.partial(
+    njit, nogil=True, cache=True, error_model='numpy', fastmath={'nsz', 'contract', 'reassoc'}
+)
 
 
 @compiled

@@ -5,6 +5,7 @@ A forward pass of YOLOS-Ti takes 0.73 of the time that it took with XLA's progra
 (docs/measurements.md); tests/test_kernels.py has the plain loops.
 """
 
+import math
 from collections.abc import Callable
 
 import llvmlite.binding as llvm
@@ -139,7 +140,7 @@ def max_of(typing, x, i, size):  # noqa: ARG001
             builder,
             _place(context, builder, signature, values, 0),
             values[2],
-            start=-3e38,
+            start=-math.inf,
             combine=lambda a, b: builder.select(builder.fcmp_ordered('>', a, b), a, b),
             change=lambda place: _load(builder, place),
         )
