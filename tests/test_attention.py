@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -107,6 +108,14 @@ def test_lengths_out_of_range_do_no_harm_on_a_cpu():
     out = attention.flash(q, k, v, jnp.array([10**6, 0]))
     np.testing.assert_array_equal(out[0], attention.flash(q, k, v, jnp.array([N, N]))[0])
     assert np.isnan(out[1]).all()  # no key to attend to, as in plain attention
+
+
+def test_attention_on_a_cpu_is_vectorised_by_vmap():
+    q, k, v, lengths = inputs()
+    args = jnp.stack([q, q + 1]), k, v, jnp.stack([lengths, lengths[::-1]])
+    batched = lambda kernel: jax.vmap(functools.partial(with_gradients, kernel), (0, None, None, 0))(*args)
+    for ours, plain in zip(batched(attention.flash), batched(attention.dense), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=5e-6)
 
 
 def test_a_cpu_computes_short_sequences_in_one_product():

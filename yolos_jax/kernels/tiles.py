@@ -116,4 +116,7 @@ def add_transposed(x, rows, columns, y, D, out, at):
 def call(name: str, results: Sequence[jax.ShapeDtypeStruct], *args: jax.Array) -> tuple:
     """Call the function that is registered under a name, in an XLA program for a CPU."""
     inputs, outputs = ([LAYOUT if x.ndim == 4 else None for x in arrays] for arrays in (args, results))
-    return tuple(jax.ffi.ffi_call(name, results, input_layouts=inputs, output_layouts=outputs)(*args))
+    function = jax.ffi.ffi_call(
+        name, results, input_layouts=inputs, output_layouts=outputs, vmap_method='sequential'
+    )
+    return tuple(function(*args))
