@@ -110,6 +110,21 @@ def test_lengths_out_of_range_do_no_harm_on_a_cpu():
     assert np.isnan(out[1]).all()  # no key to attend to, as in plain attention
 
 
+def test_a_cpus_attention_refuses_shapes_that_do_not_fit():
+    """Its kernel would read past the end of an array."""
+    q, k, v, lengths = inputs()
+    for args in (
+        (q, k[..., 1:], v[..., 1:], lengths),
+        (q, k, v[:, :, 1:], lengths),
+        (q, k[:1], v[:1], lengths),
+        (q, k[:, 1:], v[:, 1:], lengths),
+        (q, k, v, lengths[:1]),
+        (q, k, v, lengths[0]),
+    ):
+        with pytest.raises(ValueError, match='do not fit'):
+            attention.flash(*args)
+
+
 def test_attention_on_a_cpu_is_vectorised_by_vmap():
     q, k, v, lengths = inputs()
     args = jnp.stack([q, q + 1]), k, v, jnp.stack([lengths, lengths[::-1]])

@@ -96,6 +96,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> tupl
     """Attention of q [B, H, M, d] to k, v [B, H, N, d], of which `lengths` [B] are real; float32 and int32.
 
     Returns the output [B, H, M, d], and [B, H, M], the logarithm of the sum of exp(scores) of each query.
+
+    Raises:
+        ValueError: the arrays have other shapes.
     """
+    B, H, _, d = q.shape
+    if k.shape != (B, H, k.shape[2], d) or v.shape != k.shape or lengths.shape != (B,):
+        raise ValueError(f'q {q.shape}, k {k.shape}, v {v.shape} and lengths {lengths.shape} do not fit')
     results = jax.ShapeDtypeStruct(q.shape, jnp.float32), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
     return tiles.call(NAME, results, q, k, v, lengths)
