@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc
 
 from yolos_jax.kernels import tiles, xla
 from yolos_jax.kernels.tiles import GROUP, ONE, STRIDE, TILE, ZERO
@@ -117,7 +116,7 @@ def _add_up(of_parts, parts, out):
             out[i] += of_part[i]
 
 
-@cfunc('int64(int64)', cache=True)
+@xla.entry
 def _task(state):
     unit = xla.take(state)
     if unit < xla.words(state)[xla.UNITS]:
@@ -130,7 +129,7 @@ llvm.add_symbol(f'{NAME}_task', _task.address)
 _address_of_task = xla.address_of(f'{NAME}_task')
 
 
-@cfunc('int64(int64)', cache=True)
+@xla.entry
 def _handler(frame):
     if not xla.answers_query(frame):
         B, H, _, N, _, _ = tiles.sizes(frame)

@@ -8,8 +8,7 @@ have one dimension. q, k, v, the output and their gradients are [B, M or N, H, d
 layers before and after have them; `step` is H * d, from one token to the next.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,11 +23,15 @@ STRIDE = GROUP + 16  # between the rows of a group's scores: a power of 2 would 
 LAYOUT = 0, 2, 1, 3  # of [B, H, M, d] in memory
 ONE, ZERO = np.float32(1), np.float32(0)
 
-# Sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning. A division by 0
-# gives them too: an exception would end a unit of work that its call then waits for
-compiled = functools.partial(
-    njit, nogil=True, cache=True, error_model='numpy', fastmath={'nsz', 'contract', 'reassoc'}
-)
+
+def compiled(function: Callable) -> Callable:
+    """Compile a function for the kernels.
+
+    Sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning. A division by
+    0 gives them too: an exception would end a unit of work that its call then waits for.
+    """
+    options = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
+    return njit(**options, fastmath={'nsz', 'contract', 'reassoc'})(xla.renamed(function))
 
 
 @compiled
