@@ -1,16 +1,10 @@
 """The vector code of the CPU's kernels equals plain loops."""
 
-import os
-import shutil
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from helpers import ROOT
 from numba import njit
 
-from yolos_jax.kernels.vectors import COLUMNS, ROWS, add_product, exp_of, max_of, product
+from yolos_jax.kernels.vectors import COLUMNS, LANES, ROWS, add_product, exp_of, max_of, product, transpose
 
 rng = np.random.default_rng(0)
 
@@ -47,6 +41,22 @@ def test_a_product_is_that_of_plain_loops_and_leaves_the_rest_alone(terms, adds,
     untouched = expected == before
     assert untouched.sum() == len(before) - ROWS * COLUMNS
     np.testing.assert_array_equal(out[untouched], before[untouched])
+
+
+@njit
+def turn(x, step, out, stride):
+    transpose(x, 3, step, out, 7, stride)
+
+
+def test_a_square_of_numbers_is_transposed_and_the_rest_left_alone():
+    step, stride = LANES + 2, LANES + 5
+    x, out = numbers(3 + LANES * step), numbers(7 + LANES * stride)
+    expected = out.copy()
+    for r in range(LANES):
+        for c in range(LANES):
+            expected[7 + c * stride + r] = x[3 + r * step + c]
+    turn(x, step, out, stride)
+    np.testing.assert_array_equal(out, expected)
 
 
 @njit
@@ -92,32 +102,3 @@ def test_the_largest_of_a_row_is_found_in_every_lane():
 def test_the_largest_of_a_row_may_be_any_number():
     for value in np.float32([-3.3e38, -np.inf, np.inf]):
         assert largest(np.full(2 + COLUMNS, value, np.float32), COLUMNS) == value
-
-
-CALLER = """
-from yolos_jax.kernels import tiles
-
-@tiles.compiled
-def call():
-    return tiles.count(5, 2)
-
-print(call(), call.stats.cache_hits.total())
-"""
-
-
-def test_numba_compiles_a_kernel_again_if_a_file_changes_that_it_calls(tmp_path):
-    """Whoever updates a checkout or the package must not run the kernels of the version before."""
-    kernels = tmp_path / 'yolos_jax' / 'kernels'
-    shutil.copytree(ROOT / 'yolos_jax' / 'kernels', kernels, ignore=shutil.ignore_patterns('__pycache__'))
-    (kernels / 'caller.py').write_text(CALLER)
-    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'NUMBA_CACHE_DIR': str(tmp_path / 'cache')}
-    command = [sys.executable, '-m', 'yolos_jax.kernels.caller']
-    run = lambda: subprocess.run(
-        command, cwd=tmp_path, env=env, check=True, capture_output=True
-    ).stdout.split()
-    assert run() == [b'3', b'0'] and run() == [b'3', b'1']
-    code = (kernels / 'tiles.py').read_text()
-    changed = code.replace('return (size + multiple - 1) // multiple', 'return size')
-    assert changed != code
-    (kernels / 'tiles.py').write_text(changed)
-    assert run() == [b'5', b'0']

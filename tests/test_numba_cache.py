@@ -1,6 +1,9 @@
-"""Where Numba keeps compiled functions when it finds no place by itself."""
+"""Where Numba keeps compiled functions if it finds no place by itself, and when it compiles them again."""
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -21,3 +24,42 @@ def test_a_private_cache_folder_is_used_if_the_default_one_is_not_writable(owner
     folder = os.environ['NUMBA_CACHE_DIR']
     assert os.path.dirname(folder) == str(tmp_path) and os.stat(folder).st_mode & 0o77 == 0
     assert (os.path.basename(folder) == f'yolos_jax-numba-{mine}') == (owner == 'ours')
+
+
+CALLER = """
+from numba import njit
+from yolos_jax.called import called
+from yolos_jax.numba_cache import renamed
+
+@njit(cache=True)
+@renamed
+def call():
+    return called()
+
+print(call(), call.stats.cache_hits.total())
+"""
+CALLED = """
+from numba import njit
+
+@njit
+def called():
+    return 3
+"""
+
+
+def test_a_function_is_compiled_again_if_a_file_changes_that_it_calls(tmp_path):
+    """Whoever updates a checkout or the package must not run the code of the version before."""
+    package = tmp_path / 'yolos_jax'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    shutil.copy(numba_cache.__file__, package)
+    (package / 'caller.py').write_text(CALLER)
+    (package / 'called.py').write_text(CALLED)
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path), 'NUMBA_CACHE_DIR': str(tmp_path / 'cache')}
+    command = [sys.executable, '-m', 'yolos_jax.caller']
+    run = lambda: subprocess.run(
+        command, cwd=tmp_path, env=env, check=True, stdout=subprocess.PIPE
+    ).stdout.split()
+    assert run() == [b'3', b'0'] and run() == [b'3', b'1']
+    (package / 'called.py').write_text(CALLED.replace('3', '5'))
+    assert run() == [b'5', b'0']

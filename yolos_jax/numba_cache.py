@@ -1,9 +1,12 @@
-"""Gives Numba a cache folder where neither this package nor the home folder can be written to."""
+"""Where Numba keeps the functions that it compiled, and under which names."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -21,3 +24,19 @@ def set_up() -> None:
         os.environ['NUMBA_CACHE_DIR'] = str(folder)
         if 'numba' in sys.modules:
             sys.modules['numba'].config.reload_config()
+
+
+def renamed(function: Callable) -> Callable:
+    """A function under a name that changes with any file of its folder, for Numba's cache.
+
+    For functions that call those of other files: Numba looks for changes in a function's own file only, and
+    else runs the code that the others had before.
+    """
+    function.__qualname__ += f'_{_version(Path(function.__code__.co_filename).parent)}'
+    return function
+
+
+@functools.cache
+def _version(folder: Path) -> str:
+    code = b''.join(path.read_bytes() for path in sorted(folder.glob('*.py')))
+    return hashlib.sha256(code).hexdigest()[:16]

@@ -14,6 +14,7 @@ import numpy as np
 
 from yolos_jax.analysis.outcomes import Outcomes, Split, iou
 from yolos_jax.analysis.precision import RECALLS
+from yolos_jax.numba_cache import renamed
 
 RIGHT_IOU, BACKGROUND_IOU = 0.5, 0.1
 SAME, OTHER, USED = 0, 1, 2  # kinds of objects for `_nearest`
@@ -105,6 +106,7 @@ def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> tuple[np.nd
 
 
 @numba.njit(nogil=True, cache=True)
+@renamed
 def _fill(first, last, detected_classes, detected, classes, boxes, counted, used, ious, objects):
     for i in range(len(first)):
         for k in range(first[i], last[i]):

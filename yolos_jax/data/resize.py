@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from yolos_jax.data.mixer import BITS, make_mix
+from yolos_jax.numba_cache import renamed
 from yolos_jax.patches import PATCH
 
 RUN = 4 * PATCH  # bytes of a patch's row in an RGBX image
@@ -57,6 +58,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
+@renamed
 def _horizontal(image, first, count, weights, flip, out):
     """From and to uint32 images, in blocks of four rows; the last block repeats the last row if needed."""
     height, size = image.shape
@@ -80,6 +82,7 @@ def _horizontal(image, first, count, weights, flip, out):
 
 
 @numba.njit(nogil=True, cache=True)
+@renamed
 def _vertical(data, first, count, weights, stride, out):
     """From the bytes of an image to those of another. Both have a tail, as runs may pass a row's end."""
     for y in range(len(first)):
@@ -88,6 +91,7 @@ def _vertical(data, first, count, weights, stride, out):
 
 
 @numba.njit(nogil=True, cache=True)
+@renamed
 def _vertical_patches(data, first, count, weights, columns, out):
     """As `_vertical`, to the bytes of patches, [rows, columns, 16, 48], without a tail."""
     stride = columns * RUN

@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 
 from yolos_jax.kernels import vectors, xla
-from yolos_jax.kernels.vectors import COLUMNS, ROWS
+from yolos_jax.kernels.vectors import COLUMNS, HALVES, LANES, ROWS
+from yolos_jax.numba_cache import renamed
 
 TILE = 48  # queries; a multiple of ROWS
 GROUP = 192  # keys; a multiple of ROWS and COLUMNS
@@ -31,7 +32,7 @@ def compiled(function: Callable) -> Callable:
     0 gives them too: an exception would end a unit of work that its call then waits for.
     """
     options = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
-    return njit(**options, fastmath={'nsz', 'contract', 'reassoc'})(xla.renamed(function))
+    return njit(**options, fastmath={'nsz', 'contract', 'reassoc'})(renamed(function))
 
 
 @compiled
@@ -85,9 +86,14 @@ def copy_back(x, width, rows, all_rows, d, out, at, step):
 def copy_to_panels(x, at, step, rows, d, panels):
     """Rows of x from `at` on, in panels; the last panel is filled with its last row."""
     for first in range(0, rows, COLUMNS):
+        whole = d // LANES * LANES if first + COLUMNS <= rows else 0
+        for half in HALVES:
+            row, panel = at + (first + half) * step, first * d + half
+            for c in range(0, whole, LANES):
+                vectors.transpose(x, row + c, step, panels, panel + c * COLUMNS, COLUMNS)
         for j in range(COLUMNS):
             source, target = x[at + min(first + j, rows - 1) * step :], panels[first * d + j :]
-            for c in range(d):
+            for c in range(whole, d):
                 target[c * COLUMNS] = source[c]
 
 

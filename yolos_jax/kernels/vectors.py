@@ -26,14 +26,14 @@ def _all(value: float, kind: ir.Type = VECTOR) -> ir.Constant:
     return ir.Constant(kind, [value] * LANES)
 
 
-def _choose(builder: ir.IRBuilder, x: ir.Value, lanes: list[int]) -> ir.Value:
-    order = ir.Constant(ir.VectorType(INT, len(lanes)), lanes)
-    return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order)
+def _choose(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: list[int]) -> ir.Value:
+    """The lanes of x, and those of y counted on."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(INT, len(lanes)), lanes))
 
 
 def _broadcast(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), x, INT(0))
-    return _choose(builder, first, [0] * LANES)
+    return _choose(builder, first, first, [0] * LANES)
 
 
 def _load(builder: ir.IRBuilder, place: ir.Value) -> ir.Value:
@@ -101,6 +101,32 @@ def _make_product(adds: bool) -> Callable:
 product, add_product = _make_product(adds=False), _make_product(adds=True)
 
 
+@intrinsic
+def transpose(typing, x, i, step, out, k, stride):  # noqa: ARG001
+    """out[k + c stride + r] = x[i + r step + c] for r, c < LANES.
+
+    With plain loops the forward pass takes 1.06 (YOLOS) to 1.2 times (224 x 224 pixels) as long.
+    """
+
+    def build(context, builder, signature, values):
+        x, out = (_place(context, builder, signature, values, n) for n in (0, 3))
+        row_of = lambda place, width, r: builder.gep(place, [builder.mul(width, WORD(r))])
+        rows = [_load(builder, row_of(x, values[2], r)) for r in range(LANES)]
+        bit = LANES // 2
+        while bit:  # exchange this bit of the row's number with that of the column's
+            low = [c if not c & bit else LANES + c - bit for c in range(LANES)]
+            high = [c + bit if not c & bit else LANES + c for c in range(LANES)]
+            for r in (r for r in range(LANES) if not r & bit):
+                pair = rows[r], rows[r + bit]
+                rows[r], rows[r + bit] = (_choose(builder, *pair, lanes) for lanes in (low, high))
+            bit //= 2
+        for c, column in enumerate(rows):
+            _store(builder, column, row_of(out, values[5], c))
+        return context.get_dummy_value()
+
+    return types.void(x, i, step, out, k, stride), build
+
+
 def _exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """exp(x) of x <= 0 as 2^n exp(rest), |rest| <= log(2) / 2, with the polynomial of Cephes' expf."""
     fma = lambda *args: _fma(builder, *args)
@@ -126,7 +152,7 @@ def _fold(builder, row: ir.Value, size: ir.Value, *, start: float, combine: Call
     result, lanes = combine(*(builder.load(fold) for fold in folds)), LANES
     while lanes > 1:
         lanes //= 2
-        halves = (_choose(builder, result, list(range(at, at + lanes))) for at in (0, lanes))
+        halves = (_choose(builder, result, result, list(range(at, at + lanes))) for at in (0, lanes))
         result = combine(*halves)
     return builder.extract_element(result, INT(0))
 

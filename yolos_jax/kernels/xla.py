@@ -9,15 +9,15 @@ the last unit is finished, but not for tasks that have not begun: these may be q
 So the state of a call lives until its last user releases it, and the frame only while units are left.
 """
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from yolos_jax.numba_cache import renamed
 
 EXTENSION, API, CONTEXT, ARGUMENTS, RESULTS = 1, 2, 3, 9, 14  # words of a frame
 DATA, RANK, DIMS = 3, 4, 5  # of an array
@@ -26,17 +26,6 @@ METADATA, TRAITS = 3, 4  # of the extension that asks, and of its answer, whose 
 NEXT, FINISHED, USERS, UNITS, FRAME, SCRATCH = range(6)  # of the state of a call
 MOST = 20  # words of a struct that are read
 WORD, INT = ir.IntType(64), ir.IntType(32)
-_FILES = sorted(Path(__file__).parent.glob('*.py'))
-_SOURCE = hashlib.sha256(b''.join(path.read_bytes() for path in _FILES)).hexdigest()[:16]
-
-
-def renamed(function: Callable) -> Callable:
-    """A function under a name that changes with any file of this folder, for Numba's cache.
-
-    Numba itself looks at a function's own file only, so old code of the functions that it calls would stay.
-    """
-    function.__qualname__ += f'_{_SOURCE}'
-    return function
 
 
 def entry(function: Callable) -> Callable:
