@@ -122,7 +122,7 @@ def test_garbage_in_the_padding_never_changes_a_detection():
 
 def test_rematerialisation_changes_memory_and_nothing_else():
     batch = patchify([noise(64, 96)], 30)
-    losses, gradients = [], set()
+    losses, gradients, outputs = [], set(), []
     for remat in (0, 1, 2, 5):
         yolos = Yolos(**TINY, num_classes=5, remat=remat)
         params = init(yolos)
@@ -130,7 +130,9 @@ def test_rematerialisation_changes_memory_and_nothing_else():
         losses.append(jax.jit(jax.value_and_grad(loss))(params))
         gradients.add(text := str(jax.make_jaxpr(jax.grad(loss))(params)))
         assert ('remat' in text) == bool(remat)
+        outputs.append(forward(yolos, params, *batch)['pred_logits'])
     assert len(gradients) == 3  # one block is not two, and those before the last are all
+    assert all((other == outputs[0]).all() for other in outputs)
     kept, *others = map(jax.tree.leaves, losses)
     for other in others:
         for a, b in zip(kept, other, strict=True):
