@@ -99,8 +99,8 @@ def test_scores_of_minus_infinity_alone_give_nan_on_a_cpu():
         with_gradients(kernel, q, k, v, lengths) for kernel in (attention.flash, attention.dense)
     )
     assert np.isnan(ours[0][0, 0, 5]).all()
-    for mine, other in zip(ours, plain, strict=True):
-        np.testing.assert_array_equal(np.isnan(mine), np.isnan(other))
+    for result, expected in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
 
 
 def test_lengths_out_of_range_do_no_harm_on_a_cpu():
@@ -175,8 +175,8 @@ def test_many_threads_and_devices_attend_at_once_on_a_cpu():
     expected, results = attention.flash(*args), []
 
     def attend(device):
-        mine = jax.device_put(args, device)
-        results.extend(jax.jit(attention.flash)(*mine) for _ in range(20))
+        placed = jax.device_put(args, device)
+        results.extend(jax.jit(attention.flash)(*placed) for _ in range(20))
 
     threads = [threading.Thread(target=attend, args=(device,)) for device in jax.devices() * 2]
     for thread in threads:

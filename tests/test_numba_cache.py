@@ -17,13 +17,13 @@ def test_a_private_cache_folder_is_used_if_the_default_one_is_not_writable(owner
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     monkeypatch.setenv('NUMBA_CACHE_DIR', '')
     monkeypatch.delenv('NUMBA_CACHE_DIR')
-    mine = os.getuid()
+    user = os.getuid()
     if owner != 'ours':  # the user has another number than who makes the folders
-        monkeypatch.setattr(os, 'getuid', lambda: mine + 1)
+        monkeypatch.setattr(os, 'getuid', lambda: user + 1)
     numba_cache.set_up()
     folder = os.environ['NUMBA_CACHE_DIR']
     assert os.path.dirname(folder) == str(tmp_path) and os.stat(folder).st_mode & 0o77 == 0
-    assert (os.path.basename(folder) == f'yolos_jax-numba-{mine}') == (owner == 'ours')
+    assert (os.path.basename(folder) == f'yolos_jax-numba-{user}') == (owner == 'ours')
 
 
 CALLER = """

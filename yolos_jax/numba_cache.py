@@ -32,11 +32,11 @@ def renamed(function: Callable) -> Callable:
     For functions that call those of other files: Numba looks for changes in a function's own file only, and
     else runs the code that the others had before.
     """
-    function.__qualname__ += f'_{_version(Path(function.__code__.co_filename).parent)}'
+    function.__qualname__ += f'_{_hash_of(Path(function.__code__.co_filename).parent)}'
     return function
 
 
 @functools.cache
-def _version(folder: Path) -> str:
+def _hash_of(folder: Path) -> str:
     code = b''.join(path.read_bytes() for path in sorted(folder.glob('*.py')))
     return hashlib.sha256(code).hexdigest()[:16]

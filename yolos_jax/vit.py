@@ -158,10 +158,10 @@ class Block(nn.Module):
 
 
 def _scan(step: Callable, x: jax.Array, layers: dict, *, count: int, unroll: bool) -> jax.Array:
-    """`jax.lax.scan` over the first `count` of `layers`, which it reads where they are.
+    """`jax.lax.scan` over the first `count` of `layers`, without the copy of these that it would be given.
 
-    `jax.lax.scan` itself reads a copy of those. Without it a forward pass on one image needs a third of
-    the memory beside the parameters: YOLOS-B, 512x688 pixels, 124 MB instead of 436.
+    A forward pass of YOLOS-B on one image of 512x688 pixels needs 124 MB beside the parameters; with the
+    copy it needs 436.
     """
     if count == 0:
         return x

@@ -59,12 +59,8 @@ def _work(state, unit):
     lengths, out, norm = xla.ints(arguments[3]), xla.floats(arguments[4]), xla.floats(arguments[5])
     grad, dk, dv = xla.floats(arguments[6]), xla.floats(results[1]), xla.floats(results[2])
     B, H, M, N, d, D = tiles.sizes(frame)
-    step, scale, parts, groups = (
-        H * d,
-        np.float32(1 / math.sqrt(d)),
-        units // (B * H),
-        tiles.count(N, GROUP),
-    )
+    step, scale = H * d, np.float32(1 / math.sqrt(d))
+    parts, groups = units // (B * H), tiles.count(N, GROUP)
     dq = xla.scratch(state, parts * len(q))
     most = tiles.count(groups, parts) * GROUP  # keys of a part
     key_panels, value_panels = np.empty(most * d, np.float32), np.empty(most * d, np.float32)

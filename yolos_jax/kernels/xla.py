@@ -205,12 +205,8 @@ def run(frame: int, units: int, task: int, scratch: int) -> None:
     """
     state = _allocate(8 * (SCRATCH + 1))
     shared = words(state)
-    shared[NEXT], shared[FINISHED], shared[USERS], shared[UNITS] = (
-        0,
-        0,
-        2,
-        units,
-    )  # users: this and its task
+    shared[NEXT], shared[FINISHED], shared[UNITS] = 0, 0, units
+    shared[USERS] = 2  # this and its task
     shared[FRAME], shared[SCRATCH] = frame, scratch
     context, functions = words(frame)[CONTEXT], words(words(frame)[API])
     # size, extension, context, where to write the number, the number; then size, .., .., task, its argument
