@@ -43,6 +43,16 @@ def test_a_product_is_that_of_plain_loops_and_leaves_the_rest_alone(terms, adds,
     np.testing.assert_array_equal(out[untouched], before[untouched])
 
 
+def test_a_product_keeps_its_sums_in_registers_on_every_cpu():
+    @njit
+    def multiply(x, y, terms, out):
+        product(x, 0, terms, 1, y, 0, COLUMNS, terms, out, 0, COLUMNS)
+
+    multiply(numbers(ROWS * 3), numbers(3 * COLUMNS), 3, numbers(ROWS * COLUMNS))
+    (compiled,) = multiply.inspect_llvm().values()
+    assert compiled.count('call <') == ROWS * COLUMNS // LANES  # a loop that is unrolled has more of them
+
+
 @njit
 def turn(x, step, out, stride):
     transpose(x, 3, step, out, 7, stride)
