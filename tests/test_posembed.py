@@ -33,39 +33,50 @@ def test_a_table_is_resampled_at_load_as_torch_does(source, grid):
     np.testing.assert_allclose(posembed.resample(t, grid), torch_bicubic(t, grid), atol=1e-6, rtol=0)
 
 
-def spread(table, layout):
-    """A table as sequences of patches alone."""
+def by_products(table, grids, length):
+    """A table as sequences of patches alone, in the way of a GPU or TPU."""
+    layout = posembed.layout(table.shape[:2], jnp.array(grids), length)
     return posembed.sequences(jnp.zeros((0, table.shape[-1])), jnp.asarray(table), layout)
 
 
+def by_taps(table, grids, length):
+    """The same, in the way of a CPU."""
+    taps = posembed.taps(table.shape[:2], jnp.array(grids), length)
+    return posembed.from_taps(jnp.zeros((0, table.shape[-1])), jnp.asarray(table), taps)
+
+
+ways = pytest.mark.parametrize('spread', [by_products, by_taps])
+
+
+@ways
 @pytest.mark.parametrize(('source', 'grid'), GRIDS)
-def test_a_table_is_resampled_in_the_model_as_torch_does(source, grid):
+def test_a_table_is_resampled_in_the_model_as_torch_does(source, grid, spread):
     t = table(*source)
-    layout = posembed.layout(source, jnp.array([grid]), grid[0] * grid[1])
-    resampled = spread(t, layout)[0].reshape(*grid, -1)
+    resampled = spread(t, [grid], grid[0] * grid[1])[0].reshape(*grid, -1)
     np.testing.assert_allclose(resampled, torch_bicubic(t, grid), atol=2e-7)
 
 
-def test_every_image_of_a_batch_gets_its_own_grid():
+@ways
+def test_every_image_of_a_batch_gets_its_own_grid(spread):
     t = table(32, 54)
-    grids = [(20, 30), (30, 20), (32, 43), (1, 90), (90, 1), (37, 37)]
-    length = 1400
-    layout = jax.jit(posembed.layout, static_argnums=(0, 2))((32, 54), jnp.array(grids), length)
-    out = np.asarray(spread(t, layout))
+    grids = [(20, 30), (30, 20), (32, 43), (1, 90), (90, 1), (37, 37), (0, 0)]
+    out = np.asarray(jax.jit(lambda grids: spread(t, grids, 1400))(jnp.array(grids)))
     for sequence, (rows, columns) in zip(out, grids, strict=True):
-        expected = torch_bicubic(t, (rows, columns)).reshape(rows * columns, -1)
-        np.testing.assert_allclose(sequence[: rows * columns], expected, atol=2e-7)
+        if rows:
+            expected = torch_bicubic(t, (rows, columns)).reshape(rows * columns, -1)
+            np.testing.assert_allclose(sequence[: rows * columns], expected, atol=2e-7)
         assert not sequence[rows * columns :].any()
 
 
-def test_the_same_grid_returns_the_table_itself():
+@ways
+def test_the_same_grid_returns_the_table_itself(spread):
     t = table(32, 54)
-    layout = posembed.layout((32, 54), jnp.array([[32, 54]]), 32 * 54)
-    assert np.array_equal(spread(t, layout)[0], t.reshape(-1, t.shape[-1]))
+    assert np.array_equal(spread(t, [(32, 54)], 32 * 54)[0], t.reshape(-1, t.shape[-1]))
 
 
+@ways
 @pytest.mark.parametrize('grid', [(20, 30), (30, 20)])
-def test_the_gradient_is_torchs(grid):
+def test_the_gradient_is_torchs(grid, spread):
     t = table(16, 24)
     weight = np.random.default_rng(1).normal(size=(*grid, t.shape[-1])).astype(np.float32)
     source = torch.from_numpy(t).requires_grad_()
@@ -74,8 +85,7 @@ def test_the_gradient_is_torchs(grid):
     (out[0].permute(1, 2, 0) * torch.from_numpy(weight)).sum().backward()
 
     def loss(t):
-        layout = posembed.layout((16, 24), jnp.array([grid]), 700)
-        rows = spread(t, layout)[0, : grid[0] * grid[1]]
+        rows = spread(t, [grid], 700)[0, : grid[0] * grid[1]]
         return (rows.reshape(*grid, -1) * weight).sum()
 
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(t)), source.grad.numpy(), atol=2e-5, rtol=2e-5)

@@ -60,6 +60,11 @@ def heads_first(kernel: Callable) -> bool:
     return _is(kernel, splash)
 
 
+def reads_rows(kernel: Callable) -> bool:
+    """Whether rows of a table are read one by one faster than by a product: they are on a CPU."""
+    return _is(kernel, flash)
+
+
 def padded(kernel: Callable, size: int) -> int:
     """The length that sequences of `size` are padded to for this kernel, once and not in every block."""
     if _is(kernel, splash):

@@ -264,7 +264,7 @@ class Backbone(nn.Module):
         x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
         if self.pos_grid is None:
             return x
-        layout = posembed.layout(self.pos_grid, grid, N)
+        layout = self._layout(self.pos_grid, grid, N)
         return x + self._positions(self.pos_embed, self.pos_grid, layout)
 
     def encode(
@@ -276,7 +276,7 @@ class Backbone(nn.Module):
         layout = None
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
-            layout = posembed.layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
+            layout = self._layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
         if branch_scale is not None:
             layers['branch_scale'] = branch_scale
         angles = self._angles(grid, x)
@@ -344,6 +344,11 @@ class Backbone(nn.Module):
 
         return jax.vmap(init)(jax.random.split(rng, self.depth))
 
+    def _layout(self, table_grid: tuple, grid: jax.Array, length: int) -> tuple:
+        """What `_positions` needs to know of the images' grids, the same for every table of a grid."""
+        by_taps = attention.reads_rows(self.attention_kernel)
+        return (posembed.taps if by_taps else posembed.layout)(table_grid, grid, length)
+
     def _positions(self, table: jax.Array, table_grid: tuple, layout: tuple) -> jax.Array:
         """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
         Q, D = self.num_det_tokens, self.width
@@ -351,4 +356,6 @@ class Backbone(nn.Module):
         end = table.shape[1] - Q
         registers = jnp.zeros((self.registers, D), table.dtype)
         special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
-        return posembed.sequences(special, table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
+        by_taps = attention.reads_rows(self.attention_kernel)
+        resample = posembed.from_taps if by_taps else posembed.sequences
+        return resample(special, table[0, 1:end].reshape(*table_grid, D), layout, self.dtype)
