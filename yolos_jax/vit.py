@@ -76,8 +76,11 @@ class QueryKeyValue(nn.Module):
 
         def project(x: jax.Array, i: int) -> jax.Array:
             exact = attention.precision(self.dtype)
-            y = jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact)
-            return ops.add_bias(y, biases[i]) if self.heads_first else y + biases[i][:, None]
+            if self.heads_first:
+                y = jnp.einsum('bsc,chd->bhsd', x, kernels[:, i], precision=exact)
+                return ops.add_bias(y, biases[i])
+            y = jnp.einsum('bsc,chd->bshd', x, kernels[:, i], precision=exact) + biases[i]
+            return y.swapaxes(1, 2)
 
         return [project(x[:, rows], 0), project(x, 1), project(x, 2)]
 
