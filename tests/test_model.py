@@ -9,7 +9,7 @@ from helpers import TINY, forward, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.ops import gelu
+from yolos_jax.ops import gelu, layer_norm
 from yolos_jax.patches import patchify
 from yolos_jax.vit import Block, LayerNorm, PatchEmbed
 from yolos_jax.weights import names
@@ -195,6 +195,19 @@ def test_gelu_and_its_slope_are_torchs():
     np.testing.assert_allclose(gelu(x), value.detach().numpy(), atol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda x: gelu(x).sum())(x), theirs.grad.numpy(), atol=1e-6)
     assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
+
+
+def test_a_norm_and_its_gradients_are_torchs():
+    rng = np.random.default_rng(0)
+    x, grad = (rng.normal(1, 2, (2, 3, 64)).astype(np.float32) for _ in range(2))
+    scale, bias = (rng.normal(1, 1, 64).astype(np.float32) for _ in range(2))
+    inputs = [torch.tensor(y, dtype=torch.float64, requires_grad=True) for y in (x, scale, bias)]
+    value = torch.nn.functional.layer_norm(inputs[0], (64,), *inputs[1:], eps=1e-6)
+    value.backward(torch.tensor(grad, dtype=torch.float64))
+    ours, gradients = jax.vjp(functools.partial(layer_norm, eps=1e-6), x, scale, bias)
+    np.testing.assert_allclose(ours, value.detach().numpy(), atol=2e-6)
+    for gradient, theirs in zip(gradients(jnp.asarray(grad)), inputs, strict=True):
+        np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=2e-6)
 
 
 def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():

@@ -3,6 +3,8 @@
 Letters: B batch, H heads, S tokens, D width, d head width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,14 +41,37 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     mean square minus the squared mean, which reads x once and saves 8 % of a YOLOS-S step on a TPU
     (benchmarks/tpu_model.py).
     """
-    is_exact, x = x.dtype == jnp.float32, x.astype(jnp.float32)
+    if x.dtype == jnp.float32:
+        return _exact_norm(x, scale, bias, eps)
+    x = x.astype(jnp.float32)
     mean = x.mean(axis=-1, keepdims=True)
-    if is_exact:
-        variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
-    else:
-        variance = jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean)
-        variance = jnp.maximum(variance, 0)  # the difference of nearly equal numbers may be negative
+    variance = jnp.square(x).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    variance = jnp.maximum(variance, 0)  # the difference of nearly equal numbers may be negative
     return (x - mean) * (jax.lax.rsqrt(variance + eps) * scale) + bias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _exact_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    return _exact_norm_forward(x, scale, bias, eps)[0]
+
+
+def _exact_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> tuple:
+    mean = x.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(x - mean).mean(axis=-1, keepdims=True) + eps)
+    return (x - mean) * (inverse * scale) + bias, (x, scale, mean, inverse)
+
+
+def _exact_norm_backward(_: float, saved: tuple, grad: jax.Array) -> tuple:
+    """Sums are products with ones and with the scale: as sums a CPU takes a tenth of a training step."""
+    x, scale, mean, inverse = saved
+    normed, ones = (x - mean) * inverse, jnp.ones(x.shape[:-1], x.dtype)
+    over_rows = lambda y: jnp.tensordot(ones, y, x.ndim - 1, precision='highest')  # [D]
+    mean_of_row = lambda y: jnp.dot(y, scale, precision='highest')[..., None] / len(scale)
+    of_normed = grad * scale - mean_of_row(grad) - normed * mean_of_row(grad * normed)
+    return of_normed * inverse, over_rows(grad * normed), over_rows(grad)
+
+
+_exact_norm.defvjp(_exact_norm_forward, _exact_norm_backward)
 
 
 @jax.custom_vjp
