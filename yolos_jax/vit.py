@@ -59,7 +59,8 @@ class LayerNorm(nn.Module):
 class QueryKeyValue(nn.Module):
     """The dense layer before attention: q [B, H, M, d] of the tokens in `rows`, k, v [B, H, S, d] of all.
 
-    The products already have the kernels' layout, heads first: a tenth of a YOLOS-S step less on a TPU.
+    The products already have the layout in which the kernel reads them, on a TPU heads first: a tenth of a
+    YOLOS-S step less there.
     """
 
     heads: int
