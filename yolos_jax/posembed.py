@@ -1,11 +1,13 @@
 """Position tables, resampled to each image's own grid exactly as torch's bicubic does.
 
 Images of one batch have grids of different shapes, so a table [gh, gw, D] is resampled inside jit, from
-the traced grids, and laid out as sequences of N patches. On a CPU each patch sums the sixteen rows of
-the table around it (`taps`, `from_taps`): a forward pass of YOLOS-S takes 0.92 of the time of the other
-way, for GPUs and TPUs (`layout`, `sequences`), which is to multiply by two small dense matrices, one per
-axis. XLA needs static shapes: the product is taken for every cell of `short x long` (the shorter and
-the longer side an image of N patches can have) and each patch then picks its cell.
+the traced grids, to sequences of N patches.
+
+On a CPU each patch sums the sixteen rows of the table around it (`taps`, `from_taps`): a forward pass of
+YOLOS-S takes 0.92 of the time that it takes in the other way. On GPUs and TPUs the table is multiplied by
+two small dense matrices, one per axis (`layout`, `sequences`). XLA needs static shapes, so that product
+is taken for every cell of `short x long` (the shorter and the longer side an image of N patches can have),
+and each patch then picks its cell.
 
 Letters: B batch, N patches of the longest sequence, P tokens before them, S short side, L long side,
 D width.
