@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import os
 import random
 import shutil
 
@@ -73,7 +74,27 @@ def test_a_save_in_a_thread_is_no_matter_of_the_error_that_it_handles(state, tmp
     assert checkpoint.steps(tmp_path) == [5, 8]
 
 
+def test_what_may_not_be_read_or_written_is_named_and_not_taken_for_damaged(state, tmp_path, monkeypatch):
+    save(tmp_path, state, {1: None, 2: None})
+    secret, access = tmp_path / '2' / 'state', os.access
+    monkeypatch.setattr(os, 'access', lambda path, mode: access(path, mode) and path != secret)
+    with pytest.raises(InputError, match='2/state: cannot be read'):
+        Checkpoints(tmp_path).restore(state)
+    assert secret.is_dir()
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    with pytest.raises(InputError, match='cannot write to it'):
+        Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['a[b', 'caf\udce9'])
+def test_folders_that_orbax_cannot_use_are_refused(name, tmp_path):
+    with pytest.raises(InputError, match='checkpoints cannot be in a folder'):
+        checkpoint.check_path(tmp_path / name)
+
+
 def test_an_empty_folder_restores_nothing(state, tmp_path):
+    (tmp_path / '\u00b2').mkdir()  # isdigit, and no number
+    assert not checkpoint.steps(tmp_path)
     assert Checkpoints(tmp_path / 'new').restore(state) is None
 
 

@@ -5,6 +5,7 @@ If the run is in a bucket, process 0 saves the arrays of all processes to its lo
 """
 
 import contextlib
+import os
 import shutil
 import sys
 import threading
@@ -38,6 +39,8 @@ class Checkpoints:
         self.folder, self._mirror, self._check = Path(folder).absolute(), mirror, check
         if mirror or cluster.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):  # now, and not at the first save
+                raise InputError(f'{self.folder}: cannot write to it (Permission denied)')
         if cluster.is_first():
             _tidy(self.folder)
         cluster.wait('checkpoints')
@@ -114,7 +117,7 @@ class Checkpoints:
                 whole.
         """
         damaged, folders = {}, [path.name for path in self.folder.iterdir()]
-        steps = sorted((int(name) for name in folders if name.isdigit()), reverse=True)
+        steps = sorted((int(name) for name in folders if name.isdecimal()), reverse=True)
         cluster.agree({f'what is in {self.folder}': steps})
         for step in steps:
             path, problem = self.folder / str(step), None
@@ -144,6 +147,8 @@ class Checkpoints:
     def _read(self, path: Path, like: dict) -> tuple[dict, dict]:
         if self._mirror:
             self._mirror.fetch(path)
+        if secret := [file for file in path.rglob('*') if not os.access(file, os.R_OK)]:
+            raise InputError(f'{secret[0]}: cannot be read (Permission denied)')  # it is not damaged
         meta = checkpoint.read_meta(path)
         _compare(like, ocp.PyTreeCheckpointHandler().metadata(path / STATE).tree, path)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -227,7 +232,7 @@ def _tidy(folder: Path) -> None:
     Raises:
         InputError: no step is complete.
     """
-    steps = [path for path in folder.iterdir() if path.name.isdigit()]
+    steps = [path for path in folder.iterdir() if path.name.isdecimal()]
     cut = [path for path in steps if not ((path / META).is_dir() and (path / STATE).is_dir())]
     if steps and cut == steps:
         names = ', '.join(sorted(path.name for path in cut))
