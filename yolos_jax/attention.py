@@ -61,7 +61,7 @@ def heads_first(kernel: Callable) -> bool:
 
 
 def reads_rows(kernel: Callable) -> bool:
-    """Whether rows of a table are read one by one faster than by a product: they are on a CPU."""
+    """Whether rows of a table are read one by one on the device of this kernel: a CPU is faster so."""
     return _is(kernel, flash)
 
 
