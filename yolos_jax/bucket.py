@@ -106,14 +106,15 @@ class Bucket:
             return self._store.write(name, content, if_equal=generation).result(WAIT).generation or None
 
     def upload(self, paths: dict[str, Path]) -> None:
-        """Write {name: file}, several at a time. A file that no longer exists is skipped."""
+        """Write {name: file}, several at a time; a missing file is skipped, `COMMITTED` files come last."""
 
         def put(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
                 self.write(name, paths[name].read_bytes())
 
-        with concurrent.futures.ThreadPoolExecutor(FILES) as pool:
-            list(pool.map(put, paths))
+        for last in (False, True):
+            with concurrent.futures.ThreadPoolExecutor(FILES) as pool:
+                list(pool.map(put, [name for name in paths if name.endswith(COMMITTED) == last]))
 
     def download(self, paths: dict[str, Path]) -> None:
         """Read {name: file}, several at a time; each file appears whole or not at all."""
@@ -174,8 +175,6 @@ class Bucket:
 def new_folder(location: str | Path) -> Iterator[Path]:
     """The path of a new folder to write to; if `location` is a URL, it is uploaded at the end.
 
-    The file that marks a checkpoint as complete is uploaded last.
-
     Raises:
         InputError: the location is not empty, or cannot be written to.
     """
@@ -189,10 +188,8 @@ def new_folder(location: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, 'new')
         yield folder
-        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
-        last = {name: path for name, path in paths.items() if name.endswith(COMMITTED)}
-        place.upload({name: path for name, path in paths.items() if name not in last})
-        place.upload(last)
+        paths = (path for path in folder.rglob('*') if path.is_file())
+        place.upload({path.relative_to(folder).as_posix(): path for path in paths})
 
 
 class Reading(NamedTuple):

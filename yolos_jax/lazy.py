@@ -1,6 +1,6 @@
 """Imports the modules of a package when their names are first used."""
 
-import importlib
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 
@@ -9,11 +9,8 @@ def modules_of(package: str) -> Callable[[str], ModuleType]:
     """A package's `__getattr__` (PEP 562), so that `yolos_jax.tools.speed` needs no import of its own."""
 
     def get(name: str) -> ModuleType:
-        try:
-            return importlib.import_module(f'{package}.{name}')
-        except ModuleNotFoundError as error:
-            if error.name != f'{package}.{name}':  # an import inside the module failed
-                raise
-            raise AttributeError(f'module {package!r} has no attribute {name!r}') from None
+        if importlib.util.find_spec(f'{package}.{name}') is None:
+            raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        return importlib.import_module(f'{package}.{name}')
 
     return get

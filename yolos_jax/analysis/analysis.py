@@ -1,8 +1,7 @@
 """The whole analysis of the detections in a split, as numbers."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +10,13 @@ from yolos_jax.analysis.groups import Group
 from yolos_jax.analysis.outcomes import Outcomes, Split
 
 
-class Corrupted(NamedTuple):
-    """The AP under a corruption at its strengths."""
-
-    name: str
-    ap: list[float]
-
-
 @dataclasses.dataclass(frozen=True)
 class Analysis:
     """The results of `analyse` for the detections in a split.
 
     errors: at IoU 0.5; thresholds: the best of each class; least_scores [K]: their scores, 1 for a class
-    without one; confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: the AP under corruptions,
-    empty if not measured.
+    without one; confusion [K + 1, K + 1]; groups: {title: groups}; corrupted: {name: its AP at each
+    strength}, empty if not measured.
     """
 
     outcomes: Outcomes
@@ -35,12 +27,11 @@ class Analysis:
     confusion: np.ndarray
     calibration: confidence.Calibration
     groups: dict[str, list[Group]]
-    corrupted: list[Corrupted]
+    corrupted: dict[str, list[float]]
 
     def relative_ap(self) -> float:
         """The mean AP under corruptions, relative to the AP without."""
-        values = [ap for corruption in self.corrupted for ap in corruption.ap]
-        return float(np.mean(values)) / max(self.curves.ap(), 1e-9)
+        return float(np.mean([*self.corrupted.values()])) / max(self.curves.ap(), 1e-9)
 
     def numbers(self) -> dict[str, Any]:
         """The analysis without the single detections, as content for JSON."""
@@ -55,12 +46,12 @@ class Analysis:
             'confusion': self.confusion.tolist(),
             'calibration': {name: np.asarray(x).tolist() for name, x in self.calibration._asdict().items()},
             'groups': {title: [*map(dataclasses.asdict, parts)] for title, parts in self.groups.items()},
-            'corrupted': {x.name: x.ap for x in self.corrupted},
+            'corrupted': self.corrupted,
         }
 
 
 def analyse(
-    split: Split, fields: dict[str, list] | None = None, corrupted: Sequence[Corrupted] = ()
+    split: Split, fields: dict[str, list] | None = None, corrupted: dict[str, list[float]] | None = None
 ) -> Analysis:
     """Match a split's detections and run all analyses.
 
@@ -68,7 +59,7 @@ def analyse(
     """
     matched = outcomes.match(split)
     thresholds = confidence.best_thresholds(matched)
-    least_scores = np.nan_to_num(np.array([x.score for x in thresholds]), nan=1.0)
+    least_scores = np.array([1.0 if x.score is None else x.score for x in thresholds])
     parts = {
         'Size of objects': groups.by_size(split),
         'Shape of objects': groups.by_shape(split),
@@ -89,5 +80,5 @@ def analyse(
         confusion=confidence.confusion(matched, least_scores),
         calibration=confidence.calibration(matched),
         groups=parts,
-        corrupted=list(corrupted),
+        corrupted=corrupted or {},
     )

@@ -16,14 +16,14 @@ BINS = 10
 class Threshold(NamedTuple):
     """The score threshold at which a class has its largest F1, and the metrics there."""
 
-    score: float
-    f1: float
-    precision: float
-    recall: float
+    score: float | None
+    f1: float | None
+    precision: float | None
+    recall: float | None
 
 
 def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
-    """The best threshold of each of the K classes; NaN without objects or without a correct detection."""
+    """The best threshold of each of the K classes; None without objects or without a correct detection."""
     split, counts = outcomes.split, outcomes.counted
     objects = np.bincount(split.classes[counts], minlength=len(split.class_ids))
     kept = np.flatnonzero(~outcomes.ignored[:, 0])
@@ -35,7 +35,7 @@ def best_thresholds(outcomes: Outcomes) -> list[Threshold]:
         hits = np.cumsum(outcomes.matched[rows, 0] >= 0)
         f1 = 2 * hits / (np.arange(1, len(rows) + 1) + count)
         if not count or not len(rows) or not hits[-1]:
-            result.append(Threshold(*[float('nan')] * 4))
+            result.append(Threshold(*[None] * 4))
             continue
         is_last = np.diff(split.scores[rows], append=-1) != 0  # no threshold separates equal scores
         best = int(np.where(is_last, f1, -1).argmax())

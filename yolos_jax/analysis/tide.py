@@ -34,12 +34,11 @@ class Kind(enum.IntEnum):
 class Errors(NamedTuple):
     """The errors in a split.
 
-    kinds int [d]: of each detection, -1 if right or ignored. missed bool [m]: of each object. costs,
-    counts: the cost and the number of errors of each kind; as in TIDE, the number includes crowds.
+    kinds int [d]: of each detection, -1 if right or ignored. costs, counts: the cost and the
+    number of errors of each kind; as in TIDE, the number includes crowds.
     """
 
     kinds: np.ndarray
-    missed: np.ndarray
     costs: dict[Kind, float]
     counts: dict[Kind, int]
 
@@ -50,7 +49,7 @@ def errors(outcomes: Outcomes) -> Errors:
     if not len(split.images):
         kinds = np.where(ignored, -1, Kind.BACKGROUND)
         counts = dict.fromkeys(Kind, 0) | {Kind.BACKGROUND: len(kinds)}
-        return Errors(kinds, np.zeros(0, bool), dict.fromkeys(Kind, 0.0), counts)
+        return Errors(kinds, dict.fromkeys(Kind, 0.0), counts)
     right = (outcomes.matched[:, 0] >= 0) & ~ignored
     used = np.zeros(len(split.images), bool)
     used[outcomes.matched[right, 0]] = True
@@ -87,7 +86,7 @@ def errors(outcomes: Outcomes) -> Errors:
         after = _ap(classes[kept], split.scores[kept], (right | mended)[kept], left, per_class)
         costs[kind] = max(after - before, 0.0)
     counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
-    return Errors(np.where(ignored, -1, kinds), missed, costs, counts)
+    return Errors(np.where(ignored, -1, kinds), costs, counts)
 
 
 def _nearest(split: Split, counted: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ class Mirror:
         self.folder.mkdir(parents=True)
         names = [name for name in self.bucket.names() if not name.endswith('/')]  # a console's folders
         steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
-        whole = {step for step in steps if f'{FOLDER}/{step}/{COMMITTED}' in names and step.isdigit()}
+        whole = {step for step in steps if f'{FOLDER}/{step}/{COMMITTED}' in names and step.isdecimal()}
         self._steps = steps
         kept = [name for name in names if name != LOCK and not self._is_unfetched(name, whole)]
         self.bucket.download({name: self._path(name) for name in kept if not self._path(name).exists()})
@@ -100,27 +100,16 @@ class Mirror:
         paths |= {f'{PROGRAMS}/{path.name}': path for path in _files(self._programs)}
         stamps = {name: _stamp(path) for name, path in paths.items()}
         changed = [name for name in paths if stamps[name] and stamps[name] != self._stamps.get(name)]
-        steps = {}
-        for name in changed:
-            if match := STEP.fullmatch(name):
-                steps.setdefault(match[1], []).append(name)
-        plain = [name for name in changed if not name.startswith(f'{FOLDER}/')]
-        self._upload(plain, paths, stamps)
-        for step, names in steps.items():
-            self._steps.add(step)
-            last = [name for name in names if name.endswith(f'/{step}/{COMMITTED}')]
-            self._upload([name for name in names if name not in last], paths, stamps)
-            self._upload(last, paths, stamps)
+        changed = [name for name in changed if STEP.fullmatch(name) or not name.startswith(f'{FOLDER}/')]
+        self._steps |= {match[1] for name in changed if (match := STEP.fullmatch(name))}
+        self.bucket.upload({name: paths[name] for name in changed})
+        self._stamps |= {name: stamps[name] for name in changed}
         for step in [step for step in self._steps if not (self.folder / FOLDER / step).exists()]:
-            if step.isdigit():  # damaged steps that were set aside stay
+            if step.isdecimal():  # damaged steps that were set aside stay
                 self.bucket.remove(f'{FOLDER}/{step}/{COMMITTED}')
                 self.bucket.remove_all(f'{FOLDER}/{step}/')
                 self._steps.remove(step)
         self._pushed = time.monotonic()
-
-    def _upload(self, names: list[str], paths: dict, stamps: dict) -> None:
-        self.bucket.upload({name: paths[name] for name in names})
-        self._stamps |= {name: stamps[name] for name in names}
 
     def _path(self, name: str) -> Path:
         inside, _, rest = name.partition('/')

@@ -48,7 +48,8 @@ class Run(NamedTuple):
     def while_compiling(self) -> None:
         """Called several times a second while compiling: as `after_batch`, and restarts the throughput."""
         self.progress()
-        if self.stop and self.stop.without_others():
+        # in a cluster, whose processes compile unequally long, the others would wait for it
+        if self.stop and self.stop.number is not None and cluster.is_alone():
             raise StopRun
         self.throughput.restart()
 

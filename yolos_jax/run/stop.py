@@ -55,13 +55,6 @@ class StopSignal:
         if not cluster.is_alone():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def without_others(self) -> bool:
-        """Whether to stop at a place that processes pass unequally often, where `together` cannot be used.
-
-        In a cluster, no process stops there: the others would wait for it.
-        """
-        return self.number is not None and cluster.is_alone()
-
     def together(self) -> bool:
         """Whether to stop; every process asks after each step, and each batch of an evaluation."""
         if cluster.is_alone():

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, config_files, lease
+from yolos_jax.run.lease import LOCK
 from yolos_jax.run.mirror import PROGRAMS, Mirror
 
 # keys that may differ when a run resumes: they change what is written, not what is computed
@@ -24,7 +25,6 @@ FREE = set(
     'data train_json train_images val_json val_images init_from teacher data_cache bad_images log_every '
     'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
 )
-LOCK = '.lock'  # names the process that uses the folder
 
 
 class Workdir(NamedTuple):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, steps, weights
 from yolos_jax.analysis import groups, outcomes, precision
-from yolos_jax.analysis.analysis import Corrupted, analyse
+from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
@@ -63,6 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@cli.positional('bad_images')  # a key that only a run has
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and evaluate."""
     args = parse(arguments)
@@ -70,12 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cluster.is_alone():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it, for runs that save at a step
     with workdir.opened(args.output) as work:  # one evaluation at a time
-        try:
-            evaluate(args, work.folder)
-        except InputError as error:
-            if error.argument == 'bad_images':  # a key that only a run has
-                raise InputError(str(error)) from None
-            raise
+        evaluate(args, work.folder)
 
 
 def read_data(args: argparse.Namespace) -> records.Records:
@@ -168,7 +164,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     fields = groups.read_fields(data, truth, args.by)  # raises before any work is done
     detect = make_detect(args, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
-    corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else []
+    corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else None
     if not cluster.is_first():
         return
     numbers, classes = evaluation.score(truth, results)
@@ -218,9 +214,9 @@ def corruptions_of(
     data: records.Records,
     truth: annotations.Annotations,
     labels: dict[int, int],
-) -> list[Corrupted]:
+) -> dict[str, list[float]]:
     """The AP under each corruption at each strength."""
-    result = []
+    result = {}
     for name in corruptions.CORRUPTIONS:
         values = []
         for strength in corruptions.STRENGTHS:
@@ -228,7 +224,7 @@ def corruptions_of(
             results = evaluation.to_results(detect(f'{name} {strength}', alter), data, labels)
             split = outcomes.columns(truth, results)
             values.append(precision.curves(outcomes.match(split)).ap())
-        result.append(Corrupted(name, values))
+        result[name] = values
     return result
 
 

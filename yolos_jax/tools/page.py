@@ -70,7 +70,8 @@ def document(title: str, body: str) -> bytes:
         f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     )
     body += f'<script>{SORT}</script>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'.encode()
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+    return page.encode(errors='replace')  # paths may not be UTF-8
 
 
 def text(words: str, kind: str = '') -> str:
@@ -91,7 +92,7 @@ def row(*parts: str) -> str:
 def table(
     rows: Iterable[Sequence], head: Sequence[str] = (), caption: str = '', sorts: bool = False
 ) -> str:
-    """A table of texts, numbers (None and NaN are blank) and bars; sorts: by a click on a column's head."""
+    """A table of texts, numbers (None is blank) and bars; sorts: by a click on a column's head."""
     top = f'<caption>{html.escape(caption)}</caption>' if caption else ''
     if head:
         cells = ''.join(f'<th class="{"sorts" * sorts}">{html.escape(name)}</th>' for name in head)
@@ -106,7 +107,7 @@ def _cell(value: str | float | Bar | None) -> str:
         return f'<td>{html.escape(value.text)} <span class="bar" style="width:{width:.2f}em"></span></td>'
     if isinstance(value, str):
         return f'<td>{html.escape(value)}</td>'
-    if value is None or value != value:
+    if value is None:
         return '<td data-value="-1"></td>'
     shown = f'{value:,}' if isinstance(value, int) else f'{value:.3f}'
     return f'<td class="number" data-value="{value}">{shown}</td>'

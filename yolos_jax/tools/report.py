@@ -3,9 +3,7 @@
 `yolos eval --report` writes it, as one HTML file and, for programs, as report.json.
 """
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,16 +37,7 @@ def write(
     """Write report.html and report.json; arguments as for `render`."""
     page_file, numbers_file = (folder / name for name in FILES)
     files.write(page_file, render(analysis, records, numbers, about))
-    files.write_json(numbers_file, _without_nan(analysis.numbers()))
-
-
-def _without_nan(value: Any) -> Any:
-    """Content for JSON, which has no NaN: null in its place."""
-    if isinstance(value, dict):
-        return {key: _without_nan(x) for key, x in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(x) for x in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    files.write_json(numbers_file, analysis.numbers())
 
 
 def render(analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]) -> bytes:
@@ -85,7 +74,7 @@ def _classes(analysis: Analysis) -> str:
     objects = np.bincount(split.classes[counted], minlength=len(split.class_ids)).tolist()
     pairs = np.unique(np.stack([split.classes[counted], split.images[counted]]), axis=1)
     images = np.bincount(pairs[0], minlength=len(objects)).tolist()
-    blank = lambda values: [value if value > -1 else float('nan') for value in values.tolist()]
+    blank = lambda values: [value if value > -1 else None for value in values.tolist()]
     ap, ap50, ar = (blank(x) for x in (curves.by_class(), curves.by_class(0), curves.recall.mean(axis=0)))
     rows = zip(split.class_names, objects, images, ap, ap50, ar, analysis.thresholds, strict=True)
     head = ['class', 'objects', 'images', 'AP', 'AP50', 'AR100', 'threshold', 'F1', 'precision', 'recall']
@@ -193,7 +182,7 @@ def _groups(title: str, members: list[Group]) -> str:
 def _corrupted(analysis: Analysis) -> str:
     if not analysis.corrupted:
         return ''
-    rows = [(x.name, *x.ap) for x in analysis.corrupted]
+    rows = [(name, *aps) for name, aps in analysis.corrupted.items()]
     words = (
         f'AP under corruptions of the images. Their mean is {analysis.relative_ap():.1%} of the AP '
         f'without, {analysis.curves.ap():.3f}.'

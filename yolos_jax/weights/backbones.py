@@ -184,7 +184,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     """The ViT in a file; keeps_class_row: as `keep` of `_with_class_row`."""
     (tensors, ignored), report, has_no_row = _unwrapped(file.tensors), [], False
     mean, std = statistics.beside(file)
-    if google.is_google(tensors):
+    if 'embedding/kernel' in tensors:
         tensors, mean, std, has_no_row = google.to_timm(tensors), google.MEAN, google.STD, True
         report += google.fill(tensors)
     elif any(name.startswith('embeddings.') for name in tensors):

@@ -18,11 +18,6 @@ NAMES = {
 }
 
 
-def is_google(tensors: dict) -> bool:
-    """Whether tensors carry the names of these projects."""
-    return 'embedding/kernel' in tensors
-
-
 def to_timm(tensors: dict) -> dict:
     """Tensors under timm's names and layouts: these kernels are [in, out], blocks separate or stacked."""
     result, parts = {}, {}

@@ -36,8 +36,6 @@ def read(file: BinaryIO) -> Any:
         return _read_zip(file) if file.read(4) == ZIP else _read_stream(file)
     except InputError as error:
         raise InputError(f'{file.name}: {error}') from None
-    except OSError as error:
-        raise InputError(f'{file.name}: {error.strerror or error}') from None
     except (
         ArithmeticError,
         AttributeError,
