@@ -68,7 +68,7 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert [str(problem) for problem in problems] == [
-        '3 boxes without an area in their image (dropped): annotation id 1 in b.jpg, '
+        '3 boxes without an area in their image (not trained on): annotation id 1 in b.jpg, '
         'annotation id 4 in b.jpg, annotation id 6 in b.jpg',
         '2 boxes that leave the image by more than a pixel (cut): annotation id 2 in b.jpg, '
         'annotation id 5 in b.jpg',

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from helpers import ROOT
 from PIL import Image
-from yolos_jax.configs import finetune
+from yolos_jax.configs import finetune, yolos_dinov2_s
 
 from yolos_jax.errors import InputError
 from yolos_jax.tools import build_tfds, check_data
@@ -59,7 +59,7 @@ def test_every_fault_is_reported_with_its_file(faulty, tmp_path, capsys):
         r'note: 1 images of another size than annotated: .*000000000003.jpg is 50 x 50, annotated',
         r'note: 1 images turned by EXIF, used as stored: their sizes do not say .*000000000004.jpg',
         r'note: 1 images turned by EXIF, annotated and used upright: .*000000000005.jpg',
-        r'note: 1 boxes without an area in their image \(dropped\): annotation id 900',
+        r'note: 1 boxes without an area in their image \(not trained on\): annotation id 900',
         r'note: 1 boxes that leave the image by more than a pixel \(cut\): annotation id 901',
         r'note: 1 images with more than \d+ objects, of which the largest are targets: 000000000007.jpg',
         r'without an area, left out +1\b',
@@ -161,6 +161,10 @@ def test_a_config_without_a_largest_side_is_checked_with_the_published_one():
     assert check_data.run_options(config, 'finetune')['recipe'].max_size == check_data.RECIPE.max_size
 
 
+def test_batches_are_those_of_a_model_with_registers():
+    assert check_data.run_options(yolos_dinov2_s.get_config(), '')['special'] == 1 + 4 + 100
+
+
 def test_a_config_of_pre_training_is_refused(coco_folder):
     with pytest.raises(InputError, match='no boxes'):
         check_data.main([str(coco_folder), '--config=deit_ti'])
@@ -180,3 +184,7 @@ def test_an_unreadable_split_does_not_hide_the_others(coco_folder, tmp_path, cap
         r'== test2017 ==\nSTOPS A RUN: .*instances_test2017.json: not a COCO detection file', printed
     )
     assert printed.count('STOPS A RUN') == 1 and '== val2017 ==' in printed
+    (tmp_path / 'data' / 'train2017').rename(tmp_path / 'moved')
+    status, printed = run(capsys, tmp_path / 'data')
+    assert status == 1 and re.search(r'== train2017 ==\nSTOPS A RUN: .* are not in', printed)
+    assert printed.count('STOPS A RUN') == 2 and '== val2017 ==' in printed

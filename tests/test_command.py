@@ -169,3 +169,27 @@ def test_ctrl_c_while_a_script_is_imported_is_not_lost(script, tmp_path):
     environment = os.environ | {'PYTHONPATH': str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'says'),
+    [
+        ('predict.py', ['--weights=/nowhere', '--output={tmp}', 'README.md'], '/nowhere: no such file'),
+        ('predict.py', ['--weights=/nowhere', '--output={tmp}', '/gone.jpg'], '/gone.jpg: no such file'),
+        (
+            'eval.py',
+            ['--weights=README.md', '--data=.', '--output={tmp}'],
+            r'no data set is seen in it.* \(--data\)',
+        ),
+        (
+            'convert_torch_weights.py',
+            ['--input=README.md', '--output=configs'],
+            r'not empty.* \(--output\)',
+        ),
+    ],
+)
+def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says, tmp_path):
+    command = [sys.executable, name, *(x.format(tmp=tmp_path / 'out') for x in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and re.search(says, done.stderr)
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

@@ -56,6 +56,14 @@ def test_the_ap_of_all_classes_is_the_mean_of_each(coco_folder):
     assert np.mean(list(classes.values())) == pytest.approx(numbers['AP'])
 
 
+def test_a_negative_area_counts_as_a_missing_one(tmp_path):
+    content = coco_content()
+    content['annotations'][0]['area'], content['annotations'][1]['area'] = -3, 0
+    truth = records.read(write_coco(tmp_path, content), 'val').truth()
+    areas = [a['area'] for a in evaluation.coco_content(truth)['annotations']]
+    assert areas == [30 * 40, 0, 81, 0]
+
+
 def test_no_detections_are_an_ap_of_zero(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
     numbers, _ = evaluation.score(annotations.read(path), [])

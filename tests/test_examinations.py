@@ -204,6 +204,10 @@ def test_tokens_that_lie_as_their_boxes_do_have_a_correlation_of_nearly_minus_on
     assert tokens.correlation(embeddings, centres) < -0.95
 
 
+def test_tokens_that_predict_the_same_have_no_correlation():
+    assert tokens.correlation(np.eye(5), np.ones((3, 5, 2))) is None
+
+
 def test_the_tokens_command_writes_its_numbers_and_pictures(saved, coco_folder, tmp_path):
     tokens.main([f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}'])
     numbers = json.loads((tmp_path / 'tokens.json').read_text())

@@ -2,15 +2,12 @@ import dataclasses
 import functools
 import json
 import pickle
-import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, forward, make_hf, noise, read_detector
+from helpers import TINY, forward, make_hf, noise, read_detector
 from PIL import Image
 
 from yolos_jax import evaluation, steps, weights
@@ -174,6 +171,17 @@ def test_a_stream_is_read_no_further_than_a_few_batches_ahead(saved):
     for _ in range(5):
         next(results)
     assert len(asked) < 40
+
+
+def test_the_results_of_images_before_an_error_of_the_caller_come_first(saved):
+    def images():
+        yield from [noise(60, 80)] * 9
+        raise OSError('unplugged')
+
+    results = Detector.from_pretrained(saved).stream(images())
+    assert len([next(results) for _ in range(9)]) == 9
+    with pytest.raises(OSError, match='unplugged'):
+        next(results)
 
 
 def test_one_image_is_no_stream(saved, tmp_path):
@@ -374,27 +382,3 @@ def test_photographs_of_common_shapes_are_computed_without_padding():
     lengths = sequence_lengths(512, 853)
     assert lengths == [32 * 32, 32 * 42, 32 * 48, 32 * 53]
     assert len(sequence_lengths(800, 1333)) == 4 and sequence_lengths(16, 16) == [1]
-
-
-@pytest.mark.parametrize(
-    ('name', 'arguments', 'says'),
-    [
-        ('predict.py', ['--weights=/nowhere', '--output={tmp}', 'README.md'], '/nowhere: no such file'),
-        ('predict.py', ['--weights=/nowhere', '--output={tmp}', '/gone.jpg'], '/gone.jpg: no such file'),
-        (
-            'eval.py',
-            ['--weights=README.md', '--data=.', '--output={tmp}'],
-            r'no data set is seen in it.* \(--data\)',
-        ),
-        (
-            'convert_torch_weights.py',
-            ['--input=README.md', '--output=configs'],
-            r'not empty.* \(--output\)',
-        ),
-    ],
-)
-def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says, tmp_path):
-    command = [sys.executable, name, *(x.format(tmp=tmp_path / 'out') for x in arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and re.search(says, done.stderr)
-    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

@@ -199,3 +199,13 @@ def test_groups_must_divide_the_batch():
     ours, _ = make_targets((3, 1, 1), SLOTS, C)
     with pytest.raises(ValueError, match='groups of 2'):
         set_loss(jax.tree.map(jnp.asarray, random_outputs(3)), ours, 2)
+
+
+def test_a_group_on_two_devices_is_refused_in_parts_of_a_batch():
+    outputs, (targets, _) = random_outputs(2), make_targets((1, 2), SLOTS, C)
+    whole = {name: np.concatenate([x, x]) for name, x in targets.items()}
+    loss = lambda: losses.set_loss(outputs, targets, images_per_group=2, whole=whole)
+    with jax.set_mesh(meshes.make_mesh(jax.devices()[:2])):
+        with pytest.raises(ValueError, match="a device's rows of a part"):
+            jax.eval_shape(loss)
+    jax.eval_shape(loss)  # on one device

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,11 @@ from yolos_jax import numba_cache
 
 @pytest.mark.parametrize('owner', ['ours', 'of somebody else'])
 def test_a_private_cache_folder_is_used_if_the_default_one_is_not_writable(owner, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'access', lambda *_: False)
+    home = tmp_path / 'home'
+    (home / '.cache').mkdir(parents=True)
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(os, 'access', lambda path, _: Path(path) == home)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     monkeypatch.setenv('NUMBA_CACHE_DIR', '')
     monkeypatch.delenv('NUMBA_CACHE_DIR')

@@ -73,6 +73,8 @@ def test_photographs_are_never_replaced(saved, photographs):
             run(saved, photographs, *paths)
         assert error.value.argument == 'output'
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
+    with pytest.raises(InputError, match='this names a file'):
+        run(saved, photographs / 'out.jpg', photographs)
 
 
 def test_files_that_are_in_the_output_already_are_never_replaced(saved, photographs, tmp_path):

@@ -54,5 +54,14 @@ def test_an_image_or_video_whose_picture_was_removed_is_predicted_again(tmp_path
 
 def test_a_damaged_list_of_videos_is_named(tmp_path):
     (tmp_path / 'videos.json').touch()
-    with pytest.raises(InputError, match='videos.json: damaged .* remove it to do the videos again'):
+    with pytest.raises(InputError, match='videos.json: damaged .* remove it'):
         Predictions(tmp_path, SETTINGS, overwrite=False)
+
+
+def test_hidden_files_and_folders_are_no_inputs(tmp_path):
+    """macOS puts ._NAME beside every file on other disks."""
+    (tmp_path / '.cache').mkdir()
+    for name in ('a.jpg', '._a.jpg', 'v.mp4', '._v.mp4', '.cache/w.mp4'):
+        (tmp_path / name).touch()
+    images = find_images([str(tmp_path)], tmp_path / 'output')
+    assert sorted(path.name for path in images) == ['a.jpg', 'v.mp4']

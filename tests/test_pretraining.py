@@ -345,6 +345,12 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_compiled(
         launch(config, tmp_path)
 
 
+def test_a_missing_split_is_named_with_its_key(class_folder, tmp_path):
+    with pytest.raises(InputError, match='has no split none') as error:
+        launch(config_of(class_folder, val_split='none'), tmp_path)
+    assert error.value.argument == 'val_split'
+
+
 def test_each_command_refuses_the_config_of_the_other(coco_folder, class_folder, tmp_path):
     with pytest.raises(InputError, match='for training a detector'):
         launch(quickstart.get_config(), tmp_path / 'a')

@@ -304,6 +304,7 @@ def test_a_run_says_which_weights_it_starts_from(averaged, coco_folder, tmp_path
         ({'eval_max_size': 8}, 'eval_max_size is 8, less than a patch'),
         ({'augment__crop_from': ()}, 'crops are of 384 to 600 pixels, from sides of '),
         ({'bad_images': -5}, 'bad_images is -5'),
+        ({'val_json': 'caf\udce9.json'}, 'val_json is .* not UTF-8'),
     ],
 )
 def test_unused_or_invalid_config_values_are_refused(changes, says, averaged, coco_folder, tmp_path):

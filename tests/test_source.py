@@ -74,6 +74,8 @@ def test_a_hugging_face_folder_is_read(form, hf, expected, tmp_path):
         (tmp_path / 'model.safetensors').unlink()
     yolos = check(path, expected)
     assert yolos.eps == 1e-12
+    with pytest.raises(InputError, match='heads is for a .pth'):
+        read_detector(path, heads=2)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

@@ -94,3 +94,10 @@ def test_verify_without_coco_and_image_says_what_it_needs():
 def test_a_name_that_cannot_be_checked_is_an_error(name, says, tmp_path):
     with pytest.raises(InputError, match=f'{name}: .*{says}'):
         verify.main([f'--image={tmp_path}/x.jpg', name])
+
+
+@pytest.mark.parametrize('content', ['{"', '[]'])
+def test_damaged_results_of_an_earlier_call_are_named(content, published, tmp_path):
+    (tmp_path / 'verified.json').write_text(content)
+    with pytest.raises(InputError, match='verified.json: damaged .* remove it'):
+        verify.verify({}, tmp_path)

@@ -222,3 +222,12 @@ def test_linked_folders_of_images_are_read(coco, tmp_path):
         (folder / 'more').symlink_to(tmp_path / folder.parent.name)
         (folder / 'loop').symlink_to(folder)
     assert len(records.read(tmp_path / 'a', 'train')) == 60
+
+
+def test_a_list_of_images_that_is_not_utf8_is_named(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file = tmp_path / 'data.yaml'
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {'train': 'train.txt'}))
+    (tmp_path / 'train.txt').write_bytes(b'./images/train/caf\xe9.jpg\n')
+    with pytest.raises(InputError, match='train.txt: no list of images in UTF-8'):
+        records.read(tmp_path, 'train')

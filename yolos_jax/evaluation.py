@@ -164,10 +164,10 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
         {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        names, truth = class_names(truth.categories), ground_truth(truth)
-        known = set(truth.getCatIds())
+        names, coco = class_names(truth.categories), ground_truth(truth)
+        known = set(coco.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
-        evaluation = COCOeval(truth, truth.loadRes(results or _nothing(truth)), 'bbox')
+        evaluation = COCOeval(coco, coco.loadRes(results or _nothing(coco)), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -192,10 +192,10 @@ def coco_content(a: Annotations, *, upright: bool = False) -> dict:
 
     upright: record that boxes refer to photographs turned upright, which `sources.of_json` heeds.
 
-    Missing areas are width x height. Annotations are numbered from 1, because pycocotools takes a match
-    with annotation 0 for no match.
+    Missing and negative areas are width x height. Annotations are numbered from 1, because pycocotools
+    takes a match with annotation 0 for no match.
     """
-    areas = np.where(np.isnan(a.areas), a.boxes[:, 2] * a.boxes[:, 3], a.areas)
+    areas = np.where(a.areas >= 0, a.areas, a.boxes[:, 2] * a.boxes[:, 3])
     images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)
     objects = zip(*(x.tolist() for x in (a.owners, a.labels, a.boxes, areas, a.crowd)), strict=True)
     return (dict(sources.UPRIGHT) if upright else {}) | {

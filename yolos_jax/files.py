@@ -122,6 +122,19 @@ def write_json(path: str | Path, content: Any) -> None:
     write(path, json.dumps(content).encode())
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; raises InputError where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror})') from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path}: damaged ({error}); remove it, and it is written anew') from None
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: damaged (no object in it); remove it, and it is written anew')
+    return content
+
+
 def check_file(path: Path, argument: str, suffix: str) -> None:
     """Raises InputError if a file cannot be written, or exists with another suffix.
 

@@ -144,8 +144,18 @@ class Detector:
         if os.getpid() != self._process:
             raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
         least_score, size = _least_score(threshold), WINDOW * self.batch_size
+        failed: list[Exception] = []  # what `images` raised: the results of those before it come first
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
-            read = lambda: [pool.submit(self._read, x, keep) for x in itertools.islice(images, size)]
+
+            def read() -> list[concurrent.futures.Future]:
+                jobs = []
+                try:
+                    for image in itertools.islice(images, 0 if failed else size):
+                        jobs.append(pool.submit(self._read, image, keep))
+                except Exception as error:
+                    failed.append(error)
+                return jobs
+
             ahead, computing = read(), []
             try:
                 while ahead or computing:
@@ -159,6 +169,8 @@ class Detector:
                             yield item
                         else:
                             raise item
+                if failed:
+                    raise failed[0]
             finally:
                 pool.shutdown(cancel_futures=True)
 

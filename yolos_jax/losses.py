@@ -6,7 +6,7 @@ Letters: B batch, Q queries ([DET] tokens), T targets, C classes, G groups of im
 import jax
 import jax.numpy as jnp
 
-from yolos_jax import boxes, matcher
+from yolos_jax import boxes, matcher, spmd
 
 CLASS_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
 EOS_COEF = 0.1  # weight of "no object" in the class loss: most queries have none
@@ -40,11 +40,13 @@ def set_loss(
         not in 0..C-1.
 
     Raises:
-        ValueError: images_per_group does not divide B.
+        ValueError: images_per_group does not divide B, or a device's rows of a part.
     """
     B, Q, classes = outputs['pred_logits'].shape
     if B % images_per_group:
         raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
+    if whole is not None and len(whole['valid']) > B and B // spmd.num_devices() % images_per_group:
+        raise ValueError(f"a device's rows of a part do not divide into groups of {images_per_group}")
     valid, whole = targets['valid'], targets if whole is None else whole
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]

@@ -40,7 +40,7 @@ class Head(nn.Module):
 
 
 class Yolos(nn.Module):
-    """The detector.
+    """The detector. Its gradients are of reverse mode only (`jax.grad`, `jax.vjp`).
 
     Attributes:
         width, depth, heads: of the ViT; `YOLOS_TI`, `YOLOS_S`, `YOLOS_S_DWR` and `YOLOS_B` hold those of

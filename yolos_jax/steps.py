@@ -41,9 +41,9 @@ def make_train_step(
         ema: decay of a moving average of the parameters, 0 for none. At step t it is at most
             (1 + t) / (10 + t), so that the first steps count less.
 
-    The step raises ValueError if a batch does not divide into `accumulate_steps`, or if the state has an
-    'ema' although `ema` is 0, or the reverse. On several devices, place the state and the batches with
-    `run.mesh` (`make_mesh`, `replicate`, `shard`), and call the step within `jax.set_mesh`.
+    The step raises ValueError if a batch does not divide into `accumulate_steps` and groups, or if the
+    state has an 'ema' although `ema` is 0, or the reverse. On several devices, place the state and the
+    batches with `run.mesh` (`make_mesh`, `replicate`, `shard`), and call the step within `jax.set_mesh`.
     """
     return make_update(make_loss(model, images_per_group, loss), optimizer, accumulate_steps, ema)
 

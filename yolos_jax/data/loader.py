@@ -90,8 +90,9 @@ def load(
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
     An image that cannot be read, or is not of the size that the annotations give, is replaced by the next
-    readable one of its batch. Which images a batch has is a function of (seed, step) alone, so the batch is
-    the same in every run and on any number of processes. In an evaluation the image's row stays empty.
+    readable one of its batch or, if that has fewer than 8 images, of the next batches of its length. Which
+    images a batch has is a function of (seed, step) alone, so the batch is the same in every run and on any
+    number of processes. In an evaluation the image's row stays empty.
 
     Args:
         batches: what to load. part: the rows of each batch to load. threads: how many read and decode; when
@@ -126,10 +127,10 @@ def load(
 
 
 class _Group(NamedTuple):
-    """Rows of a batch with the same image, and the same replacements for it: the image is read once."""
+    """Rows of a batch with the same image, which is read once and replaced alike."""
 
     rows: list[int]  # of the batch of all processes
-    candidates: np.ndarray
+    candidates: np.ndarray  # of the first row
     image: Callable[[], Any] | None  # of the first candidate, requested already
 
 

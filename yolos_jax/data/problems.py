@@ -131,7 +131,7 @@ def _box_checks(a: Annotations) -> list[_Check]:
         _Check('categories of one name', _repeated(names), str),
         _Check('image files that stand under two ids', _repeated(a.files), str),
         _Check('objects that repeat an earlier one under another id', _again(a), annotation),
-        _Check('boxes without an area in their image (dropped)', flat, annotation),
+        _Check('boxes without an area in their image (not trained on)', flat, annotation),
         _Check(f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation),
     ]
 

@@ -132,7 +132,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
         InputError: the file or the folder does not exist.
     """
     parent, _, name = str(file).rpartition('/')
-    beside = folders.open_folder(parent or '.', None)
+    beside = folders.open_folder(parent or Path(file).parent, None)
     if not beside.has(name):
         raise InputError(f'{file}: no such annotation file')
     if not images:

@@ -115,7 +115,10 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
         if place.is_dir():
             images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:
-            lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
+            try:
+                lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
+            except UnicodeDecodeError as error:
+                raise InputError(f'{place}: no list of images in UTF-8 ({error})', 'data') from None
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
 

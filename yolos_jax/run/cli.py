@@ -13,7 +13,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -36,7 +35,7 @@ def start(name: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # bash does not expand the ~ in --workdir=~/runs, and a folder named ~ would be made
-    home = lambda argument: re.sub('(?<==)~(?=/|$)', str(Path.home()), argument, count=1)
+    home = lambda argument: re.sub('(?<==)~(?=/|$)', os.path.expanduser('~'), argument, count=1)
     sys.argv[1:] = map(home, sys.argv[1:])
     module = imported(name)
     if name in ('train', 'pretrain'):  # they handle signals themselves (`stop.StopSignal`)

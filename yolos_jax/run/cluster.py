@@ -93,7 +93,8 @@ def is_first() -> bool:
 
 def agree(facts: dict[str, Any]) -> None:
     """Raises InputError where one of the facts {name: anything} is not the same in every process."""
-    digests = [hashlib.sha256(str(fact).encode()).digest() for fact in facts.values()]
+    texts = [str(fact).encode(errors='replace') for fact in facts.values()]  # paths may not be UTF-8
+    digests = [hashlib.sha256(text).digest() for text in texts]
     everyone = gather(np.frombuffer(b''.join(digests), np.uint8).reshape(1, len(facts), -1))
     same = (everyone == everyone[0]).all(axis=2)  # [process, fact]
     wrong = [

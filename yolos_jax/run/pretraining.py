@@ -164,8 +164,15 @@ def group_size(config: ConfigDict) -> int:
 
 def read_data(config: ConfigDict) -> tuple[labelled.LabelledImages, labelled.LabelledImages]:
     """The training and validation sets; the classes are those of the first."""
-    train_set = labelled.read(config.data, config.train_split)
-    val_set = labelled.read(config.data, config.val_split, train_set.classes)
+
+    def read(name: str, classes: list[str] | None = None) -> labelled.LabelledImages:
+        try:
+            return labelled.read(config.data, config[name], classes)
+        except InputError as error:
+            raise InputError(str(error), name if error.argument == 'split' else error.argument) from None
+
+    train_set = read('train_split')
+    val_set = read('val_split', train_set.classes)
     if config.bad_images is None:
         return train_set, val_set
     tolerant = lambda images: dataclasses.replace(images, bad_images=config.bad_images)

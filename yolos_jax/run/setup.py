@@ -168,9 +168,11 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     known: a config with all keys.
 
     Raises:
-        InputError: the saved run has another config, or the config of a new run has an unknown key.
+        InputError: the saved run has another config, the config of a new run has an unknown key, or a value
+            is not UTF-8.
     """
     config = completed(config, known)
+    check_text(config)
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     if saved:
         notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
@@ -182,6 +184,13 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
         return config, saved, notes
     check_keys(config, known)  # new runs only: a saved run of an earlier version may have other keys
     return config, {}, []
+
+
+def check_text(config: ConfigDict) -> None:
+    """Raises InputError where a value, such as a path, is not UTF-8: checkpoints keep it."""
+    for name, value in workdir.flat(config).items():
+        if isinstance(value, str) and value.encode(errors='ignore').decode() != value:
+            raise InputError(f'{name} is {value!r}, which is not UTF-8; rename that folder or file', name)
 
 
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:

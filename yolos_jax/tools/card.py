@@ -6,7 +6,6 @@ DIR are output folders of `yolos eval` (with --report, for groups) and `yolos sp
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_file(args.output, 'output', '.md')
     measured = {}
     if args.evaluation:
-        measured['metrics'] = read(args.evaluation / 'metrics.json')
+        measured['metrics'] = files.read_json(args.evaluation / 'metrics.json')
         if (args.evaluation / 'report.json').exists():
-            measured['report'] = read(args.evaluation / 'report.json')
+            measured['report'] = files.read_json(args.evaluation / 'report.json')
     if args.speed:
-        measured['speed'] = read(args.speed / 'speed.json')
+        measured['speed'] = files.read_json(args.speed / 'speed.json')
     pretrained = weights.read(args.weights, args.step, log=print)
     about = {'fingerprint': checkpoint.fingerprint(pretrained.params), **pretrained.about}
     evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})
@@ -50,14 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ) from None
     files.write(args.output, card.encode())
     print(args.output)
-
-
-def read(path: Path) -> dict:
-    """The content of a JSON file; raises InputError where there is none."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path}: cannot be read ({error})') from None
 
 
 if __name__ == '__main__':

@@ -47,15 +47,15 @@ def examine(
     source = sources.find(root, split)
     try:
         a = source.load()
+        problems = find_problems(a)
+        if any(problem.stops for problem in problems):
+            return Findings(split, problems, annotations=a)
+        images, names = source.images(a.files)
     except StorageError:
         raise
     except InputError as error:  # only of this split: the others are examined all the same
         return Findings(split, [Problem(str(error), 0, [], True)])
-    problems = find_problems(a)
-    if any(problem.stops for problem in problems):
-        return Findings(split, problems, annotations=a)
     problems += [Problem(note, 0, [], False) for note in a.notes]
-    images, names = source.images(a.files)
     a = dataclasses.replace(a, files=names)
     of_images, bad_images = check_images(images, a)
     problems += of_images
@@ -201,8 +201,9 @@ def run_options(config: ConfigDict, name: str) -> dict:
     recipe, max_size = RECIPE, config.augment.max_size or RECIPE.max_size
     if config.augment.sizes:
         recipe = geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
+    special = 1 + config.model.registers + config.model.num_det_tokens
     values = {key: config[key] for key in ('num_lengths', 'batch_size', 'max_targets')}
-    return {'recipe': recipe, 'special': 1 + config.model.num_det_tokens} | values
+    return {'recipe': recipe, 'special': special} | values
 
 
 @cli.positional('data')

@@ -35,8 +35,11 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
     """The image and video files among files and folders; files in the output folder are no inputs.
 
     Raises:
-        InputError: a file does not exist, a folder has no images, or the output is one of the inputs.
+        InputError: a file does not exist, a folder has no images, or the output is one of the inputs or
+            has the name of an image or a video.
     """
+    if (pixels.is_image(output.name) or video.is_video(output)) and not output.is_dir():
+        raise InputError(f'{output}: results are written to a folder, and this names a file', 'output')
     images, output = [], output.resolve()
     is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # even of loops of links
     if urls := [path for path in paths if '://' in path]:
@@ -52,7 +55,8 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         inside = [
             p
             for p in sorted(path / name for name in files.walk(path))
-            if pixels.is_image(p.relative_to(path).as_posix()) or p.suffix.lower() in video.ENDINGS
+            if pixels.is_image(p.name) or p.suffix.lower() in video.ENDINGS
+            if not files.is_hidden(p.relative_to(path).as_posix())
             if not p.is_fifo()  # its reader would wait for a writer
             if not is_output(p) or is_output(path)
         ]

@@ -142,22 +142,15 @@ class Predictions:
 
     def _earlier_videos(self) -> dict[str, dict]:
         """{name: its video, as `named`} of the videos that are done."""
-        if not (self._folder / VIDEOS).exists():
-            return {}
-        try:
-            videos = json.loads((self._folder / VIDEOS).read_text())
-        except ValueError as error:
-            raise InputError(
-                f'{self._folder / VIDEOS}: damaged ({error}); remove it to do the videos again'
-            ) from None
+        file = self._folder / VIDEOS
+        videos = files.read_json(file) if file.exists() else {}
         # earlier versions had paths alone
         return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
 
     def _earlier_settings(self) -> dict:
-        try:
-            return json.loads((self._folder / SETTINGS).read_text())
-        except (OSError, ValueError):
-            return {}
+        with contextlib.suppress(InputError):
+            return files.read_json(self._folder / SETTINGS)
+        return {}
 
 
 def is_own(path: Path) -> bool:

@@ -33,7 +33,7 @@ METHOD = (
 )
 
 
-def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = False) -> float:
+def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = False) -> float | None:
     """Pearson's rho of tokens' cosine similarity and the distance of what they predict.
 
     Args:
@@ -43,7 +43,7 @@ def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = 
     return _pearson(cosine(tokens), (distances(x) for x in centres), average_images)
 
 
-def class_correlation(tokens: np.ndarray, logits: np.ndarray, average_images: bool = False) -> float:
+def class_correlation(tokens: np.ndarray, logits: np.ndarray, average_images: bool = False) -> float | None:
     """As `correlation`, with the cosine similarity of class logits [I, Q, C + 1] and not a distance."""
     return _pearson(cosine(tokens), (cosine(x) for x in logits), average_images)
 
@@ -62,8 +62,8 @@ def distances(x: np.ndarray) -> np.ndarray:
     return np.linalg.norm(x[first] - x[second], axis=-1)
 
 
-def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) -> float:
-    """rho of a vector with the vectors of images, which are not in memory together."""
+def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) -> float | None:
+    """rho of a vector with the vectors of images, not in memory together; None where these are equal."""
     count, mean, squares, products = 0, np.zeros_like(similarity), 0.0, 0.0
     centred = similarity - similarity.mean()
     for values in of_images:
@@ -74,6 +74,8 @@ def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) ->
         squares, products, count = mean @ mean, centred @ mean, 1
     n = count * len(similarity)
     variance = squares / n - mean.mean() ** 2
+    if not variance > 0:
+        return None
     return float(products / n / np.sqrt(variance * (centred @ centred) / len(similarity)))
 
 

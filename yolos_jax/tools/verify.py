@@ -9,7 +9,6 @@ differs.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -96,7 +95,7 @@ def check_golden(name: str, golden: Golden, path: Path) -> dict:
 def check_ap(name: str, published: float, data: str, output: Path) -> dict:
     """Published beside measured AP (of 100), and whether they are the same."""
     evaluate.main([f'--weights={name}', f'--data={data}', f'--output={output}', '--num_processes=1'])
-    ap = 100 * json.loads((output / 'metrics.json').read_text())['AP']
+    ap = 100 * files.read_json(output / 'metrics.json')['AP']
     return {
         'published, measured': {'AP': [published, round(ap, 2)]},
         'same': abs(ap - published) <= AP_TOLERANCE,
@@ -137,7 +136,7 @@ def verify(jobs: dict[str, tuple], output: Path) -> list[str]:
     jobs: {name: (check, model, published, image or data, *further arguments of the check)}.
     """
     path = output / 'verified.json'
-    done = json.loads(path.read_text()) if path.exists() else {}
+    done = files.read_json(path) if path.exists() else {}
     for name, (check, model, published, place, *others) in jobs.items():
         place_name = os.path.abspath(place)
         is_done = done.get(name, {}).get('of') == place_name

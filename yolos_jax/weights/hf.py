@@ -32,16 +32,8 @@ def read(file: TensorFile) -> Pretrained:
     Raises:
         InputError: config.json cannot be read, or is that of another model.
     """
-    try:
-        return _read(file, _read_config(file))
-    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{CONFIG} cannot be used ({error})') from None
-
-
-def _read(file: TensorFile, config: dict) -> Pretrained:
-    tensors, preprocessor = hf_names.to_reference(file.tensors), file.beside(PREPROCESSOR)
+    config, preprocessor = _read_config(file), file.beside(PREPROCESSOR)
+    tensors = hf_names.to_reference(file.tensors)
     for line in statistics.fold(tensors, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
         print(f'{file.path}: {line}', file=sys.stderr)
     if preprocessor.get('resample', BILINEAR) != BILINEAR:
@@ -137,7 +129,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         files.write_json(part / CONFIG, _config(pretrained))
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
         tensors.write_hash(path, part / CONFIG, part / PREPROCESSOR)
-        (part / 'README.md').write_text(model_card.text(pretrained))
+        files.write(part / 'README.md', model_card.text(pretrained).encode())
 
 
 def check_form(model: Yolos) -> None:

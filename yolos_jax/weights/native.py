@@ -7,7 +7,6 @@ the names of the original.
 from pathlib import Path
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
 from yolos_jax.weights import checkpoint, model_card, names, tensors
 from yolos_jax.weights.pretrained import Pretrained, about_ids
 from yolos_jax.weights.tensors import CONFIG, SAFETENSORS, TensorFile
@@ -26,15 +25,10 @@ def is_native(file: TensorFile) -> bool:
 def read(file: TensorFile) -> Pretrained:
     """The detector in an open file; raises InputError where config.json cannot be used."""
     config = file.beside(CONFIG)
-    try:
-        model = checkpoint.model_of(config['model'])
-        classes = {int(number): str(name) for number, name in config['classes'].items()}
-        size, max_size = map(int, config['eval_size'])
-        about = about_ids(config.get('about', {}).get('category_ids'))
-    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{CONFIG} cannot be used ({error})') from None
+    model = checkpoint.model_of(config['model'])
+    classes = {int(number): str(name) for number, name in config['classes'].items()}
+    size, max_size = map(int, config['eval_size'])
+    about = about_ids(config.get('about', {}).get('category_ids'))
     return Pretrained(model, names.to_params(file.tensors, model), classes, size, max_size, about)
 
 
@@ -46,4 +40,4 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         tensors.write_safetensors(path, names.from_params(pretrained.params, pretrained.model))
         files.write_json(part / CONFIG, {'model_type': MODEL_TYPE} | checkpoint.describe(pretrained))
         tensors.write_hash(path, part / CONFIG)
-        (part / 'README.md').write_text(model_card.text(pretrained))
+        files.write(part / 'README.md', model_card.text(pretrained).encode())

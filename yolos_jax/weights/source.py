@@ -53,7 +53,7 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
         InputError: there is no such file, it is damaged, or no file of weights.
     """
     path = zoo.local(path)
-    if path.name.isdigit() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
+    if path.name.isdecimal() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
         return Source(path, None, path.parent, int(path.name))
     if step is None and (path / deit.FILE).is_file():  # of a pre-training
         path = path / deit.FILE
@@ -120,10 +120,13 @@ class Source:
         Raises:
             InputError: there is no detector, or the file lacks a required value.
         """
+        hints = {'heads': heads, 'pos_grid': pos_grid, 'mid_pos_grid': mid_pos_grid}
         if self.checkpoints:
+            _check_unused(hints, self.path)
             pretrained = checkpoint.read(self.checkpoints, self.step)
             if log:
-                log(f'{self.path}: {_which(pretrained.about)}')
+                step, ap = pretrained.about.get('step'), pretrained.about.get('AP')
+                log(f'{self.path}: step {step}' + ('' if ap is None else f', AP {ap:.3f}'))
             return pretrained
         if not self.is_detector:
             raise InputError(
@@ -132,11 +135,13 @@ class Source:
             )
         with _naming(self.file.path):
             if native.is_native(self.file):
+                _check_unused(hints, self.path)
                 pretrained = native.read(self.file)
             elif hf.has_config(self.file):
+                _check_unused(hints, self.path)
                 pretrained = hf.read(self.file)
             else:
-                pretrained = reference.read(self.file, heads, pos_grid, mid_pos_grid)
+                pretrained = reference.read(self.file, **hints)
         if log:
             ignored = ', '.join(map(str, self.file.about)) or 'nothing'
             log(f'{self.file.path}: SHA-256 {self.file.sha256}')
@@ -184,9 +189,10 @@ class Source:
         return self.file
 
 
-def _which(about: dict) -> str:
-    """Which step of a run was read, and its AP where it was measured."""
-    return f'step {about.get("step")}' + (f', AP {about["AP"]:.3f}' if about.get('AP') is not None else '')
+def _check_unused(hints: dict, path: Path) -> None:
+    """Raises InputError where a hint is given."""
+    if given := [name for name, value in hints.items() if value is not None]:
+        raise InputError(f'{path}: describes its model itself; {given[0]} is for a .pth', given[0])
 
 
 @contextlib.contextmanager
@@ -196,8 +202,9 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise _named(error, path) from None
-    except (LookupError, TypeError, ValueError) as error:  # of shapes that no model has
-        text = f'its tensors cannot be read ({type(error).__name__}: {error})'
+    # of shapes that no model has, or values in a JSON beside it
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        text = f'it, or the JSON beside it, cannot be used ({type(error).__name__}: {error})'
         raise _named(InputError(text), path) from error
 
 

@@ -72,6 +72,8 @@ def from_bucket(url: str) -> Path:
     parent, _, name = url.rstrip('/').rpartition('/')
     folder = bucket.Bucket(url)
     names = folder.names()
+    if not names and not bucket.is_url(parent):
+        raise InputError(f'{url}: nothing is in this bucket')
     if not names:
         return bucket.Bucket(parent).copy([name], files.cache()) / name
     if steps := [PurePath(n).parent.parent for n in names if STEP.fullmatch(n)]:
