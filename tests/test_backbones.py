@@ -350,7 +350,7 @@ MALFORMED = {
     },  # a register's position, perhaps
     'no square grid and .CLS. and the dist': {'dist_token': torch.ones(1, 1, D)},
     'values of type int8: quantised': {'norm.bias': torch.ones(D, dtype=torch.int8)},
-    'its tensors cannot be read .IndexError': {'patch_embed.proj.bias': torch.ones(())},
+    'its tensors, or .* cannot be used .IndexError': {'patch_embed.proj.bias': torch.ones(())},
     'blocks.0.attn.qkv.bias twice': {'blocks.0.attn.q_bias': torch.ones(D)},
 }
 

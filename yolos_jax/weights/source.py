@@ -204,7 +204,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise _named(error, path) from None
     # of shapes that no model has, or values in a JSON beside it
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        text = f'it, or the JSON beside it, cannot be used ({type(error).__name__}: {error})'
+        text = f'its tensors, or the JSON beside it, cannot be used ({type(error).__name__}: {error})'
         raise _named(InputError(text), path) from error
 
 
