@@ -43,10 +43,7 @@ def set_loss(
         ValueError: images_per_group does not divide B, or a device's rows of a part.
     """
     B, Q, classes = outputs['pred_logits'].shape
-    if B % images_per_group:
-        raise ValueError(f'{B} images do not divide into groups of {images_per_group}')
-    if whole is not None and len(whole['valid']) > B and B // spmd.num_devices() % images_per_group:
-        raise ValueError(f"a device's rows of a part do not divide into groups of {images_per_group}")
+    _check_groups(B, images_per_group, B if whole is None else len(whole['valid']))
     valid, whole = targets['valid'], targets if whole is None else whole
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
@@ -101,6 +98,14 @@ def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
         'loss_giou': loss_giou.sum(axis=1),
         'objects': targets['valid'].sum(axis=1),
     }
+
+
+def _check_groups(rows: int, images_per_group: int, whole: int) -> None:
+    """Raises ValueError where a group of images is not all in these rows, of a batch of `whole`."""
+    if rows % images_per_group:
+        raise ValueError(f'{rows} images do not divide into groups of {images_per_group}')
+    if whole > rows and rows // spmd.num_devices() % images_per_group:  # a part has rows of each device
+        raise ValueError(f"a device's rows of a part do not divide into groups of {images_per_group}")
 
 
 def _harmless(targets: dict) -> dict:
