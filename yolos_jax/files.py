@@ -75,6 +75,11 @@ def walk(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is UTF-8, so that weights, checkpoints and JSON can have it."""
+    return not any('\udc80' <= character <= '\udcff' for character in name)  # these stand for other bytes
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file, by its name in a folder, is hidden or lies in a hidden folder."""
     return any(part.startswith('.') for part in name.split('/'))

@@ -14,7 +14,7 @@ def set_up() -> None:
     """Set NUMBA_CACHE_DIR to a temporary folder of this user if Numba would find no folder and raise."""
     caches = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
     existing = next((place for place in (caches, *caches.parents) if place.exists()), caches)
-    places = [Path(__file__).parent] + [existing] * caches.is_absolute()  # it is not where no home is known
+    places = [Path(__file__).parent] + [existing] * caches.is_absolute()  # relative: the home is not known
     if 'NUMBA_CACHE_DIR' in os.environ or any(os.access(place, os.W_OK) for place in places):
         return
     with contextlib.suppress(OSError):  # where nothing at all can be written, Numba says so when it is used

@@ -19,6 +19,7 @@ from yolos_jax.data import array_records, folders, pixels, sources
 from yolos_jax.data.annotations import tolerated
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
+from yolos_jax.files import is_utf8
 
 FEW = 32  # examples that enter the digest of a data set, beside the number and size of all
 
@@ -113,7 +114,7 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     if empty and classes is None:  # when the training split is read
         raise InputError(f'{where}/{empty[0]}: has no images ({" ".join(pixels.ENDINGS)})', 'data')
     known = classes or sorted(set(of_class))
-    if wrong := next((name for name in known if not _is_text(name)), None):
+    if wrong := next((name for name in known if not is_utf8(name)), None):
         raise InputError(f'{where}: the name of a class is not UTF-8: {os.fsencode(wrong)!r}', 'data')
     if unknown := sorted(set(of_class) - set(known)):
         raise InputError(f'{folder}/{name}: no training image has the class {unknown[0]}', 'data')
@@ -121,11 +122,6 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     labels = np.array([label[name] for name in of_class], np.int32)
     count = len(files)
     return LabelledImages(str(where), known, np.array(files, str), labels, where, count, tolerated(count))
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, so that weights and JSON can have it."""
-    return not any('\udc80' <= character <= '\udcff' for character in name)  # these stand for other bytes
 
 
 def _place(file: str) -> tuple[str, str, str]:

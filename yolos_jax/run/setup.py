@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import yolos_jax
-from yolos_jax import evaluation, steps
+from yolos_jax import evaluation, files, steps
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run import mesh as meshes
@@ -189,7 +189,7 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
 def check_text(config: ConfigDict) -> None:
     """Raises InputError where a value, such as a path, is not UTF-8: checkpoints keep it."""
     for name, value in workdir.flat(config).items():
-        if isinstance(value, str) and value.encode(errors='ignore').decode() != value:
+        if isinstance(value, str) and not files.is_utf8(value):
             raise InputError(f'{name} is {value!r}, which is not UTF-8; rename that folder or file', name)
 
 

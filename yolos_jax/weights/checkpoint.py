@@ -187,7 +187,7 @@ def check_path(folder: str | Path) -> None:
     path = str(Path(folder).absolute())
     if '[' in path:
         raise InputError(f'{folder}: checkpoints cannot be in a folder with [ in its path')
-    if path.encode(errors='ignore').decode() != path:
+    if not files.is_utf8(path):
         raise InputError(f'{folder}: checkpoints cannot be in a folder whose path is not UTF-8')
 
 
