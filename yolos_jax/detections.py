@@ -1,7 +1,6 @@
 """`Detections`: the objects found in an image, to iterate over, draw and export."""
 
 import dataclasses
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -156,11 +155,7 @@ class Detections:
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows."""
-        if self.image is None:
-            return None
-        file = io.BytesIO()
-        self.draw().save(file, 'png')
-        return file.getvalue()
+        return None if self.image is None else visualize.encoded(self.draw(), 'png')
 
 
 def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
