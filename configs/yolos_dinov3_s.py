@@ -8,23 +8,12 @@ Not trained on COCO by us: no AP is known.
 """
 
 from ml_collections import ConfigDict
-from yolos_jax.configs import common
+from yolos_jax.configs import yolos_dinov2_s
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
-    c.model.width = 384
-    c.model.depth = 12
-    c.model.heads = 6
+    c = yolos_dinov2_s.get_config()
     c.model.pos_grid = None  # rope in its place
-    c.model.registers = 4
     c.model.rope = True
     c.model.eps = 1e-5
-
-    c.augment.sizes = tuple(range(480, 801, 16))
-    c.augment.max_size = 1333
-
-    c.epochs = 36  # a quarter of the published 150: such features need fewer
-    c.learning_rate = 2e-5  # this and the next as for plain-ViT detectors from DINOv3 (MixMatchDet)
-    c.fresh_learning_rate = 2e-4
-    return c.lock()
+    return c

@@ -8,17 +8,11 @@ train loss 3.329, AP 0.0267.
 """
 
 from ml_collections import ConfigDict
-from yolos_jax.configs import common
+from yolos_jax.configs import yolos_s
 
 
 def get_config() -> ConfigDict:
-    c = common.get_config()
+    c = yolos_s.get_config()
     c.model.width = 330
     c.model.depth = 14
-    c.model.heads = 6
-    c.model.pos_grid = (32, 54)  # 512 x 864
-    c.model.mid_pos_grid = (32, 54)
-
-    c.augment.sizes = tuple(range(480, 801, 16))
-    c.augment.max_size = 1333
-    return c.lock()
+    return c
