@@ -34,14 +34,7 @@ ERRORS = {
 def write(
     folder: Path, analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]
 ) -> None:
-    """Write report.html and report.json; arguments as for `render`."""
-    page_file, numbers_file = (folder / name for name in FILES)
-    files.write(page_file, render(analysis, records, numbers, about))
-    files.write_json(numbers_file, analysis.numbers())
-
-
-def render(analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]) -> bytes:
-    """The page.
+    """Write report.html and report.json.
 
     numbers: COCO's twelve (`evaluation.score`); about: what the reader should know of the evaluation.
     """
@@ -65,7 +58,9 @@ def render(analysis: Analysis, records: Records, numbers: dict[str, float], abou
         _corrupted(analysis),
         _pictures(analysis, records),
     ]
-    return page.document('Evaluation', ''.join(body))
+    page_file, numbers_file = (folder / name for name in FILES)
+    files.write(page_file, page.document('Evaluation', ''.join(body)))
+    files.write_json(numbers_file, analysis.numbers())
 
 
 def _classes(analysis: Analysis) -> str:
