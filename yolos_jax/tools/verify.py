@@ -84,12 +84,12 @@ def check_golden(name: str, golden: Golden, path: Path) -> dict:
     with Image.open(path) as image:
         measured = measure(weights.read(name, log=print), image)
     rows = {what: [getattr(golden, what), getattr(measured, what)] for what in TOLERANCES}
-    same = [
+    same = all(
         np.shape(expected) == np.shape(actual)
         and np.allclose(actual, expected, atol=TOLERANCES[what], rtol=0)
         for what, (expected, actual) in rows.items()
-    ]
-    return {'published, measured': rows, 'same': all(map(bool, same))}
+    )
+    return {'published, measured': rows, 'same': same}
 
 
 def check_ap(name: str, published: float, data: str, output: Path) -> dict:
