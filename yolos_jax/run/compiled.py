@@ -5,13 +5,12 @@ computes something else. Nor does it replace a file that a full disk or a kill c
 """
 
 import contextlib
-import json
 from pathlib import Path
 
 import jax
 
 from yolos_jax import files
-from yolos_jax.errors import StorageError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster
 
 SUMS = 'sha256.json'
@@ -56,7 +55,9 @@ class CompiledPrograms:
                     path.unlink()
 
     def _remove_damaged(self) -> None:
-        noted = _read(self._folder / SUMS)
+        noted = {}
+        with contextlib.suppress(InputError):  # there is none, or it is damaged
+            noted = files.read_json(self._folder / SUMS)
         for path, stamp in self._entries().items():
             with contextlib.suppress(OSError):  # of another user, whose folder the run will not get either
                 if noted.get(path.name) == (digest := files.sha256(path)):
@@ -72,10 +73,3 @@ class CompiledPrograms:
                 stat = path.stat()
                 entries[path] = stat.st_mtime_ns, stat.st_size
         return entries
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
