@@ -167,16 +167,14 @@ def read_data(config: ConfigDict) -> tuple[labelled.LabelledImages, labelled.Lab
 
     def read(name: str, classes: list[str] | None = None) -> labelled.LabelledImages:
         try:
-            return labelled.read(config.data, config[name], classes)
+            images = labelled.read(config.data, config[name], classes)
         except InputError as error:
             raise InputError(str(error), name if error.argument == 'split' else error.argument) from None
+        most = images.bad_images if config.bad_images is None else config.bad_images
+        return dataclasses.replace(images, bad_images=most)
 
     train_set = read('train_split')
-    val_set = read('val_split', train_set.classes)
-    if config.bad_images is None:
-        return train_set, val_set
-    tolerant = lambda images: dataclasses.replace(images, bad_images=config.bad_images)
-    return tolerant(train_set), tolerant(val_set)
+    return train_set, read('val_split', train_set.classes)
 
 
 def make_model(config: ConfigDict, num_classes: int, platform: str) -> Classifier:
