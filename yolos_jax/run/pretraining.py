@@ -116,7 +116,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         notes += report
     if config.epochs <= config.warmup_epochs:
         notes.append(f'warmup_epochs is {config.warmup_epochs}: {config.epochs} epochs only warm up')
-    rate = make_rate(config, batches.steps_per_epoch)
+    final = optim.COSINE_END if config.final_learning_rate is None else config.final_learning_rate
+    schedule = config.epochs, config.warmup_epochs, batches.steps_per_epoch
+    rate = optim.warmup_cosine(config.learning_rate, *schedule, final=final)
     optimizer = optim.make_deit_optimizer(params, rate, config.weight_decay)
     loss = classification.make_loss(
         model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
@@ -198,14 +200,6 @@ def make_batches(
     )
     options = dict(batch_size=config.batch_size, seed=config.seed, teacher=teacher)
     return class_batches.TrainBatches(train_set, recipe, **options)
-
-
-def make_rate(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """The learning rate of each step."""
-    final = optim.COSINE_END if config.final_learning_rate is None else config.final_learning_rate
-    return optim.warmup_cosine(
-        config.learning_rate, config.epochs, config.warmup_epochs, steps_per_epoch, final=final
-    )
 
 
 def start_params(
