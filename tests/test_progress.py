@@ -15,7 +15,7 @@ def metrics(loss, finite=True):
 
 def settled(means, span):
     means.settle()
-    return means.mean(span)
+    return means.pop_mean(span)
 
 
 def test_means_are_over_the_window_and_over_the_epoch():
@@ -23,7 +23,6 @@ def test_means_are_over_the_window_and_over_the_epoch():
     for loss in (1, 2):
         means.add(metrics(loss))
     assert settled(means, 'window') == {'loss': 1.5}
-    means.restart('window')
     means.add(metrics(6))
     assert settled(means, 'window') == {'loss': 6} and settled(means, 'epoch') == {'loss': 3}
 
@@ -31,9 +30,9 @@ def test_means_are_over_the_window_and_over_the_epoch():
 def test_a_steps_metrics_are_read_when_the_next_step_is_on_its_way():
     means = Means()
     means.add(metrics(1))
-    assert means.mean('window') == {}
+    assert means.pop_mean('window') == {}
     means.add(metrics(2))
-    assert means.mean('window') == {'loss': 1}
+    assert means.pop_mean('window') == {'loss': 1}
 
 
 def test_saved_means_continue_where_they_were():

@@ -249,14 +249,10 @@ class Means:
         spikes, self._spikes = self._spikes, []
         return spikes
 
-    def mean(self, span: str) -> dict[str, float]:
-        """The means over the 'window' or the 'epoch', of the steps that have settled."""
-        count = self._sums[span].get('count', 0)
-        return {name: value / count for name, value in self._sums[span].items() if name != 'count'}
-
-    def restart(self, span: str) -> None:
-        """Start the 'window' or the 'epoch' anew."""
-        self._sums[span] = {}
+    def pop_mean(self, span: str) -> dict[str, float]:
+        """The means over the 'window' or the 'epoch', of the steps that have settled; starts it anew."""
+        sums, self._sums[span] = self._sums[span], {}
+        return {name: value / sums['count'] for name, value in sums.items() if name != 'count'}
 
     def state(self) -> dict:
         """The `sums` for `__init__`."""

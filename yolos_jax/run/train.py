@@ -223,15 +223,13 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
     if means.nonfinite_streak >= GIVE_UP:
         raise diverged(means, done)
     if logs:
-        run.log.write(done, means.mean('window') | measurements(setup, run, step))
-        means.restart('window')
+        run.log.write(done, means.pop_mean('window') | measurements(setup, run, step))
         run.throughput.restart()
         run.energy.update()
         if run.work.mirror and cluster.is_first():
             run.work.mirror.push_now_and_then()
     if epoch_ends:
-        run.log.write(done, {f'epoch_{name}': x for name, x in means.mean('epoch').items()})
-        means.restart('epoch')
+        run.log.write(done, {f'epoch_{name}': x for name, x in means.pop_mean('epoch').items()})
     if saves:
         run.save(state)
         run.throughput.restart()
