@@ -64,19 +64,17 @@ def _picture(rng: np.random.Generator) -> tuple[Image.Image, list]:
     height, width = SIZES[rng.integers(len(SIZES))]
     picture = ground(rng, height, width)
     draw = ImageDraw.Draw(picture)
-    objects, boxes = [], []
+    objects = []
     wanted = 0 if rng.random() < 0.05 else rng.integers(1, 6)
     if rng.random() < 0.05:
         objects.append((*_crowd(rng, draw, width, height), 1))
-        boxes.append(objects[0][1])
     for _ in range(wanted):
         side = int(np.exp(rng.uniform(np.log(24), np.log(72))))
         box = [int(rng.integers(0, width - side)), int(rng.integers(0, height - side)), side, side]
-        if any(_overlap(box, other) > 0.3 for other in boxes):
+        if any(_overlap(box, other) > 0.3 for _, other, _ in objects):
             continue
         category = int(rng.integers(1, len(CLASSES) + 1))
         _shape(rng, draw, category, box)
-        boxes.append(box)
         objects.append((category, box, 0))
     return picture, objects
 
