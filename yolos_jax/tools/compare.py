@@ -94,12 +94,11 @@ def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Markdown: a row for each run, the best first, with the numbers of its best evaluation."""
+    """Markdown: a row for each run with the numbers of its best evaluation."""
     differing, names = differences(runs), NUMBERS[runs[0].measure]
     percent = [f'{name} (%)' for name in names]
     rows = [['run', 'starts from', *differing, 'epochs trained', *percent]]
-    for i in sorted(range(len(runs)), key=lambda i: -runs[i].reached):
-        run = runs[i]
+    for i, run in enumerate(runs):
         values = [run.best.get(name, -1) for name in names]  # -1 also if there is no such object
         numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
@@ -114,7 +113,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(9, 5.5), layout='constrained')
     axes = figure.subplots()
     measure = runs[0].measure
-    for run in sorted(runs, key=lambda run: -run.reached):
+    for run in runs:
         label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
         epochs = [line['epoch'] for line in run.evaluations]
         values = [100 * line[measure] for line in run.evaluations]
@@ -137,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [read(*run) for run in zip(args.runs, names_of(args.runs), strict=True)]
     if len({run.measure for run in runs}) > 1:
         raise InputError('some of these runs train detectors and some pre-train: compare them apart')
+    runs.sort(key=lambda run: -run.reached)
     text = table(runs)
     if len(of_data(runs, 'val')) > 1:
         text += f'\nNot all were evaluated on the same images, so {runs[0].measure} does not rank them.\n'
