@@ -127,7 +127,7 @@ def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> s
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
 
 
-def figure(image: np.ndarray, caption: str, side: int = 720) -> str:
+def figure(image: np.ndarray, caption: str, side: int) -> str:
     """A picture, uint8 [height, width, 3], made no longer than `side`."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side))
