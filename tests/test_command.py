@@ -50,8 +50,9 @@ def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, con
 
 
 def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
-    done = yolos('train', '--config=quickstart', '--help', cwd=tmp_path)
-    assert re.search(r'--config.model.width=128 +0: the model', done.stdout), done.stdout
+    done = yolos('train', '--config=yolos_ti', '--help', cwd=tmp_path)
+    assert re.search(r'--config.model.width=192 +0: the model', done.stdout), done.stdout
+    assert re.search(r'--config.augment.sizes=\(256,.*,608\) shorter sides', done.stdout), done.stdout
     done = yolos('train', '--help', '--config=nowhere', cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith('error: nowhere: no such config')
 

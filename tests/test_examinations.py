@@ -52,6 +52,17 @@ def test_an_unwritable_output_is_an_error_before_any_work(command, arguments, tm
     assert error.value.argument == 'output'
 
 
+def test_a_page_of_attention_never_replaces_another_file(tmp_path):
+    output = tmp_path / 'output'
+    output.mkdir()
+    images = [tmp_path / name for name in ('first.jpg', 'second.jpg')]
+    for path in (*images, output / 'second.png'):
+        Image.fromarray(noise(32, 32)).save(path)
+    with pytest.raises(InputError, match=r'second\.png: is there already') as error:
+        attention.main(['--weights=/nowhere', f'--output={output}', *map(str, images)])
+    assert error.value.argument == 'output'
+
+
 @pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S_DWR'])
 def test_multiply_adds_are_those_that_torch_counts(name):
     fields = getattr(yolos_jax, name)

@@ -68,7 +68,7 @@ def keys(get_config: Callable, config: ConfigDict) -> list[str]:
     for line in inspect.getsource(get_config).splitlines():
         if (match := re.match(r'\s+c\.([\w.]+) = .+?(?:\s+# (.*))?$', line)) and match[1] in by_key:
             value = str(by_key[match[1]]).replace(' ', '')
-            lines.append(f'  --config.{match[1]}={value}'.ljust(46) + (match[2] or ''))
+            lines.append(f'  --config.{match[1]}={value}'.ljust(45) + f' {match[2] or ""}')
     return lines
 
 

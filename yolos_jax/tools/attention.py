@@ -132,13 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_folder(args.output)
     cli.check_threshold(args.threshold)
     paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
+    targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}
+    for target in targets.values():
+        if target.exists() and not prediction_files.is_own(target):
+            raise InputError(f'{target}: is there already, and not of this command', 'output')
     detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     maps = make_maps(detector.model, args.block)
     bad = 0
-    for path, name in files.names_for(paths).items():
-        target = args.output / f'{name}.png'
-        if target.exists() and not prediction_files.is_own(target):
-            raise InputError(f'{target}: is there already, and not of this command', 'output')
+    for path, target in targets.items():
         try:
             detections, weights = look(detector, maps, path, args.threshold)
         except InputError as error:

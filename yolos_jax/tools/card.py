@@ -44,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         card = model_card.text(pretrained, **measured)
     except (LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f'{args.evaluation or args.speed}: its files are not of this version ({error!r})'
-        ) from None
+        folders = ' or '.join(str(folder) for folder in (args.evaluation, args.speed) if folder)
+        raise InputError(f'{folders}: a file there is not of this version ({error!r})') from None
     files.write(args.output, card.encode())
     print(args.output)
 

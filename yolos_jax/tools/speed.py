@@ -140,10 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--images', type=int, default=100, help='how many images, the first ones (100)')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
-    data = records.read(args.data, args.split)
-    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
+    data = records.read(args.data, args.split)
+    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
     images = [functools.partial(photograph, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)
     about = {'size': detector.size, 'method': METHOD}
