@@ -49,11 +49,9 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
         InputError: it is no classifier, or one of another form.
     """
     by_name = dict(file.tensors)
-    missing = [
-        name for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight') if name not in by_name
-    ]
-    if missing:
-        raise InputError(f'{file.path}: no classifier: {missing[0]} is missing')
+    for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight'):
+        if name not in by_name:
+            raise InputError(f'{file.path}: no classifier: {name} is missing')
     for line in statistics.fold(by_name, 'patch_embed.proj.', *statistics.beside(file)):
         print(f'{file.path}: {line}', file=sys.stderr)
     distilled = 'dist_token' in by_name
