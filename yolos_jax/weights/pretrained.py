@@ -51,12 +51,11 @@ class Pretrained:
     def check(self) -> None:
         """Raises InputError where the parameters are not the model's, or not finite; for writers."""
         leaves = jax.tree_util.tree_leaves_with_path
-        expected = {jax.tree_util.keystr(path): x.shape for path, x in leaves(param_shapes(self.model))}
-        arrays = {jax.tree_util.keystr(path): x for path, x in leaves(self.params)}
-        for name in sorted(expected.keys() | arrays.keys()):
-            shape = arrays[name].shape if name in arrays else None
-            if shape != expected.get(name):
-                wanted = expected.get(name)
+        by_name = lambda tree: {jax.tree_util.keystr(path): x for path, x in leaves(tree)}
+        arrays, expected = by_name(self.params), by_name(param_shapes(self.model))
+        for name in sorted(arrays | expected):
+            shape, wanted = (x[name].shape if name in x else None for x in (arrays, expected))
+            if shape != wanted:
                 raise InputError(f"parameters that are not the model's: {name} is {shape}, not {wanted}")
             if not np.isfinite(np.asarray(arrays[name])).all():
                 raise InputError(f'values that are not finite, in {name}')
