@@ -59,8 +59,7 @@ def read(
         eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
     )
     sizes.check(built)
-    size, max_size = published_size(width)
-    size = args.get('eval_size') or size
+    size = args.get('eval_size') or published_size(width)[0]
     max_size = args.get('max_size') or size * 1333 // 800
     about = about_ids(file.about.get('category_ids'))
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
