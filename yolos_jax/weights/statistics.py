@@ -13,11 +13,8 @@ from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG, Tensor, TensorFile
 
 def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
     """The statistics that a JSON beside a file of weights gives, or ImageNet's."""
-    for name in reversed(BESIDE):
-        config = json_beside(file, name)
-        if 'image_mean' in config or 'mean' in config:
-            return read(config)
-    return MEAN, STD
+    configs = (json_beside(file, name) for name in reversed(BESIDE))
+    return read(next((config for config in configs if {'image_mean', 'mean'} & config.keys()), {}))
 
 
 def json_beside(file: TensorFile, name: str) -> dict:
