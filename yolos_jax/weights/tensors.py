@@ -6,6 +6,7 @@ memory as a whole: a tensor is a shape and a function that reads its values.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -210,19 +211,8 @@ def _read_npz(file: BinaryIO) -> dict[str, Tensor]:
         headers = {m.filename: _npy_header(archive, m) for m in members}
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f'{file.name}: damaged ({error})') from None
-
-    def reader(member: str, dtype: np.dtype) -> Callable[[], np.ndarray]:
-        def values() -> np.ndarray:
-            try:
-                with archive.open(member) as stream:
-                    return np.lib.format.read_array(stream, allow_pickle=False).view(dtype)
-            except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-                raise InputError(f'{file.name}: damaged at {member} ({error})') from None
-
-        return values
-
     return {
-        name.removesuffix('.npy'): Tensor(shape, reader(name, dtype))
+        name.removesuffix('.npy'): Tensor(shape, functools.partial(_npy_values, archive, name, dtype))
         for name, (shape, dtype) in headers.items()
     }
 
@@ -238,6 +228,14 @@ def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tupl
             raise ValueError(f'{member.filename} is not the array it says')
     # numpy has no bfloat16 and saves it as two raw bytes
     return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
+
+
+def _npy_values(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> np.ndarray:
+    try:
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f'{archive.filename}: damaged at {member} ({error})') from None
 
 
 def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
