@@ -31,18 +31,18 @@ class Source:
 
     path: the annotation file, or the data set, for messages; images: from the names of files to the
     `Folder`, `BucketFolder` or `array_records.Split` they are in, and their names there; load: reads the
-    annotations; stamped: the file that changes with them, None if no single one does; version: a text that
-    changes with them too; truth: the JSON file to evaluate against, None for the annotations of `load`;
-    split: its name as the data set has it.
+    annotations; split: its name as the data set has it; stamped: the file that changes with them, None if
+    no single one does; version: a text that changes with them too; truth: the JSON file to evaluate
+    against, None for the annotations of `load`.
     """
 
     path: Path | str
     images: Callable[[np.ndarray], tuple[Any, np.ndarray]]
     load: Callable[[], Annotations]
+    split: str
     stamped: Path | None = None
     version: str = ''
     truth: Path | None = None
-    split: str = ''
 
     def read_truth(self) -> Annotations:
         """The annotations to evaluate against."""
@@ -66,10 +66,10 @@ def find(root: str | Path, split: str) -> Source:
             str(folder),
             lambda files: (data_set, files),
             data_set.read,
+            name,
             stamped=folder.local(array_records.INFO),
             version=data_set.version(),
             truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
-            split=name,
         )
     if description := yolo_description(folder):
         yolo_set = yolo.read_description(description)
@@ -82,15 +82,14 @@ def find(root: str | Path, split: str) -> Source:
             description,
             lambda files: (Folder(yolo_set.root, upright=True), files),
             lambda: yolo.read(yolo_set, name),
-            split=name,
+            name,
         )
     files = coco_files(folder)
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
     names = name, f'images/{name}', 'images', beside, os.path.join(beside, 'data')
     places = [*map(folder.inside, names), folder]
-    source = of_json(folder.local(files[name]), places, 'data')
-    return dataclasses.replace(source, split=name)
+    return of_json(folder.local(files[name]), places, argument='data', split=name)
 
 
 def yolo_description(folder: Folder | BucketFolder) -> Path | None:
@@ -106,7 +105,7 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
     return None
 
 
-def of_json(file: Path, places: Sequence[Folder | BucketFolder], argument: str) -> Source:
+def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: str, split: str) -> Source:
     """The source of a COCO file whose images are in one of `places`; argument: the one that names them."""
     mark = json.dumps(UPRIGHT).encode()[:-1]
     with open(file, 'rb') as content:
@@ -116,6 +115,7 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], argument: str) 
         file,
         lambda names: locate(names, places, file, argument),
         lambda: annotations.read(file),
+        split,
         stamped=file,
         truth=file,
     )
@@ -142,7 +142,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
         places = [folders.open_folder(root, argument) for root in roots]
     else:
         places = [folders.open_folder(images, argument)]
-    return dataclasses.replace(of_json(beside.local(name), places, argument), split=name)
+    return of_json(beside.local(name), places, argument=argument, split=name)
 
 
 def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
