@@ -25,7 +25,7 @@ from yolos_jax.configs import yolos_s, yolos_ti
 
 from yolos_jax import files
 from yolos_jax.data import folders, geometry, loader, records
-from yolos_jax.data.batches import TrainBatches, empty_batch, filler
+from yolos_jax.data.batches import TrainBatches, filler
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.patches import MEAN, STD
 
@@ -156,7 +156,7 @@ def reference(data, i, drawn):
 
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
-    batch = empty_batch(1, int(drawn.counts[i]), 100)
+    batch = source.empty(1, int(drawn.counts[i]))
     row = {name: values[0, ...] for name, values in batch.items()}
     filler(source.records, drawn)(0, i, source.start_image(i)(), row)
 

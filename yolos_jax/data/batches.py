@@ -23,7 +23,25 @@ class Plan(NamedTuple):
     lengths: np.ndarray  # of the sequences of each step, [steps]
 
 
-class TrainBatches:
+class _Batches:
+    """The common base of `TrainBatches` and `EvalBatches`."""
+
+    def __init__(self, records: Records, max_targets: int) -> None:
+        self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
+
+    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        """A batch of black images of one patch without targets, as `loader.load` describes it."""
+        return {
+            'patches': np.zeros((rows, length, PATCH_DIM), np.uint8),
+            'grid': np.ones((rows, 2), np.int32),
+            'labels': np.zeros((rows, self.max_targets), np.int32),
+            'boxes': np.zeros((rows, self.max_targets, 4), np.float32),
+            'valid': np.zeros((rows, self.max_targets), bool),
+            'dropped': np.zeros(rows, np.int32),
+        }
+
+
+class TrainBatches(_Batches):
     """The batches of a run: batch `step` is a function of (seed, step) and the records alone."""
 
     def __init__(
@@ -36,7 +54,7 @@ class TrainBatches:
         max_targets: int,
         seed: int,
     ) -> None:
-        self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
+        super().__init__(records, max_targets)
         self.steps_per_epoch = len(records) // batch_size
         self.cache: DecodedImages | None = None  # the images that were decoded before, if kept
         self._recipe, self._lengths, self._batch_size, self._seed = recipe, lengths, batch_size, seed
@@ -73,10 +91,6 @@ class TrainBatches:
         candidates = in_turn(indices, lengths, i)
         return Rows(candidates, filler(self.records, drawn), int(lengths[i]), required=True)
 
-    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch before it is loaded."""
-        return empty_batch(rows, length, self.max_targets)
-
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
         """A function that returns the pixels of a record, from the cache if they are in it."""
         if self.cache is None:
@@ -89,7 +103,7 @@ class TrainBatches:
         return np.unique(lengths).tolist(), plan.waste(drawn.counts, indices, lengths)
 
 
-class EvalBatches:
+class EvalBatches(_Batches):
     """Every record once, at evaluation size; rows without an image fill up the last batch."""
 
     def __init__(
@@ -103,11 +117,11 @@ class EvalBatches:
         alter: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ) -> None:
         """max_targets: of an image, for its losses. alter: (RGB image, image id) -> changed image."""
-        self.max_targets, self._alter = max_targets, alter
+        super().__init__(records, max_targets)
+        self._alter = alter
         truth = records.source.truth
         if truth and not truth.is_file():
             raise InputError(f'{truth}: no such file; evaluation is by the official annotation file')
-        self.records, self.bad, self.batch_size = records, BadImages(records), batch_size
         self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
         counts = self._geometry.lengths
         lengths = plan.choose_lengths(counts, int(counts.max()), 2)
@@ -127,24 +141,9 @@ class EvalBatches:
     def rows(self, step: int) -> Rows:
         """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
-        fill = filler(self.records, self._geometry)
-        return Rows(candidates, fill, int(self._lengths[step]), required=False)
-
-    def empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
-        """The arrays of a batch before it is loaded."""
-        return empty_batch(rows, length, self.max_targets)
-
-
-def empty_batch(rows: int, length: int, max_targets: int) -> dict[str, np.ndarray]:
-    """A batch of black images of one patch without targets, as `loader.load` describes it."""
-    return {
-        'patches': np.zeros((rows, length, PATCH_DIM), np.uint8),
-        'grid': np.ones((rows, 2), np.int32),
-        'labels': np.zeros((rows, max_targets), np.int32),
-        'boxes': np.zeros((rows, max_targets, 4), np.float32),
-        'valid': np.zeros((rows, max_targets), bool),
-        'dropped': np.zeros(rows, np.int32),
-    }
+        return Rows(
+            candidates, filler(self.records, self._geometry), int(self._lengths[step]), required=False
+        )
 
 
 def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
