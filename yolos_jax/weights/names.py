@@ -98,7 +98,8 @@ def _parameters(model: Yolos | Vit | Classifier) -> Iterator[_Parameter]:
         if 'blocks' in path:
             names = [names[0].replace('.blocks.', f'.blocks.{i}.') for i in range(model.depth)]
             shape = shape[1:]
-        yield _Parameter(path, kind, names, _torch_shape(shape, kind), leaf.shape)
+        of_reference = _to_torch(np.broadcast_to(np.float32(0), shape), kind).shape
+        yield _Parameter(path, kind, names, of_reference, leaf.shape)
 
 
 # Dense weights are transposed; the patch convolution [D, 3, 16, 16] is a matrix [768, D]
@@ -114,12 +115,6 @@ def _to_torch(value: np.ndarray, kind: str) -> np.ndarray:
     if kind == 'conv':
         return value.reshape(PATCH, PATCH, 3, -1).transpose(3, 2, 0, 1)
     return value.T if kind == 'kernel' else value
-
-
-def _torch_shape(shape: tuple, kind: str) -> tuple:
-    if kind == 'conv':
-        return (shape[1], 3, PATCH, PATCH)
-    return shape[::-1] if kind == 'kernel' else shape
 
 
 def _compare(tensors: dict, shapes: dict) -> None:
