@@ -63,7 +63,7 @@ def test_batches_are_the_same_bits_with_decoded_images(coco_folder, tmp_path):
 def test_a_full_disk_is_reported_once_and_images_are_decoded_again(tmp_path, capsys):
     kept = make(tmp_path)
     full = os.open('/dev/full', os.O_WRONLY)
-    os.dup2(full, kept.fileno())
+    os.dup2(full, kept._file.fileno())
     for image in images() * 2:
         index = [x.shape for x in images()].index(image.shape)
         np.testing.assert_array_equal(kept.start(index, lambda x=image: lambda: x)(), image)

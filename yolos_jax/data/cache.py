@@ -41,8 +41,8 @@ class DecodedImages:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as the cache
-            os.truncate(self.fileno(), size)
-            self._bytes = mmap.mmap(self.fileno(), size, prot=mmap.PROT_READ)
+            os.truncate(self._file.fileno(), size)
+            self._bytes = mmap.mmap(self._file.fileno(), size, prot=mmap.PROT_READ)
         except OSError as error:
             raise InputError(
                 f'{folder}: cannot keep decoded images ({error.strerror})', 'data_cache'
@@ -53,10 +53,6 @@ class DecodedImages:
             self.note = (
                 f'{folder} has room for {free / size:.0%} of the decoded images, {size / 1e9:.0f} GB'
             )
-
-    def fileno(self) -> int:
-        """The descriptor of the file."""
-        return self._file.fileno()
 
     def start(
         self, index: int, start_decode: Callable[[], Callable[[], np.ndarray]]
@@ -82,7 +78,7 @@ class DecodedImages:
         left = memoryview(np.ascontiguousarray(image)).cast('B')
         try:
             while left:
-                written = os.pwrite(self.fileno(), left, start)
+                written = os.pwrite(self._file.fileno(), left, start)
                 left, start = left[written:], start + written
         except OSError as error:
             with self._lock:
