@@ -57,16 +57,12 @@ class Bucket:
 
         scheme, bucket, path = URL.fullmatch(url).groups()
         self.url = f'{scheme}://{bucket}/{path}'.rstrip('/')
-        spec = {
-            'driver': 'gcs' if scheme == 'gs' else 's3',
-            'bucket': bucket,
-            'path': f'{path}/' * bool(path),
-        }
+        kind = 'gcs' if scheme == 'gs' else 's3'
+        spec = {'driver': kind, 'bucket': bucket, 'path': f'{path}/' * bool(path)}
         endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
         if scheme == 's3' and endpoint:
             region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION') or 'us-east-1'
             spec |= {'endpoint': endpoint, 'aws_region': region}
-        kind = spec['driver']
         limits = {f'{kind}_request_retries': PAUSES, f'{kind}_request_concurrency': {'limit': TOGETHER}}
         self._ranges = tensorstore.KvStore.KeyRange
         context = tensorstore.Context(limits)
