@@ -33,8 +33,8 @@ def read(file: TensorFile) -> Pretrained:
         InputError: config.json cannot be read, or is that of another model.
     """
     config, preprocessor = _read_config(file), file.beside(PREPROCESSOR)
-    tensors = hf_names.to_reference(file.tensors)
-    for line in statistics.fold(tensors, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
+    by_name = hf_names.to_reference(file.tensors)
+    for line in statistics.fold(by_name, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
         print(f'{file.path}: {line}', file=sys.stderr)
     if preprocessor.get('resample', BILINEAR) != BILINEAR:
         print(f'{file.path}: {PREPROCESSOR} resizes by another filter than bilinear', file=sys.stderr)
@@ -45,7 +45,7 @@ def read(file: TensorFile) -> Pretrained:
         heads=config['num_attention_heads'],
         pos_grid=grid,
         mid_pos_grid=grid if config.get('use_mid_position_embeddings', True) else None,
-        num_classes=names.num_classes(tensors),
+        num_classes=names.num_classes(by_name),
         num_det_tokens=config['num_detection_tokens'],
         eps=config.get('layer_norm_eps', EPS),
     )
@@ -60,7 +60,7 @@ def read(file: TensorFile) -> Pretrained:
             f'id2label of {CONFIG} names a class {max(classes)}, and the head has {model.num_classes} '
             'classes: number them from 0, as the head does'
         )
-    params = names.to_params(tensors, model)
+    params = names.to_params(by_name, model)
     about = about_ids(config.get('category_ids'))
     return Pretrained(model, params, classes, *_size(preprocessor), about)
 
