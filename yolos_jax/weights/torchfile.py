@@ -22,6 +22,10 @@ from yolos_jax.weights.unpickle import Interpreter
 
 ZIP = b'PK\x03\x04'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+DAMAGED = (  # what Python's modules and `Interpreter` raise for a file that is
+    ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
+    NotImplementedError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def read(file: BinaryIO) -> Any:
@@ -36,17 +40,7 @@ def read(file: BinaryIO) -> Any:
         return _read_zip(file) if file.read(4) == ZIP else _read_stream(file)
     except InputError as error:
         raise InputError(f'{file.name}: {error}') from None
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-        NotImplementedError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except DAMAGED as error:
         raise InputError(f'{file.name}: damaged, or no file of torch.save ({error})') from None
 
 
