@@ -23,12 +23,11 @@ from yolos_jax import files
 from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
-from yolos_jax.weights import sizes
+from yolos_jax.weights import deit, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
 FOLDER = 'checkpoints'  # of a run, in its workdir
 STATE, META = 'state', 'meta'
-DEIT = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
 AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
 OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
 FORMAT = 2  # of the meta
@@ -118,7 +117,7 @@ def check_detector(folder: Path) -> None:
     """Raises InputError where the checkpoints in a folder are those of a pre-training."""
     if 'classifier' in newest_meta(folder):
         raise InputError(
-            f'{folder}: of a pre-training; a detector starts from its {DEIT}, which its first '
+            f'{folder}: of a pre-training; a detector starts from its {deit.FILE}, which its first '
             'evaluation writes'
         )
 

@@ -13,10 +13,10 @@ import numpy as np
 from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import checkpoint, names, sizes, statistics, tensors, torchfile
+from yolos_jax.weights import names, sizes, statistics, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
-FILE = checkpoint.DEIT
+FILE = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
 
 
 def write(params: dict, model: Classifier, path: Path, about: dict | None = None) -> None:
