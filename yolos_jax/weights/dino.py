@@ -14,10 +14,10 @@ from yolos_jax.weights.tensors import Tensor
 
 RENAMED = {'register_tokens': 'reg_token', 'storage_tokens': 'reg_token'}  # DINOv2's, DINOv3's own files
 GAMMA = re.compile(r'(blocks\.\d+\.)gamma_([12])$')  # of layer scale, as BEiT's code names it
-SCALED = {'ls1.gamma': 'attn.proj', 'ls2.gamma': 'mlp.fc2'}
+SCALE = re.compile(r'(blocks\.\d+\.)(ls[12])\.gamma')
+SCALED = {'ls1': 'attn.proj', 'ls2': 'mlp.fc2'}
 UNUSED = re.compile(r'rope_embed\.|local_cls_norm\.|.*\.qkv\.bias_mask$')
 GATED = re.compile(r'.*\.mlp\.(w12|w1|w3|gate_proj|fc1_g)\.')  # SwiGLU
-_BLOCK = re.compile(r'(blocks\.\d+\.)(.*)')
 
 
 def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:
@@ -41,10 +41,9 @@ def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:
     report = [f'keys have no bias in {len(masked)} blocks'] if masked else []
     for name in [name for name in result if name.endswith('attn.qkv.weight')]:
         _complete_bias(result, name.removesuffix('qkv.weight'))
-    scales = [name for name in result if (match := _BLOCK.match(name)) and match[2] in SCALED]
-    for name in scales:
-        block, scale = _BLOCK.match(name).groups()
-        _fold(result, f'{block}{SCALED[scale]}', result.pop(name))
+    scales = list(filter(None, map(SCALE.fullmatch, result)))
+    for scale in scales:
+        _fold(result, f'{scale[1]}{SCALED[scale[2]]}', result.pop(scale[0]))
     report += [f'layer scale: {len(scales)} go into attn.proj and mlp.fc2'] if scales else []
     return result, ignored, report
 
