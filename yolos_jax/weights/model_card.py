@@ -213,10 +213,9 @@ def _evaluation(
     pretrained: Pretrained, metrics: dict[str, Any] | None, report: dict[str, Any] | None
 ) -> list[str]:
     about = pretrained.about
-    if not metrics and not about.get('AP', -1) >= 0:  # -1: of a split without objects
-        return ['Not measured.']
     if not metrics:
-        return [f'AP {about["AP"]:.3f} on {_val_split(about)}, by training.']
+        ap = about.get('AP', -1)  # -1: of a split without objects
+        return [f'AP {ap:.3f} on {_val_split(about)}, by training.' if ap >= 0 else 'Not measured.']
     split = metrics['about']['split']
     is_file = split.endswith('.json')  # of a file and not of a data folder
     data = f'--json={split} --images=FOLDER' if is_file else f'--data=FOLDER --split={split}'
@@ -230,9 +229,10 @@ def _evaluation(
     lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', split))]
     classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
     lines += ['', *_table(classes, ('class', 'AP'))]
+    interval = lambda ends: '{:.3f} to {:.3f}'.format(*ends) if ends else ''
     for title, groups in (report or {}).get('groups', {}).items():
         rows = [
-            (x['name'], x['images'], x['objects'], f'{x["ap"]:.3f}', _interval(x['interval']))
+            (x['name'], x['images'], x['objects'], f'{x["ap"]:.3f}', interval(x['interval']))
             for x in groups
             if x['objects']
         ]
@@ -240,10 +240,6 @@ def _evaluation(
     for name, values in (report or {}).get('corrupted', {}).items():
         lines += ['', f'Under {name}, weak to strong: AP {", ".join(f"{x:.3f}" for x in values)}.']
     return lines
-
-
-def _interval(ends: list[float] | None) -> str:
-    return f'{ends[0]:.3f} to {ends[1]:.3f}' if ends else ''
 
 
 def _speed(speed: dict[str, Any] | None) -> list[str]:
