@@ -209,12 +209,13 @@ def locate(
     Raises:
         InputError: no folder fits, or several images would map to one file.
     """
+    names = files.tolist()
     try:
-        common = os.path.commonpath({os.path.dirname(name) for name in files.tolist()})
+        common = os.path.commonpath({os.path.dirname(name) for name in names})
     except ValueError:  # absolute and relative names mixed
         common = ''
     forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
-    sample = files[:100].tolist()
+    sample = names[:100]
     tries = [(place, form) for place in places for form in forms]
     is_inside = lambda name: not name.startswith('/') and '..' not in name.split('/')
     count_in = lambda place, form: sum(is_inside(form(name)) and place.has(form(name)) for name in sample)
@@ -227,7 +228,6 @@ def locate(
             'where else exports put them',
             argument,
         )
-    names = files.tolist()
     located = [form(name) for name in names]
     if outside := [name for name in located if not is_inside(name)]:
         raise InputError(
