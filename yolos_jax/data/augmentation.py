@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from yolos_jax.data.resize import resize
 from yolos_jax.data.slide import slide
-from yolos_jax.patches import MEAN, PATCH
+from yolos_jax.patches import MEAN, patchify
 
 ATTEMPTS = 10  # to draw a rectangle that fits; after these the crop is the middle, and nothing is erased
 LAYERS = 2  # operations for an image
@@ -97,7 +97,7 @@ def train_image(image: np.ndarray, size: int, draws: dict[str, np.ndarray], out:
             operation = OPERATIONS[int(draws['op'][i] * len(OPERATIONS))]
             strength = min(max(draws['strength'][i], 0), 10) / 10
             cropped = operation(cropped, strength, -1 if draws['negates'][i] > 0.5 else 1)
-    to_patches(np.asarray(cropped), out)
+    out[:] = patchify([cropped])[0][0]
 
 
 def eval_image(image: np.ndarray, size: int, out: np.ndarray) -> None:
@@ -114,14 +114,7 @@ def eval_image(image: np.ndarray, size: int, out: np.ndarray) -> None:
         shape = int(short * height / width), short
     top, left = (round((side - size) / 2) for side in shape)
     middle = resize(image, *shape, box=(top, left, size, size), cubic=True)
-    to_patches(middle[..., :3], out)
-
-
-def to_patches(image: np.ndarray, out: np.ndarray) -> None:
-    """Write a square RGB image as patches into out [N, 768]."""
-    side = len(image) // PATCH
-    rows = image.reshape(side, PATCH, side, PATCH, 3)
-    out.reshape(side, side, PATCH, PATCH, 3)[:] = rows.transpose(0, 2, 1, 3, 4)
+    out[:] = patchify([middle[..., :3]])[0][0]
 
 
 def crop_box(
