@@ -59,9 +59,9 @@ def _read_zip(file: BinaryIO) -> Any:
         if f'{root}byteorder' in members and archive.read(f'{root}byteorder') != b'little':
             raise InputError('written on a big-endian machine')
         content = archive.read(pickles[0])
-    storages = {}
-    result = Interpreter(storages, file).run(BytesIO(content))
-    for storage in storages.values():
+    interpreter = Interpreter(file)
+    result = interpreter.run(BytesIO(content))
+    for storage in interpreter.storages.values():
         name = f'{root}data/{storage.key}'
         if name not in members or members[name].file_size < storage.size:
             raise InputError('cut short: data of some tensors is missing')
@@ -90,8 +90,7 @@ def _place(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 def _read_stream(file: BinaryIO) -> Any:
     """The format before torch 1.6: five pickles, then each storage's count and raw data."""
     file.seek(0)
-    storages = {}
-    interpreter = Interpreter(storages, file)
+    interpreter = Interpreter(file)
     if interpreter.run(file) != LEGACY_MAGIC:
         raise InputError('no file of torch.save')
     interpreter.run(file)  # protocol version
@@ -100,7 +99,7 @@ def _read_stream(file: BinaryIO) -> Any:
     result, keys = interpreter.run(file), interpreter.run(file)
     end = os.fstat(file.fileno()).st_size
     for key in keys:
-        storage = storages[key]
+        storage = interpreter.storages[key]
         (count,) = struct.unpack('<q', file.read(8))
         if count != storage.count:
             raise InputError('a storage is not as long as its tensors say')
@@ -108,7 +107,7 @@ def _read_stream(file: BinaryIO) -> Any:
         if storage.place + storage.size > end:
             raise InputError('cut short: data of some tensors is missing')
         file.seek(storage.size, 1)
-    if any(storage.place is None for storage in storages.values()):
+    if any(storage.place is None for storage in interpreter.storages.values()):
         raise InputError('cut short: data of some tensors is missing')
     return result
 

@@ -63,8 +63,8 @@ class _Inert:
 class Interpreter:
     """Runs the instructions that torch.save writes, and no other."""
 
-    def __init__(self, storages: dict, file: BinaryIO) -> None:
-        self.storages, self.file = storages, file
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.storages = file, {}  # by their keys
 
     def run(self, file: BinaryIO) -> Any:
         """The object pickled at the file's position, which moves behind it."""
