@@ -164,13 +164,13 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
         count += 1  # never splits a group
     if count >= len(records):
         raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
-    return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
+    return parted(records, records.ids[order[:count]])
 
 
 def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
     """Split records in two, the second with the images of these ids."""
     second = np.isin(records.ids, ids)
-    return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))
+    return select(records, ~second), select(records, second)
 
 
 def select(r: Records, rows: np.ndarray) -> Records:
