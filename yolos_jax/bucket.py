@@ -218,8 +218,5 @@ class Reading(NamedTuple):
 
 def _reason(error: Exception) -> str:
     """The message of TensorStore's error, without the places in its source code."""
-    text = ' '.join(str(error).split())
-    return (
-        re.sub(r' ?\[[^\]]*\]|(Error (reading|writing|listing)|While) .*?: ', '', text)[:200]
-        or str(error)[:200]
-    )
+    places = r' ?\[[^\]]*\]|(Error (reading|writing|listing)|While) .*?: '
+    return (re.sub(places, '', ' '.join(str(error).split())) or str(error))[:200]
