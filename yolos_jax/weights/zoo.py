@@ -96,13 +96,10 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
     name = f'{repository}@{revision}' if revision else repository
     try:
         for weights in WITH_CONFIG:  # the second if the first does not exist
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    repository, revision=revision, allow_patterns=[*BESIDE, weights]
-                )
-            )
-            if (folder / weights).exists():
-                return folder
+            wanted = [*BESIDE, weights]
+            folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+            if Path(folder, weights).exists():
+                return Path(folder)
     except Exception as error:  # the client has no common error, and its HTTP library others
         option = f' --revision {revision}' if revision else ''
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
