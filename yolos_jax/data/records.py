@@ -191,9 +191,8 @@ def labels(numbers: Iterable[int]) -> dict[int, int]:
 
 def numbered(names: dict[int, str]) -> tuple[dict[int, str], dict[int, int]]:
     """Classes {category id: name} as {label: name} and {label: category id}."""
-    label = labels(names)
-    number = {place: category for category, place in label.items()}
-    return {place: names[number[place]] for place in sorted(number)}, number
+    number = {label: category for category, label in labels(names).items()}  # in ascending order
+    return {label: names[category] for label, category in number.items()}, number
 
 
 def flatten(a: annotations.Annotations) -> dict:
