@@ -115,4 +115,4 @@ def _changed(pretrained: Pretrained, fields: dict, params: dict, **rest: Any) ->
     """The detector with some fields of its model and parameters changed: no run has measured it."""
     about = {key: value for key, value in pretrained.about.items() if key not in checkpoint.ABOUT_RUN}
     model, params = pretrained.model.clone(**fields), pretrained.params | params
-    return dataclasses.replace(pretrained, **{'model': model, 'params': params, 'about': about} | rest)
+    return dataclasses.replace(pretrained, model=model, params=params, about=about, **rest)
