@@ -53,12 +53,12 @@ def plan(
     steps = len(counts) // batch_size
     order = rng.permutation(len(counts))[: steps * batch_size]
     bucket = np.searchsorted(lengths, counts[order])
-    full, left = [], []
+    full, left = [], order[:0]
     for b in range(len(lengths)):
-        members = np.concatenate([*left, order[bucket == b]])
+        members = np.concatenate([left, order[bucket == b]])
         whole = len(members) // batch_size * batch_size
         full.append(members[:whole].reshape(-1, batch_size))
-        left = [members[whole:]]
+        left = members[whole:]
     batches = np.concatenate(full).astype(np.int64)[rng.permutation(steps)]
     longest = np.searchsorted(lengths, counts[batches].max(axis=1))
     return batches, lengths[longest]
