@@ -201,6 +201,8 @@ def test_a_part_of_the_images_can_validate(coco):
     again, other = records.part(whole, 0.2, seed=0)[1], records.part(whole, 0.2, seed=1)[1]
     np.testing.assert_array_equal(again.ids, val.ids)
     assert other.ids.tolist() != val.ids.tolist()
+    with pytest.raises(InputError, match='has only one image; no part can be taken'):
+        records.part(records.select(whole, np.array([0])), 0.2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +320,27 @@ def test_images_in_both_splits_are_found_by_their_bytes(coco, tmp_path):
     assert '1 images are in both splits' in ' '.join(overlap.notes(train, val))
     clean = [records.read(coco, split) for split in SPLITS]
     assert overlap.in_both(*clean) == []
+
+
+def test_unreadable_images_are_in_no_other_split(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / 'coco')
+    train = tmp_path / 'coco' / 'train2017' / '000000000009.jpg'
+    val = tmp_path / 'coco' / 'val2017' / '000000000003.jpg'
+    train.unlink()
+    train.symlink_to('/proc/self/mem')  # opens, has no bytes, and reading fails
+    val.write_bytes(b'')
+    assert overlap.in_both(*(records.read(tmp_path / 'coco', split) for split in SPLITS)) == []
+
+
+def test_a_file_name_that_is_too_long_is_one_that_does_not_exist(tmp_path):
+    data = coco_content()
+    _write(tmp_path, data)
+    data['images'][0]['file_name'] = 900 * 'x' + '.jpg'
+    (tmp_path / 'annotations' / 'instances_val.json').write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r'do not exist, the first is x+\.jpg'):
+        records.read(tmp_path, 'val')
+    with pytest.raises(InputError, match='no such data folder'):
+        records.read(tmp_path / (900 * 'x'), 'val')
 
 
 def test_classes_of_one_split_only_are_noted(coco):

@@ -231,3 +231,7 @@ def test_a_list_of_images_that_is_not_utf8_is_named(coco, tmp_path):
     (tmp_path / 'train.txt').write_bytes(b'./images/train/caf\xe9.jpg\n')
     with pytest.raises(InputError, match='train.txt: no list of images in UTF-8'):
         records.read(tmp_path, 'train')
+    (tmp_path / 'train.txt').unlink()
+    (tmp_path / 'train.txt').symlink_to('/proc/self/mem')  # opens, and reading fails
+    with pytest.raises(InputError, match='train.txt: no list of images in UTF-8'):
+        records.read(tmp_path, 'train')

@@ -207,6 +207,8 @@ def test_a_file_of_the_table_is_fetched_resumed_and_its_hash_compared(hub, tmp_p
     assert path.read_bytes() == data and not (tmp_path / f'{name}.part').exists()
     hub.asked.clear()
     assert zoo.fetch(name, entry, tmp_path) == path and not hub.asked
+    with pytest.raises(InputError, match=f'{name}: no such file, and .*Not a directory'):
+        zoo.fetch(name, entry, path / 'cache')
 
 
 def test_processes_that_fetch_one_file_fetch_it_once(hub, tmp_path):

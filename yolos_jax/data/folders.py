@@ -42,7 +42,7 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return (self.path / name).is_file()
+        return os.path.isfile(self.path / name)  # False for a name that is too long, too
 
     def copies(self, names: Iterable[str]) -> Path:  # noqa: ARG002  the interface of BucketFolder
         """A folder on a file system with the files of these names: this one."""
@@ -80,7 +80,7 @@ class Folder:
         wanted = np.fromiter(map(hash, names), np.int64, len(names))
         present.sort()
         absent = np.searchsorted(present, wanted) == np.searchsorted(present, wanted, 'right')
-        return [str(name) for name in names[absent] if not (self.path / name).exists()]
+        return [str(name) for name in names[absent] if not os.path.exists(self.path / name)]
 
     def _listed(self, inside: str) -> list[str]:
         try:
@@ -199,9 +199,9 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
         # consoles mark folders by objects that end in /
         if names := frozenset(name for name in store.names() if name and not name.endswith('/')):
             return BucketFolder(store, names)
-    elif Path(root).is_dir() or Path(root).suffix in YAML and Path(root).is_file():
+    elif os.path.isdir(root) or Path(root).suffix in YAML and os.path.isfile(root):
         return Folder(Path(root))
-    elif Path(root).exists():
+    elif os.path.exists(root):
         raise InputError(f'{root}: a file; name the data folder that it is in', argument)
     raise InputError(f'{root}: no such data folder', argument)
 

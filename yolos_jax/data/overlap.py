@@ -54,15 +54,20 @@ def in_both(train: Records, val: Records) -> list[tuple[str, str]]:
 def _keys(pool: ThreadPoolExecutor, key: Callable[[str], Any], names: list[str]) -> dict[str, Any]:
     """{name: its key}; a job takes many names, since a job for each would cost more than most keys."""
     parts = [names[i : i + PART] for i in range(0, len(names), PART)]
-    keys = pool.map(lambda part: [key(name) for name in part], parts)
+    keys = pool.map(lambda part: [_of_readable(key, name) for name in part], parts)
     return dict(zip(names, itertools.chain.from_iterable(keys), strict=True))
 
 
-def _size(path: str) -> int | None:
+def _of_readable(key: Callable[[str], Any], path: str) -> Any:
+    """The key of a file, or None if it cannot be read."""
     try:
-        status = os.stat(path)
+        return key(path)
     except OSError:
         return None
+
+
+def _size(path: str) -> int | None:
+    status = os.stat(path)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 

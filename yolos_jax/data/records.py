@@ -155,6 +155,9 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     """Split records in two, the second with about a fraction of the images, drawn by seed.
 
     Images that are near duplicates by their names stay together (`alike`).
+
+    Raises:
+        InputError: one part would have no images.
     """
     groups = alike.groups(records.files.tolist(), records.labels, records.first, fraction)
     place = {name: i for i, name in enumerate(np.random.default_rng(seed).permutation(sorted(set(groups))))}
@@ -162,15 +165,16 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     count = min(max(round(fraction * len(records)), 1), len(records) - 1)
     while 0 < count < len(records) and groups[order[count - 1]] == groups[order[count]]:
         count += 1  # never splits a group
-    if count >= len(records):
-        raise InputError(f'{records.source.path}: its images are all alike by name; no part can be taken')
-    return parted(records, records.ids[order[:count]])
+    if not 0 < count < len(records):
+        reason = 'its images are all alike by name' if count else 'it has only one image'
+        raise InputError(f'{records.source.path}: {reason}; no part can be taken')
+    return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
 
 def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
     """Split records in two, the second with the images of these ids."""
     second = np.isin(records.ids, ids)
-    return select(records, ~second), select(records, second)
+    return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))
 
 
 def select(r: Records, rows: np.ndarray) -> Records:

@@ -117,7 +117,7 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
         else:
             try:
                 lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
-            except UnicodeDecodeError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f'{place}: no list of images in UTF-8 ({error})', 'data') from None
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
@@ -126,7 +126,7 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
 def _place(base: Path, name: str) -> Path | None:
     """The path of an entry, or None; Roboflow's entries begin with one ../ too many."""
     for candidate in (base / name, base / name.removeprefix('../')):
-        if candidate.exists():
+        if os.path.exists(candidate):
             return candidate
     return None
 

@@ -121,8 +121,8 @@ def fetch(name: str, link: str, folder: Path) -> Path:
     path, part = folder / name, folder / f'{name}.part'
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f'{name}.lock', 'w') as lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)  # one process fetches, and the others wait
