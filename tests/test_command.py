@@ -70,6 +70,7 @@ def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
         (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),
         (['--config=quickstart', '--workdir=w', '--config.model.widht=1'], 'Did you mean "width"'),
         (['--config=quickstart', '--workdir=w', '--wokdir=x'], 'Did you mean: workdir'),
+        (['--config=quickstart', '--workdir=w', '--width=9'], 'did you mean --config.model.width?'),
         (['--config=quickstart', '--workdir=w', 'config.epochs=3'], 'config.epochs=3 is no flag'),
     ],
 )  # fmt: skip
@@ -77,6 +78,16 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
     done = yolos('train', *arguments, cwd=tmp_path)
     assert done.returncode == 1 and says in done.stderr, done.stderr
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+def test_a_config_imports_the_files_beside_it_and_its_errors_are_one_line(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'base_of_ours.py').write_text('from yolos_jax.configs.quickstart import *')
+    for name in ('base_of_ours', 'nothing_of_ours'):
+        (tmp_path / 'configs' / 'ours.py').write_text(f'from {name} import get_config')
+        done = yolos('train', '--config=configs/ours.py', '--workdir=w', '--config.data=no', cwd=tmp_path)
+        says = 'no: no such data folder' if name.startswith('base') else "No module named 'nothing_of_ours'"
+        assert done.returncode == 1 and says in done.stderr and done.stderr.count('\n') == 1, done.stderr
 
 
 def test_characters_that_a_terminal_cannot_show_are_escaped(monkeypatch):

@@ -13,8 +13,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, make_hf, make_vit, read_detector, torches
+from helpers import ROOT, TINY, forward, make_hf, make_vit, noise, read_detector, torches
 
+from yolos_jax.patches import patchify
 from yolos_jax.tools import command as tools_command
 from yolos_jax.tools import evaluate
 from yolos_jax.weights import checkpoint, hf, reference
@@ -141,6 +142,17 @@ def test_the_page_on_training_shows_python_that_runs(workplace, monkeypatch):
     names = runpy.run_path('training.py')
     assert len(names['history']) and names['number'] == 9
     assert len(names['detector']([np.zeros((96, 128, 3), np.uint8)], 0)[0])
+
+
+def test_the_page_on_predicting_exports_what_the_model_computes(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    (block,) = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/predicting.md').read_text(), re.M | re.S)
+    (workplace / 'export.py').write_text(block)
+    names = runpy.run_path('export.py')
+    images = [noise(96, 128), noise(160, 80)]
+    exported = names['detect'](*patchify(images, length=300))
+    for name, values in forward(names['model'], names['params'], *patchify(images)).items():
+        np.testing.assert_allclose(exported[name], values, atol=2e-6)
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):

@@ -63,6 +63,13 @@ def test_a_page_of_attention_never_replaces_another_file(tmp_path):
     assert error.value.argument == 'output'
 
 
+def test_attention_in_videos_is_not_drawn(tmp_path, capsys):
+    (tmp_path / 'x.mp4').touch()
+    with pytest.raises(InputError, match='only videos; give images'):
+        attention.main(['--weights=/nowhere', f'--output={tmp_path / "output"}', str(tmp_path)])
+    assert capsys.readouterr().err == f'left out: {tmp_path}/x.mp4: a video\n'
+
+
 @pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S_DWR'])
 def test_multiply_adds_are_those_that_torch_counts(name):
     fields = getattr(yolos_jax, name)

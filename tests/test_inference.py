@@ -71,7 +71,7 @@ def test_arrays_pictures_and_paths_give_the_same_detections(saved, tmp_path):
     Image.fromarray(image).save(tmp_path / 'x.png')
     detector = Detector.from_pretrained(saved)
     path = tmp_path / 'x.png'
-    for other in detector([Image.fromarray(image), path, str(path)], 0):
+    for other in detector([Image.fromarray(image), path, str(path), path.read_bytes()], 0):
         np.testing.assert_array_equal(detector(image, 0).boxes, other.boxes)
 
 
@@ -287,23 +287,25 @@ def test_arguments_of_another_kind_are_named(saved):
         dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
 
 
-def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
+def test_a_detector_says_that_it_does_not_survive_a_fork(saved, monkeypatch):
     detector = Detector.from_pretrained(saved)
-    detector._process += 1  # as in a child process; a real fork may hang in JAX
-    with pytest.raises(RuntimeError, match='after a fork'):
-        detector([noise(60, 80)])
+    monkeypatch.setattr(Detector, '_process', -1)  # as in a child process; a real fork may hang in JAX
+    for of_child in (detector, pickle.loads(pickle.dumps(detector))):
+        with pytest.raises(RuntimeError, match='after a fork'):
+            of_child([noise(60, 80)])
 
 
 def test_a_detector_is_pickled_for_other_processes(saved):
     detector = Detector.from_pretrained(saved, batch_size=3)
     copy = pickle.loads(pickle.dumps(detector))
     assert (copy.batch_size, copy.classes) == (3, detector.classes)
+    assert repr(copy) == repr(detector) == 'Detector(width=32, depth=3, classes=3, size=64, dtype=float32)'
     assert copy.fingerprint() == detector.fingerprint()
     expected, detections = detector(noise(60, 80), threshold=0), copy(noise(60, 80), threshold=0)
     np.testing.assert_array_equal(detections.boxes, expected.boxes)
 
 
-def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder, tmp_path):
+def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder, tmp_path, capsys):
     hf = make_hf(TINY, num_classes=4)
     torch.save(hf.state_dict(), tmp_path / 'own.pth')
     annotations = coco_folder / 'annotations' / 'instances_val2017.json'
@@ -316,6 +318,7 @@ def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder,
         evaluate.main(options)
     assert error.value.argument == 'classes'
     evaluate.main([*options, f'--classes={annotations}'])
+    assert 'replaces the class names' not in capsys.readouterr().out
     about = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['about']
     assert about['size'] == [64, 96] and len(about['sha256']) == 64 and about['split'] == 'val2017'
 

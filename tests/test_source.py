@@ -107,15 +107,19 @@ def test_published_models_are_read_from_their_files_and_give_the_same_outputs(na
         ({'size': 48, 'max_size': 80}, (48, 80)),
         ({'size': {'shortest_edge': 48}, 'max_size': 80}, (48, 80)),
         ({'size': {'shortest_edge': 48}}, (48, 100_000)),
-        ({'size': {'max_height': 96, 'max_width': 96}}, (96, 96)),
+        (
+            {'size': {'max_height': 96, 'max_width': 96}, 'do_pad': False, 'pad_size': {'height': 96}},
+            (96, 96),
+        ),
         ({}, (800, 1333)),
     ],
 )
-def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tmp_path):
+def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tmp_path, capsys):
     hf.save_pretrained(tmp_path)
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
     pretrained = read_detector(tmp_path)
     assert (pretrained.size, pretrained.max_size) == size
+    assert ('detections may differ a little' in capsys.readouterr().err) == ('max_height' in str(content))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +130,7 @@ def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tm
         {'size': [64, 96]},
         {'size': {'shortest_edge': 64}, 'do_resize': False},
         {'size': {'shortest_edge': 'x'}},
+        {'size': {'max_height': 64, 'max_width': 64}, 'pad_size': {'height': 64, 'width': 64}},
         {'image_mean': [0.5, 0.5]},
         {'image_std': [0, 0, 0]},
         [],

@@ -48,6 +48,21 @@ def test_classes_that_are_only_counted_are_called_by_number(coco, tmp_path):
     assert records.read(tmp_path, 'val').classes == {i: f'class_{i}' for i in range(count)}
 
 
+def test_names_of_classes_are_as_they_are_written(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file = tmp_path / 'data.yaml'
+    rest = yaml.safe_dump({k: x for k, x in yaml.safe_load(file.read_text()).items() if k != 'names'})
+    for names in ('[no, 010, 1.50]', '{0: no, 1: 010, "2": 1.50}'):
+        file.write_text(f'{rest}\nnames: {names}\nnc: 3\ntest:\n')
+        assert records.read(tmp_path, 'val').classes == {0: 'no', 1: '010', 2: '1.50'}
+    for changed, says in (('nc: 3', 'nc is 3, and there are 2 names'), ('', 'the name of class 1 is None')):
+        file.write_text(
+            f'{rest}\nnames: [a, {"b" if changed else ""}]\n{changed}'.replace(', ]', ', null]')
+        )
+        with pytest.raises(InputError, match=says):
+            records.read(tmp_path, 'val')
+
+
 def test_an_unreadable_image_is_left_out_of_yolo_data(coco, tmp_path):
     to_yolo(coco, tmp_path)
     (tmp_path / 'images' / 'val' / '000000000003.jpg').write_bytes(b'<html>')

@@ -15,7 +15,7 @@ from yolos_jax.errors import InputError
 
 # what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
 NO_ARRAY = TypeError, ValueError, RuntimeError
-Picture = np.ndarray | Image.Image | str | Path
+Picture = np.ndarray | Image.Image | str | Path | bytes
 
 
 class Detection(NamedTuple):
@@ -170,6 +170,8 @@ def to_rgbx(image: Picture) -> np.ndarray:
         raise InputError(f'{image}: images are read from files here; copy it first')
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
+    if isinstance(image, bytes):
+        return pixels.decode(image, 'an image in memory', upright=True)
     if isinstance(image, Image.Image):
         try:
             return pixels.from_pillow(image, upright=True)
@@ -182,6 +184,6 @@ def to_rgbx(image: Picture) -> np.ndarray:
             raise InputError(f'an image is no array that numpy can read ({error})') from None
         return pixels.from_array(array)
     raise InputError(
-        f'an image is {type(image).__name__}; give an array, a PIL image or a path, or a list of them; '
-        'many go through `stream`'
+        f'an image is {type(image).__name__}; give an array, a PIL image, a path or the bytes of a file, '
+        'or a list of them; many go through `stream`'
     )

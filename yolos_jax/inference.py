@@ -10,7 +10,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ WINDOW = 4  # batches that are read ahead, so that images of one length share a 
 
 class Detector:
     """A detector ready for use: `Detector.from_pretrained(path)(image)`."""
+
+    _process: ClassVar[int | None] = None  # that made the first detector; children that it forks inherit it
 
     def __init__(
         self,
@@ -66,10 +68,15 @@ class Detector:
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self._lengths = sequence_lengths(self.size, self.max_size)
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
-        self._process = os.getpid()
+        Detector._process = Detector._process or os.getpid()
         self.params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model)
         self._pretrained = dataclasses.replace(pretrained, params={})
+
+    def __repr__(self) -> str:
+        model, classes = self.model, len(self.classes)
+        size = f'width={model.width}, depth={model.depth}, classes={classes}, size={self.size}'
+        return f'Detector({size}, dtype={model.dtype.name})'
 
     def __reduce__(self) -> tuple:
         """Support pickling: in the other process the detector computes on JAX's first device."""
@@ -102,14 +109,14 @@ class Detector:
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list, with a score of at least `threshold`.
 
-        images: a path (photographs are turned upright by their EXIF), a PIL image, or an RGB array
-            [height, width, 3]; gray, RGBA and 16-bit arrays are converted as image files are. One image
-            gives `Detections`, a list or tuple a list of them. Each image is resized as for evaluation;
-            its result does not depend on the others.
+        images: a path (photographs are turned upright by their EXIF), the bytes of a file, a PIL image, or
+            an RGB array [height, width, 3]; gray, RGBA and 16-bit arrays are converted as image files are.
+            One image gives `Detections`, a list or tuple a list of them. Each image is resized as for
+            evaluation; its result does not depend on the others.
 
         Raises:
             InputError: an image cannot be read or has a wrong type, or the threshold is not a score.
-            RuntimeError: the process was forked after the detector was made, which JAX does not survive.
+            RuntimeError: the process was forked after a detector was made, which JAX does not survive.
         """
         if isinstance(images, list | tuple):
             return list(self._stream(map(_loaded, images), threshold))
@@ -134,7 +141,10 @@ class Detector:
         Raises:
             InputError: `images` is one image, or as for `__call__`.
         """
-        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) in (2, 3):
+        if isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) in (
+            2,
+            3,
+        ):
             raise InputError('stream takes a list or another iterable of images; of one image give [image]')
         return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
 
@@ -142,7 +152,10 @@ class Detector:
         self, images: Iterator[Picture], threshold: float, *, errors: bool = False, keep: bool = False
     ) -> Iterator[Detections | InputError]:
         if os.getpid() != self._process:
-            raise RuntimeError('a Detector does not work after a fork: make it in the process that uses it')
+            raise RuntimeError(
+                'a Detector does not work after a fork: start the process or the pool with '
+                "multiprocessing.get_context('spawn'), or make the first detector in it"
+            )
         least_score, size = _least_score(threshold), WINDOW * self.batch_size
         failed: list[Exception] = []  # what `images` raised: the results of those before it come first
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:

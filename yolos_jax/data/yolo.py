@@ -10,6 +10,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import yaml
@@ -62,9 +63,18 @@ def description(root: Path) -> Path | None:
     return described[0] if described else None
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Reads values as text, except null: classes may be named no, on or 010."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == 'tag:yaml.org,2002:null']
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _load(file: Path) -> dict:
     try:
-        content = yaml.safe_load(file.read_text('utf-8-sig'))
+        content = yaml.load(file.read_text('utf-8-sig'), _AsWritten)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         if file.stem != 'data':
             return {}
@@ -75,15 +85,7 @@ def _load(file: Path) -> dict:
 def read_description(file: Path) -> Description:
     """The content of a data.yaml; raises InputError where it cannot be used."""
     content = _load(file)
-    names, count = content.get('names'), content.get('nc')
-    if names is None and isinstance(count, int):
-        names = [f'class_{i}' for i in range(count)]  # as Ultralytics calls them
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    elif isinstance(names, dict):  # some quote the numbers
-        names = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
-    if not isinstance(names, dict) or not all(isinstance(key, int) for key in names) or not names:
-        raise InputError(f'{file}: its names are neither a list nor a mapping of numbers', 'data')
+    classes = _classes(content, file)
     base = file.parent / str(content.get('path') or '')
     if not base.is_dir():  # it is a path on the exporting machine, or the folder was moved
         base = file.parent
@@ -98,11 +100,30 @@ def read_description(file: Path) -> Description:
     if not folders:
         raise InputError(f'{file}: names no images under train, val or test', 'data')
     root = Path(os.path.commonpath(folders))
-    shape = content.get('kpt_shape', [0])
-    if not isinstance(shape, list) or not all(isinstance(size, int) for size in shape):
+    shape = content.get('kpt_shape', ['0'])
+    if not isinstance(shape, list) or not all(map(_is_number, shape)):
         raise InputError(f'{file}: its kpt_shape is {shape!r}, not a list of numbers', 'data')
-    classes = {key: str(name) for key, name in names.items()}
-    return Description(file, root, splits, missing, classes, key_points=math.prod(shape))
+    return Description(file, root, splits, missing, classes, key_points=math.prod(map(int, shape)))
+
+
+def _classes(content: dict, file: Path) -> dict[int, str]:
+    """The names of the classes in a data.yaml."""
+    names, count = content.get('names'), content.get('nc')
+    if names is None and _is_number(count):
+        names = [f'class_{i}' for i in range(int(count))]  # as Ultralytics calls them
+    if isinstance(names, list):
+        names = {str(i): name for i, name in enumerate(names)}
+    if not isinstance(names, dict) or not all(map(_is_number, names)) or not names:
+        raise InputError(f'{file}: its names are neither a list nor a mapping of numbers', 'data')
+    if unnamed := [key for key, name in names.items() if not isinstance(name, str)]:
+        raise InputError(f'{file}: the name of class {unnamed[0]} is {names[unnamed[0]]!r}', 'data')
+    if _is_number(count) and int(count) != len(names):
+        raise InputError(f'{file}: nc is {count}, and there are {len(names)} names', 'data')
+    return {int(key): name for key, name in names.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, str) and value.isdecimal()
 
 
 def _images(base: Path, entries: list, file: Path) -> list[Path]:

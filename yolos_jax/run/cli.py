@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import io
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -155,14 +156,19 @@ def run_with_flags(main: Callable[[], None], keys: Callable) -> None:
     keys: the function that makes the config with all keys.
     """
     try:
+        # absl knows no --traceback; `run` does
+        arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
         if {'-h', '--help'} & set(sys.argv[1:]):
             print(_help(main, keys))
             return
-        # absl knows no --traceback; `run` does
-        arguments = config_files.resolved([a for a in sys.argv if a != TRACEBACK])
-        app.run(lambda _: run(main, flag=_flag_of), argv=arguments, flags_parser=_parse)
+        parse = functools.partial(_parse, keys=config_files.values(keys()))
+        app.run(lambda _: run(main, flag=_flag_of), argv=arguments, flags_parser=parse)
     except InputError as error:
         sys.exit(f'error: {error} (--config)')
+    except Exception as error:  # of the config's file; `run` shows those of main
+        if TRACEBACK in sys.argv:
+            raise
+        sys.exit(f'error: --config: {_line(error, str)}')
 
 
 def _flag_of(argument: str) -> str:
@@ -170,8 +176,8 @@ def _flag_of(argument: str) -> str:
     return f'--{argument}' if argument in flags.FLAGS else f'--config.{argument}'
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """Parse absl's flags; an error becomes one line."""
+def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
+    """Parse absl's flags; an error becomes one line. keys: of a config."""
     try:
         rest = flags.FLAGS(arguments)
         if rest[1:]:
@@ -182,6 +188,10 @@ def _parse(arguments: list[str]) -> list[str]:
         if re.fullmatch(r'\w+(\. Did you mean .*)?', text):
             sys.exit(f'error: --config has no key {text}')
         sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of the config's file
+    except flags.UnrecognizedFlagError as error:
+        meant = [f'--config.{key}' for key in keys if key.rpartition('.')[2] == error.flagname]
+        reason = f'--{error.flagname} is no flag; did you mean {" or ".join(meant)}?' if meant else error
+        sys.exit(f'error: {reason}')
     except flags.Error as error:
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)

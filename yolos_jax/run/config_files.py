@@ -1,8 +1,10 @@
 """Finds installed configs by name, and lists their keys with the comments on them."""
 
 import inspect
+import os
 import re
 import runpy
+import sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,18 @@ def is_pretraining(config: Container[str]) -> bool:
 
 
 def resolved(arguments: Sequence[str]) -> list[str]:
-    """Arguments of a command line with the file in place of the config's name; raises as `find`."""
+    """Arguments of a command line with the file in place of the config's name; raises as `find`.
+
+    The file can then import others in its folder.
+    """
     result, is_name = [], False
     for argument in arguments:
-        if is_name:
-            argument = find(argument)
-        elif match := re.fullmatch(r'(--?config=)(.+)', argument):
-            argument = match[1] + find(match[2])
+        match = re.fullmatch(r'(--?config=)(.+)', argument)
+        if is_name or match:
+            flag, name = match.groups() if match else ('', argument)
+            file = find(name)
+            sys.path.append(os.path.dirname(os.path.abspath(file)))
+            argument = flag + file
         is_name = argument in ('--config', '-config')
         result.append(argument)
     return result

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -165,7 +165,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
                 run.log.advance()
                 run.progress()
                 try:
-                    done = on_step(Step(step, ids, batch['patches'].shape[1], metrics)) is True
+                    done = is_true(on_step(Step(step, ids, batch['patches'].shape[1], metrics)))
                 finally:
                     stops = run.stops() or done
                     finish_step(setup, run, state, step, stops=stops)
@@ -187,6 +187,12 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
     finally:
         programs.close()
     return None
+
+
+def is_true(answer: Any) -> bool:
+    """Whether `on_step` returned True, as a bool of Python, NumPy or JAX; other values mean nothing."""
+    is_bool = isinstance(answer, bool) or getattr(answer, 'dtype', None) == np.bool_ and answer.shape == ()
+    return is_bool and bool(answer)
 
 
 def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:

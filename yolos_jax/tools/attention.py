@@ -131,7 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     cli.check_threshold(args.threshold)
-    paths = [path for path in find_images(args.images, args.output) if not video.is_video(path)]
+    paths, videos = [], []
+    for path in find_images(args.images, args.output):
+        (videos if video.is_video(path) else paths).append(path)
+    for path in videos:
+        print(f'left out: {path}: a video', file=sys.stderr)
+    if not paths:
+        raise InputError('there are only videos; give images')
     targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}
     for target in targets.values():
         if target.exists() and not prediction_files.is_own(target):

@@ -9,6 +9,7 @@ results) to the output folder; with --report also report.html: errors by kind, A
 import argparse
 import dataclasses
 import functools
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +24,15 @@ from yolos_jax.analysis import groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
 from yolos_jax.data.batches import EvalBatches
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, shown
 from yolos_jax.patches import PATCH
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.pretrained import about_ids
+
+NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -101,12 +104,15 @@ def read_detector(
 ) -> tuple[weights.Pretrained, dict[int, int]]:
     """The detector, and the category id in the data of each of its labels; prints notes on both."""
     pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
+    is_named = not all(re.fullmatch(NUMBERED, name) for name in pretrained.classes.values())
     if args.classes:
+        if is_named:
+            print(f'note: {args.classes} replaces the class names {shown(pretrained.classes.values())}')
         pretrained = with_names(pretrained, args.classes)
     try:
         labels, notes = evaluation.category_ids(pretrained, data)
     except InputError as error:
-        raise InputError(str(error), 'classes') from None
+        raise InputError(str(error), None if is_named else 'classes') from None
     for note in [*notes, *data.notes]:
         print(f'note: {note}')
     return pretrained, labels

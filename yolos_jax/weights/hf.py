@@ -62,7 +62,7 @@ def read(file: TensorFile) -> Pretrained:
         )
     params = names.to_params(by_name, model)
     about = about_ids(config.get('category_ids'))
-    return Pretrained(model, params, classes, *_size(preprocessor), about)
+    return Pretrained(model, params, classes, *_size(preprocessor, file.path), about)
 
 
 def _read_config(file: TensorFile) -> dict:
@@ -80,15 +80,20 @@ def _read_config(file: TensorFile) -> dict:
     return config
 
 
-def _size(preprocessor: dict) -> tuple[int, int]:
+def _size(preprocessor: dict, path: Path) -> tuple[int, int]:
     """The shorter side that images are resized to, and the bound of the longer, as transformers has them.
 
     Raises:
-        InputError: images are resized in another way.
+        InputError: images are resized in another way, or padded to one size.
     """
     size, bound = preprocessor.get('size', {}), preprocessor.get('max_size')
     if not preprocessor.get('do_resize', True):
         raise InputError(f'{PREPROCESSOR} does not resize images, which is how a detector has its size')
+    if preprocessor.get('do_pad', True) and (padded := preprocessor.get('pad_size')):
+        raise InputError(
+            f'{PREPROCESSOR} pads images to {json.dumps(padded)[:80]}, and boxes are relative to that; '
+            'here they are relative to the image. To train on from these weights, remove its pad_size'
+        )
     if size == {}:
         return SIZE
     size = {'shortest_edge': size} if isinstance(size, int) else size
@@ -98,6 +103,11 @@ def _size(preprocessor: dict) -> tuple[int, int]:
     if isinstance(size, dict) and all(map(is_side, size.values())):
         keys, side = set(size), size.get('max_height')
         if keys == {'max_height', 'max_width'} and side == size['max_width']:
+            print(
+                f'{path}: transformers cuts off what is no whole patch of {PATCH} pixels; here images are '
+                'resized to whole patches, and detections may differ a little',
+                file=sys.stderr,
+            )
             return side, side
         if 'shortest_edge' in keys and keys <= {'shortest_edge', 'longest_edge'}:
             return size['shortest_edge'], size.get('longest_edge') or bound or UNBOUNDED
