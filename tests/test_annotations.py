@@ -2,6 +2,7 @@ import json
 
 import pytest
 from helpers import coco_content, write_coco
+from pycocotools.cocoeval import Params
 
 from yolos_jax.data import annotations
 from yolos_jax.data.problems import check_annotations, find_problems
@@ -90,6 +91,11 @@ def test_every_problem_is_found_not_only_the_first(tmp_path):
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert len(problems) == 3 and all(problem.stops for problem in problems)
+
+
+def test_objects_are_small_and_large_as_they_are_for_coco():
+    small, large = annotations.SMALL, annotations.LARGE
+    assert Params(iouType='bbox').areaRng[1:] == [[0, small], [small, large], [large, 1e10]]
 
 
 NAMES = '写真\u30001.png', 'Screenshot 1.00\u202fPM.png', 'a\u00a0b.png', '👨\u200d👩.jpg'

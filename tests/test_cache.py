@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +70,13 @@ def test_a_full_disk_is_reported_once_and_images_are_decoded_again(tmp_path, cap
         index = [x.shape for x in images()].index(image.shape)
         np.testing.assert_array_equal(kept.start(index, lambda x=image: lambda: x)(), image)
     assert capsys.readouterr().err.count(os.strerror(errno.ENOSPC)) == 1
+
+
+def test_a_disk_with_too_little_room_is_noted(tmp_path):
+    assert not make(tmp_path).note
+    side = int((shutil.disk_usage(tmp_path).free / 3.2) ** 0.5)  # images of 1.25 times what is free
+    note = cache.DecodedImages(tmp_path, np.array([side]), np.array([side])).note
+    assert 79 <= int(re.search(r'has room for (\d+)% of the decoded images', note)[1]) <= 81
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path):

@@ -85,6 +85,9 @@ def test_boxes_are_written_in_pixels_of_the_original_image():
     assert evaluation.to_coco(9, detections, (200, 400), {3: 3}) == [
         {'image_id': 9, 'category_id': 3, 'bbox': [100.0, 100.0, 200.0, 100.0], 'score': 0.5}
     ]
+    detections = {'scores': [0.123456789], 'labels': [3], 'boxes': [[0, 0, 1 / 3, 1 / 7]]}
+    (found,) = evaluation.to_coco(9, detections, (200, 400), {3: 3})
+    assert found['bbox'] == [0, 0, 133.3333, 28.5714] and found['score'] == 0.12345679
 
 
 def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):
@@ -127,6 +130,12 @@ def test_validation_losses_are_those_of_training_over_the_whole_split(coco_folde
             assert value[f'val_{name}'] == pytest.approx(float(parts[name]), rel=1e-5)
 
 
+def test_a_split_without_objects_has_losses():
+    outputs = {name: np.zeros(3) for name in ('objects', 'loss_bbox', 'loss_giou')}
+    values = evaluation.mean_losses(outputs | {'loss_ce': np.full(3, 0.5)})
+    assert values['val_loss_ce'] == 0.5 and values['val_loss_bbox'] == values['val_loss_giou'] == 0
+
+
 def test_objects_get_the_labels_of_the_detector_and_unknown_classes_are_left_out(coco_folder):
     data = records.read(coco_folder, 'val2017')
     changed = evaluation.relabelled(data, {7: 1, 0: 3})
@@ -163,5 +172,6 @@ def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_pat
     data = records.read(write_coco(tmp_path, content), 'val')
     detector = known(data.classes, category_ids={str(k): x for k, x in data.category_ids.items()})
     assert evaluation.category_ids(detector, data) == ({0: 10_001, 1: 10_002}, [])
+    assert evaluation.category_ids(known({10_001: 'cat'}), data)[0] == {10_001: 10_001}
     labels, notes = evaluation.category_ids(known({7: 'cat'}), data)
     assert labels == {7: 10_002} and 'one name only the last can be detected' in ' '.join(notes)

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_a_batch_is_a_function_of_its_step(train_set):
         same(alone, walked[step])
     ((_, other, _),) = loader.load(make(train_set, seed=1), [0])
     assert (other['grid'] != walked[0]['grid']).any()
+
+
+def test_a_seed_and_an_epoch_each_have_their_own_order_and_geometry(train_set):
+    options = dict(lengths=(83,), batch_size=4, max_targets=6)
+    plans = [
+        TrainBatches(train_set, RECIPE, seed=s, **options).plan(e) for s, e in ((0, 0), (1, 0), (0, 1))
+    ]
+    for other in plans[1:]:
+        assert (other.indices != plans[0].indices).any()
+        assert (other.geometry.shape != plans[0].geometry.shape).any()
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
@@ -174,6 +185,24 @@ def test_too_many_bad_images_stop_the_run(tolerated, says, large_folder):
         with pytest.raises(InputError, match=f'00000000000[5678].jpg.*{says}') as error:
             list(loader.load(make(damaged), range(250)))
         assert error.value.argument == 'bad_images'
+
+
+def test_as_many_bad_images_as_are_tolerated_do_not_stop_a_run(train_set, capsys):
+    bad = loader.BadImages(dataclasses.replace(train_set, bad_images=2))
+    for index in (7, 9, 7):
+        bad.note(index, InputError(f'image {index}'))
+    assert capsys.readouterr().err == 'left out: image 7\nleft out: image 9\n'
+    with pytest.raises(InputError, match='image 8; more than 2 of 24 images are bad'):
+        bad.note(8, InputError('image 8'))
+
+
+def test_a_batch_without_a_readable_image_is_not_trained_on(coco_folder, tmp_path):
+    shutil.copytree(coco_folder, tmp_path / 'data')
+    for image in (tmp_path / 'data' / 'train2017').iterdir():
+        image.write_bytes(b'')
+    all_bad = dataclasses.replace(records.read(tmp_path / 'data', 'train2017'), bad_images=24)
+    with pytest.raises(InputError, match='no image of batch 1 can be read'):
+        list(loader.load(make(all_bad, batch_size=8), [1]))
 
 
 def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(large_folder, capsys):

@@ -105,6 +105,17 @@ def test_an_index_follows_the_json(name, moment, tmp_path):
     assert read(tmp_path, 'val', tmp_path / 'index').classes == {2: 'cat', 5: name}
 
 
+@pytest.mark.parametrize('key', ['version', 'data'])
+def test_an_index_of_another_version_is_made_again(key, tmp_path):
+    root, index = write_coco(tmp_path, coco_content()), tmp_path / 'index' / 'val.npz'
+    first = read(root, 'val', tmp_path / 'index')
+    with np.load(index) as stored:
+        arrays, about = dict(stored), json.loads(stored['about'].item())
+    about['stamp'][key] = 'other'
+    np.savez(index, **arrays | {'labels': arrays['labels'] + 1, 'about': json.dumps(about)})
+    same(read(root, 'val', tmp_path / 'index'), first)
+
+
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04', None])
 def test_a_damaged_index_is_made_again(content, tmp_path):
     root = write_coco(tmp_path, coco_content())

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -251,8 +252,6 @@ def test_any_number_of_versions_that_roboflow_made_stay_together(coco):
 
 
 def _renamed(data, files):
-    import dataclasses
-
     return dataclasses.replace(data, files=np.array(files))
 
 
@@ -320,6 +319,11 @@ def test_images_in_both_splits_are_found_by_their_bytes(coco, tmp_path):
     assert '1 images are in both splits' in ' '.join(overlap.notes(train, val))
     clean = [records.read(coco, split) for split in SPLITS]
     assert overlap.in_both(*clean) == []
+    long = bytearray(9000)  # of equal ends
+    same.write_bytes(long)
+    long[4500] = 1
+    (tmp_path / 'coco' / 'train2017' / '000000000009.jpg').write_bytes(long)
+    assert overlap.in_both(train, val) == []
 
 
 def test_unreadable_images_are_in_no_other_split(coco, tmp_path):
@@ -348,8 +352,12 @@ def test_classes_of_one_split_only_are_noted(coco):
     without = records.select(val, np.array([0]))
     shown = {val.classes[label] for label in without.labels.tolist()}
     assert len(shown) < 3
-    assert 'none to evaluate' in ' '.join(overlap.notes(train, without))
-    assert 'none to train on' in ' '.join(overlap.notes(without, train))
+    (note,) = overlap.notes(train, without)
+    assert f'{3 - len(shown)} classes have objects to train on but none to evaluate' in note
+    (note,) = overlap.notes(without, train)
+    assert f'{3 - len(shown)} classes have objects to evaluate but none to train on' in note
+    capital = {label: name.upper() for label, name in val.classes.items()}
+    assert not overlap.notes(train, dataclasses.replace(val, classes=capital))
 
 
 def test_a_json_file_and_a_folder_of_images_are_enough(coco):
