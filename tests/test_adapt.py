@@ -39,6 +39,18 @@ def test_classes_of_the_same_name_keep_their_logits(pretrained):
     )
 
 
+def test_fresh_rows_and_tokens_are_small_and_drawn_by_the_seed(pretrained):
+    fish, token = [], []
+    for seed in (0, 0, 1):
+        head = adapt.with_classes(pretrained, {1: 'cat', 2: 'fish'}, seed)[0].params['class_embed']
+        fish.append(head['layers_2']['kernel'][:, 2])
+        token.append(adapt.with_det_tokens(pretrained, 8, seed)[0].params['backbone']['det_token'][0, -1])
+    bound = TINY['width'] ** -0.5  # torch's, of a dense layer
+    assert 0.8 * bound < np.abs(fish[0]).max() <= bound
+    for first, again, other in (fish, token):
+        assert np.array_equal(first, again) and not (first == other).any()
+
+
 def test_unused_class_numbers_score_below_the_kept_classes(pretrained):
     moved = {number + 40: name for number, name in CLASSES.items()}
     changed, _ = adapt.with_classes(pretrained, moved, 0)

@@ -107,6 +107,15 @@ def test_the_newest_two_and_the_best_are_kept(state, tmp_path):
     same(params, jax.device_get(at(state, 2)['params']))  # the best, for use; a run resumes from 6
 
 
+def test_the_first_of_equally_good_steps_is_the_best(tmp_path):
+    for step, ap in enumerate((0.1, 0.3, 0.3, -1.0), 1):
+        (tmp_path / str(step) / 'state').mkdir(parents=True)
+        (tmp_path / str(step) / 'meta').mkdir()
+        (tmp_path / str(step) / checkpoint.COMMITTED).touch()
+        checkpoint.write_ap(tmp_path / str(step), ap)
+    assert Checkpoints(tmp_path).best() == 2
+
+
 def test_a_long_run_does_not_pile_up_what_it_replaced(state, tmp_path):
     saved = Checkpoints(tmp_path)
     for step in range(1, 8):

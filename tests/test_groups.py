@@ -133,6 +133,12 @@ def test_detections_on_crowds_are_neither_right_nor_wrong_in_a_calibration():
     assert calibration.count.tolist() == [0] * 8 + [1, 0] and calibration.error == pytest.approx(0.15)
 
 
+def test_of_objects_with_one_box_the_last_is_matched_first_as_by_pycocotools():
+    objects = [square(0), square(0)]
+    matched = outcomes.match(scene(objects, found(objects))).matched
+    assert matched[:, 0].tolist() == [1, 0]
+
+
 def test_a_hundred_detections_of_a_class_in_an_image_count():
     for wrong, ap in ((99, 0.01), (100, 0)):
         detected = [(0, 1, [500, 500, 9, 9], 0.9)] * wrong + found([square(0)])

@@ -2,11 +2,12 @@ import json
 import resource
 import subprocess
 import sys
+import time
 
 import numpy as np
 from helpers import ROOT
 
-from yolos_jax.run.progress import Goodput, Log, Means
+from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 
 
 def metrics(loss, finite=True):
@@ -77,30 +78,51 @@ def test_a_loss_far_above_its_median_is_a_spike():
     assert not means.pop_spikes()
 
 
+def test_spikes_are_seen_after_fifty_losses_whatever_was_not_finite():
+    for before, seen in ([1] * 49, False), ([1] * 50 + [np.nan, np.inf] * 20, True):
+        means = Means(spike_factor=10)
+        for loss in (*before, 100):
+            means.pop_spikes()
+            means.add(metrics(loss, finite=bool(np.isfinite(loss))))
+        means.settle()
+        assert bool(means.pop_spikes()) == seen
+
+
+def test_images_per_second_are_counted_from_the_last_restart():
+    before, speed = time.monotonic(), Throughput()
+    speed.add(1_000_000)
+    speed.restart()
+    for _ in range(2):
+        speed.add(8)
+    time.sleep(0.02)
+    found = speed.images_per_s()
+    assert 16 / (time.monotonic() - before) <= found <= 16 / 0.02
+
+
 def test_goodput_is_over_all_starts():
     first = Goodput()
     first.add(2)
-    state = first.state() | {'wall_s': 4.0}
+    state = first.state() | {'wall_s': 4.0, 'steps_lost': 2}
     second = Goodput(state, steps_lost=3)
     second.add(1)
     assert 0 < second.share() <= 3 / 4  # more time has passed since
-    assert str(second).endswith('% of the time was training, 2 starts, 3 steps lost')
+    assert str(second).endswith('% of the time was training, 2 starts, 5 steps lost')
 
 
 def test_a_resumed_runs_file_is_that_of_an_unbroken_one(tmp_path):
-    first = Log(tmp_path, range(30), per_epoch=10)
+    first = Log(tmp_path, range(30), per_epoch=8)
     for step in (10, 20):
         first.write(step, {'loss': step / 7})
     first.close()
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 21, "lo')  # killed while writing
-    again = Log(tmp_path, range(10, 30), per_epoch=10)  # the checkpoint was of step 10
+    again = Log(tmp_path, range(10, 30), per_epoch=8)  # the checkpoint was of step 10
     for step in (20, 30):
         again.write(step, {'loss': step / 7})
     again.close()
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     times = [line.pop('time') for line in lines]
-    assert lines == [{'step': step, 'epoch': step / 10, 'loss': step / 7} for step in (10, 20, 30)]
+    assert lines == [{'step': step, 'epoch': step / 8, 'loss': step / 7} for step in (10, 20, 30)]
     assert times == sorted(times)
     assert list(tmp_path.glob('events.out.tfevents.*'))
 

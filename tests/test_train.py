@@ -300,6 +300,8 @@ BAD_VALUES = {
     'batch_size': [0],
     'num_lengths': [0],
     'seed': [-1],
+    'val_fraction': [-0.1, 1.0],
+    'ema': [1.0],
 }
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from helpers import ROOT, launch, tiny_config
+from yolos_jax.configs import common
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import workdir
@@ -33,6 +34,26 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
         other.communicate()
     with workdir.opened(tmp_path):  # a killed run's lock is no obstacle
         pass
+
+
+FREE = (
+    'accumulate_steps bad_images data data_cache eval_every init_from log_every model.remat patience '
+    'save_every shard_params spike_factor train_images train_json val_images val_json'
+).split()
+
+
+def test_only_values_that_change_no_computation_may_differ_when_a_run_resumes(tmp_path):
+    saved, accepted = workdir.flat(common.get_config()), []
+    for key in saved:
+        with contextlib.suppress(InputError):
+            workdir.check_same(saved, saved | {key: -1}, tmp_path)
+            accepted.append(key)
+    assert sorted(accepted) == FREE
+    older = {key: value for key, value in saved.items() if key != 'ema'}
+    assert workdir.check_same(older, saved, tmp_path) == []  # it is off
+    for before, now in (older, saved | {'ema': 0.9}), (saved | {'gone': 1}, saved):
+        with pytest.raises(InputError, match='(ema: None then, 0.9|gone: 1 then, None) now'):
+            workdir.check_same(before, now, tmp_path)
 
 
 @pytest.mark.parametrize('by', ['nothing', 'another run'])
