@@ -219,6 +219,10 @@ def test_fields_that_a_file_lacks_are_asked_for(hf, tmp_path):
         ('model_type', 'detr', "model_type is 'detr'"),
         ('num_hidden_layers', None, 'does not say num_hidden_layers'),
         ('num_hidden_layers', 4, '12 missing'),
+        ('intermediate_size', 64, 'intermediate_size is 64; only 128'),
+        ('qkv_bias', False, 'qkv_bias is False'),
+        ('id2label', {'9': 'cat'}, 'names a class 9, and the head has 5'),
+        ('id2label', {'0': None}, 'id2label of config.json has None as the name of a class'),
     ],
 )
 def test_a_config_of_another_model_is_named(key, value, says, hf, tmp_path):
@@ -229,6 +233,31 @@ def test_a_config_of_another_model_is_named(key, value, says, hf, tmp_path):
         del config[key]
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(InputError, match=says):
+        read_detector(tmp_path)
+
+
+def test_what_a_config_does_not_say_is_what_transformers_takes(hf, expected, tmp_path, capsys):
+    hf.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    for key in ('layer_norm_eps', 'use_mid_position_embeddings', 'id2label', 'label2id'):
+        config.pop(key, None)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    yolos = check(tmp_path, expected)
+    assert yolos.eps == 1e-12 and yolos.mid_pos_grid == yolos.pos_grid
+    assert read_detector(tmp_path).classes == {i: f'LABEL_{i}' for i in range(C)}
+    assert 'another filter' not in capsys.readouterr().err
+    (tmp_path / 'preprocessor_config.json').write_text('{"resample": 3}')
+    read_detector(tmp_path)
+    assert 'preprocessor_config.json resizes by another filter than bilinear' in capsys.readouterr().err
+
+
+def test_a_folder_of_several_files_of_weights_is_refused(tmp_path):
+    for name in 'ab':
+        (tmp_path / f'{name}.pth').touch()
+    with pytest.raises(InputError, match='neither a checkpoint folder'):
+        read_detector(tmp_path)
+    (tmp_path / 'model.safetensors.index.json').touch()
+    with pytest.raises(InputError, match='its weights are in several files; save them again as one'):
         read_detector(tmp_path)
 
 
