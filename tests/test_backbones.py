@@ -337,6 +337,17 @@ def test_the_heads_that_a_file_states_are_used(form, tmp_path):
         yolos_jax.init_from_backbone(path, Yolos(**DETECTOR | {'heads': 2 * H}), jax.random.key(0))
 
 
+def test_what_a_file_does_not_say_is_what_its_project_has(tmp_path):
+    load(
+        tmp_path / 'moco.pth', FORMS['moco-v3'](make_vit(width=384)), DETECTOR | {'width': 384, 'heads': 12}
+    )
+    dinov3 = {k: v for k, v in make_vit().items() if k != 'pos_embed'} | {'reg_token': np.ones((1, 4, D))}
+    torch.save(torches(dinov3), tmp_path / 'dinov3.pth')
+    with weights.open(tmp_path / 'moco.pth') as moco, weights.open(tmp_path / 'dinov3.pth') as dinov3:
+        vits = moco.vit()[0], dinov3.vit(H)[0]
+    assert vits[0].heads == 12 and [vit.eps for vit in vits] == [1e-6, 1e-5]
+
+
 @pytest.mark.parametrize('prefix', ['module.', 'model.', 'backbone.'])
 def test_two_models_in_one_file_are_refused(prefix, tmp_path):
     state = torches(make_vit())

@@ -245,6 +245,8 @@ def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
         with weights.open(path, step) as source:
             assert source.detector(log=said.append).about['step'] == newest
     assert all(f'step {newest}, AP' in line for line in said)
+    with weights.open(averaged) as source, pytest.raises(InputError, match='heads is for a .pth'):
+        source.detector(heads=2)
     with pytest.raises(InputError, match=f'has no step 5, but .*{newest}'):
         weights.open(averaged, 5)
     with pytest.raises(InputError, match='no checkpoints of a run'):

@@ -74,6 +74,8 @@ def test_a_hugging_face_folder_is_read(form, hf, expected, tmp_path):
         (tmp_path / 'model.safetensors').unlink()
     yolos = check(path, expected)
     assert yolos.eps == 1e-12
+    file = 'pytorch_model.bin' if form in ('bin', 'names of v5') else 'model.safetensors'
+    assert read_detector(path).about['source'] == f'{tmp_path.name}/{file}'
     with pytest.raises(InputError, match='heads is for a .pth'):
         read_detector(path, heads=2)
 
@@ -148,6 +150,8 @@ def test_a_preprocessor_that_does_something_else_is_refused(content, hf, tmp_pat
     'content',
     [
         {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.25, 0.125]},
+        {'image_mean': [0.485, 0.456, 0.406], 'image_std': [0.5, 0.25, 0.125]},
+        {'rescale_factor': 1 / 127.5, 'image_mean': [1, 1, 1], 'image_std': [1, 0.5, 0.25]},
         {'do_normalize': False},
         {'do_rescale': False, 'image_mean': [120, 110, 100], 'image_std': [60, 61, 62]},
     ],
@@ -157,7 +161,8 @@ def test_pixels_of_another_mean_and_deviation_are_seen_as_trained(content, hf, t
     hf.save_pretrained(tmp_path)
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
     image = noise(64, 96)
-    pixels = np.float64(image) if content.get('do_rescale') is False else np.float64(image) / 255
+    factor = content.get('rescale_factor', 1 / 255)
+    pixels = np.float64(image) * (factor if content.get('do_rescale', True) else 1)
     if content.get('do_normalize', True):
         pixels = (pixels - content['image_mean']) / content['image_std']
     with torch.no_grad():
