@@ -1,8 +1,12 @@
 """Near duplicates by their names; `test_sources` has their effect on a validation part."""
 
-import numpy as np
+import dataclasses
 
-from yolos_jax.data import alike
+import numpy as np
+import pytest
+
+from yolos_jax.data import alike, records
+from yolos_jax.errors import InputError
 
 
 def test_copies_of_a_photograph_are_told_from_numbered_photographs():
@@ -14,3 +18,11 @@ def test_copies_of_a_photograph_are_told_from_numbered_photographs():
     assert count([*copies, 'dog.jpg', 'owl.jpg'], 0.1) == 3
     photographs = [f'photo ({i}).jpg' for i in range(30)] + ['x' * i + '.jpg' for i in range(1, 31)]
     assert count(photographs, 0.9) == 60  # as many are no versions of one
+
+
+def test_a_part_has_an_image_and_not_all_of_them(coco):
+    whole = records.read(coco, 'train2017')
+    assert [len(part) for part in records.part(whole, 0.001, seed=0)] == [len(whole) - 1, 1]
+    copies = np.array([f'a_jpg.rf.{i:032x}.jpg' for i in range(len(whole))])
+    with pytest.raises(InputError, match='its images are all alike by name; no part can be taken'):
+        records.part(dataclasses.replace(whole, files=copies), 0.1, seed=0)

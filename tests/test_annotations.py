@@ -46,6 +46,7 @@ def text(value, **keys):
         (text('1e999', annotations__1__bbox=[1, 2, 3, 12345]), 'out of range.* in the object with id 2'),
         (change(annotations__1__bbox=[1, 2, 3, 1e60]), '1 boxes that are not finite: annotation id 2'),
         (change(images__0__height=0), 'image id 7 is 200 x 0'),
+        (change(images__0__width=0), 'image id 7 is 0 x 100'),
         (change(images__1__height='x'), r'images\[1\].height`, in the object with id 3'),
         (change(categories__1__id=-3), 'category ids below 0: -3'),
         (change(annotations__1__id=1.5), r'annotations\[1\].id`, in the object with id 1.5'),
@@ -66,6 +67,9 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     first = content['annotations'][0]
     content['annotations'].append(first | {'id': 5, 'bbox': [-5, 10, 20, 20]})
     content['annotations'].append(first | {'id': 6, 'bbox': [-50, 10, 20, 20]})
+    content['annotations'].append(first | {'id': 7, 'bbox': [-0.9, 10, 20, 90.9]})  # by less than a pixel
+    for left in (-51, -6):  # crowds are not trained on
+        content['annotations'].append(first | {'id': 90 - left, 'bbox': [left, 10, 20, 20], 'iscrowd': 1})
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     problems = find_problems(annotations.read(path))
     assert [str(problem) for problem in problems] == [
@@ -75,6 +79,14 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
         'annotation id 5 in b.jpg',
     ]
     assert not any(problem.stops for problem in problems)
+
+
+def test_annotations_need_no_ids(tmp_path):
+    content = coco_content()
+    for annotation in content['annotations']:
+        del annotation['id']
+    path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
+    assert not any(problem.stops for problem in find_problems(annotations.read(path)))
 
 
 def test_an_object_under_two_ids_is_noted(tmp_path):

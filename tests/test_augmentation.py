@@ -11,6 +11,7 @@ from PIL import Image
 
 from yolos_jax.data import augmentation, pixels
 from yolos_jax.data.augmentation import OPERATIONS
+from yolos_jax.patches import unpatchify
 
 NAMES = (
     'AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd '
@@ -99,6 +100,42 @@ def test_a_crop_is_cut_out_resized_and_flipped_as_pillow_does():
         squares = np.asarray(expected).reshape(4, 16, 4, 16, 3).transpose(0, 2, 1, 3, 4).reshape(16, 768)
         np.testing.assert_array_equal(out, squares)
     assert min(seen.values()) > 10
+
+
+def test_an_image_gets_its_two_operations_in_their_strength_and_direction():
+    draws = augmentation.draw(150, seed=0, step=0)
+    draws['skips'][:100] /= 2  # always, but for the last
+    image, out, used = photograph(96, 96), np.zeros((16, 768), np.uint8), set()
+    for i in range(150):
+        row = {name: values[i] for name, values in draws.items()}
+        plain = {**row, 'skips': np.ones(2)}
+        augmentation.train_image(pixels.to_rgbx(image), 64, plain, out)
+        expected = Image.fromarray(unpatchify(out, (4, 4)))
+        for k in range(2):
+            if row['skips'][k] <= 0.5:
+                which, sign = int(15 * row['op'][k]), -1 if row['negates'][k] > 0.5 else 1
+                expected = OPERATIONS[which](expected, min(row['strength'][k] / 10, 1), sign)
+                used.add((which, sign))
+        augmentation.train_image(pixels.to_rgbx(image), 64, row, out)
+        np.testing.assert_array_equal(unpatchify(out, (4, 4)), expected)
+    assert len(used) == 30
+
+
+def test_a_crop_has_the_area_and_the_shape_that_are_drawn():
+    for uniform, ratio in (0, 3 / 4), (0.25, (3 / 4) ** 0.5), (0.5, 1), (1, 4 / 3):
+        for area in (0, 0.25):
+            draws = np.full(10, area), np.full(10, uniform), np.array([0, 0.9999])
+            top, left, h, w = augmentation.crop_box(1000, 1000, *draws)
+            assert (top, left) == (0, 1000 - w) and w / h == pytest.approx(ratio, rel=0.01)
+            assert h * w / 1e6 == pytest.approx(0.08 + 0.92 * area, rel=0.01)
+
+
+def test_cutmix_alone_cuts_every_group_and_mixup_alone_none():
+    recipe = augmentation.Recipe(size=64, repeats=1, erasing=0, mixup=0, cutmix=1.0, group=2)
+    cut = augmentation.draw_mix(400, recipe, seed=0, step=0)
+    assert (cut['share'] < 1).mean() > 0.9 and (cut['weight'] == 1).all()
+    mixed = augmentation.draw_mix(400, recipe._replace(mixup=0.8, cutmix=0), seed=0, step=0)
+    assert (mixed['weight'] < 1).all() and not mixed['box'].any()
 
 
 def test_an_image_no_crop_fits_is_cut_in_the_middle():

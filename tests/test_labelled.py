@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from helpers import ROOT
 from PIL import Image
 
-from yolos_jax.data import class_batches, labelled, loader
+from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
 from yolos_jax.tools import make_classes
 
@@ -61,6 +61,19 @@ def test_images_come_in_the_order_of_torchvisions_image_folder(tmp_path):
     (tmp_path / 'train' / 'dog' / 'round').symlink_to('round')
     with pytest.raises(InputError, match='dog: cannot be listed'):
         labelled.read(tmp_path, 'train')
+
+
+def test_each_seed_epoch_and_step_has_its_own_images_and_draws(class_folder):
+    images = labelled.read(class_folder, 'train')
+    recipe = augmentation.Recipe(size=64, repeats=3, erasing=0.5, mixup=0.8, cutmix=1.0, group=8)
+    plans, filled = [], []
+    for seed, epoch in (0, 0), (1, 0), (0, 1):
+        source = class_batches.TrainBatches(images, recipe, batch_size=16, seed=seed)
+        plans.append(source.plan(epoch).indices)
+        ((_, batch, _),) = loader.load(source, [epoch * source.steps_per_epoch], slice(0, 1))
+        filled.append((int(batch['noise'][0]), float(batch['share'][0])))
+    for other, values in zip(plans[1:], filled[1:], strict=True):
+        assert (other != plans[0]).any() and values[0] != filled[0][0] and values[1] != filled[0][1]
 
 
 class Imagenet(tfds.core.GeneratorBasedBuilder):

@@ -76,6 +76,15 @@ def test_images_are_selected_by_index_from_either_end_or_by_a_mask(tmp_path):
             assert len(selected) == 2
 
 
+def test_data_differ_where_an_object_is_of_another_image(tmp_path):
+    content = coco_content()
+    content['annotations'][0] |= {'bbox': [10, 10, 20, 20]}
+    first = read(write_coco(tmp_path, content), 'val').digests
+    content['annotations'][0] |= {'image_id': 3}  # still the first object, and its box is as before
+    second = read(write_coco(tmp_path, content), 'val').digests
+    assert {name for name in first if first[name] != second[name]} == {'boxes'}
+
+
 def same(a, b):
     for name in ('ids', 'files', 'heights', 'widths', 'boxes', 'labels', 'first', 'classes', 'dropped'):
         x, y = getattr(a, name), getattr(b, name)

@@ -135,6 +135,7 @@ def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tm
         {'size': {'max_height': 64, 'max_width': 64}, 'pad_size': {'height': 64, 'width': 64}},
         {'image_mean': [0.5, 0.5]},
         {'image_std': [0, 0, 0]},
+        {'image_std': [float('inf')] * 3},
         [],
     ],
 )

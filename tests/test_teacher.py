@@ -93,6 +93,11 @@ def test_the_pixel_statistics_of_timm_go_into_the_patch_projection(tmp_path):
     halves = {'mean': [0.5] * 3, 'std': [0.5] * 3}
     (tmp_path / 'config.json').write_text(json.dumps({'pretrained_cfg': halves}))
     _, folded = read_deit(tmp_path / 'model.safetensors')
+    for name, content in ('preprocessor_config.json', halves), ('config.json', {'mean': [0.1] * 3}):
+        (tmp_path / name).write_text(json.dumps(content))  # a preprocessor's come first
+    (tmp_path / 'model.safetensors.sha256').unlink()
+    _, again = read_deit(tmp_path / 'model.safetensors')
+    jax.tree.map(np.testing.assert_array_equal, again, folded)
     pixels = np.random.default_rng(0).random((9, 256, 3))  # of patches
     ours, theirs = (((pixels - x) / y).reshape(9, 768) for x, y in ((MEAN, STD), (0.5, 0.5)))
     before, after = (p['backbone']['patch_embed']['proj'] for p in (params, folded))

@@ -31,6 +31,15 @@ def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path
         records.read(tmp_path, 'val')
 
 
+def test_boxes_that_leave_their_image_are_cut(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text('0 0.5 0.5 1.9 0.5\n')
+    data = records.read(tmp_path, 'val')
+    i = [name.endswith('003.jpg') for name in data.files.tolist()].index(True)
+    h, w = data.heights[i], data.widths[i]
+    np.testing.assert_allclose(data.objects(i)[0], [[0, 0.25 * h, w, 0.75 * h]])
+
+
 @pytest.mark.parametrize('content', [b'names:\n\t0: cup\n', 'names: [café]'.encode('cp1252')])
 def test_a_description_that_cannot_be_read_is_named(content, coco, tmp_path):
     to_yolo(coco, tmp_path)
@@ -69,6 +78,10 @@ def test_an_unreadable_image_is_left_out_of_yolo_data(coco, tmp_path):
     data = records.read(tmp_path, 'val')
     assert len(data) == 14 and not any(name.endswith('003.jpg') for name in data.files)
     assert any('left out: ' in note and '003.jpg' in note for note in data.notes)
+    for number in (4, 5, 6):
+        (tmp_path / 'images' / 'val' / f'{number:012d}.jpg').write_bytes(b'<html>')
+    with pytest.raises(InputError, match=r'003\.jpg: .*; 4 of 15 images are bad'):
+        records.read(tmp_path, 'val')
 
 
 def test_a_row_of_labels_that_stands_twice_is_one_object(coco, tmp_path):
