@@ -2,6 +2,7 @@
 
 import codecs
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from helpers import tiny_config, to_yolo
 from PIL import Image, ImageOps
 
-from yolos_jax.data import pixels, records, sources
+from yolos_jax.data import pixels, records, sources, yolo
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
 from yolos_jax.run import detection, train
@@ -19,6 +20,7 @@ from yolos_jax.run import detection, train
     ('labels', 'says'),
     [
         ('0 0.5 0.5 0.1', 'line 1'),
+        ('0 .1 .1 .2 .2 .3', 'line 1 is no class with a box or polygon'),
         ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
         ('0 .5 .5 .1 .1\n9 .5 .5 .1 .1', 'line 2 has class 9, which data.yaml'),
         ('0 30 30 20 20', 'line 1 has 30, .* are they pixels'),
@@ -250,6 +252,27 @@ def test_linked_folders_of_images_are_read(coco, tmp_path):
         (folder / 'more').symlink_to(tmp_path / folder.parent.name)
         (folder / 'loop').symlink_to(folder)
     assert len(records.read(tmp_path / 'a', 'train')) == 60
+
+
+def test_paths_of_a_description_are_read_as_exporters_write_them(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    file, lists = tmp_path / 'data.yaml', tmp_path / 'lists'
+    content = yaml.safe_load(file.read_text())
+    names = sorted(path.name for path in (tmp_path / 'images' / 'val').iterdir())
+    lists.mkdir()
+    (lists / 'val.txt').write_text(''.join(f'./../images/val/{name}\n' for name in names))
+    (tmp_path / 'model.yaml').write_text(yaml.safe_dump({'nc': 3, 'backbone': []}))
+    file = file.rename(tmp_path / 'mine.yaml')
+    for change in {'val': '../images/val'}, {'path': '/content/data'}, {'val': 'lists/val.txt'}:
+        file.write_text(yaml.safe_dump(content | change))
+        assert len(records.read(tmp_path, 'val')) == 15
+    file.write_text(yaml.safe_dump(content | {'train': 'images/nowhere'}))
+    with pytest.raises(InputError, match=r'mine.yaml: images/nowhere does not exist'):
+        records.read(tmp_path, 'val')
+
+
+def test_labels_are_beside_the_last_folder_of_images():
+    assert yolo.labels_of(Path('/images/a/images/val/x.y.jpg')) == Path('/images/a/labels/val/x.y.txt')
 
 
 def test_a_list_of_images_that_is_not_utf8_is_named(coco, tmp_path):
