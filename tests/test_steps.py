@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from helpers import TINY, forward, make_hf, make_targets, noise, reference_tensors, to_torch
@@ -94,6 +95,16 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(yolos, params):
         jax.tree.map(np.testing.assert_array_equal, after[name], state[name])
     _, metrics = step(after, batch)
     assert metrics['finite']
+
+
+def test_a_loss_or_a_gradient_that_alone_is_not_finite_changes_nothing():
+    """The loss of a label outside the classes is NaN, and its gradient is zero."""
+    optimizer = optax.adamw(0.1)
+    for loss in (lambda x: jnp.where(x > 0, jnp.nan, x), lambda x: jnp.sqrt(x - 1)):
+        step = steps.make_update(lambda p, *_, loss=loss: (loss(p['x']), {}), optimizer)
+        state, metrics = step(steps.init_state({'x': jnp.float32(1)}, optimizer), {})
+        assert np.isfinite(metrics['loss']) != np.isfinite(metrics['grad_norm'])
+        assert not metrics['finite'] and state['params']['x'] == 1
 
 
 def test_parameters_that_are_not_finite_are_reported(yolos, params):
