@@ -145,9 +145,14 @@ def test_more_slots_never_change_the_loss():
 
 def test_more_objects_than_queries_are_counted():
     ours, _ = make_targets((15, 2), 15, C)
-    loss, metrics = set_loss(random_outputs(2), ours)
+    outputs = random_outputs(2)
+    loss, metrics = set_loss(outputs, ours)
     assert int(metrics['dropped_targets']) == 3
     assert np.isfinite(loss)
+    _, metrics = set_loss(outputs, ours | {'dropped': np.array([4, 0], np.int32)})  # before they came here
+    assert int(metrics['dropped_targets']) == 3 + 4
+    outputs['pred_logits'] = np.eye(C + 1, dtype=np.float32)[np.full((2, Q), C)]  # "no object" everywhere
+    assert float(set_loss(outputs, ours)[1]['class_error']) == 100
 
 
 def test_a_label_outside_the_classes_makes_the_loss_nan():
@@ -177,6 +182,7 @@ def test_class_error_is_the_share_of_matched_queries_with_a_wrong_class():
     for i, label in enumerate(ours['labels'][0, :4]):
         logits[0, i, label if i else (label + 1) % C] = 5
     logits[0, 4:, C] = 5
+    logits[0, 4, (ours['labels'][0, 3] + 1) % C] = 9  # of no object: not an error of the matched ones
     outputs['pred_logits'] = logits
     _, metrics = set_loss(outputs, ours)
     assert float(metrics['class_error']) == 25
@@ -208,4 +214,5 @@ def test_a_group_on_two_devices_is_refused_in_parts_of_a_batch():
     with jax.set_mesh(meshes.make_mesh(jax.devices()[:2])):
         with pytest.raises(ValueError, match="a device's rows of a part"):
             jax.eval_shape(loss)
+        jax.eval_shape(lambda: losses.set_loss(outputs, targets, images_per_group=2))  # not in parts
     jax.eval_shape(loss)  # on one device
