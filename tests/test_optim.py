@@ -21,7 +21,7 @@ DECAYED = (
 )  # fmt: skip
 SPARED = {
     'backbone/cls_token', 'backbone/det_token', 'backbone/pos_embed', 'backbone/norm/scale',
-    'backbone/norm/bias', 'backbone/patch_embed/proj/bias',
+    'backbone/norm/bias', 'backbone/patch_embed/proj/bias', 'backbone/reg_token',
     *(f'backbone/blocks/{layer}/{leaf}' for layer in ('norm1', 'norm2') for leaf in ('scale', 'bias')),
     *(f'backbone/blocks/{name}'.replace('kernel', 'bias') for name in BLOCK),
 }  # fmt: skip
@@ -29,7 +29,7 @@ SPARED = {
 
 @pytest.fixture(scope='module')
 def params():
-    return init_params(Yolos(**TINY), jax.random.key(0))
+    return init_params(Yolos(**TINY, registers=2), jax.random.key(0))
 
 
 def test_weight_decay_acts_on_these_parameters_and_no_other(params):
@@ -48,6 +48,30 @@ def test_parameters_without_gradient_move_by_decay_alone(params):
     moved = optax.apply_updates(params, updates)
     expected = jax.tree.map(lambda p, d: p * (0.95 if d else 1), params, optim.decay_mask(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected)
+
+
+def test_in_pre_training_only_kernels_decay_those_of_heads_too():
+    names = 'kernel bias scale pos_embed cls_token det_token'.split()
+    params = {'backbone': dict.fromkeys(names, jnp.ones(2)), 'head': dict.fromkeys(names[:2], jnp.ones(2))}
+    optimizer = optim.make_deit_optimizer(params, lambda step: 0.1, 0.5)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    moved = optax.apply_updates(params, optimizer.update(zero, optimizer.init(params), params)[0])
+    for part in moved.values():
+        for name, value in part.items():
+            np.testing.assert_allclose(value, 0.95 if name == 'kernel' else 1, rtol=1e-6)
+
+
+def test_the_first_blocks_and_the_tables_after_them_are_frozen(params):
+    trained = optim.trained(params, 1)
+    loss = lambda params: sum(x.sum() for x in jax.tree.leaves(params))
+    gradients = jax.grad(optim.of_trained(loss, trained))(params)
+    jax.tree.map(lambda x, kept: np.testing.assert_array_equal(x, x * 0 + kept), gradients, trained)
+    backbone = gradients['backbone']
+    assert backbone['blocks']['norm1']['bias'][:, 0].tolist() == [0, 1, 1]
+    assert backbone['mid_pos_embed'][:, 0, 0, 0].tolist() == [0, 1]
+    for blocks in (-1, 4):
+        with pytest.raises(ValueError, match='the backbone has 3 blocks'):
+            optim.trained(params, blocks)
 
 
 @pytest.mark.parametrize(('base', 'epochs', 'per_epoch'), [(2.5e-5, 150, 7), (5e-5, 300, 3), (1e-3, 1, 5)])
