@@ -172,6 +172,7 @@ def test_patches_are_row_major_pixels():
     [
         (noise(32, 40), None, 'multiples of 16'),
         (noise(32, 48).astype(np.float32), None, 'float32'),
+        (noise(32, 48)[:0], None, 'image 0 is 0x48'),
         (noise(32, 48), 5, '6 patches'),
         (noise(16, 3200), None, 'too long'),
     ],
@@ -181,10 +182,38 @@ def test_patchify_names_what_is_wrong(image, length, says):
         patchify([image], length)
 
 
-def test_the_model_takes_pixels_and_not_floats():
-    yolos = Yolos(**TINY)
+@pytest.mark.parametrize(
+    'patches',
+    [np.zeros((1, 4, 768), np.float32), np.zeros((4, 768), np.uint8), np.zeros((1, 4, 588), np.uint8)],
+)
+def test_the_model_takes_pixels_and_not_floats(patches):
     with pytest.raises(ValueError, match='uint8'):
-        yolos.init(jax.random.key(0), np.zeros((1, 4, 768), np.float32), np.full((1, 2), 2))
+        Yolos(**TINY).init(jax.random.key(0), patches, np.full((1, 2), 2))
+
+
+def test_a_width_that_does_not_divide_into_heads_is_named():
+    for heads, rope in ((3, False), (16, True)):
+        with pytest.raises(ValueError, match=f'32 is not a multiple of heads {heads}'):
+            model.param_shapes(Yolos(**TINY | {'heads': heads}, rope=rope))
+
+
+def test_fresh_layers_and_tokens_are_as_large_as_torchs_and_the_references():
+    params = init(Yolos(**TINY))
+    backbone = params['backbone']
+    dense = [(params['bbox_embed'][f'layers_{i}'], 32) for i in range(3)]
+    for layer, inputs in [*dense, (backbone['patch_embed']['proj'], 768)]:
+        largest = max(float(np.abs(x).max()) for x in layer.values())
+        assert 0.9 * inputs**-0.5 < largest <= inputs**-0.5 and layer['bias'].any()
+    for name in ('det_token', 'mid_pos_embed'):
+        assert float(backbone[name].std()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_padding_for_a_kernel_is_no_feature():
+    kernel = functools.partial(attention.fused, implementation='xla')
+    vit = model.Vit(width=32, depth=2, heads=2, pos_grid=(4, 6), attention_kernel=kernel)
+    batch = patchify([noise(64, 96)])
+    features = jax.eval_shape(vit.init_with_output, jax.random.key(0), *batch)[0]
+    assert features['patches'].shape == (1, 24, 32)
 
 
 def test_gelu_and_its_slope_are_torchs():
