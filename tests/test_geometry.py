@@ -6,6 +6,7 @@ from scipy import stats
 
 from yolos_jax.data import geometry
 from yolos_jax.data.geometry import Recipe, draw, move_boxes, resize_shape
+from yolos_jax.patches import longest_side, shortest_length
 
 S = Recipe(sizes=tuple(range(480, 801, 16)), max_size=1333)
 
@@ -42,6 +43,17 @@ def test_resize_shape_works_on_whole_columns():
 
 def test_very_thin_images_keep_a_row_of_patches():
     assert resize_shape(10, 3000, 800, 1333)[0] == 16
+
+
+def test_a_sequence_is_as_long_as_the_longer_side_needs_and_no_longer():
+    side = np.arange(1, 1000)
+    for count in (side, 3 * side):
+        length = shortest_length(count, side)
+        assert all(s <= longest_side(n) for s, n in zip(side, length, strict=True))
+        np.testing.assert_array_equal(length[:128], count[:128])
+        assert all(
+            longest_side(n - 1) < s for s, n in zip(side[128:], length[128:], strict=True) if n > 3 * s
+        )
 
 
 def test_a_draw_depends_on_seed_epoch_and_record_alone():
