@@ -128,6 +128,8 @@ def test_images_that_change_after_they_were_given_are_detected_as_they_were(save
         for one, scores, picture in zip(detector.stream(images, 0), expected, pictures, strict=True):
             np.testing.assert_allclose(one.scores, scores, atol=2e-6)
             np.testing.assert_array_equal(np.asarray(one.image), picture)
+    (one,) = detector.stream([tmp_path / '3.png'], pixels=True)
+    np.testing.assert_array_equal(one.image, pictures[3])
     lazy = Image.open(tmp_path / '3.png')
     for one in detector([lazy] * 8, 0):
         np.testing.assert_allclose(one.scores, expected[3], atol=2e-6)
@@ -154,9 +156,11 @@ def test_a_photograph_of_pillow_is_turned_upright_as_its_file_is(saved, tmp_path
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(60, 80)).save(tmp_path / 'x.png', exif=exif)
-    path, pillow = Detector.from_pretrained(saved)([tmp_path / 'x.png', Image.open(tmp_path / 'x.png')], 0)
-    assert path.size == pillow.size == (80, 60)
-    np.testing.assert_array_equal(path.boxes, pillow.boxes)
+    file = tmp_path / 'x.png'
+    path, *others = Detector.from_pretrained(saved)([file, Image.open(file), file.read_bytes()], 0)
+    for other in others:
+        assert path.size == other.size == (80, 60)
+        np.testing.assert_array_equal(path.boxes, other.boxes)
 
 
 def test_a_stream_is_read_no_further_than_a_few_batches_ahead(saved):
@@ -262,8 +266,9 @@ def test_arrays_of_other_libraries_are_images(saved):
 
 
 def test_a_detector_computes_in_the_type_asked_for(saved):
-    half = Detector.from_pretrained(saved, dtype='bfloat16')
-    assert half.model.dtype == 'bfloat16' and half.params['class_embed']
+    half = Detector.from_pretrained(saved, dtype='bfloat16', device=jax.devices()[3])
+    assert half.model.dtype == pickle.loads(pickle.dumps(half)).model.dtype == 'bfloat16'
+    assert {x.device for x in jax.tree.leaves(half.params)} == {jax.devices()[3]}
     exact = Detector.from_pretrained(saved)
     a, b = (d.outputs({k: v[None] for k, v in d.prepare(noise(60, 80))._asdict().items()
                        if k in ('patches', 'grid')})['scores'] for d in (half, exact))  # fmt: skip
@@ -277,10 +282,11 @@ def test_arguments_of_another_kind_are_named(saved):
             detector(noise(60, 80), threshold)
     with pytest.raises(InputError, match='from_pretrained'):
         Detector(str(saved))
-    with pytest.raises(InputError, match='batch_size is -1'):
-        Detector.from_pretrained(saved, batch_size=-1)
-    with pytest.raises(InputError, match="batch_size is '4'"):
-        Detector.from_pretrained(saved, batch_size='4')
+    for size in (-1, 0, '4'):
+        with pytest.raises(InputError, match=f'batch_size is {size!r}'):
+            Detector.from_pretrained(saved, batch_size=size)
+    with pytest.raises(InputError, match="dtype is 'float16'"):
+        Detector.from_pretrained(saved, dtype='float16')
     with pytest.raises(InputError, match="device is 'cpu', none of jax.devices"):
         Detector.from_pretrained(saved, device='cpu')
     with pytest.raises(InputError, match='a class has the number 4, and the model 4 classes'):
@@ -305,6 +311,15 @@ def test_a_detector_is_pickled_for_other_processes(saved):
     np.testing.assert_array_equal(detections.boxes, expected.boxes)
 
 
+def test_a_fingerprint_changes_with_all_that_detections_depend_on(saved):
+    pretrained = read_detector(saved)
+    doubled = jax.tree.map(lambda x: 2 * x, pretrained.params)
+    changes = {'size': 80}, {'max_size': 96}, {'classes': {1: 'circle'}}, {'params': doubled}
+    detectors = [Detector(dataclasses.replace(pretrained, **change)) for change in ({}, *changes)]
+    detectors.append(Detector(pretrained, dtype='bfloat16'))
+    assert len({detector.fingerprint() for detector in detectors}) == 6
+
+
 def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder, tmp_path, capsys):
     hf = make_hf(TINY, num_classes=4)
     torch.save(hf.state_dict(), tmp_path / 'own.pth')
@@ -324,15 +339,8 @@ def test_eval_takes_flags_for_what_the_file_of_a_custom_model_lacks(coco_folder,
 
 
 def test_eval_at_another_size_bounds_the_longer_side_in_proportion(saved, coco_folder, tmp_path):
-    evaluate.main(
-        [
-            f'--weights={saved}',
-            f'--data={coco_folder}',
-            f'--output={tmp_path}',
-            '--num_processes=1',
-            '--size=96',
-        ]
-    )
+    options = [f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}', '--num_processes=1']
+    evaluate.main([*options, '--size=96'])
     about = json.loads((tmp_path / 'metrics.json').read_text())['about']
     assert about['size'] == [96, 192] and about['dtype'] == 'float32'
     assert about['fingerprint'] == checkpoint.fingerprint(read_detector(saved).params)
@@ -381,7 +389,8 @@ def test_eval_writes_metrics_and_predictions(saved, coco_folder, tmp_path, capsy
     assert 'AP50' in printed and 'triangle' in printed
 
 
-def test_photographs_of_common_shapes_are_computed_without_padding():
+def test_photographs_of_common_shapes_are_computed_without_padding(saved):
+    assert len(Detector.from_pretrained(saved).prepare(noise(48, 64)).patches) == 4 * 5
     lengths = sequence_lengths(512, 853)
     assert lengths == [32 * 32, 32 * 42, 32 * 48, 32 * 53]
     assert len(sequence_lengths(800, 1333)) == 4 and sequence_lengths(16, 16) == [1]
