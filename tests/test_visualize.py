@@ -3,6 +3,7 @@ import pytest
 from helpers import noise
 
 from yolos_jax import visualize
+from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 
 
@@ -85,3 +86,35 @@ def test_a_picture_keeps_the_best_of_duplicate_detections():
     labels = np.array([1, 1, 2, 1, 1])
     assert visualize.without_duplicates(boxes, labels, 0.7).tolist() == [0, 2, 3, 4]
     assert visualize.without_duplicates(boxes, labels, 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def detections(image=None):
+    """Three, the second of them a duplicate of the first."""
+    boxes = np.float32([[10.126, 20, 50, 60], [11, 20, 50, 60], [60, 10, 90, 40]])
+    return Detections(boxes, np.float32([0.87654, 0.5, 0.25]), np.array([3, 3, 7]), ['a', 'a', 'b'], image)
+
+
+def test_detections_are_listed_with_their_numbers_rounded():
+    first, _, last = detections().to_list()
+    assert first == {'box': [10.13, 20, 50, 60], 'score': 0.8765, 'label': 3, 'name': 'a'}
+    assert last == {'box': [60, 10, 90, 40], 'score': 0.25, 'label': 7, 'name': 'b'}
+    assert detections().to_supervision().class_id.tolist() == [3, 3, 7]
+
+
+def test_detections_are_chosen_by_numbers_lists_and_masks():
+    every = detections()
+    assert every[every.labels.argmax()].name == every[-1].name == 'b'
+    for rows, scores in (([], []), ([2, 0], [0.25, 0.87654]), ([False, True, False], [0.5])):
+        np.testing.assert_array_equal(every[rows].scores, np.float32(scores))
+
+
+def test_duplicates_are_drawn_only_when_asked_for():
+    image = np.zeros((400, 480, 3), np.uint8)
+    every = detections(image)
+    once = np.array(every[[0, 2]].draw())
+    np.testing.assert_array_equal(every.draw(), once)
+    assert (np.array(every.draw(duplicates=1)) != once).any()
+
+
+def test_of_equal_scores_the_first_comes_first():
+    assert best_first(np.float32([0.5, 0.9, 0.5, 0.5] * 9), 0.5).tolist()[9:12] == [0, 2, 3]
