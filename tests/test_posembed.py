@@ -96,4 +96,6 @@ def test_sine_tables_tell_every_patch_from_every_other():
     assert rows.shape == (56, 128)
     distance = np.linalg.norm(rows[:, None] - rows[None], axis=-1) + np.eye(56) * 9
     assert distance.min() > 1
+    np.testing.assert_allclose(rows[0], np.tile([0, 2], 2).repeat(32))  # sines and cosines of 0
+    np.testing.assert_allclose(rows[3 * 8 + 5, [0, 31, 64, 95]], 2 * np.sin([3, 0.03, 5, 0.05]), rtol=1e-6)
     assert posembed.sine((3, 3), 330).shape == (9, 330)  # not a multiple of 4
