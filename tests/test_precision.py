@@ -62,6 +62,7 @@ def test_float32_never_goes_to_a_fused_kernel():
     ('platform', 'capability', 'kernel'),
     [
         ('gpu', '9.0', attention.fused),
+        ('cuda', '9.0', attention.fused),
         ('gpu', '8.0', attention.fused),
         ('gpu', '7.5', attention.dense),
         ('gpu', 'gfx942', attention.dense),
