@@ -245,6 +245,8 @@ def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
     half = jnp.asarray(x, jnp.bfloat16)
     params = norm.init(jax.random.key(0), half)
     np.testing.assert_allclose(norm.apply(params, half), norm.apply(params, jnp.float32(half)), atol=1e-5)
+    equal = jnp.broadcast_to(jnp.arange(100.0, 200)[:, None], (100, 330)).astype(jnp.bfloat16)
+    assert jnp.isfinite(layer_norm(equal, jnp.ones(330), jnp.zeros(330), 1e-6)).all()
 
 
 @pytest.mark.parametrize(
