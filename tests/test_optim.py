@@ -42,12 +42,13 @@ def test_weight_decay_acts_on_these_parameters_and_no_other(params):
 
 
 def test_parameters_without_gradient_move_by_decay_alone(params):
-    optimizer = optim.make_optimizer(params, 0.1, weight_decay=0.5)
     zero = jax.tree.map(np.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
-    moved = optax.apply_updates(params, updates)
-    expected = jax.tree.map(lambda p, d: p * (0.95 if d else 1), params, optim.decay_mask(params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected)
+    for options, left in (({'weight_decay': 0.5}, 0.95), ({}, 1 - 1e-5)):
+        optimizer = optim.make_optimizer(params, 0.1, **options)
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        moved = optax.apply_updates(params, updates)
+        expected = jax.tree.map(lambda p, d, x=left: p * (x if d else 1), params, optim.decay_mask(params))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), moved, expected)
 
 
 def test_in_pre_training_only_kernels_decay_those_of_heads_too():
@@ -87,7 +88,7 @@ def test_the_rate_is_the_references_in_every_step(base, epochs, per_epoch):
 
 def test_gradients_are_clipped_to_a_global_norm(params):
     grads = jax.tree.map(np.ones_like, params)
-    clip = optim.make_optimizer(params, 1.0, weight_decay=0.0, clip_norm=0.1)
+    clip = optim.make_optimizer(params, 1.0)  # to 0.1, as the reference
     state = clip.init(params)
     _, state = clip.update(grads, state, params)
     first_moment = optax.tree.get(state, 'mu')
