@@ -63,13 +63,11 @@ def test_in_pre_training_only_kernels_decay_those_of_heads_too():
 
 
 def test_the_first_blocks_and_the_tables_after_them_are_frozen(params):
-    trained = optim.trained(params, 1)
-    loss = lambda params: sum(x.sum() for x in jax.tree.leaves(params))
-    gradients = jax.grad(optim.of_trained(loss, trained))(params)
-    jax.tree.map(lambda x, kept: np.testing.assert_array_equal(x, x * 0 + kept), gradients, trained)
-    backbone = gradients['backbone']
-    assert backbone['blocks']['norm1']['bias'][:, 0].tolist() == [0, 1, 1]
-    assert backbone['mid_pos_embed'][:, 0, 0, 0].tolist() == [0, 1]
+    backbone = optim.trained(params, 1)['backbone']
+    assert backbone['blocks']['norm1']['bias'].ravel().tolist() == [0, 1, 1]
+    assert backbone['mid_pos_embed'].ravel().tolist() == [0, 1]
+    loss = optim.of_trained(lambda blocks, factor: factor * blocks.sum(), np.float32([[0], [1], [1]]))
+    assert jax.grad(loss)(jnp.ones((3, 2)), 5).tolist() == [[0, 0], [5, 5], [5, 5]]
     for blocks in (-1, 4):
         with pytest.raises(ValueError, match='the backbone has 3 blocks'):
             optim.trained(params, blocks)
