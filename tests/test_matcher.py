@@ -56,9 +56,9 @@ def test_any_targets_may_be_the_valid_ones():
         check(*image)
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 3e38, -3e38])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('where', [(), (3,), (slice(None), 5), (2, 2)])
-def test_costs_that_are_huge_or_not_finite_end_soon_and_harm_no_other_image(value, where):
+def test_costs_that_are_not_finite_end_soon_and_harm_no_other_image(value, where):
     cost = RANDOM.random((4, T, Q)).astype(np.float32)
     active = np.ones((4, T), bool)
     clean = np.asarray(assign(cost, active))
