@@ -108,6 +108,14 @@ def test_lengths_out_of_range_do_no_harm_on_a_cpu():
     out = attention.flash(q, k, v, jnp.array([10**6, 0]))
     np.testing.assert_array_equal(out[0], attention.flash(q, k, v, jnp.array([N, N]))[0])
     assert np.isnan(out[1]).all()  # no key to attend to, as in plain attention
+    few, same = (attention.flash(q, k, v, jnp.array([N, 71], kind)) for kind in (jnp.uint8, jnp.int32))
+    np.testing.assert_array_equal(few, same)
+
+
+def test_what_is_not_finite_harms_no_other_image_on_a_cpu():
+    q, k, v, lengths = inputs()
+    for result in with_gradients(attention.flash, q, k.at[0].set(np.nan), v.at[0].set(np.inf), lengths):
+        assert np.isfinite(result[1]).all() and not np.isfinite(result[0]).all()
 
 
 def test_a_cpus_attention_refuses_shapes_that_do_not_fit():
