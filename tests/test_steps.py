@@ -142,6 +142,14 @@ def test_a_state_that_does_not_match_the_ema_setting_is_refused(yolos, params):
         )
 
 
+def test_a_loss_of_ones_own_takes_the_place_of_the_set_loss(yolos, params):
+    optimizer, (batch, _, _) = optim.make_optimizer(params, 1e-3), make_batch((3, 1))
+    loss = lambda outputs, part, group, whole: (outputs['pred_boxes'].sum(), {'group': jnp.float32(group)})
+    step = steps.make_train_step(yolos, optimizer, 2, loss=loss)
+    metrics = jax.eval_shape(step, steps.init_state(params, optimizer), batch)[1]
+    assert metrics.keys() == {'loss', 'group', 'grad_norm', 'weight_norm', 'finite'}
+
+
 def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
     batch, _, _ = make_batch((1, 1))
     detections = steps.make_predict_step(yolos)(params, batch)
