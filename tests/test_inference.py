@@ -81,6 +81,8 @@ def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
     assert (np.diff(every.scores) <= 0).all() and len(every.names) == TINY['num_det_tokens']
     (some,) = detector([noise(60, 80)], float(every.scores[2]))
     np.testing.assert_array_equal(some.scores, every.scores[:3])
+    default = [len(one) for one in (detector(noise(60, 80)), *detector.stream([noise(60, 80)]))]
+    assert default == [np.sum(every.scores >= 0.5)] * 2 and default[0] < len(every)
 
 
 @pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[:0], noise(5, 5)[..., :2], 7])

@@ -66,6 +66,11 @@ def test_the_first_blocks_and_the_tables_after_them_are_frozen(params):
     backbone = optim.trained(params, 1)['backbone']
     assert backbone['blocks']['norm1']['bias'].ravel().tolist() == [0, 1, 1]
     assert backbone['mid_pos_embed'].ravel().tolist() == [0, 1]
+    frozen = [backbone[name] for name in ('cls_token', 'reg_token', 'pos_embed')]
+    assert not any([*frozen, *backbone['patch_embed']['proj'].values()])
+    heads = jax.tree.leaves([optim.trained(params, 3)[f'{head}_embed'] for head in ('class', 'bbox')])
+    assert all([*heads, backbone['det_token'], *backbone['norm'].values()])
+    assert not any(x.any() for x in jax.tree.leaves(optim.trained(params, 3)['backbone']))
     loss = optim.of_trained(lambda blocks, factor: factor * blocks.sum(), np.float32([[0], [1], [1]]))
     assert jax.grad(loss)(jnp.ones((3, 2)), 5).tolist() == [[0, 0], [5, 5], [5, 5]]
     for blocks in (-1, 4):
