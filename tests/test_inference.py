@@ -141,16 +141,17 @@ def test_gray_rgba_and_16_bit_arrays_give_the_detections_of_their_files(saved, t
     detector, rng = Detector.from_pretrained(saved), np.random.default_rng(0)
     deep = rng.integers(0, 65536, (60, 80), dtype=np.uint16)
     for name, array in {
-        'gray': noise(60, 80)[..., 0],
-        'rgba': np.concatenate([noise(60, 80), noise(60, 80, 1)[..., :1]], axis=2),
-        'deep': deep,
+        'gray.png': noise(60, 80)[..., 0],
+        'rgba.png': np.concatenate([noise(60, 80), noise(60, 80, 1)[..., :1]], axis=2),
+        'deep.png': deep,
+        'deep.pgm': deep,
     }.items():
-        file = tmp_path / f'{name}.png'
+        file = tmp_path / name
         Image.fromarray(array).save(file)
         forms = [file, str(file), array, Image.open(file), array[..., None] if array.ndim == 2 else array]
         forms.append(array.astype(array.dtype.newbyteorder('>')))
         expected, *others = detector(forms, 0)
-        for other in others:
+        for other in [*others, *detector.stream([Image.open(file)], 0)]:
             np.testing.assert_array_equal(other.boxes, expected.boxes)
 
 

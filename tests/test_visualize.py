@@ -101,6 +101,14 @@ def test_detections_are_listed_with_their_numbers_rounded():
     assert detections().to_supervision().class_id.tolist() == [3, 3, 7]
 
 
+def test_a_class_without_a_name_is_called_by_its_number():
+    outputs = {'boxes': np.float32([[0, 0, 0.5, 1], [0, 0, 1, 1]]), 'scores': np.float32([0.1, 0.9])}
+    outputs['labels'] = np.array([2, 12])
+    result = Detections.of_tokens(outputs, np.array([1, 0]), {2: 'cat'}, (50, 100), ids={2: 17, 12: 99})
+    assert result.names == ['class 12', 'cat'] and result.labels.tolist() == [99, 17]
+    assert result.boxes.tolist() == [[0, 0, 100, 50], [0, 0, 50, 50]]
+
+
 def test_detections_are_chosen_by_numbers_lists_and_masks():
     every = detections()
     assert every[every.labels.argmax()].name == every[-1].name == 'b'
