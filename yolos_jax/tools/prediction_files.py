@@ -37,19 +37,12 @@ class Predictions:
         self._folder, self._path = folder, folder / LINES
         for part in folder.glob('.*.part'):
             part.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
-        earlier = self._earlier_settings()
-        differ = ', '.join(key for key, value in settings.items() if earlier.get(key) != value)
-        if not overwrite and self._path.exists() and differ:
-            raise InputError(
-                f'{folder}: holds predictions with other settings ({differ}); choose another output, or '
-                'overwrite it',
-                'output',
-            )
-        entries = list(self.read())
+        if not overwrite and self._path.exists():
+            self._check_settings(settings)
+        entries, videos = list(self.read()), self._earlier_videos()
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
         left = {Path(name).name for name in left}
-        videos = self._earlier_videos()
         if overwrite:
             left |= {f'{name}.{end}' for name in videos for end in ('mp4', 'jsonl')}
             videos = {}
@@ -63,11 +56,9 @@ class Predictions:
         self.done = {_source(entry) for entry in kept}
         self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
         self._videos, self._pictures = videos, settings.get('pictures', False)
-        self._names = {Path(entry['picture']).stem for entry in kept if entry['picture']}
-        own = {*self._names, *self._videos, *self._replaced}
-        others = [path for path in folder.iterdir() if path.is_file() and path.stem not in own]
-        self._others = {path.stem for path in others if not is_own(path)}
-        self._names |= self._others
+        pictures = {Path(entry['picture']).stem for entry in kept if entry['picture']}
+        self._others = self._names_of_others({*pictures, *videos, *self._replaced})
+        self._names = pictures | self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
     def __enter__(self) -> 'Predictions':
@@ -147,10 +138,22 @@ class Predictions:
         # earlier versions had paths alone
         return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
 
-    def _earlier_settings(self) -> dict:
-        with contextlib.suppress(InputError):
-            return files.read_json(self._folder / SETTINGS)
-        return {}
+    def _names_of_others(self, own: set[str]) -> set[str]:
+        """The names, without their endings, of files in the folder that this command did not write."""
+        rest = [path for path in self._folder.iterdir() if path.is_file() and path.stem not in own]
+        return {path.stem for path in rest if not is_own(path)}
+
+    def _check_settings(self, settings: dict) -> None:
+        """Raises InputError where those of the predictions in the folder are others."""
+        earlier = {}
+        with contextlib.suppress(InputError):  # lost or damaged
+            earlier = files.read_json(self._folder / SETTINGS)
+        if differ := ', '.join(key for key, value in settings.items() if earlier.get(key) != value):
+            raise InputError(
+                f'{self._folder}: holds predictions with other settings ({differ}); choose another output, '
+                'or overwrite it',
+                'output',
+            )
 
 
 def is_own(path: Path) -> bool:
