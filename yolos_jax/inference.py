@@ -141,10 +141,8 @@ class Detector:
         Raises:
             InputError: `images` is one image, or as for `__call__`.
         """
-        if isinstance(images, str | bytes | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) in (
-            2,
-            3,
-        ):
+        one = str | bytes | os.PathLike | Image.Image
+        if isinstance(images, one) or getattr(images, 'ndim', 4) in (2, 3):
             raise InputError('stream takes a list or another iterable of images; of one image give [image]')
         return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
 

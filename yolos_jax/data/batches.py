@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
 
 class _Batches:
-    """The common base of `TrainBatches` and `EvalBatches`."""
+    """What `TrainBatches` and `EvalBatches` share."""
 
     def __init__(self, records: Records, max_targets: int) -> None:
         self.records, self.max_targets, self.bad = records, max_targets, BadImages(records)
@@ -141,9 +141,8 @@ class EvalBatches(_Batches):
     def rows(self, step: int) -> Rows:
         """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
-        return Rows(
-            candidates, filler(self.records, self._geometry), int(self._lengths[step]), required=False
-        )
+        fill = filler(self.records, self._geometry)
+        return Rows(candidates, fill, int(self._lengths[step]), required=False)
 
 
 def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
