@@ -313,3 +313,19 @@ def test_a_checksum_sees_every_bit_under_every_sharding():
 def test_metadata_is_readable_by_people(state, tmp_path):
     save(tmp_path, state, {1: None})
     assert json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())['note'] == 1
+
+
+def test_a_model_of_a_later_version_is_refused():
+    fields = {name: getattr(Yolos(**TINY), name) for name in checkpoint.MODEL_FIELDS}
+    assert checkpoint.model_of(fields) == Yolos(**TINY)
+    with pytest.raises(InputError, match='its model has swiglu, which a later version wrote'):
+        checkpoint.model_of(fields | {'swiglu': True})
+
+
+def test_the_reason_of_a_failed_save_is_that_of_the_system():
+    text = (
+        f'RESOURCE_EXHAUSTED: Error writing local file "{300 * "x"}": Failed to write 9 bytes to file 7: '
+    )
+    text += "No space left on device [os_error_code='28'] [source locations='kvstore.cc:1']"
+    assert checkpoint.reason_of(ValueError(text)) == 'No space left on device'
+    assert checkpoint.reason_of(ValueError('no\n  path')) == 'no path'

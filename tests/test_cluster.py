@@ -310,6 +310,10 @@ def test_a_half_described_cluster_is_refused():
     with pytest.raises(InputError, match='need num_processes and process_id too') as error:
         cluster.start(coordinator='localhost:1')
     assert error.value.argument == 'num_processes'
+    with pytest.raises(InputError, match='heartbeat is 0, less than a second'):
+        cluster.start(heartbeat=0)
+    with pytest.raises(InputError, match='stuck is -5, less than 0'), cluster.watchdog(-5):
+        pass
 
 
 @pytest.mark.parametrize(('name', 'value'), [('OMPI_COMM_WORLD_SIZE', '2'), ('JOB_COMPLETION_INDEX', '1')])

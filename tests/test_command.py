@@ -88,6 +88,12 @@ def test_a_config_imports_the_files_beside_it_and_its_errors_are_one_line(tmp_pa
         done = yolos('train', '--config=configs/ours.py', '--workdir=w', '--config.data=no', cwd=tmp_path)
         says = 'no: no such data folder' if name.startswith('base') else "No module named 'nothing_of_ours'"
         assert done.returncode == 1 and says in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    wrong = 'from base_of_ours import *\nc = get_config()\nc.freeze = 6'
+    (tmp_path / 'configs' / 'ours.py').write_text(wrong)
+    done = yolos('train', '--config=configs/ours.py', '--workdir=w', cwd=tmp_path)
+    assert 'ours.py:3: TypeError: Could not override' in done.stderr and done.stderr.count('\n') == 1, (
+        done.stderr
+    )
 
 
 def test_characters_that_a_terminal_cannot_show_are_escaped(monkeypatch):

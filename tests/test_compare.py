@@ -80,7 +80,7 @@ def test_runs_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignor
         (lambda run: (run / 'metrics.jsonl').unlink(), r'run: no workdir of a run .*metrics\.jsonl'),
         (lambda run: (run / 'metrics.jsonl').write_text('{\n'), 'metrics.jsonl: not what a run writes'),
         (lambda run: (run / 'metrics.jsonl').write_text('{"step": 1}\n'), "not what a run writes .'epoch'"),
-        (lambda run: (run / 'metrics.jsonl').write_text(''), 'nothing of this run was saved yet'),
+        (lambda run: (run / 'metrics.jsonl').write_text(''), 'metrics.jsonl: has no lines'),
         (lambda run: (run / 'checkpoints').rename(run / 'x'), 'nothing of this run was saved yet'),
     ],
 )

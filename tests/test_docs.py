@@ -111,7 +111,7 @@ def run(command, place):
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_command_runs_as_it_is_written(page, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    for name in ('DIR', 'OTHER', 'out', 'pictures', 'attention'):  # which each page makes anew
+    for name in ('DIR', 'OTHER', 'out', 'detections', 'pictures', 'attention'):  # made by each page
         subprocess.run(['rm', '-rf', workplace / name], check=True)
     for command in commands(page):
         if command.startswith('python -c'):

@@ -16,6 +16,7 @@ from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
+from yolos_jax.tools import evaluate, predict
 from yolos_jax.weights.pretrained import Pretrained
 
 
@@ -175,3 +176,16 @@ def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_pat
     assert evaluation.category_ids(known({10_001: 'cat'}), data)[0] == {10_001: 10_001}
     labels, notes = evaluation.category_ids(known({7: 'cat'}), data)
     assert labels == {7: 10_002} and 'one name only the last can be detected' in ' '.join(notes)
+
+
+def test_an_evaluation_and_predictions_are_in_different_folders(tmp_path):
+    for module, name in ((evaluate, 'predictions.jsonl'), (predict, 'metrics.json')):
+        folder = tmp_path / name.partition('.')[0]
+        folder.mkdir()
+        (folder / name).touch()
+        arguments = ['--weights=/nowhere', f'--output={folder}']
+        arguments += ['--num_processes=1'] if module is evaluate else [str(tmp_path / 'x.jpg')]
+        (tmp_path / 'x.jpg').touch()
+        with pytest.raises(InputError, match=r'of which predictions\.json would be replaced') as error:
+            module.main(arguments)
+        assert error.value.argument == 'output'

@@ -9,12 +9,44 @@ import time
 
 import pytest
 from helpers import ROOT, launch, tiny_config
+from ml_collections import ConfigDict
 from yolos_jax.configs import common
 
 from yolos_jax.errors import InputError
-from yolos_jax.run import workdir
+from yolos_jax.run import setup, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
+
+
+def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
+    (tmp_path / 'README.md').write_text('notes')
+    (tmp_path / 'config.json').write_text('{"model_type": "yolos"}')
+    with pytest.raises(InputError, match='holds no run, but config.json, README.md, which') as error:
+        launch(tiny_config(data=coco_folder), tmp_path)
+    assert error.value.argument == 'workdir' and (tmp_path / 'README.md').read_text() == 'notes'
+    (tmp_path / 'index').mkdir()  # of a run that ended before its first checkpoint
+    workdir.check_new(tmp_path)
+    (tmp_path / 'index').rmdir()
+    (tmp_path / 'config.json').write_text(
+        '{"learning_rate": 1}'
+    )  # of a run whose other folders were removed
+    workdir.check_new(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'says'),
+    [
+        ({'epochs': 2.0}, 'epochs is 2.0, of type float and not int'),
+        ({'freeze': 6}, 'freeze is 6, of type int and not str'),
+        ({'eval_size': '96'}, "eval_size is '96', of type str and not int"),
+    ],
+)
+def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
+    work = workdir.Workdir('', tmp_path, None, None)
+    config = ConfigDict(tiny_config().to_dict() | {'learning_rate': 1} | changed)  # 1 may stand for 1.0
+    with pytest.raises(InputError, match=says) as error:
+        setup.resumed(config, common.get_config(), work)
+    assert error.value.argument in changed
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):

@@ -206,8 +206,7 @@ class Checkpoints:
             self._check()
             if cluster.is_of_gloo(error):  # another process is gone; the folder is well
                 raise
-            reason = ' '.join(str(error).split())[:300]
-            raise InputError(f'{self.folder}: {what}: {reason}') from error
+            raise InputError(f'{self.folder}: {what}: {checkpoint.reason_of(error)}') from error
 
 
 def _meet(processes: set[int] | None) -> Callable[..., None]:

@@ -193,6 +193,10 @@ def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
         reason = f'--{error.flagname} is no flag; did you mean {" or ".join(meant)}?' if meant else error
         sys.exit(f'error: {reason}')
     except flags.Error as error:
+        if places := re.findall(
+            r'File "(?!.*/ml_collections/)(.+)", line (\d+)', str(error)
+        ):  # of a config
+            sys.exit(f'error: {":".join(places[-1])}: {str(error).strip().splitlines()[-1]} (--config)')
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)
         sys.exit(f'error: --{" and --".join(missing)} must be given' if missing else f'error: {text}')

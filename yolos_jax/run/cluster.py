@@ -45,9 +45,11 @@ def start(
         heartbeat: seconds after which a silent process counts as dead, and the others end.
 
     Raises:
-        InputError: the arguments do not make a cluster, the others did not come, or one of them died
-            before all had joined.
+        InputError: the arguments do not make a cluster, the heartbeat is below 1, the others did not come,
+            or one of them died before all had joined.
     """
+    if heartbeat < 1:
+        raise InputError(f'heartbeat is {heartbeat}, less than a second', 'heartbeat')
     given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
     global _heartbeat
     _heartbeat = heartbeat
@@ -159,11 +161,13 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
     """Ends this process, with the stacks of its threads on stderr, after `seconds` without progress.
 
     Yields a function to call at every progress. Heartbeats come from a thread of their own and go on when
-    the process is stuck, for example in a read that never ends. seconds: None to wait for ever.
+    the process is stuck, for example in a read that never ends. seconds: None or 0 to wait for ever.
 
     It counts pauses of a thread, since a clock goes on while the process is suspended (by Ctrl-Z, or by
     Slurm): a suspension is one pause, however long. A thread that holds the GIL for ever is not noticed.
     """
+    if seconds and seconds < 0:
+        raise InputError(f'stuck is {seconds}, less than 0 seconds', 'stuck')
     if not seconds:
         yield lambda: None
         return

@@ -168,10 +168,11 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     known: a config with all keys.
 
     Raises:
-        InputError: the saved run has another config, the config of a new run has an unknown key, or a value
-            is not UTF-8.
+        InputError: the saved run has another config, the config of a new run has an unknown key, a value
+            is not UTF-8, or a new run would write over other files.
     """
     config = completed(config, known)
+    check_types(config, known)
     check_text(config)
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     if saved:
@@ -183,7 +184,20 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
                 config.init_from = began
         return config, saved, notes
     check_keys(config, known)  # new runs only: a saved run of an earlier version may have other keys
+    workdir.check_new(work.folder)
     return config, {}, []
+
+
+def check_types(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises InputError where a value is of another type than in `known`, as `ConfigDict(dict)` allows."""
+    values = workdir.flat(config)
+    for name, default in workdir.flat(known).items():
+        value, kinds = values[name], (int, float) if isinstance(default, float) else type(default)
+        if None not in (value, default) and not isinstance(value, kinds):
+            raise InputError(
+                f'{name} is {value!r}, of type {type(value).__name__} and not {type(default).__name__}',
+                name,
+            )
 
 
 def check_text(config: ConfigDict) -> None:

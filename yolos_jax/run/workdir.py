@@ -26,6 +26,8 @@ FREE = set(
     'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
 )
 
+WRITTEN = 'config.json', 'README.md', 'metrics.jsonl', 'log.txt', 'deit.pth'  # by runs, in their folders
+
 
 class Workdir(NamedTuple):
     """A folder that is locked for this run."""
@@ -139,6 +141,20 @@ def locked(path: Path) -> Iterator[int | None]:
             reason = 'a link to nothing' if broken else error.strerror
             raise InputError(f'{path}: cannot write to it ({reason})') from None
         yield handle
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError where a folder that no run left has files that a run writes."""
+    with contextlib.suppress(InputError):  # there is none, or it is damaged
+        if 'learning_rate' in files.read_json(folder / 'config.json'):
+            return
+    others = [name for name in WRITTEN if (folder / name).exists()]
+    if others and not any((folder / name).exists() for name in ('checkpoints', 'index')):
+        raise InputError(
+            f'{folder}: holds no run, but {", ".join(others)}, which a run would write over; name another '
+            'folder',
+            'workdir',
+        )
 
 
 def owner(workdir: Workdir) -> str | None:

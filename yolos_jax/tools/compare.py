@@ -71,8 +71,10 @@ def read(folder: Path, name: str) -> Run:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f'{folder}/metrics.jsonl: not what a run writes ({error})') from None
     meta = checkpoint.newest_meta(folder / checkpoint.FOLDER)
-    if not meta or not lines:
+    if not meta:
         raise InputError(f'{folder}: nothing of this run was saved yet')
+    if not lines:
+        raise InputError(f'{folder}/metrics.jsonl: has no lines')
     config, about = meta.get('config', {}), meta.get('about', {})
     start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
     measure = 'top1' if config_files.is_pretraining(config) else 'AP'

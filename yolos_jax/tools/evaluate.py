@@ -29,6 +29,7 @@ from yolos_jax.patches import PATCH
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
+from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.pretrained import about_ids
 
@@ -152,6 +153,8 @@ def make_detect(
 
 def evaluate(args: argparse.Namespace, output: Path) -> None:
     """Detect, score and write to the output folder."""
+    if (output / LINES).exists():
+        raise InputError(f'{output}: holds predictions, of which {LIST} would be replaced', 'output')
     mesh = meshes.make_mesh()
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     meshes.check_divides(batch_size, mesh)
@@ -186,8 +189,8 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
     for name in report.FILES:  # removes the report of an earlier evaluation
         (output / name).unlink(missing_ok=True)
-    files.write_json(output / 'metrics.json', numbers | {'classes': classes, 'about': about})
-    files.write_json(output / 'predictions.json', results)
+    files.write_json(output / EVALUATION, numbers | {'classes': classes, 'about': about})
+    files.write_json(output / LIST, results)
     print(evaluation.table(numbers))
     for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
         print(f'{ap:8.3f} {name}')

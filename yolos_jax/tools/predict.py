@@ -25,7 +25,7 @@ from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cli, workdir
 from yolos_jax.tools import video
-from yolos_jax.tools.prediction_files import MADE_BY, Predictions, as_coco, named
+from yolos_jax.tools.prediction_files import EVALUATION, LIST, MADE_BY, Predictions, as_coco, named
 
 WRITERS = 2  # threads that draw and write, beside those that read
 LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
@@ -101,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.classes = args.classes and sorted(set(args.classes))
     with workdir.opened(args.output) as work:
         args.output = work.folder
+        if (args.output / EVALUATION).exists():
+            raise InputError(
+                f'{work.name}: holds an evaluation, of which {LIST} would be replaced', 'output'
+            )
         detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
@@ -128,7 +132,7 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
             predictions.add(entry)
     if args.format == 'coco':
         content = as_coco(list(predictions.read()), detector.classes)
-        files.write_json(args.output / 'predictions.json', content)
+        files.write_json(args.output / LIST, content)
     else:
         predictions.write_list()
     count, bad = predictions.counts(paths)

@@ -15,6 +15,7 @@ from yolos_jax.errors import InputError, StorageError
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
+EVALUATION = 'metrics.json'  # of `evaluate`, whose results have the name of LIST too
 STAMP = 'modified', 'bytes'  # by which a replaced image is recognised
 MADE_BY = b'drawn by yolos_jax'  # a comment in each picture
 

@@ -32,7 +32,9 @@ NUM_PROCESSES = flags.DEFINE_integer(
 )
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
-STUCK = flags.DEFINE_integer('stuck', cluster.STUCK, 'Seconds without a step until the process ends.')
+STUCK = flags.DEFINE_integer(
+    'stuck', cluster.STUCK, 'Seconds without a step until the process ends; 0: never.'
+)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 

@@ -76,7 +76,9 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
 
 
 def model_of(fields: dict) -> Yolos:
-    """The model of a meta; raises InputError if its sizes are out of bounds."""
+    """The model of a meta; raises InputError where it is out of bounds, or of a later version."""
+    if unknown := ', '.join(sorted(fields.keys() - set(MODEL_FIELDS))):
+        raise InputError(f'its model has {unknown}, which a later version wrote: update yolos_jax')
     grids = {name: tuple(fields[name]) for name in ('pos_grid', 'mid_pos_grid') if fields[name]}
     model = Yolos(**fields | grids)
     sizes.check(model)
@@ -208,9 +210,14 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
             with ocp.CheckpointManager(part, item_handlers=handlers()) as manager:
                 manager.save(0, args=items)
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-            reason = re.search(r'([^:]*) \[os_error_code=', str(error))  # behind names of temporary files
-            reason = reason[1].strip() if reason else ' '.join(str(error).split())[:300]
-            raise StorageError(f'{folder}: cannot be written ({reason})') from error
+            raise StorageError(f'{folder}: cannot be written ({reason_of(error)})') from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why Orbax could not write or read, without the names of its temporary files."""
+    text = ' '.join(str(error).split())
+    of_system = re.search(r'([^:]*) \[os_error_code=', text)
+    return of_system[1].strip() if of_system else text[:300]
 
 
 def handlers() -> dict:
