@@ -81,6 +81,19 @@ def test_boxes_that_are_dropped_or_cut_are_noted(tmp_path):
     assert not any(problem.stops for problem in problems)
 
 
+@pytest.mark.parametrize(('leaving', 'hint'), [(6, ''), (9, 'are they x, y, x, y')])
+def test_only_many_odd_boxes_are_suspicious(leaving, hint, tmp_path):
+    """More than a fifth that leave the image; all within 0..1, where one is a small object."""
+    content = coco_content()
+    boxes = [[150, 10, 60, 20]] * leaving + [[0.1, 0.1, 0.5, 0.5]] + [[5, 5, 20, 20]] * (39 - leaving)
+    rows = [{'id': i, 'image_id': 7, 'category_id': 2, 'bbox': [x + i / 99, *rest]} for i, (x, *rest) in
+            enumerate(boxes)]  # fmt: skip
+    path = write_coco(tmp_path, content | {'annotations': rows}) / 'annotations' / 'instances_val.json'
+    (problem,) = find_problems(annotations.read(path))
+    assert str(problem).startswith(f'{leaving} boxes that leave the image') and hint in str(problem)
+    assert bool(hint) == ('x, y, x, y' in str(problem))
+
+
 def test_annotations_need_no_ids(tmp_path):
     content = coco_content()
     for annotation in content['annotations']:

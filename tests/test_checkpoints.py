@@ -2,6 +2,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -329,3 +330,8 @@ def test_the_reason_of_a_failed_save_is_that_of_the_system():
     text += "No space left on device [os_error_code='28'] [source locations='kvstore.cc:1']"
     assert checkpoint.reason_of(ValueError(text)) == 'No space left on device'
     assert checkpoint.reason_of(ValueError('no\n  path')) == 'no path'
+
+
+def test_a_step_without_an_ap_is_worse_than_one_with_0():
+    aps = [None, -1.0, math.nan, math.inf]  # -1: of a split without objects
+    assert [checkpoint.rank(ap) for ap in aps] == [-math.inf] * 4 and checkpoint.rank(0.0) == 0

@@ -51,7 +51,8 @@ def to_params(tensors: dict, model: Yolos | Vit | Classifier) -> dict:
             value = tensors[name].numpy()
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 raise InputError(f'{name} has values of type {value.dtype}: quantised weights are not read')
-            value = value.astype(np.float32, copy=False)
+            with np.errstate(over='ignore'):  # of float64: inf, which is reported below
+                value = value.astype(np.float32, copy=False)
             bad += [] if np.isfinite(value).all() else [name]
             leaf[i if stacked else ...] = _to_flax(value, kind)
         node[path[-1]] = leaf
