@@ -65,7 +65,7 @@ def test_a_page_of_attention_never_replaces_another_file(tmp_path):
 
 def test_attention_in_videos_is_not_drawn(tmp_path, capsys):
     (tmp_path / 'x.mp4').touch()
-    with pytest.raises(InputError, match='only videos; give images'):
+    with pytest.raises(InputError, match='all inputs are videos; give images'):
         attention.main(['--weights=/nowhere', f'--output={tmp_path / "output"}', str(tmp_path)])
     assert capsys.readouterr().err == f'left out: {tmp_path}/x.mp4: a video\n'
 

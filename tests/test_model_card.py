@@ -93,7 +93,7 @@ def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(
     with pytest.raises(InputError, match=r'metrics\.json: cannot be read'):
         card.main(arguments)
     (tmp_path / 'metrics.json').write_text('{"AP": 1}')
-    with pytest.raises(InputError, match=f'^{tmp_path}: a file there is not of this version'):
+    with pytest.raises(InputError, match=f'^{tmp_path}: one of its files is not of this version'):
         card.main(arguments)
     assert not (tmp_path / 'README.md').exists()
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
@@ -110,7 +110,9 @@ def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(
     assert error.value.argument == 'speed'
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
     (tmp_path / 'speed.json').write_text('{"fps": 3}')
-    with pytest.raises(InputError, match=f'^{tmp_path} or {tmp_path}: a file there is not of this version'):
+    with pytest.raises(
+        InputError, match=f'^{tmp_path} or {tmp_path}: one of its files is not of this version'
+    ):
         card.main([*arguments, f'--speed={tmp_path}'])
 
 

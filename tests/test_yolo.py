@@ -66,7 +66,10 @@ def test_names_of_classes_are_as_they_are_written(coco, tmp_path):
     for names in ('[no, 010, 1.50]', '{0: no, 1: 010, "2": 1.50}'):
         file.write_text(f'{rest}\nnames: {names}\nnc: 3\ntest:\n')
         assert records.read(tmp_path, 'val').classes == {0: 'no', 1: '010', 2: '1.50'}
-    for changed, says in (('nc: 3', 'nc is 3, and there are 2 names'), ('', 'the name of class 1 is None')):
+    for changed, says in (
+        ('nc: 3', 'nc is 3, but it names 2 classes'),
+        ('', 'the name of class 1 is None'),
+    ):
         file.write_text(
             f'{rest}\nnames: [a, {"b" if changed else ""}]\n{changed}'.replace(', ]', ', null]')
         )

@@ -195,9 +195,10 @@ def coco_content(a: Annotations, *, upright: bool = False) -> dict:
     Missing and negative areas are width x height. Annotations are numbered from 1, because pycocotools
     takes a match with annotation 0 for no match.
     """
-    areas = np.where(a.areas >= 0, a.areas, a.boxes[:, 2] * a.boxes[:, 3])
     images = zip(*(x.tolist() for x in (a.ids, a.files, a.heights, a.widths)), strict=True)
-    objects = zip(*(x.tolist() for x in (a.owners, a.labels, a.boxes, areas, a.crowd)), strict=True)
+    objects = zip(
+        *(x.tolist() for x in (a.owners, a.labels, a.boxes, a.known_areas(), a.crowd)), strict=True
+    )
     return (dict(sources.UPRIGHT) if upright else {}) | {
         'images': [dict(zip(('id', 'file_name', 'height', 'width'), x, strict=True)) for x in images],
         'annotations': [

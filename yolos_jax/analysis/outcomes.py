@@ -72,7 +72,6 @@ def columns(truth: Annotations, results: Sequence[dict]) -> Split:
     names = class_names(truth.categories)
     images, classes = np.searchsorted(image_ids, truth.owners), np.searchsorted(class_ids, truth.labels)
     rows = np.lexsort((classes, images))
-    areas = np.where(truth.areas >= 0, truth.areas, truth.boxes[:, 2] * truth.boxes[:, 3])  # or missing
 
     column = lambda name, kind: np.fromiter((x[name] for x in results), kind, len(results))
     boxes = np.fromiter((side for x in results for side in x['bbox']), np.float64, 4 * len(results))
@@ -90,7 +89,7 @@ def columns(truth: Annotations, results: Sequence[dict]) -> Split:
         images=images[rows],
         classes=classes[rows],
         boxes=truth.boxes[rows],
-        areas=areas[rows],
+        areas=truth.known_areas()[rows],
         crowd=truth.crowd[rows],
         rows=rows,
         detected_images=of_image[order],

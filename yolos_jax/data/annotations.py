@@ -72,6 +72,10 @@ class Annotations:
     categories: list
     notes: tuple[str, ...] = ()
 
+    def known_areas(self) -> np.ndarray:
+        """The areas; width x height where one is missing or negative."""
+        return np.where(self.areas >= 0, self.areas, self.boxes[:, 2] * self.boxes[:, 3])
+
 
 def read(path: str | Path) -> Annotations:
     """The annotations of a COCO JSON file.

@@ -118,7 +118,7 @@ def _classes(content: dict, file: Path) -> dict[int, str]:
     if unnamed := [key for key, name in names.items() if not isinstance(name, str)]:
         raise InputError(f'{file}: the name of class {unnamed[0]} is {names[unnamed[0]]!r}', 'data')
     if _is_number(count) and int(count) != len(names):
-        raise InputError(f'{file}: nc is {count}, and there are {len(names)} names', 'data')
+        raise InputError(f'{file}: nc is {count}, but it names {len(names)} classes', 'data')
     return {int(key): name for key, name in names.items()}
 
 

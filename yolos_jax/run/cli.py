@@ -26,6 +26,7 @@ from yolos_jax.run import config_files
 WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
 STEP = 'the step of a run to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
+PLACE_IN_CONFIG = r'File "(?!.*/ml_collections/)(.+)", line (\d+)'  # in a traceback of its loader
 
 
 def start(name: str) -> None:
@@ -193,9 +194,7 @@ def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
         reason = f'--{error.flagname} is no flag; did you mean {" or ".join(meant)}?' if meant else error
         sys.exit(f'error: {reason}')
     except flags.Error as error:
-        if places := re.findall(
-            r'File "(?!.*/ml_collections/)(.+)", line (\d+)', str(error)
-        ):  # of a config
+        if places := re.findall(PLACE_IN_CONFIG, str(error)):
             sys.exit(f'error: {":".join(places[-1])}: {str(error).strip().splitlines()[-1]} (--config)')
         text = '; '.join(line.strip() for line in str(error).splitlines())
         missing = re.findall(r'flag --(\w+)=None: Flag --\w+ must have a value', text)

@@ -56,7 +56,7 @@ class CompiledPrograms:
 
     def _remove_damaged(self) -> None:
         noted = {}
-        with contextlib.suppress(InputError):  # there is none, or it is damaged
+        with contextlib.suppress(InputError):  # missing or damaged
             noted = files.read_json(self._folder / SUMS)
         for path, stamp in self._entries().items():
             with contextlib.suppress(OSError):  # of another user, whose folder the run will not get either

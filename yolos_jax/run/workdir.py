@@ -145,7 +145,7 @@ def locked(path: Path) -> Iterator[int | None]:
 
 def check_new(folder: Path) -> None:
     """Raises InputError where a folder that no run left has files that a run writes."""
-    with contextlib.suppress(InputError):  # there is none, or it is damaged
+    with contextlib.suppress(InputError):  # missing or damaged
         if 'learning_rate' in files.read_json(folder / 'config.json'):
             return
     others = [name for name in WRITTEN if (folder / name).exists()]

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in videos:
         print(f'left out: {path}: a video', file=sys.stderr)
     if not paths:
-        raise InputError('there are only videos; give images')
+        raise InputError('all inputs are videos; give images')
     targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}
     for target in targets.values():
         if target.exists() and not prediction_files.is_own(target):

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         card = model_card.text(pretrained, **measured)
     except (LookupError, TypeError, AttributeError) as error:
         folders = ' or '.join(str(folder) for folder in (args.evaluation, args.speed) if folder)
-        raise InputError(f'{folders}: a file there is not of this version ({error!r})') from None
+        raise InputError(f'{folders}: one of its files is not of this version ({error!r})') from None
     files.write(args.output, card.encode())
     print(args.output)
 
