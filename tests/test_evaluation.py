@@ -87,8 +87,8 @@ def test_boxes_are_written_in_pixels_of_the_original_image():
         {'image_id': 9, 'category_id': 3, 'bbox': [100.0, 100.0, 200.0, 100.0], 'score': 0.5}
     ]
     detections = {'scores': [0.123456789], 'labels': [3], 'boxes': [[0, 0, 1 / 3, 1 / 7]]}
-    (found,) = evaluation.to_coco(9, detections, (200, 400), {3: 3})
-    assert found['bbox'] == [0, 0, 133.3333, 28.5714] and found['score'] == 0.12345679
+    (result,) = evaluation.to_coco(9, detections, (200, 400), {3: 3})
+    assert result['bbox'] == [0, 0, 133.3333, 28.5714] and result['score'] == 0.12345679
 
 
 def test_every_image_is_detected_once_on_any_number_of_devices(coco_folder):

@@ -28,7 +28,7 @@ def scene(objects, detected=(), images=8, crowds=0):
     return outcomes.columns(truth, results)
 
 
-def found(objects, score=0.5):
+def detections_of(objects, score=0.5):
     return [(*x, score) for x in objects]
 
 
@@ -41,7 +41,7 @@ def test_objects_are_grouped_by_their_size_with_the_detections_of_it():
     objects = [square(i, 1, side) for of_size in sides.values() for i, side in enumerate(of_size)]
     objects = [(*x[:2], [300 * n % 900, 300 * n // 900 * 300, *x[2][2:]]) for n, x in enumerate(objects)]
     wrong = [square(7, 1, 15)]
-    parts = groups.by_size(scene(objects, found(objects) + found(wrong, 0.9)))
+    parts = groups.by_size(scene(objects, detections_of(objects) + detections_of(wrong, 0.9)))
     assert {x.name: x.objects for x in parts} == {name: len(x) for name, x in sides.items()}
     assert [x.ap for x in parts] == pytest.approx([2 / 3, 1, 1, 1, 1])
 
@@ -51,7 +51,7 @@ def test_objects_are_grouped_by_width_over_height():
     shapes['very wide'] = (60, 20)
     objects = [(i, 1, [0, 0, *shape]) for i, shape in enumerate(shapes.values())]
     for i, name in enumerate(shapes):
-        parts = groups.by_shape(scene(objects, found(objects[i : i + 1])))
+        parts = groups.by_shape(scene(objects, detections_of(objects[i : i + 1])))
         assert [x.name for x in parts if x.ap > 0.99] == [name]
 
 
@@ -66,7 +66,7 @@ def test_images_are_grouped_by_their_objects_without_crowds():
 
 def test_classes_are_grouped_by_how_often_they_occur():
     objects = [square(i, label) for label, n in ((4, 1), (1, 2), (2, 3)) for i in range(n)]
-    parts = groups.by_frequency(outcomes.match(scene(objects, found(objects[3:]))))
+    parts = groups.by_frequency(outcomes.match(scene(objects, detections_of(objects[3:]))))
     names = [
         f'{name} ({n} to {n} objects a class)' for n, name in enumerate(('rare', 'common', 'frequent'), 1)
     ]
@@ -105,7 +105,7 @@ def test_fields_are_read_for_the_images_and_objects_that_are_evaluated(tmp_path)
 
 def test_values_belong_to_the_objects_in_the_order_of_the_file():
     objects = [square(2), square(0), square(1)]  # another order than that of the images
-    analysis = analyse(scene(objects, found(objects[:1])), {'annotations.tone': ['a', 'b', 'c']})
+    analysis = analyse(scene(objects, detections_of(objects[:1])), {'annotations.tone': ['a', 'b', 'c']})
     assert {x.name: x.ap50 for x in analysis.groups['annotations.tone']} == pytest.approx(
         {'a': 1, 'b': 0, 'c': 0}
     )
@@ -113,13 +113,15 @@ def test_values_belong_to_the_objects_in_the_order_of_the_file():
 
 def test_the_ap_under_corruptions_is_relative_to_that_without():
     objects = [square(0), square(1)]
-    analysis = analyse(scene(objects, found(objects[:1])), corrupted={'x': [0.5, 0.1], 'y': [0.2, 0.2]})
+    analysis = analyse(
+        scene(objects, detections_of(objects[:1])), corrupted={'x': [0.5, 0.1], 'y': [0.2, 0.2]}
+    )
     assert analysis.relative_ap() == pytest.approx(0.25 / (51 / 101))
 
 
 def test_an_interval_holds_the_ap_of_nineteen_in_twenty_draws():
     objects = [square(i) for i in range(40)]
-    matched = outcomes.match(scene(objects, found(objects[::2]), images=40))
+    matched = outcomes.match(scene(objects, detections_of(objects[::2]), images=40))
     low, high = precision.bootstrap(matched, np.ones(40))
     deviation = (0.5 * 0.5 / 40) ** 0.5  # of the share of the objects that are found
     assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.2)
@@ -128,18 +130,18 @@ def test_an_interval_holds_the_ap_of_nineteen_in_twenty_draws():
 
 def test_detections_on_crowds_are_neither_right_nor_wrong_in_a_calibration():
     objects = [square(0), (1, 1, [0, 0, 500, 500])]
-    detected = [*found(objects[:1], 0.85), (1, 1, [50, 50, 20, 20], 0.85)]
+    detected = [*detections_of(objects[:1], 0.85), (1, 1, [50, 50, 20, 20], 0.85)]
     calibration = confidence.calibration(outcomes.match(scene(objects, detected, crowds=1)))
     assert calibration.count.tolist() == [0] * 8 + [1, 0] and calibration.error == pytest.approx(0.15)
 
 
 def test_of_objects_with_one_box_the_last_is_matched_first_as_by_pycocotools():
     objects = [square(0), square(0)]
-    matched = outcomes.match(scene(objects, found(objects))).matched
+    matched = outcomes.match(scene(objects, detections_of(objects))).matched
     assert matched[:, 0].tolist() == [1, 0]
 
 
 def test_a_hundred_detections_of_a_class_in_an_image_count():
     for wrong, ap in ((99, 0.01), (100, 0)):
-        detected = [(0, 1, [500, 500, 9, 9], 0.9)] * wrong + found([square(0)])
+        detected = [(0, 1, [500, 500, 9, 9], 0.9)] * wrong + detections_of([square(0)])
         assert precision.curves(outcomes.match(scene([square(0)], detected))).ap() == pytest.approx(ap)

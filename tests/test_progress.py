@@ -95,8 +95,8 @@ def test_images_per_second_are_counted_from_the_last_restart():
     for _ in range(2):
         speed.add(8)
     time.sleep(0.02)
-    found = speed.images_per_s()
-    assert 16 / (time.monotonic() - before) <= found <= 16 / 0.02
+    rate = speed.images_per_s()
+    assert 16 / (time.monotonic() - before) <= rate <= 16 / 0.02
 
 
 def test_goodput_is_over_all_starts():

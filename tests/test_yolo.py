@@ -203,7 +203,7 @@ def test_a_description_elsewhere_names_the_images_of_a_validation_part_too(coco,
     description = yaml.safe_load((tmp_path / 'data' / 'data.yaml').read_text())
     del description['val']
     (tmp_path / 'elsewhere').mkdir()
-    file = tmp_path / 'elsewhere' / 'mine.yaml'
+    file = tmp_path / 'elsewhere' / 'other.yaml'
     file.write_text(yaml.safe_dump(description))
     config = tiny_config(data=str(file), train_split='train', val_fraction=0.2)
     _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
@@ -265,12 +265,12 @@ def test_paths_of_a_description_are_read_as_exporters_write_them(coco, tmp_path)
     lists.mkdir()
     (lists / 'val.txt').write_text(''.join(f'./../images/val/{name}\n' for name in names))
     (tmp_path / 'model.yaml').write_text(yaml.safe_dump({'nc': 3, 'backbone': []}))
-    file = file.rename(tmp_path / 'mine.yaml')
+    file = file.rename(tmp_path / 'other.yaml')
     for change in {'val': '../images/val'}, {'path': '/content/data'}, {'val': 'lists/val.txt'}:
         file.write_text(yaml.safe_dump(content | change))
         assert len(records.read(tmp_path, 'val')) == 15
     file.write_text(yaml.safe_dump(content | {'train': 'images/nowhere'}))
-    with pytest.raises(InputError, match=r'mine.yaml: images/nowhere does not exist'):
+    with pytest.raises(InputError, match=r'other.yaml: images/nowhere does not exist'):
         records.read(tmp_path, 'val')
 
 
