@@ -38,6 +38,12 @@ def test_sixteen_bits_become_eight(kind):
     np.testing.assert_array_equal(decoded, np.repeat(grey[..., None] >> 8, 3, axis=2))
 
 
+def test_the_bytes_of_a_file_as_an_array_are_no_image():
+    data = np.frombuffer(encode(smooth(), 'PNG'), np.uint8)
+    with pytest.raises(InputError, match=rf'uint8 \[{data.size}\]; give'):
+        pixels.from_array(data)
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_a_photograph_is_turned_upright_where_that_is_asked_for(orientation, tmp_path):
     exif = Image.Exif()

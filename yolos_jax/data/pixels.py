@@ -124,7 +124,8 @@ def from_array(image: np.ndarray) -> np.ndarray:
         InputError: it has another type or shape.
     """
     channels, image = image.shape[2:], np.asarray(image, image.dtype.newbyteorder('='))
-    if image.dtype not in (np.uint8, np.uint16) or channels not in ((), (1,), (3,), (4,)) or not image.size:
+    shaped = image.ndim > 1 and channels in ((), (1,), (3,), (4,))
+    if image.dtype not in (np.uint8, np.uint16) or not shaped or not image.size:
         raise InputError(
             f'an image is {image.dtype} {list(image.shape)}; give uint8 or uint16 [height, width] or '
             '[height, width, 1, 3 or 4] (of values in 0..1: (255 * x).round().astype(np.uint8)), a PIL '
