@@ -1,5 +1,6 @@
 import hashlib
 import random
+import re
 
 import ml_dtypes
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from yolos_jax.errors import InputError
-from yolos_jax.weights import tensors
+from yolos_jax.weights import source, tensors
 from yolos_jax.weights.tensors import Tensor
 
 ARRAYS = {
@@ -87,6 +88,23 @@ def test_any_flipped_bit_is_refused_where_a_sidecar_has_the_hash(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match='damaged, or another file'):
             tensors.read(path)
+
+
+def test_weights_that_were_saved_again_are_an_error_that_says_which_file_to_remove(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    (tmp_path / 'config.json').write_text('{}')
+    save_file(ARRAYS, path)
+    tensors.write_hash(path)
+    save_file({'other': ARRAYS['a']} | ARRAYS, path)
+    with pytest.raises(InputError, match=re.escape(f'changed it yourself, remove {path.name}.sha256 ')):
+        source.open_source(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.write_text(f'version https://git-lfs.github.com/spec/v1\noid sha256:{"0" * 64}\nsize 26000000\n')
+    with pytest.raises(InputError, match='Git LFS'):
+        tensors.read(path)
 
 
 @pytest.mark.parametrize('form', ['safetensors', 'npz'])

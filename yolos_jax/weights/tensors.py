@@ -106,6 +106,8 @@ def _find_tensors(file: BinaryIO) -> tuple[dict, dict]:
     """The tensors of an open file, and what else it says."""
     file.seek(0)
     start = file.read(9)
+    if start == b'version h':  # tps://git-lfs.github.com/spec/v1
+        raise InputError(f'{file.name}: a pointer of Git LFS; `git lfs pull` fetches the weights')
     if start[8:9] == b'{':  # safetensors: the length of a header, then JSON
         return _read_safetensors(file), {}
     if start.startswith(b'PK') and (arrays := _read_npz(file)):
@@ -147,10 +149,10 @@ def _check_hash(path: Path, digest: str) -> bool:
     for source, file, start in expected:
         actual = digest if file == path else files.sha256(file) if file.exists() else 'none'
         if not actual.startswith(start):
-            advice = f' or, if you changed it yourself, remove {sidecar}' if source == sidecar.name else ''
-            raise InputError(
-                f'{file}: damaged, or another file: its SHA-256 is {actual}, and {source} says '
-                f'{start[:64]}; fetch it again{advice}'
+            advice = f' or, if you changed it yourself, remove {source}' if source == sidecar.name else ''
+            raise InputError(  # the advice first, for long messages are cut
+                f'{file}: damaged, or another file; fetch it again{advice} (its SHA-256 is {actual}, and '
+                f'{source} says {start[:64]})'
             )
     return bool(expected)
 
