@@ -266,7 +266,11 @@ def test_paths_of_a_description_are_read_as_exporters_write_them(coco, tmp_path)
     (lists / 'val.txt').write_text(''.join(f'./../images/val/{name}\n' for name in names))
     (tmp_path / 'model.yaml').write_text(yaml.safe_dump({'nc': 3, 'backbone': []}))
     file = file.rename(tmp_path / 'other.yaml')
-    for change in {'val': '../images/val'}, {'path': '/content/data'}, {'val': 'lists/val.txt'}:
+    (lists / 'windows.txt').write_text(''.join(f'images\\val\\{name}\n' for name in names))
+    for change in (
+        {'val': '../images/val'}, {'path': '/content/data'}, {'val': 'lists/val.txt'},
+        {'val': '.\\images\\val'}, {'val': 'lists\\windows.txt'},
+    ):  # fmt: skip
         file.write_text(yaml.safe_dump(content | change))
         assert len(records.read(tmp_path, 'val')) == 15
     file.write_text(yaml.safe_dump(content | {'train': 'images/nowhere'}))

@@ -137,15 +137,17 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
             images += sorted(place / name for name in files.walk(place) if pixels.is_image(name))
         else:
             try:
-                lines = [line.strip() for line in place.read_text('utf-8-sig').splitlines() if line.strip()]
+                text = place.read_text('utf-8-sig').replace('\\', '/')
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f'{place}: no list of images in UTF-8 ({error})', 'data') from None
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
 
 
 def _place(base: Path, name: str) -> Path | None:
     """The path of an entry, or None; Roboflow's entries begin with one ../ too many."""
+    name = name.replace('\\', '/')  # as Windows writes it
     for candidate in (base / name, base / name.removeprefix('../')):
         if os.path.exists(candidate):
             return candidate
