@@ -3,7 +3,7 @@ import re
 import shutil
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, to_yolo
 from PIL import Image
 from yolos_jax.configs import finetune, yolos_dinov2_s
 
@@ -127,7 +127,7 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
         ([], 'STOPS A RUN: not one object is annotated', 1),
         (['--config=quickstart'], 'STOPS A RUN: 3 images are less than one batch of 8', 1),
         ([], 'note: 3 images are less than one batch of 8 (--config.batch_size)', 1),
-        ([], 'note: no validation split; --config.val_fraction=0.1', 1),
+        ([], 'has no split val2017, but train); --config.val_fraction=0.1', 1),
         (['--split', 'train'], 'STOPS A RUN: not one object', 1),
     ],
 )
@@ -139,6 +139,25 @@ def test_too_little_data_to_train_on_is_reported(config, says, code, tmp_path, c
         Image.new('RGB', (40, 30)).save(tmp_path / f'{i}.jpg')
     status, printed = run(capsys, tmp_path, *config)
     assert status == code and says in printed, printed
+
+
+def test_objects_that_are_all_crowds_are_counted_where_none_is_to_train_on(coco_folder, tmp_path, capsys):
+    root = tmp_path / 'data'
+    shutil.copytree(coco_folder, root)
+    path = root / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    for one in content['annotations']:
+        one['iscrowd'] = 1
+    path.write_text(json.dumps(content))
+    code, printed = run(capsys, root, '--split', 'train2017')
+    assert code == 1 and f'not one object to train on ({len(content["annotations"])} crowd)' in printed
+
+
+def test_a_validation_folder_that_is_not_there_is_named(coco, tmp_path, capsys):
+    to_yolo(coco, tmp_path)
+    shutil.rmtree(tmp_path / 'images' / 'val')
+    code, printed = run(capsys, tmp_path)
+    assert code == 0 and 'images/val does not exist); --config.val_fraction=0.1' in printed
 
 
 def test_a_split_to_evaluate_on_may_be_without_objects(coco_folder, tmp_path, capsys):

@@ -107,6 +107,12 @@ class Records:
         """Size of the class head without "no object": raw ids index it, as in DETR."""
         return max(self.classes) + 1
 
+    @property
+    def without_objects(self) -> str:
+        """What a message says where `boxes` is empty."""
+        counts = ', '.join(f'{count} {reason}' for reason, count in self.dropped.items() if count)
+        return f'not one object to train on ({counts})' if counts else 'not one object is annotated'
+
 
 def read(root: str | Path, split: str, index: str | Path | None = None) -> Records:
     """The records of a split of `root`, a data set in one of the layouts of `sources.find`.

@@ -124,7 +124,7 @@ def of_training(data: records.Records, options: dict, *, trains: bool, of_run: b
     """
     problems, batch_size, most = [], options['batch_size'], options['max_targets']
     if not len(data.boxes):
-        problems.append(Problem('not one object is annotated', 0, [], trains))
+        problems.append(Problem(data.without_objects, 0, [], trains))
     if len(data) < batch_size and trains:
         what = f'{len(data)} images are less than one batch of {batch_size} (--config.batch_size)'
         problems.append(Problem(what, 0, [], of_run))
@@ -235,7 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for note in overlap.notes(data[train], data[val]):
             print(f'note: {note}')
     if val is None:
-        print('note: no validation split; --config.val_fraction=0.1 takes a tenth of the other images')
+        try:
+            sources.find(args.data, val_split)
+        except InputError as error:  # a data.yaml may name a folder that is not there
+            advice = '--config.val_fraction=0.1 takes a tenth of the other images'
+            print(f'note: no validation split ({error}); {advice}')
     if args.html:
         data_page.write(args.html, all_findings)
         print(f'pictures: {args.html}')
