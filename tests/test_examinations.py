@@ -226,6 +226,11 @@ def test_tokens_that_predict_the_same_have_no_correlation():
     assert tokens.correlation(np.eye(5), np.ones((3, 5, 2))) is None
 
 
+def test_tokens_that_are_the_same_have_no_correlation():
+    places = np.random.default_rng(0).random((3, 5, 2))
+    assert tokens.correlation(np.zeros((5, 4)), places) is None  # as transformers makes them
+
+
 def test_the_tokens_command_writes_its_numbers_and_pictures(saved, coco_folder, tmp_path):
     tokens.main([f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}'])
     numbers = json.loads((tmp_path / 'tokens.json').read_text())

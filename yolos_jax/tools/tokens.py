@@ -63,7 +63,7 @@ def distances(x: np.ndarray) -> np.ndarray:
 
 
 def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) -> float | None:
-    """rho of a vector with the vectors of images, not in memory together; None where these are equal."""
+    """rho of a vector with the vectors of images, not in memory together; None where either is constant."""
     count, mean, squares, products = 0, np.zeros_like(similarity), 0.0, 0.0
     centred = similarity - similarity.mean()
     for values in of_images:
@@ -73,10 +73,8 @@ def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) ->
     if average_images:
         squares, products, count = mean @ mean, centred @ mean, 1
     n = count * len(similarity)
-    variance = squares / n - mean.mean() ** 2
-    if not variance > 0:
-        return None
-    return float(products / n / np.sqrt(variance * (centred @ centred) / len(similarity)))
+    variance = (squares / n - mean.mean() ** 2) * (centred @ centred) / len(similarity)
+    return float(products / n / np.sqrt(variance)) if variance > 0 else None
 
 
 def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, np.ndarray]:
