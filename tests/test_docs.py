@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY, forward, make_hf, make_vit, noise, read_detector, torches
+from PIL import Image
 
+import yolos_jax
+from yolos_jax.data import records
 from yolos_jax.patches import patchify
 from yolos_jax.tools import command as tools_command
 from yolos_jax.tools import evaluate
@@ -144,15 +147,39 @@ def test_the_page_on_training_shows_python_that_runs(workplace, monkeypatch):
     assert len(names['detector']([np.zeros((96, 128, 3), np.uint8)], 0)[0])
 
 
+def test_the_page_on_data_reads_pascal_voc(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'VOC' / 'Annotations').mkdir(parents=True)
+    (tmp_path / 'VOC' / 'JPEGImages').mkdir()
+    Image.fromarray(noise(30, 40)).save(tmp_path / 'VOC' / 'JPEGImages' / 'x.jpg')
+    (tmp_path / 'VOC' / 'Annotations' / 'x.xml').write_text(
+        '<annotation><filename>x.jpg</filename><size><width>40</width><height>30</height></size><object>'
+        '<name>cup</name><bndbox><xmin>5</xmin><ymin>7</ymin><xmax>25</xmax><ymax>17</ymax></bndbox>'
+        '</object></annotation>'
+    )
+    (block,) = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/data.md').read_text(), re.M | re.S)
+    (tmp_path / 'voc.py').write_text(block)
+    runpy.run_path('voc.py')
+    split = records.read('FOLDER', 'train2017')
+    assert [*split.classes.values()] == ['cup'] and split.boxes.shape == (1, 4)
+
+
 def test_the_page_on_predicting_exports_what_the_model_computes(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    (block,) = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/predicting.md').read_text(), re.M | re.S)
-    (workplace / 'export.py').write_text(block)
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/predicting.md').read_text(), re.M | re.S)
+    (workplace / 'export.py').write_text('\n'.join(blocks))
     names = runpy.run_path('export.py')
     images = [noise(96, 128), noise(160, 80)]
     exported = names['detect'](*patchify(images, length=300))
     for name, values in forward(names['model'], names['params'], *patchify(images)).items():
         np.testing.assert_allclose(exported[name], values, atol=2e-6)
+    for name, values in zip(('patches', 'grid'), patchify([names['image']], length=300), strict=True):
+        np.testing.assert_array_equal(names[name], values)
+    detections = yolos_jax.Detector.from_pretrained('runs/quickstart')(names['image'], 0)
+    order = np.argsort(-names['score'], kind='stable')
+    np.testing.assert_array_equal(names['label'][order], detections.labels)
+    np.testing.assert_allclose(names['score'][order], detections.scores, atol=2e-6)
+    np.testing.assert_allclose(names['box'][order] * [128, 96, 128, 96], detections.boxes, atol=1e-3)
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
