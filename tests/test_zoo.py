@@ -186,6 +186,12 @@ def test_a_failed_download_is_one_line_with_the_command_for_another_machine(
     assert done.returncode == 1 and last.startswith(f'error: {name}: no such file') and says in last
 
 
+def test_an_address_is_no_name():
+    address = 'https://huggingface.co/hustvl/yolos-tiny'
+    with pytest.raises(InputError, match=f'^{address}: .* name as hustvl/yolos-tiny'):
+        zoo.local(address)
+
+
 def test_a_path_that_is_there_wins_over_a_name(folder, tmp_path, monkeypatch):
     (tmp_path / 'test').mkdir()
     (tmp_path / 'test' / 'tiny').symlink_to(folder)

@@ -57,6 +57,8 @@ def local(name: str | Path) -> Path:
         return fetch(name, FILES[name], files.cache())
     if match := REPOSITORY.fullmatch(name):
         return snapshot(*match.groups())
+    if '://' in name:
+        raise InputError(f'{name}: weights are not read from an address; give a name as hustvl/yolos-tiny')
     return path
 
 
