@@ -140,6 +140,18 @@ def test_a_damaged_index_is_made_again(content, tmp_path):
     assert os.listdir(tmp_path / 'index') == ['val.npz']
 
 
+@pytest.mark.parametrize('flip', [(b'}', 0, 8), (b'(1202, 4)', 2, 2)])  # else 1002: silently shorter
+def test_a_bit_in_the_header_of_a_long_array_is_noticed(flip, tmp_path):
+    content = coco_content()
+    content['annotations'] += [dict(content['annotations'][0], id=10 + i) for i in range(1200)]
+    root, index = write_coco(tmp_path, content), tmp_path / 'index' / 'val.npz'
+    first = read(root, 'val', index.parent)
+    whole, (word, after, bit) = bytearray(index.read_bytes()), flip
+    whole[whole.index(word, whole.index(b'boxes.npy')) + after] ^= bit
+    index.write_bytes(whole)
+    same(read(root, 'val', index.parent), first)
+
+
 def test_a_large_annotation_file_is_read_once_in_less_than_a_gigabyte(tmp_path):
     """100,000 images with 7 objects each, with outlines as COCO's: 270 MB of JSON."""
     outline = ','.join(['123.45'] * 40)
