@@ -51,6 +51,16 @@ def test_a_pickle_in_an_npz_is_refused(tmp_path):
         tensors.read(tmp_path / 'x.npz')
 
 
+@pytest.mark.parametrize('flip', [(b'}', 0, 8), (b'PK\x01\x02', 8, 1)])
+def test_an_npz_with_a_damaged_header_is_refused(flip, tmp_path):
+    np.savez(tmp_path / 'x.npz', a=np.zeros((40, 70), np.float32))  # longer than zipfile reads at once
+    whole, (word, after, bit) = bytearray((tmp_path / 'x.npz').read_bytes()), flip
+    whole[whole.index(word) + after] ^= bit
+    (tmp_path / 'x.npz').write_bytes(whole)
+    with pytest.raises(InputError, match='x.npz: damaged'):
+        tensors.read(tmp_path / 'x.npz')
+
+
 def test_an_npz_bomb_is_refused(tmp_path):
     np.savez_compressed(tmp_path / 'x.npz', a=np.zeros(10_000_000, np.float32))
     with pytest.raises(InputError, match='unpacks to more than'):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -29,6 +30,10 @@ from yolos_jax.weights.unpickle import Tensor
 # where training scripts keep the weights, the outermost first
 INNER = ('model', 'state_dict', 'teacher', 'module', 'model_ema', 'state_dict_ema', 'ema')
 MOST_PACKED = 20  # times its size that an .npz may unpack to
+NPZ_DAMAGED = (  # what numpy and zipfile raise for an .npz that is
+    OSError, ValueError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 SAFETENSORS_TYPES = {
     'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
     'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
@@ -211,7 +216,7 @@ def _read_npz(file: BinaryIO) -> dict[str, Tensor]:
         if sum(m.file_size for m in members) > MOST_PACKED * os.fstat(file.fileno()).st_size:
             raise ValueError(f'it unpacks to more than {MOST_PACKED} times its size, as no weights do')
         headers = {m.filename: _npy_header(archive, m) for m in members}
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except NPZ_DAMAGED as error:
         raise InputError(f'{file.name}: damaged ({error})') from None
     return {
         name.removesuffix('.npy'): Tensor(shape, functools.partial(_npy_values, archive, name, dtype))
@@ -236,7 +241,7 @@ def _npy_values(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> np.nd
     try:
         with archive.open(member) as file:
             return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except NPZ_DAMAGED as error:
         raise InputError(f'{archive.filename}: damaged at {member} ({error})') from None
 
 
