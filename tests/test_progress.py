@@ -5,8 +5,10 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from helpers import ROOT
 
+from yolos_jax.errors import InputError
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 
 
@@ -136,6 +138,12 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
     (tmp_path / 'metrics.jsonl').write_bytes(b'".\n' + lines[0] + b'{"step"')  # the last of a killed run
     Log(tmp_path, range(5, 30)).close()
     assert '1 damaged line was left out' in capsys.readouterr().out
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / 'metrics.jsonl').mkdir()
+    with pytest.raises(InputError, match='metrics.jsonl: cannot be read .Is a directory'):
+        Log(tmp_path, range(30))
 
 
 def test_metrics_that_cannot_be_written_are_written_later(tmp_path, capsys):

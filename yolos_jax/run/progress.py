@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from yolos_jax import files
+from yolos_jax.errors import InputError
 from yolos_jax.run.board import Board
 
 SPIKE_WINDOW = 50  # steps whose median a spike is compared with
@@ -68,7 +69,11 @@ class Log:
     def _drop_after(self, first: int, evaluated: bool) -> int:
         """Write the file again without dropped and damaged lines; returns the last step that was in it."""
         kept, last, damaged = [], 0, 0
-        for line in self._path.read_bytes().splitlines(True) if self._path.exists() else []:
+        try:
+            lines = self._path.read_bytes().splitlines(True) if self._path.exists() else []
+        except OSError as error:
+            raise InputError(f'{self._path}: cannot be read ({error.strerror})') from None
+        for line in lines:
             is_whole = line.endswith(b'\n')  # else a killed run was writing it
             try:
                 content = json.loads(line)
@@ -83,8 +88,8 @@ class Log:
         with files.replacing(self._path) as file:
             file.writelines(kept)
         if damaged:
-            lines = 'lines were' if damaged > 1 else 'line was'
-            self.print(f'{self._path}: {damaged} damaged {lines} left out')
+            what = 'lines were' if damaged > 1 else 'line was'
+            self.print(f'{self._path}: {damaged} damaged {what} left out')
         return last
 
     def advance(self) -> None:
