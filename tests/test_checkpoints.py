@@ -87,6 +87,15 @@ def test_what_may_not_be_read_or_written_is_named_and_not_taken_for_damaged(stat
         Checkpoints(tmp_path)
 
 
+def test_a_link_to_nothing_is_no_folder_for_checkpoints(tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path / 'disk that is not mounted')
+    with pytest.raises(InputError, match='/link: cannot write to it .a link to nothing'):
+        Checkpoints(tmp_path / 'link')
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match='/file: cannot write to it .File exists'):
+        Checkpoints(tmp_path / 'file')
+
+
 @pytest.mark.parametrize('name', ['a[b', 'caf\udce9'])
 def test_folders_that_orbax_cannot_use_are_refused(name, tmp_path):
     with pytest.raises(InputError, match='checkpoints cannot be in a folder'):

@@ -38,7 +38,12 @@ class Checkpoints:
         """
         self.folder, self._mirror, self._check = Path(folder).absolute(), mirror, check
         if mirror or cluster.is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                broken = self.folder.is_symlink() and not self.folder.exists()
+                reason = 'a link to nothing' if broken else error.strerror
+                raise InputError(f'{self.folder}: cannot write to it ({reason})') from None
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):  # now, and not at the first save
                 raise InputError(f'{self.folder}: cannot write to it (Permission denied)')
         if cluster.is_first():
