@@ -128,6 +128,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / 'link').symlink_to(tmp_path / 'gone')
     with pytest.raises(InputError, match='/link: cannot write to it .a link to nothing'):
         workdir.locked(tmp_path / 'link').__enter__()
+    os.mkfifo(tmp_path / '.lock')
+    with pytest.raises(InputError, match='cannot write to it .File or stream is not seekable'):
+        workdir.locked(tmp_path).__enter__()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as a full disk
     try:

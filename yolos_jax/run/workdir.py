@@ -138,7 +138,7 @@ def locked(path: Path) -> Iterator[int | None]:
             os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         except OSError as error:
             broken = path.is_symlink() and not path.exists()
-            reason = 'a link to nothing' if broken else error.strerror
+            reason = 'a link to nothing' if broken else error.strerror or error
             raise InputError(f'{path}: cannot write to it ({reason})') from None
         yield handle
 
