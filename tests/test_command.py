@@ -124,6 +124,18 @@ def test_work_is_finished_even_if_stdout_cannot_be_written(ending, tmp_path):
     assert (done.returncode, done.stderr) == (bool(says), says) and (tmp_path / 'done').exists()
 
 
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_closed_streams_do_not_matter_and_no_file_gets_their_numbers(closed, tmp_path):
+    program = PRINTS.replace("Path('done').touch()", "(f := open('done', 'w')).write(str(f.fileno() > 2))")
+    program = program.replace('def main():', 'def main():\n    sys.stdout.flush(), sys.stderr.isatty()')
+    done = subprocess.run(
+        ['bash', '-c', f'"{sys.executable}" -c "import sys{program}" {closed}'],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0 and (tmp_path / 'done').read_text() == 'True'
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / 'link').symlink_to(tmp_path / 'gone')
     with pytest.raises(InputError, match='/link: cannot write to it .a link to nothing'):

@@ -36,6 +36,7 @@ def start(name: str) -> None:
     falls into JAX's callback of the garbage collection would be lost, and the command would go on.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    open_streams()
     # bash does not expand the ~ in --workdir=~/runs, and a folder named ~ would be made
     home = lambda argument: re.sub('(?<==)~(?=/|$)', os.path.expanduser('~'), argument, count=1)
     sys.argv[1:] = map(home, sys.argv[1:])
@@ -45,6 +46,22 @@ def start(name: str) -> None:
     else:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         run(module.main)
+
+
+def open_streams() -> None:
+    """Open stdin, stdout and stderr, where the caller closed them, as empty files that keep nothing.
+
+    Else Python has none to print to, and the next files that are opened get their numbers: what libraries
+    print would be in these files.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))  # noqa: SIM115  kept
 
 
 def imported(name: str) -> ModuleType:
@@ -66,6 +83,7 @@ def run(main: Callable[[], None], flag: Callable[[str], str] = '--{}'.format) ->
     also prints the traceback of the error.
     flag: how this script spells the flag of an argument that an error names.
     """
+    open_streams()
     output = _Output()
     shows = TRACEBACK in sys.argv
     if not shows:  # Orbax and TensorStore also print their errors, from each of their threads
