@@ -17,6 +17,8 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.vit import Block, PatchEmbed
+from yolos_jax.weights import hf_names
+from yolos_jax.weights.tensors import Tensor
 
 DETECTOR = dict(width=D, depth=DEPTH, heads=H, pos_grid=(SIDE, SIDE), num_det_tokens=5, num_classes=3)
 
@@ -369,3 +371,11 @@ MALFORMED = {
 def test_tensors_that_are_no_plain_vits_are_refused(message, tmp_path):
     with pytest.raises(InputError, match=f'x.pth: .*{message}'):
         load(tmp_path / 'x.pth', torches(make_vit()) | MALFORMED[message])
+
+
+def test_one_bias_of_keys_that_is_missing_is_named():
+    parts = lambda letters: {letter: Tensor((2,), lambda: np.ones(2, np.float32)) for letter in letters}
+    joined = hf_names.join_qkv({'0.bias': parts('qv'), '1.bias': parts('vq')})  # DINOv3's
+    assert joined['0.bias'].numpy().tolist() == [1, 1, 0, 0, 1, 1]
+    with pytest.raises(InputError, match='1.bias: has q, v and not all'):
+        hf_names.join_qkv({'0.bias': parts('qkv'), '1.bias': parts('qv')})

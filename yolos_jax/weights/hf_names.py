@@ -84,12 +84,14 @@ def _joined(tensors: dict, table: tuple, blocks: str) -> dict:
 def join_qkv(parts: dict[str, dict]) -> dict:
     """{name: one tensor} from {name: {'q', 'k', 'v': tensor}}, along the first axis.
 
-    A bias of q and v alone has zeros for k: DINOv3's keys have none.
+    Where all biases are of q and v alone they have zeros for k: DINOv3's keys have none.
     """
-    for name, three in parts.items():
-        if set(three) == set('qv') and name.endswith('.bias'):
+    biases = [three for name, three in parts.items() if name.endswith('.bias')]
+    if all(set(three) == set('qv') for three in biases):
+        for three in biases:
             shape = three['q'].shape
             three['k'] = Tensor(shape, lambda shape=shape: np.zeros(shape, np.float32))
+    for name, three in parts.items():
         if set(three) != set('qkv'):
             raise InputError(f'{name}: has {", ".join(three)} and not all of q, k and v')
     return {name: _concatenated([three[part] for part in 'qkv']) for name, three in parts.items()}
