@@ -52,6 +52,20 @@ def test_an_image_or_video_whose_picture_was_removed_is_predicted_again(tmp_path
         assert list(predictions.new_videos([video])) == [(video, output / 'v.mp4')]
 
 
+def test_what_follows_a_damaged_line_is_kept(tmp_path):
+    entry = {'picture': None, 'detections': []}
+    with Predictions(tmp_path, SETTINGS, overwrite=False) as predictions:
+        for name in 'abc':
+            predictions.add({'image': name, 'file': f'/{name}'} | entry)
+    lines = (tmp_path / 'predictions.jsonl').read_bytes().splitlines(True)
+    (tmp_path / 'predictions.jsonl').write_bytes(
+        lines[0] + b'\xff' + lines[1] + b'[]\n' + lines[2] + b'{"ima'
+    )
+    with Predictions(tmp_path, SETTINGS, overwrite=False) as predictions:
+        assert predictions.done == {'/a', '/c'}
+    assert (tmp_path / 'predictions.jsonl').read_bytes() == lines[0] + lines[2]
+
+
 def test_a_damaged_list_of_videos_is_named(tmp_path):
     (tmp_path / 'videos.json').touch()
     with pytest.raises(InputError, match='videos.json: damaged .* remove it'):

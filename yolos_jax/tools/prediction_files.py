@@ -100,15 +100,15 @@ class Predictions:
         return f'{name}.jpg'
 
     def read(self) -> Iterator[dict]:
-        """The entries in the file; they end at a line that a killed writer left unfinished."""
+        """The entries in the file, without damaged lines: a killed writer left one, or a disk."""
         if not self._path.exists():
             return
         with open(self._path, 'rb') as file:
             for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    return
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and isinstance(entry.get('image'), str):
+                        yield entry
 
     def counts(self, paths: Iterable[Path]) -> tuple[int, int]:
         """How many objects there are in some images, and how many of them could not be read."""
