@@ -1,5 +1,6 @@
 """What is learnt from and started from in a pre-training: classifiers of a file, and logits."""
 
+import io
 import json
 
 import jax
@@ -105,7 +106,7 @@ def test_the_pixel_statistics_of_timm_go_into_the_patch_projection(tmp_path):
     np.testing.assert_allclose(ours @ after['kernel'] + after['bias'], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text'])
+@pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text', 'cut npz', 'header'])
 def test_an_invalid_file_of_logits_is_named(content, tmp_path):
     path = tmp_path / 'logits.npy'
     with open(path, 'wb') as file:
@@ -115,5 +116,10 @@ def test_an_invalid_file_of_logits_is_named(content, tmp_path):
             np.save(file, np.full((6, 3), np.nan))
         elif content == 'text':
             np.save(file, np.full((6, 3), 'x'))
+        elif content == 'cut npz':
+            file.write(b'PK\x03\x04')
+        elif content == 'header':
+            np.save(saved := io.BytesIO(), np.zeros((6, 3)))
+            file.write(saved.getvalue().replace(b'}', b'u'))
     with pytest.raises(InputError, match='logits.npy'):
         read_logits(path, 6, 3)

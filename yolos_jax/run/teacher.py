@@ -97,7 +97,7 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
     """A teacher's logits of all images, in the order of `labelled.read`: [count, num_classes]."""
     try:
         logits = np.load(path, mmap_mode='r')
-    except (OSError, ValueError, EOFError) as error:
+    except tensors.NPZ_DAMAGED as error:
         raise InputError(f'{path}: not a file of numpy.save ({error})', 'teacher') from None
     if not isinstance(logits, np.ndarray) or logits.shape != (count, num_classes):
         shape = list(getattr(logits, 'shape', ['several arrays']))
