@@ -1,5 +1,6 @@
 import argparse
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -277,3 +278,13 @@ def test_a_folder_of_something_else_is_named(tmp_path):
         read_detector(tmp_path)
     with pytest.raises(InputError, match='no such file'):
         read_detector(tmp_path / 'nowhere')
+
+
+def test_a_run_that_this_user_may_not_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    (tmp_path / 'checkpoints').mkdir()
+    monkeypatch.setattr(Path, 'iterdir', refuse)
+    with pytest.raises(InputError, match=f'^{tmp_path}: cannot be read .Permission denied'):
+        yolos_jax.load(tmp_path)

@@ -52,7 +52,14 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
     Raises:
         InputError: there is no such file, it is damaged, or no file of weights.
     """
-    path = zoo.local(path)
+    try:
+        return _open(zoo.local(path), step)
+    except OSError as error:  # of a folder that another user may not look into
+        raise InputError(f'{error.filename or path}: cannot be read ({error.strerror or error})') from None
+
+
+def _open(path: Path, step: int | None) -> 'Source':
+    """As `open_source`, of what is on this machine."""
     if path.name.isdecimal() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
         return Source(path, None, path.parent, int(path.name))
     if step is None and (path / deit.FILE).is_file():  # of a pre-training
