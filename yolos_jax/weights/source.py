@@ -152,8 +152,7 @@ class Source:
         if log:
             ignored = ', '.join(map(str, self.file.about)) or 'nothing'
             log(f'{self.file.path}: SHA-256 {self.file.sha256}')
-            log(f'  used {len(self.file.tensors)} tensors: {tensors.summary(self.file.tensors)}')
-            log(f'  ignored, as they are no weights: {ignored}')
+            log(f'  used {len(self.file.tensors)} tensors; ignored, as they are no weights: {ignored}')
         return dataclasses.replace(pretrained, about=pretrained.about | self.about)
 
     def backbone_fields(self) -> dict:
