@@ -97,8 +97,16 @@ def test_data_are_checked_in_a_bucket_as_in_a_folder(data_url, coco_folder):
 
 def test_a_storage_that_fails_is_no_bad_image(coco_folder):
     class Failing:
+        upright = False
+
+        def name(self, file):
+            return file
+
         def start_read(self, file, row):
-            raise StorageError('gs://bucket: no answer')
+            def wait():
+                raise StorageError('gs://bucket: no answer')
+
+            return wait
 
     data = dataclasses.replace(records.read(coco_folder, 'val2017'), images=Failing())
     batches = EvalBatches(data, size=112, max_size=176, batch_size=4)

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import coco_content, write_coco
 
 from yolos_jax.data import geometry, loader, plan, records
 from yolos_jax.data.batches import EvalBatches, TrainBatches
@@ -110,6 +111,19 @@ def test_targets_beyond_the_slots_are_the_smallest(train_set):
             np.testing.assert_array_equal(np.sort(kept), np.sort(areas)[-2:])
             dropped += len(areas) - len(kept)
     assert dropped > 0
+
+
+def test_of_a_wide_a_square_and_a_tall_target_the_square_is_the_largest(tmp_path):
+    content, boxes = coco_content(), [[0, 0, 90, 2], [0, 0, 20, 20], [0, 0, 2, 90]]
+    content['annotations'] = [
+        {'id': i, 'image_id': 7, 'category_id': 5, 'bbox': box} for i, box in enumerate(boxes)
+    ]
+    data = records.read(write_coco(tmp_path, content), 'val')
+    source = EvalBatches(data, size=96, max_size=192, batch_size=1, max_targets=1)
+    index = data.ids.tolist().index(7)
+    row = {name: values[0, ...] for name, values in source.empty(1, 99).items()}
+    source.rows(0).fill(0, index, np.zeros((100, 200, 4), np.uint8), row)
+    np.testing.assert_allclose(row['boxes'], [[0.05, 0.1, 0.1, 0.2]], rtol=1e-6)
 
 
 @pytest.fixture(scope='module')

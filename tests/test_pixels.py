@@ -144,14 +144,16 @@ def test_jpeg_is_decoded_as_pillow_does(options):
     )
 
 
-@pytest.mark.parametrize('kind', ['padding before the end', 'rare subsampling'])
+@pytest.mark.parametrize('kind', ['padding before the end', 'rare subsampling', 'YCCK'])
 def test_unusual_jpegs_are_read_as_pillow_does(kind):
-    data = bytearray(encode(smooth(), 'JPEG', subsampling=0))
-    if kind == 'rare subsampling':
+    data = bytearray(encode(smooth('CMYK' if kind == 'YCCK' else 'RGB'), 'JPEG', subsampling=0))
+    if kind == 'YCCK':
+        data[data.index(b'Adobe') + 11] = 2
+    elif kind == 'rare subsampling':
         data[data.index(b'\xff\xc0') + 11] = 0x31  # of the brightness
     else:
         data[-2:-2] = b'\0' * 99
-    expected = np.asarray(Image.open(io.BytesIO(data)))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
     np.testing.assert_array_equal(pixels.decode(bytes(data), 'x')[..., :3], expected)
     assert pixels.size(bytes(data), 'x') == expected.shape[:2]
 
