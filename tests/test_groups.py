@@ -40,7 +40,7 @@ def test_objects_are_grouped_by_their_size_with_the_detections_of_it():
     sides = {'tiny': [10, 15], 'small': [16, 31], 'medium': [32, 95], 'large': [96], 'huge': [288, 300]}
     objects = [square(i, 1, side) for of_size in sides.values() for i, side in enumerate(of_size)]
     objects = [(*x[:2], [300 * n % 900, 300 * n // 900 * 300, *x[2][2:]]) for n, x in enumerate(objects)]
-    wrong = [square(7, 1, 15)]
+    wrong = [(7, 1, [100, 100, 90, 2.5])]  # as large as a square of side 15
     parts = groups.by_size(scene(objects, detections_of(objects) + detections_of(wrong, 0.9)))
     assert {x.name: x.objects for x in parts} == {name: len(x) for name, x in sides.items()}
     assert [x.ap for x in parts] == pytest.approx([2 / 3, 1, 1, 1, 1])

@@ -302,12 +302,14 @@ def test_calibration_of_scores_that_are_right_as_often_as_they_say():
     random = np.random.default_rng(0)
     n = 20_000
     scores = random.uniform(0.1, 1, n)
+    scores[0] = 1  # in the last bin
     right = random.random(n) < scores
     split = outcomes.columns(*make(images=4))
     fields = {name: getattr(split, name) for name in split.__dataclass_fields__}
     split = outcomes.Split(**fields | {'scores': scores})
     matched = outcomes.Outcomes(split, np.where(right, 0, -1)[:, None], np.zeros((n, 1), bool), split.crowd)
-    assert confidence.calibration(matched).error < 0.02
+    calibration = confidence.calibration(matched)
+    assert calibration.error < 0.02 and len(calibration.count) == confidence.BINS
     overconfident = outcomes.Outcomes(split, np.full((n, 1), -1), np.zeros((n, 1), bool), split.crowd)
     assert confidence.calibration(overconfident).error == pytest.approx(scores.mean())
 

@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 from helpers import noise
+from matplotlib.figure import Figure
 
 from yolos_jax import visualize
 from yolos_jax.detections import Detections, best_first
@@ -15,6 +18,8 @@ def test_boxes_are_drawn_where_they_are(scale):
     assert drawn.shape == (400, 480, 3)  # a small image is enlarged
     assert drawn[160, 240].any() and drawn[320, 240].any() and drawn[240, 120].any()
     assert not drawn[240, 240].any() and not image.any()  # neither filled, nor the original changed
+    beyond = visualize.draw(image, [[-9, -9, 999, 999]], [1], [''])
+    assert beyond[200, [0, -1]].any(axis=1).all() and beyond[[0, -1], 240].any(axis=1).all()
 
 
 def test_a_thin_image_is_not_enlarged_beyond_bounds():
@@ -41,6 +46,8 @@ def test_a_caption_lies_within_the_image_on_all_sides(box):
     there = label_pixels(image, [box], ['a long caption 0.99'])
     assert np.ptp(middle, axis=0)[1] > 100
     np.testing.assert_allclose(np.ptp(there, axis=0), np.ptp(middle, axis=0), atol=10)
+    low, high = box[1::-1], box[:1:-1]
+    assert (there.min(0) <= np.add(high, 1)).all() and (there.max(0) >= np.subtract(low, 1)).all()
 
 
 def test_captions_do_not_lie_on_one_another_where_there_is_room():
@@ -126,3 +133,17 @@ def test_duplicates_are_drawn_only_when_asked_for():
 
 def test_of_equal_scores_the_first_comes_first():
     assert best_first(np.float32([0.5, 0.9, 0.5, 0.5] * 9), 0.5).tolist()[9:12] == [0, 2, 3]
+
+
+def test_curves_are_labelled_with_their_last_values(tmp_path, monkeypatch):
+    lines = {'step': 1, 'loss': 3.0, 'AP': 0.1}, {'step': 2, 'loss': 2.0}, {'step': 3, 'AP': 0.25}
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure))
+    visualize.curves(tmp_path)
+    shown = [[(x.get_label(), [*x.get_xdata()]) for x in axes.lines] for axes in figures[0].axes]
+    assert shown == [[('loss 2.000', [1, 2])], [('AP 0.250', [1, 3])], []]
+
+
+def test_text_for_matplotlib_is_neither_a_formula_nor_hidden():
+    assert visualize.plain('_a$b$') == r' _a\$b\$'
