@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import TINY, make_targets, noise
+from jax.experimental.layout import Format, Layout
 
 from benchmarks.collectives import collectives
 from yolos_jax import optim, steps
@@ -110,6 +111,13 @@ def test_arrays_are_spread_over_their_largest_axis_that_divides():
     tree = {'a': jnp.zeros((3, 16, 32)), 'b': jnp.zeros((16, 30)), 'c': jnp.zeros(7), 'd': jnp.zeros(())}
     specs = {name: s.spec for name, s in meshes.largest_axis(tree, mesh).items()}
     assert [tuple(specs[name]) for name in 'abcd'] == [(None, None, 'batch'), ('batch', None), (None,), ()]
+
+
+def test_only_arrays_of_four_axes_have_their_order_in_memory_fixed():
+    tree = {'tables': jnp.zeros((2, 1, 3, 4)), 'rest': jnp.zeros((3, 16, 32))}
+    shardings = jax.tree.map(lambda _: meshes.whole(meshes.make_mesh()), tree)
+    placed = meshes.in_memory(tree, shardings)
+    assert placed == shardings | {'tables': Format(Layout((0, 1, 2, 3)), shardings['tables'])}
 
 
 def test_rows_are_fetched_from_the_devices_unchanged():

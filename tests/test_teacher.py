@@ -70,6 +70,9 @@ def test_a_classifier_of_other_classes_is_no_teacher_and_gives_no_heads(tmp_path
     with pytest.raises(InputError, match=says) as error:
         make_teacher(config, MODEL, LabelledImages('', others, *[None] * 3, 1, 0), 1)
     assert error.value.argument == 'teacher'
+    known = LabelledImages('', CLASSES, *[None] * 3, 1, 0)
+    teacher = make_teacher(config, MODEL.clone(size=96), known, 1)  # its positions are resampled
+    assert teacher.params['backbone']['pos_embed'].shape == (1, 1 + 36, 64)
     started, notes = start_params(tmp_path, MODEL, jax.tree.map(np.zeros_like, params), others)
     assert not started['head']['kernel'].any() and 'of other classes, 19 and not zebra: heads' in notes[1]
     started, notes = start_params(tmp_path, MODEL, params, CLASSES)
@@ -106,7 +109,7 @@ def test_the_pixel_statistics_of_timm_go_into_the_patch_projection(tmp_path):
     np.testing.assert_allclose(ours @ after['kernel'] + after['bias'], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text', 'cut npz', 'header'])
+@pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text', 'cut npz', 'header', 'few'])
 def test_an_invalid_file_of_logits_is_named(content, tmp_path):
     path = tmp_path / 'logits.npy'
     with open(path, 'wb') as file:
@@ -121,5 +124,7 @@ def test_an_invalid_file_of_logits_is_named(content, tmp_path):
         elif content == 'header':
             np.save(saved := io.BytesIO(), np.zeros((6, 3)))
             file.write(saved.getvalue().replace(b'}', b'u'))
+        elif content == 'few':
+            np.save(file, np.zeros((5, 3)))
     with pytest.raises(InputError, match='logits.npy'):
         read_logits(path, 6, 3)

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,10 +56,11 @@ def test_a_folder_holds_one_run_at_a_time(tmp_path):
         'with workdir.opened(sys.argv[1]):\n    print(1, flush=True)\n    sys.stdin.read()'
     )
     command = [sys.executable, '-c', script, tmp_path]
+    (tmp_path / '.lock').write_text('process 4194304 on the host of a run that ended')
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
-        says = f'in use by another run .process {other.pid}'
+        says = rf'in use by another run \(process {other.pid} on {socket.gethostname()}\)$'
         with pytest.raises(InputError, match=says), workdir.opened(tmp_path):
             pass
     finally:
