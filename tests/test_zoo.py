@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of Hugging Face's protocol as its client asks for, and plain files under /files/."""
 
-    files, asked, cut, wrong = {}, [], None, None
+    files, asked, cut, wrong, knows_ranges = {}, [], None, None, True
 
     def log_message(self, *_):
         pass
@@ -94,7 +94,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.part(self.files[name], {}, type(self).cut)
 
     def part(self, data, headers, cut):
-        start = int((re.match(r'bytes=(\d+)-', self.headers.get('Range') or '') or [0, 0])[1])
+        asked = self.headers.get('Range') if self.knows_ranges else None
+        start = int((re.match(r'bytes=(\d+)-', asked or '') or [0, 0])[1])
         if start and start >= len(data):
             return self.send_with(b'', headers | {'Content-Range': f'bytes */{len(data)}'}, 416)
         body = data[start:]
@@ -230,6 +231,12 @@ def test_a_partial_download_longer_than_the_file_is_discarded(hub, tmp_path):
     hub.files['vit.pth'], entry = b'short', f'{hub.address}/files/'
     (tmp_path / 'vit.pth.part').write_bytes(b'much longer')
     assert zoo.fetch('vit.pth', entry, tmp_path).read_bytes() == b'short'
+
+
+def test_a_server_that_knows_no_ranges_sends_a_file_from_its_beginning(hub, tmp_path):
+    hub.files['vit.pth'], hub.knows_ranges = b'the whole file', False
+    (tmp_path / 'vit.pth.part').write_bytes(b'the wh')
+    assert zoo.fetch('vit.pth', f'{hub.address}/files/', tmp_path).read_bytes() == b'the whole file'
 
 
 def test_files_of_the_table_have_links():

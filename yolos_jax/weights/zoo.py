@@ -156,7 +156,8 @@ def _download(link: str, part: Path) -> None:
         return
     with response, open(part, 'ab') as out:
         if response.status != 206:  # the server sends it from the beginning
-            out.truncate(have := 0)
+            have = out.seek(0)  # else `tell` counts from where the part ended
+            out.truncate()
         total = have + int(response.headers.get('Content-Length') or 0)
         with tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
             while chunk := response.read(CHUNK):
