@@ -1,4 +1,5 @@
 import hashlib
+import json
 import random
 import re
 
@@ -36,6 +37,18 @@ def test_safetensors_are_written_as_the_package_reads_them(tmp_path):
     tensors_read = load_file(tmp_path / 'x')
     for name, value in ARRAYS.items():
         np.testing.assert_array_equal(tensors_read[name], value)
+
+
+def test_safetensors_that_share_bytes_or_leave_some_are_refused(tmp_path):
+    one = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
+    for header, size, says in (
+        ({'a': one, 'b': one}, 4, 'b is not as long as its shape says'),
+        ({'a': one}, 5, 'it is not as long as its header says'),
+    ):
+        text = json.dumps(header).encode()
+        (tmp_path / 'x').write_bytes(len(text).to_bytes(8, 'little') + text + bytes(size))
+        with pytest.raises(InputError, match=says):
+            tensors.read(tmp_path / 'x')
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
@@ -84,6 +97,9 @@ def test_the_hash_in_a_files_name_is_checked(tmp_path):
         else:
             with pytest.raises(InputError, match=f'{name}.*SHA-256 is {digest}.*a1311bcf'):
                 tensors.read(tmp_path / name)
+    (tmp_path / 'deit.pth.sha256').write_text('')  # cut short
+    with pytest.raises(InputError, match=f'SHA-256 is {digest}, and deit.pth.sha256 says nothing'):
+        tensors.read(tmp_path / 'deit.pth')
 
 
 def test_any_flipped_bit_is_refused_where_a_sidecar_has_the_hash(tmp_path):
