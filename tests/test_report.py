@@ -280,6 +280,7 @@ def test_an_evaluation_leaves_no_report_of_another(evaluated, coco_folder, tmp_p
         '--num_processes=1', f'--classes={evaluated.parent}/truth.json',
     ])  # fmt: skip
     assert not (out / 'report.html').exists() and not (out / 'report.json').exists()
+    assert (out / 'predictions.json').stat().st_mtime_ns <= (out / 'metrics.json').stat().st_mtime_ns
 
 
 def test_a_threshold_has_the_largest_f1_of_all():

@@ -187,10 +187,10 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         'fingerprint': checkpoint.fingerprint(pretrained.params),
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
-    for name in report.FILES:  # removes the report of an earlier evaluation
+    files.write_json(output / LIST, results)
+    for name in (EVALUATION, *report.FILES):  # those of an earlier evaluation, of other predictions
         (output / name).unlink(missing_ok=True)
     files.write_json(output / EVALUATION, numbers | {'classes': classes, 'about': about})
-    files.write_json(output / LIST, results)
     print(evaluation.table(numbers))
     for name, ap in sorted(classes.items(), key=lambda item: -item[1]):
         print(f'{ap:8.3f} {name}')
