@@ -143,15 +143,16 @@ def test_processes_that_are_done_wait_for_the_first(tmp_path):
     assert codes == [0, 0], logs
 
 
-def resume_on_other_layouts(layouts, alone, coco_folder, folder, *more):
-    """Stop a run by SIGTERM to one process, resume it on the next layout; compare with an unbroken one."""
-    done = 0
-    for processes, devices, *flags in layouts[:-1]:
+@pytest.mark.trials
+def test_a_run_resumes_three_times_on_three_layouts(coco_folder, tmp_path):
+    """SIGTERM to one process stops it each time; it ends as an unbroken run of one process."""
+    more = '--config.epochs=7', '--config.eval_every=7'
+    alone, folder, done = run(coco_folder, tmp_path / 'alone', 1, 1, *more), tmp_path / 'run', 0
+    for processes, devices, *flags in [(2, 4), (1, 8), (2, 2, '--config.shard_params')]:
         run(coco_folder, folder, processes, devices, *flags, *more, what=f'term:{done + 1}', status=143)
         assert done + 1 < max(losses(folder)) < max(losses(alone))
         done = max(losses(folder))
-    processes, devices, *flags = layouts[-1]
-    run(coco_folder, folder, processes, devices, *flags, *more)
+    run(coco_folder, folder, 1, 1, *more)
     assert list(losses(folder)) == list(losses(alone))
     np.testing.assert_allclose([*losses(folder).values()], [*losses(alone).values()], rtol=1e-5)
     steps = consumed(alone)
@@ -159,29 +160,17 @@ def resume_on_other_layouts(layouts, alone, coco_folder, folder, *more):
     assert ap(folder) == pytest.approx(ap(alone), abs=1e-3)
 
 
-def test_a_run_resumes_with_other_processes_and_devices(alone, coco_folder, tmp_path):
-    layouts = [(2, 2, '--config.shard_params'), (1, 1)]
-    resume_on_other_layouts(layouts, alone, coco_folder, tmp_path / 'run')
-
-
-@pytest.mark.trials
-def test_a_run_resumes_three_times_on_three_layouts(coco_folder, tmp_path):
-    more = '--config.epochs=7', '--config.eval_every=7'
-    alone = run(coco_folder, tmp_path / 'alone', 1, 1, *more)
-    layouts = [(2, 4), (1, 8), (2, 2, '--config.shard_params'), (1, 1)]
-    resume_on_other_layouts(layouts, alone, coco_folder, tmp_path / 'run', *more)
-
-
 def test_processes_share_a_run_in_a_bucket_without_a_common_folder(
     alone, coco_folder, tmp_path, monkeypatch
 ):
-    """Its parameters are in parts on 2 x 2 devices; it is stopped there and resumes on 1 x 2."""
+    """Its parameters are in parts on 2 x 2 devices; it is stopped there and resumes, whole, on 1 x 2."""
     with storage.gcs() as url:
         for name, value in storage.environment(url, 'gs').items():
             monkeypatch.setenv(name, value)
         place = f'gs://{storage.BUCKET}/run'
-        flags = [f'--workdir={place}', '--config.shard_params=True', '--config.save_every=2']
-        run(coco_folder, tmp_path / 'logs', 2, 2, *flags, what='term:4', status=143)
+        flags = [f'--workdir={place}', '--config.save_every=2']
+        in_parts = [*flags, '--config.shard_params']
+        run(coco_folder, tmp_path / 'logs', 2, 2, *in_parts, what='term:4', status=143)
         bucket = Bucket(place)
         steps = {int(name.split('/')[1]) for name in bucket.names('checkpoints/')}
         assert 5 <= max(steps) < 9 and '.lock' not in bucket.names()
@@ -268,7 +257,11 @@ def test_a_dead_or_hung_process_ends_the_others_and_the_run_resumes(
 @pytest.mark.row('two processes, one failing')
 @pytest.mark.parametrize('trial', TRIALS)
 @pytest.mark.parametrize(
-    ('what', 'says'), [('raise:3', 'RuntimeError: a fault of the test'), ('full:3', 'a save failed')]
+    ('what', 'says'),
+    [
+        ('raise:3', 'RuntimeError: a fault of the test'),
+        pytest.param('full:3', 'a save failed', marks=pytest.mark.trials),
+    ],
 )
 def test_an_exception_in_one_process_ends_all_and_is_shown(trial, what, says, coco_folder, tmp_path):
     flags = *SHORT, '--config.epochs=1000', '--stuck=200'
