@@ -3,6 +3,7 @@ import collections
 import os
 import pickle
 import random
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -67,6 +68,14 @@ def test_tensors_are_those_torch_reads(form, tmp_path):
         value = tensor.detach()
         value = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
         np.testing.assert_array_equal(as_bits(ours.numpy()), as_bits(value.numpy()))
+
+
+@pytest.mark.parametrize('module', ['pathlib', 'pathlib._local'])
+@pytest.mark.parametrize('name', ['PosixPath', 'WindowsPath'])
+def test_a_path_of_any_system_and_python_is_read_past(module, name, tmp_path):
+    path = save(tmp_path / 'x.pth', {'output': Path('x'), 'epoch': 3}, 'legacy')
+    path.write_bytes(re.sub(rb'cpathlib.*\n.*Path\n', f'c{module}\n{name}\n'.encode(), path.read_bytes()))
+    assert read(path)['epoch'] == 3
 
 
 @pytest.mark.parametrize('form', FORMATS)

@@ -249,8 +249,10 @@ _MAKERS = {
 # met in training checkpoints, beside the weights
 _MAKERS |= dict.fromkeys(
     [
-        ('torch', 'device'), ('pathlib', 'PosixPath'), ('collections', 'Counter'),
-        ('collections', 'defaultdict'), ('builtins', 'set'), ('__builtin__', 'set'), ('numpy', 'dtype'),
+        ('pathlib', 'PosixPath'), ('pathlib', 'WindowsPath'),
+        ('pathlib._local', 'PosixPath'), ('pathlib._local', 'WindowsPath'),  # as Python 3.13 names them
+        ('torch', 'device'), ('collections', 'Counter'), ('collections', 'defaultdict'),
+        ('builtins', 'set'), ('__builtin__', 'set'), ('numpy', 'dtype'),
         ('numpy.core.multiarray', 'scalar'), ('numpy._core.multiarray', 'scalar'), ('_codecs', 'encode'),
         ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
         ('numpy', 'ndarray'), ('torch', 'float32'), ('torch', 'float16'), ('torch', 'bfloat16'),
