@@ -113,3 +113,12 @@ def test_parts_of_files_whose_writer_was_killed_are_removed(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == ['.part']
     files.write(tmp_path / 'y', b'whole')
     assert [path.name for path in tmp_path.iterdir()] == ['y']
+
+
+def test_a_folder_comes_before_links_to_it(tmp_path):
+    """On every file system, or labels that lie beside the folder would be looked for beside a link."""
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'real' / 'x').touch()
+    for i in range(9):
+        (tmp_path / f'link{i}').symlink_to('real')
+    assert [*files.walk(tmp_path)] == ['real/x']

@@ -209,3 +209,10 @@ def test_tensorboard_and_curves_load_neither_pytorch_nor_pyplot(tmp_path):
     )
     assert done.stdout == '[]\n' and done.returncode == 0, done.stderr
     assert {path.name[:6] for path in tmp_path.iterdir()} == {'events', 'curves', 'metric'}
+
+
+def test_text_that_the_encoding_does_not_have_is_escaped_in_the_log(tmp_path):
+    log = Log(tmp_path, range(1))
+    log.print('note \udcff')
+    log.close()
+    assert (tmp_path / 'log.txt').read_text() == 'note \\udcff\n'

@@ -74,6 +74,7 @@ def test_two_of_one_id_are_refused(address):
     [
         ('host', 0, 'give host:port'),
         (':80', 0, 'give host:port'),
+        ('host:65536', 0, 'give host:port'),
         ('localhost:1', 3, 'process_id is 3, of 3'),
     ],
 )

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -51,10 +52,14 @@ def test_a_run_leaves_metrics_curves_and_checkpoints(unbroken):
 
 @pytest.mark.parametrize('step', [pytest.param(1, marks=pytest.mark.trials), 6])
 def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, coco_folder, tmp_path):
-    launch(tiny_config(data=coco_folder), tmp_path, step)
+    held = [], []  # bytes on all devices, in each start
+    note = lambda start: held[start].append(sum(x.nbytes for x in jax.live_arrays()))
+    launch(tiny_config(data=coco_folder), tmp_path, step, on_step=lambda _: note(0))
     assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == step
-    launch(tiny_config(data=coco_folder), tmp_path)
+    gc.collect()
+    launch(tiny_config(data=coco_folder), tmp_path, on_step=lambda _: note(1))
     params, checksums, lines = result(tmp_path)
+    assert max(held[1]) < max(held[0]) + sum(x.nbytes for x in jax.tree.leaves(params))
     expected = result(unbroken)
     jax.tree.map(np.testing.assert_array_equal, params, expected[0])
     assert checksums == expected[1]  # the optimiser's state too
@@ -383,3 +388,13 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_is_shown_on_demand(co
         assert process.returncode == 1 and ('Traceback' in err) == bool(extra)
         last = err.strip().splitlines()[-1]
         assert last.startswith('error: RuntimeError: ') and "'abacus'" in last
+
+
+def test_an_error_before_the_first_step_leaves_no_checkpoint(coco_folder, tmp_path):
+    """With one, the folder would refuse the config that is mended."""
+    data = shutil.copytree(coco_folder, tmp_path / 'data')
+    for image in (data / 'train2017').iterdir():
+        image.write_bytes(b'')
+    with pytest.raises(InputError, match='images are bad'):
+        launch(tiny_config(data=data), tmp_path / 'run')
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints') == []

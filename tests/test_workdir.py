@@ -1,11 +1,15 @@
 """A run's folder: one run at a time, and what becomes of a run whose folder cannot be used any more."""
 
 import contextlib
+import errno
+import fcntl
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -40,6 +44,8 @@ def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
         ({'epochs': 2.0}, 'epochs is 2.0, of type float and not int'),
         ({'freeze': 6}, 'freeze is 6, of type int and not str'),
         ({'eval_size': '96'}, "eval_size is '96', of type str and not int"),
+        ({'freeze': None}, 'freeze is None, of type NoneType and not str'),
+        ({'seed': True}, 'seed is True, of type bool and not int'),
     ],
 )
 def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
@@ -48,6 +54,29 @@ def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
     with pytest.raises(InputError, match=says) as error:
         setup.resumed(config, common.get_config(), work)
     assert error.value.argument in changed
+
+
+def test_a_lock_that_the_file_system_refuses_is_no_other_run(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', no_locks)
+    with (
+        pytest.raises(InputError, match='cannot write to it .No locks available'),
+        workdir.opened(tmp_path),
+    ):
+        pass
+
+
+def test_programs_of_another_user_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    user = os.getuid()
+    (tmp_path / f'yolos_jax-{user}').mkdir()
+    assert workdir.local_copy('gs://bucket/run').parent == tmp_path / f'yolos_jax-{user}'
+    (tmp_path / f'yolos_jax-{user + 1}').mkdir()
+    monkeypatch.setattr(os, 'getuid', lambda: user + 1)
+    with pytest.raises(InputError, match=f'yolos_jax-{user + 1}: belongs to another user'):
+        workdir.local_copy('gs://bucket/run')
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):

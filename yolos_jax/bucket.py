@@ -78,9 +78,9 @@ class Bucket:
         """Start to read an object, or its bytes in `span`."""
         return Reading(self, name, self._store.read(name, byte_range=span))
 
-    def read(self, name: str, span: slice | None = None) -> bytes:
-        """The bytes of an object, or those in `span`; raises as `Reading.result`."""
-        return self.start_read(name, span).result()
+    def read(self, name: str) -> bytes:
+        """The bytes of an object; raises as `Reading.result`."""
+        return self.start_read(name).result()
 
     def version(self, name: str) -> Version:
         """An object as it is now."""
@@ -146,9 +146,10 @@ class Bucket:
         folder = cache / 'buckets' / digest
         if missing := {name: folder / name for name in versions if not (folder / name).exists()}:
             self.download(missing)
-            files.prune(folder.parent, KEPT)
         if versions:
             os.utime(folder)  # used now
+        if missing:
+            files.prune(folder.parent, KEPT)
         return folder
 
     def _range(self, text: str) -> Any:

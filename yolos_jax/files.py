@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, and reading at an offset of an open file."""
+"""Files and folders: atomic writing, checks before it, names for output, hashes, reads at an offset."""
 
 import contextlib
 import functools
@@ -72,6 +72,8 @@ def walk(root: Path) -> Iterator[str]:
             inner.clear()
             continue
         seen.add(real)
+        # of several paths to one folder, the folder itself comes before links, on every file system
+        inner.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
@@ -145,9 +147,9 @@ def check_file(path: Path, argument: str, suffix: str) -> None:
 
     argument: the one that names it, for errors. suffix: that the file must have to be replaced.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f'{path}: is a folder; name a file in it', argument)
-    if path.exists() and path.suffix != suffix:
+    if os.path.exists(path) and path.suffix != suffix:
         raise InputError(f'{path}: is there, and no {suffix}; name another file', argument)
     check_folder(path.parent, argument)
 
@@ -155,17 +157,24 @@ def check_file(path: Path, argument: str, suffix: str) -> None:
 def check_folder(folder: Path, argument: str = 'output') -> None:
     """Raises InputError where files cannot be written to a folder, which need not exist yet."""
     folder = folder.absolute()
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    if not place.is_dir():
+    # Path.exists raises PermissionError in a folder that may not be searched
+    place = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not os.path.isdir(place):
         raise InputError(f'{folder}: cannot be written to: {place} is a file', argument)
-    if not os.access(place, os.W_OK):
+    if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f'{folder}: cannot be written to: {place} is read-only for this user', argument)
+
+
+def why_not(folder: Path, error: OSError) -> str:
+    """Why a folder cannot be made: what the system says, or that its path is a link to nothing."""
+    is_broken = os.path.islink(folder) and not os.path.exists(folder)
+    return 'a link to nothing' if is_broken else error.strerror or str(error)
 
 
 def check_free(folder: str | Path) -> None:
     """Raises InputError where there is something at `folder` already."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise InputError(f'{folder}: exists and is not empty; choose another output', 'output')
 
 
@@ -178,7 +187,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     check_free(folder)
     folder = Path(folder).resolve()  # a link to an empty folder stays one
-    if folder.is_mount():
+    if os.path.ismount(folder):
         raise InputError(f'{folder}: a disk is mounted there; name a folder in it', 'output')
     prefix = f'.{folder.name}-{socket.gethostname()}-'  # then the process and something random
     try:

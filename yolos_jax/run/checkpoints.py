@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
@@ -41,8 +42,7 @@ class Checkpoints:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                broken = self.folder.is_symlink() and not self.folder.exists()
-                reason = 'a link to nothing' if broken else error.strerror
+                reason = files.why_not(self.folder, error)
                 raise InputError(f'{self.folder}: cannot write to it ({reason})') from None
             if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):  # now, and not at the first save
                 raise InputError(f'{self.folder}: cannot write to it (Permission denied)')
@@ -204,7 +204,7 @@ class Checkpoints:
             yield
         except InputError:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # of Orbax and TensorStore, which have no common error
             self._check()
             if cluster.is_of_gloo(error):  # another process is gone; the folder is well
                 raise

@@ -158,7 +158,7 @@ def leave(status: int, text: str = '', error: BaseException | None = None) -> No
     cluster = sys.modules.get('yolos_jax.run.cluster')
     if cluster and not cluster.is_alone():
         if text:
-            cluster.leave(error, text, status)
+            cluster.leave(status, text, error)
         if not error:  # all processes leave together
             sys.exit(status)
     with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
@@ -249,10 +249,11 @@ def positional(*names: str) -> Iterator[None]:
         raise
 
 
-def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `weights.read`."""
+def add_weights_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The arguments of `weights.read`; returns the group of those for a .pth."""
     parser.add_argument('--weights', required=True, help=WEIGHTS)
     parser.add_argument('--step', type=int, help=STEP)
+    return add_hint_flags(parser)
 
 
 def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -200,16 +200,15 @@ def is_of_gloo(error: BaseException) -> bool:
     return type(error) is ValueError and 'Gloo' in str(error)
 
 
-def leave(error: BaseException, line: str, status: int) -> None:
+def leave(status: int, text: str, error: BaseException) -> None:
     """End this process at once with a line on stderr, so that the others end too.
 
     A usual exit would first wait for them. A failed collective says only that some process is gone; then
     JAX's own service gets the time to find out which one, report it, and end this process.
     """
     with contextlib.suppress(OSError, ValueError):  # a full disk, or nobody reads it
-        print(
-            f'process {jax.process_index()} of {jax.process_count()}: {line}', file=sys.stderr, flush=True
-        )
+        number, count = jax.process_index(), jax.process_count()
+        print(f'process {number} of {count}: {text}', file=sys.stderr, flush=True)
     if isinstance(error, jax.errors.JaxRuntimeError) or is_of_gloo(error):
         time.sleep(_heartbeat + 5)
     with contextlib.suppress(OSError, ValueError):

@@ -44,9 +44,9 @@ class CompiledPrograms:
         new = dict(self._entries().items() - self._stamps.items())
         if not new:
             return
-        with contextlib.suppress(OSError):  # another start may have removed some
-            self._sums |= {path.name: files.sha256(path) for path in new}
-        self._stamps |= new
+        for path, stamp in new.items():
+            with contextlib.suppress(OSError):  # another start may have removed it
+                self._sums[path.name], self._stamps[path] = files.sha256(path), stamp
         try:
             files.write_json(self._folder / SUMS, self._sums)
         except StorageError:

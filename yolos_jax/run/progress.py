@@ -103,14 +103,16 @@ class Log:
         self._check()
         when = {'epoch': round(step / self._per_epoch, 4), 'time': round(time.time(), 3)}
         self._pending += json.dumps({'step': step, **when, **metrics}) + '\n'
-        size = self._path.stat().st_size if self._path.is_file() else 0
+        size = None
         try:
             with open(self._path, 'a') as file:
+                size = file.tell()
                 file.write(self._pending)
             self._pending, self._failed = '', False
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self._path, size)  # removes a partly written line; it is written again later
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(self._path, size)  # removes a partly written line, written again later
             if not self._failed:
                 self.print(f'{self._path}: cannot be written now ({error.strerror}); the run continues')
             self._failed = True
@@ -147,7 +149,8 @@ class Log:
 
     def _keep(self, text: str) -> None:
         """Append a line to log.txt."""
-        with contextlib.suppress(OSError), open(self._text, 'a') as file:  # as for the metrics
+        encoding = dict(encoding='utf-8', errors='backslashreplace')
+        with contextlib.suppress(OSError), open(self._text, 'a', **encoding) as file:  # as for the metrics
             file.write(f'{text}\n')
 
     def close(self) -> None:

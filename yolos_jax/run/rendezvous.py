@@ -33,7 +33,7 @@ def meet(coordinator: str, num_processes: int, process_id: int, heartbeat: int) 
             seconds, or has the id of another one.
     """
     host, _, port = coordinator.rpartition(':')
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) not in range(1, 65_536):
         raise InputError(f'coordinator {coordinator}: give host:port', 'coordinator')
     if not 0 <= process_id < num_processes:
         raise InputError(f'process_id is {process_id}, of {num_processes} processes', 'process_id')

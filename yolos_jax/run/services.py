@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from yolos_jax import bucket, files
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run.checkpoints import Checkpoints
@@ -61,7 +63,10 @@ def resume(
     folder = work.folder
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror, work.check)
     meta = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
-    state, saved = checkpoints.restore(setup.state) or (setup.state, {})
+    restored = checkpoints.restore(setup.state)
+    if restored:  # else the initial state would stay in the devices' memory for the whole run
+        jax.tree.map(lambda x: x.delete(), setup.state)
+    state, saved = restored or (setup.state, {})
     first = int(state['step'])
     evaluated = checkpoints.ap(first) is not None
     options = dict(per_epoch=setup.batches.steps_per_epoch, writes=cluster.is_first(), evaluated=evaluated)

@@ -159,8 +159,6 @@ RANGES = {  # of the numbers of a config: the least and the greatest
     'drop_path': (0, 0.9),
 }
 
-OPTIONAL = 'bad_images', 'final_learning_rate'  # None is a value of theirs
-
 
 def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tuple:
     """The completed config, the meta of the run in the folder ({} for a new run), and notes.
@@ -193,7 +191,9 @@ def check_types(config: ConfigDict, known: ConfigDict) -> None:
     values = workdir.flat(config)
     for name, default in workdir.flat(known).items():
         value, kinds = values[name], (int, float) if isinstance(default, float) else type(default)
-        if None not in (value, default) and not isinstance(value, kinds):
+        if default is None or value is None and name == 'model.pos_grid':  # of a model without a table
+            continue
+        if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
             raise InputError(
                 f'{name} is {value!r}, of type {type(value).__name__} and not {type(default).__name__}',
                 name,
@@ -227,15 +227,10 @@ def check_numbers(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
-        if name not in values or name in OPTIONAL and values[name] is None:
+        if values.get(name) is None:
             continue
-        if values[name] is None or not least <= values[name] <= greatest:  # NaN is in no range
+        if not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
-    if config.model.remat is True:  # it was a switch
-        raise InputError(
-            f'model.remat is True; it is how many blocks are computed again, {config.model.depth} for all',
-            'model.remat',
-        )
     if config.model.dtype not in ('float32', 'bfloat16'):
         raise InputError(f'model.dtype is {config.model.dtype}, not float32 or bfloat16', 'model.dtype')
 

@@ -138,7 +138,8 @@ def write_last_files(setup: Setup, run: Run) -> None:
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int | None:
     """The training loop; returns what `train` returns."""
-    config, mesh, complete, done = setup.config, setup.mesh, True, False
+    config, mesh, done = setup.config, setup.mesh, False
+    complete = False  # whether the state is that after a step of this start
     first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
     programs = Programs(
@@ -230,10 +231,11 @@ def finish_step(setup: Setup, run: Run, state: dict, step: int, *, stops: bool) 
         raise diverged(means, done)
     if logs:
         run.log.write(done, means.pop_mean('window') | measurements(setup, run, step))
+        if cluster.is_first():
+            run.energy.update()
+            if run.work.mirror:
+                run.work.mirror.push_now_and_then()
         run.throughput.restart()
-        run.energy.update()
-        if run.work.mirror and cluster.is_first():
-            run.work.mirror.push_now_and_then()
     if epoch_ends:
         run.log.write(done, {f'epoch_{name}': x for name, x in means.pop_mean('epoch').items()})
     if saves:

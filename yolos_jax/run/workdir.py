@@ -100,9 +100,17 @@ def local_copy(url: str) -> Path:
     """The folder on a host for copies of a folder in a bucket while a run uses it, one for each process.
 
     Its name contains the host's, since hosts may share their temporary folder, and process ids repeat.
+
+    Raises:
+        InputError: the folder of this user for such copies is another user's, who could put programs in it.
     """
+    own = Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}'
+    if os.path.lexists(own) and own.lstat().st_uid != os.getuid():
+        raise InputError(
+            f'{own}: belongs to another user; name another folder for temporary files (TMPDIR)'
+        )
     name = hashlib.sha256(bucket.Bucket(url).url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}' / f'{name}-{socket.gethostname()}'
+    return own / f'{name}-{socket.gethostname()}'
 
 
 def programs_folder(location: str | Path) -> Path:
@@ -131,15 +139,13 @@ def locked(path: Path) -> Iterator[int | None]:
             stack.callback(os.close, handle)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 lock.seek(0)
                 raise InputError(f'{path}: in use by another run ({lock.read().strip()})') from None
             lock.truncate(0)
             os.write(lock.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         except OSError as error:
-            broken = path.is_symlink() and not path.exists()
-            reason = 'a link to nothing' if broken else error.strerror or error
-            raise InputError(f'{path}: cannot write to it ({reason})') from None
+            raise InputError(f'{path}: cannot write to it ({files.why_not(path, error)})') from None
         yield handle
 
 
