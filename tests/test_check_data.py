@@ -7,7 +7,8 @@ from helpers import ROOT, to_yolo
 from PIL import Image
 from yolos_jax.configs import finetune, yolos_dinov2_s
 
-from yolos_jax.errors import InputError
+from yolos_jax.data import annotations
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.tools import build_tfds, check_data
 
 
@@ -207,3 +208,15 @@ def test_an_unreadable_split_does_not_hide_the_others(coco_folder, tmp_path, cap
     status, printed = run(capsys, tmp_path / 'data')
     assert status == 1 and re.search(r'== train2017 ==\nSTOPS A RUN: .* are not in', printed)
     assert printed.count('STOPS A RUN') == 2 and '== val2017 ==' in printed
+
+
+def test_a_storage_that_does_not_answer_is_no_unreadable_image(coco_folder):
+    class Failing:
+        upright, missing, name = False, staticmethod(lambda _: []), staticmethod(str)
+
+        def start_read(self, *_):
+            raise StorageError('gs://bucket: no answer')
+
+    a = annotations.read(coco_folder / 'annotations' / 'instances_val2017.json')
+    with pytest.raises(StorageError, match='no answer'):
+        check_data.check_images(Failing(), a)

@@ -13,7 +13,7 @@ from helpers import ROOT
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, workdir
-from yolos_jax.tools import command
+from yolos_jax.tools import attention, command, predict, speed, tokens
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
 YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
@@ -226,3 +226,10 @@ def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and re.search(says, done.stderr)
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('module', [attention, predict, speed, tokens])
+def test_commands_that_read_a_pth_take_what_it_may_not_say(module, capsys):
+    with pytest.raises(SystemExit):
+        module.main(['--help'])
+    assert '--heads' in capsys.readouterr().out

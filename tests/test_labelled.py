@@ -21,7 +21,7 @@ def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
         labelled.read(class_folder, 'test')
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.jpg').touch()
-    with pytest.raises(InputError, match='1 of 1 images are in no folder'):
+    with pytest.raises(InputError, match='0 of 1 images are in the folder of a class'):
         labelled.read(tmp_path, 'train')
     os.mkdir(os.fsencode(tmp_path / 'train') + b'/caf\xe9')
     with open(os.fsencode(tmp_path / 'train') + b'/caf\xe9/a.jpg', 'wb'):

@@ -30,6 +30,8 @@ def test_images_of_one_name_are_told_apart_in_a_coco_file():
     ]
     names = [image['file_name'] for image in as_coco(entries, {})['images']]
     assert names == ['/x/a.jpg', '/y/a.jpg', 'b.jpg']
+    without_files = [{key: x for key, x in entry.items() if key != 'file'} for entry in entries[:2]]
+    assert len(as_coco(without_files, {})['images']) == 2  # as version 0.2.0 wrote them
 
 
 def test_an_image_or_video_whose_picture_was_removed_is_predicted_again(tmp_path):
@@ -79,3 +81,11 @@ def test_hidden_files_and_folders_are_no_inputs(tmp_path):
         (tmp_path / name).touch()
     images = find_images([str(tmp_path)], tmp_path / 'output')
     assert sorted(path.name for path in images) == ['a.jpg', 'v.mp4']
+
+
+def test_overwriting_replaces_no_file_that_predictions_did_not_write(tmp_path):
+    for name in ('clip.mp4', 'clip.jsonl'):
+        (tmp_path / name).write_text('of the user')
+    with Predictions(tmp_path, SETTINGS, overwrite=True) as predictions:
+        ((_, target),) = predictions.new_videos([tmp_path / 'videos' / 'clip.mp4'])
+    assert target == tmp_path / 'clip-2.mp4'

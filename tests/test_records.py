@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import coco_content, write_coco
 
+from yolos_jax.data import folders, sources
 from yolos_jax.data.records import read, select
 from yolos_jax.errors import InputError
 
@@ -187,3 +188,12 @@ def test_a_large_annotation_file_is_read_once_in_less_than_a_gigabyte(tmp_path):
     (_, first), (again, memory) = (map(float, run.stdout.split()) for run in runs)
     assert first * 1024 < 1e9
     assert again < 2 and memory * 1024 < 300e6  # 0.3 seconds where nothing else runs
+
+
+def test_two_annotation_files_of_nearly_one_name_are_two_splits(tmp_path):
+    for name in ('train.json', 'train.coco.json', 'val.coco.json'):
+        (tmp_path / name).touch()
+    expected = {'train': 'train.json', 'train.coco': 'train.coco.json', 'val.coco': 'val.coco.json'}
+    assert sources.coco_files(folders.open_folder(tmp_path)) == expected
+    (tmp_path / 'train.json').unlink()
+    assert {*sources.coco_files(folders.open_folder(tmp_path))} == {'train', 'val'}

@@ -97,9 +97,12 @@ def test_the_hash_in_a_files_name_is_checked(tmp_path):
         else:
             with pytest.raises(InputError, match=f'{name}.*SHA-256 is {digest}.*a1311bcf'):
                 tensors.read(tmp_path / name)
-    (tmp_path / 'deit.pth.sha256').write_text('')  # cut short
-    with pytest.raises(InputError, match=f'SHA-256 is {digest}, and deit.pth.sha256 says nothing'):
-        tensors.read(tmp_path / 'deit.pth')
+    for text in ('', '\n', ' \n'):  # cut short
+        (tmp_path / 'deit.pth.sha256').write_text(text)
+        with pytest.raises(InputError, match=f'SHA-256 is {digest}, and deit.pth.sha256 says nothing'):
+            tensors.read(tmp_path / 'deit.pth')
+    (tmp_path / 'deit.pth.sha256').write_text(f'{digest} *deit.pth\n')  # as sha256sum -b writes it
+    assert tensors.read(tmp_path / 'deit.pth').sha256 == digest
 
 
 def test_any_flipped_bit_is_refused_where_a_sidecar_has_the_hash(tmp_path):

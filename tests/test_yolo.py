@@ -162,6 +162,11 @@ def test_the_size_of_a_turned_image_is_that_of_its_pixels(orientation, form, tmp
     assert pixels.upright_size(tmp_path / 'x') == expected == ((40, 30) if orientation > 4 else (30, 40))
 
 
+def test_exif_data_that_cannot_be_read_turn_nothing(tmp_path):
+    Image.new('RGB', (40, 30)).save(tmp_path / 'x', 'png', exif=b'Exif\0\0garbage!!')
+    assert pixels.upright_size(tmp_path / 'x') == pixels.read_image(tmp_path / 'x', upright=True).shape[:2]
+
+
 def test_the_validation_set_of_a_run_lies_on_upright_photographs_too(coco, tmp_path):
     """Half a turn leaves the size as it is."""
     to_yolo(coco, tmp_path)

@@ -184,12 +184,12 @@ def _posterize(image: Image.Image, strength: float, _: int) -> Image.Image:
 
 
 def _solarize(image: Image.Image, strength: float, _: int) -> Image.Image:
-    return ImageOps.solarize(image, 256 - min(256, int(strength * 256)))
+    return ImageOps.solarize(image, 256 - int(strength * 256))
 
 
 def _solarize_add(image: Image.Image, strength: float, _: int) -> Image.Image:
     """Dark values grow brighter."""
-    added = min(128, int(strength * 110))
+    added = int(strength * 110)
     return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
 
 

@@ -106,8 +106,8 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     of_class = [file.partition('/')[0] for file in files if '/' in file]
     if not files or len(of_class) < len(files):
         raise InputError(
-            f'{folder}/{name}: {len(files) - len(of_class)} of {len(files)} images are in no folder; each '
-            f'class has one: {name}/CLASS/IMAGE.jpg',
+            f'{folder}/{name}: {len(of_class)} of {len(files)} images are in the folder of a class, as '
+            f'{name}/CLASS/IMAGE.jpg',
             'data',
         )
     empty = sorted({x for x in where.folders() if not x.startswith('.')} - set(of_class))

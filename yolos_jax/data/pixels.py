@@ -67,7 +67,7 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
     with _naming(path), Image.open(path) as image:
-        turned = not _pillow_turns(image) and image.getexif().get(EXIF_ORIENTATION) in range(5, 9)
+        turned = not _pillow_turns(image) and _orientation(image) in range(5, 9)
         return image.size if turned else (image.height, image.width)
 
 
@@ -202,7 +202,15 @@ def orientation(data: bytes) -> int:
     """The EXIF orientation of encoded bytes: 1 for an image that is stored upright, or does not say."""
     try:
         with Image.open(BytesIO(data)) as image:
-            value = image.getexif().get(EXIF_ORIENTATION)
+            return _orientation(image)
+    except UNREADABLE:
+        return 1
+
+
+def _orientation(image: Image.Image) -> int:
+    """As `orientation`; EXIF data that cannot be read say nothing."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION)
     except UNREADABLE:
         return 1
     return value if value in range(1, 9) else 1

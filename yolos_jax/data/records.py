@@ -168,12 +168,13 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     groups = alike.groups(records.files.tolist(), records.labels, records.first, fraction)
     place = {name: i for i, name in enumerate(np.random.default_rng(seed).permutation(sorted(set(groups))))}
     order = np.argsort([place[name] for name in groups], kind='stable')
-    count = min(max(round(fraction * len(records)), 1), len(records) - 1)
-    while 0 < count < len(records) and groups[order[count - 1]] == groups[order[count]]:
-        count += 1  # never splits a group
-    if not 0 < count < len(records):
-        reason = 'its images are all alike by name' if count else 'it has only one image'
+    names = np.array(groups)[order]
+    ends = np.flatnonzero(names[1:] != names[:-1]) + 1  # of groups, which are never split
+    if not len(ends):
+        reason = 'its images are all alike by name' if len(records) > 1 else 'it has only one image'
         raise InputError(f'{records.source.path}: {reason}; no part can be taken')
+    enough = np.searchsorted(ends, max(round(fraction * len(records)), 1))
+    count = ends[min(enough, len(ends) - 1)]
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
 

@@ -137,7 +137,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
         raise InputError(f'{file}: no such annotation file')
     if not images:
         places = [beside, beside.inside('images'), beside.inside('data')]
-    elif Path(images).suffix in yolo.YAML and Path(images).is_file():
+    elif Path(images).suffix in folders.YAML and Path(images).is_file():
         roots = Path(images).parent, yolo.read_description(Path(images)).root
         places = [folders.open_folder(root, argument) for root in roots]
     else:
@@ -163,7 +163,10 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
         return exports
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
-    return {Path(file).stem.removesuffix('.coco'): file for file in on_top}
+    names = [Path(file).stem.removesuffix('.coco') for file in on_top]
+    if len(set(names)) < len(names):  # train.json and train.coco.json
+        names = [Path(file).stem for file in on_top]
+    return dict(zip(names, on_top, strict=True))
 
 
 def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | str) -> str:

@@ -155,7 +155,7 @@ def _place(base: Path, name: str) -> Path | None:
 
 
 def read(data: Description, split: str) -> Annotations:
-    """The annotations of a split, images numbered from 1 in the order of their names.
+    """The annotations of a split, images numbered from 1: those of a folder by name, of a list as listed.
 
     Up to `tolerated` images that cannot be read are left out, with a note.
 

@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for target in targets.values():
         if target.exists() and not prediction_files.is_own(target):
             raise InputError(f'{target}: is there already, and not of this command', 'output')
-    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
+    options = dict(log=print, batch_size=1, **cli.hints(args))
+    detector = Detector.from_pretrained(args.weights, args.step, **options)
     maps = make_maps(detector.model, args.block)
     bad = 0
     for path, target in targets.items():

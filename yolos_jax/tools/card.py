@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measured['report'] = files.read_json(args.evaluation / 'report.json')
     if args.speed:
         measured['speed'] = files.read_json(args.speed / 'speed.json')
-    pretrained = weights.read(args.weights, args.step, log=print)
+    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
     about = {'fingerprint': checkpoint.fingerprint(pretrained.params), **pretrained.about}
     evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})
     for name, of_file in (('evaluation', evaluated), ('speed', timed)):

@@ -59,12 +59,7 @@ def examine(
     a = dataclasses.replace(a, files=names)
     of_images, bad_images = check_images(images, a)
     problems += of_images
-    data = records.Records(
-        **records.flatten(a) | {'files': names[np.argsort(a.ids)]},
-        images=images,
-        source=source,
-        bad_images=len(a.ids),
-    )
+    data = records.Records(**records.flatten(a), images=images, source=source, bad_images=len(a.ids))
     problems += of_training(data, options, trains=trains, of_run='batch_size' in given)
     problems.sort(key=lambda problem: not problem.stops)
     described, batches = tables(data), None
@@ -101,6 +96,8 @@ def _look(images: object, a: Annotations, i: int, missing: set) -> tuple[str | N
     try:
         data = images.start_read(a.files[i], i)()
         height, width, _ = pixels.decode(data, name, images.upright).shape
+    except StorageError:
+        raise  # not the fault of the image
     except InputError as error:
         return 'unreadable', str(error)
     turned = pixels.orientation(data)

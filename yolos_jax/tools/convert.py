@@ -23,6 +23,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.run import cli
 from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, native, reference
 from yolos_jax.weights.pretrained import about_ids
+from yolos_jax.weights.source import check_unused
 
 WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write, 'safetensors': native.write}
 
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if source.is_detector:
                 pretrained = source.detector(**cli.hints(args), log=print)
             else:
+                check_unused(cli.hints(args), source.path)
                 pretrained = from_backbone(source, args.seed)
         pretrained = adapted(pretrained, args)
         WRITERS[args.to](pretrained, folder)

@@ -39,7 +39,7 @@ NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    hints = cli.add_weights_flags(parser)
     parser.add_argument('--data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--json', help='a COCO file, in place of --data')
     parser.add_argument('--images', help='with --json: the folder of its images (the folder of the file)')
@@ -61,7 +61,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
     )
-    hints = cli.add_hint_flags(parser)
     hints.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
     cli.add_cluster_flags(parser)
     return parser.parse_args(arguments)

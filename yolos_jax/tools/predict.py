@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(
                 f'{work.name}: holds an evaluation, of which {LIST} would be replaced', 'output'
             )
-        detector = Detector.from_pretrained(args.weights, args.step, print, batch_size=args.batch_size)
+        options = dict(log=print, batch_size=args.batch_size, **cli.hints(args))
+        detector = Detector.from_pretrained(args.weights, args.step, **options)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
             raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')

@@ -36,8 +36,6 @@ class Predictions:
             InputError: it holds predictions with other settings.
         """
         self._folder, self._path = folder, folder / LINES
-        for part in folder.glob('.*.part'):
-            part.unlink(missing_ok=True)  # of a call that was killed; the folder is locked
         if not overwrite and self._path.exists():
             self._check_settings(settings)
         entries, videos = list(self.read()), self._earlier_videos()
@@ -55,10 +53,9 @@ class Predictions:
             (folder / name).unlink(missing_ok=True)
         files.write_json(folder / SETTINGS, settings)
         self.done = {_source(entry) for entry in kept}
-        self._replaced = {file.stem for file in folder.glob('*.jsonl')} if overwrite else set()
         self._videos, self._pictures = videos, settings.get('pictures', False)
         pictures = {Path(entry['picture']).stem for entry in kept if entry['picture']}
-        self._others = self._names_of_others({*pictures, *videos, *self._replaced})
+        self._others = self._names_of_others({*pictures, *videos})
         self._names = pictures | self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
@@ -79,7 +76,7 @@ class Predictions:
 
     def new_videos(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
         """(path, the .mp4 to write) of the videos that are not done yet; a camera is always filmed anew."""
-        done_names = {file.stem for file in self._folder.glob('*.jsonl')} - self._replaced
+        done_names = {file.stem for file in self._folder.glob('*.jsonl')}
         for path in paths:
             names = {x['file']: name for name, x in self._videos.items() if not path.is_char_device()}
             name = names.get(os.path.abspath(path))
@@ -199,7 +196,7 @@ def as_coco(entries: Sequence[dict], classes: dict[int, str]) -> dict:
     counts = collections.Counter(entry['image'] for entry in entries)
     for number, entry in enumerate((entry for entry in entries if 'error' not in entry), 1):
         size = {'width': entry['width'], 'height': entry['height']}
-        name = entry['image'] if counts[entry['image']] == 1 else entry['file']  # several calls, one name
+        name = entry['image'] if counts[entry['image']] == 1 else _source(entry)  # several calls, one name
         images.append({'id': number, 'file_name': name} | size)
         for one in entry['detections']:
             x0, y0, x1, y1 = one['box']

@@ -175,7 +175,7 @@ def _groups(title: str, members: list[Group]) -> str:
 
 
 def _corrupted(analysis: Analysis) -> str:
-    if not analysis.corrupted:
+    if not analysis.corrupted or analysis.curves.ap() < 0:  # of a split without objects
         return ''
     rows = [(name, *aps) for name, aps in analysis.corrupted.items()]
     words = (

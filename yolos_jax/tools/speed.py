@@ -23,7 +23,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
 from yolos_jax.run import cli
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, model_card
 
 PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which shorter side
     (192, 12): (18.8, 512),
@@ -112,7 +112,6 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
     """The numbers as text."""
     paper = PUBLISHED.get((model.width, model.depth))
     beside = f'   (paper, at {paper[1]}: {paper[0]})' if paper else ''
-    rate = lambda x: f'{x["median"]:.2f}   ({x["p10"]:.2f} to {x["p90"]:.2f})'
     rows = [
         ('images', f'{numbers["images"]}, shorter side {size}'),
         ('parameters', f'{numbers["parameters"]:,}, {numbers["bytes"] / 1e6:.1f} MB'),
@@ -122,10 +121,7 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
             '  computed here',
             f'{numbers["gflops_computed"]:.1f}, with padding, the last block for [DET] tokens alone',
         ),
-        ('images/s, model', rate(numbers['fps'])),
-        ('images/s, from file', rate(numbers['fps_from_file'])),
-        ('peak memory', f'{numbers["peak_memory_gb"]:.2f} GB of {numbers["peak_memory_of"]}'),
-        ('device', f'{numbers["device"]}, {numbers["cpus"]} CPUs'),
+        *model_card.timings(numbers),
     ]
     return '\n'.join(f'{name:<20} {value}' for name, value in rows)
 
@@ -143,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     data = records.read(args.data, args.split)
-    detector = Detector.from_pretrained(args.weights, args.step, log=print, batch_size=1)
+    options = dict(log=print, batch_size=1, **cli.hints(args))
+    detector = Detector.from_pretrained(args.weights, args.step, **options)
     images = [functools.partial(photograph, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)
     about = {'size': detector.size, 'method': METHOD}

@@ -118,6 +118,7 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
     visualize.save(figure, path)
 
 
+@cli.positional('bad_images')  # which a run has as a key, and this command does not
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and examine."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     data = records.read(args.data, args.split)
-    pretrained = weights.read(args.weights, args.step, log=print)
+    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
     if pretrained.model.num_det_tokens < 3:
         raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
     labels, notes = evaluation.category_ids(pretrained, data)

@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image = args.image or args.data and Path(args.data) / IMAGE
     known = [*zoo.DETECTORS, *GOLDEN]
     if unknown := set(args.names) - {*known}:
-        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}', 'names')
+        raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}')
     if not image:
         raise InputError(f'neither COCO nor its image {IMAGE} is given', 'data')
     jobs = {f'{name} values': (check_golden, name, golden, image) for name, golden in GOLDEN.items()}

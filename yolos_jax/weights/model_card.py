@@ -245,12 +245,16 @@ def _evaluation(
 def _speed(speed: dict[str, Any] | None) -> list[str]:
     if not speed:
         return ['Not measured here; `yolos speed` measures it.']
+    rows = [('GFLOPs, multiply-adds', f'{speed["gflops"]:.1f}'), *timings(speed)]
+    return [*_table(rows), '', speed['method']]
+
+
+def timings(speed: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows (name, value) of what speed.json has that depends on the device."""
     rate = lambda x: f'{x["median"]:.2f} ({x["p10"]:.2f} to {x["p90"]:.2f})'
-    rows = [
-        ('GFLOPs, multiply-adds', f'{speed["gflops"]:.1f}'),
+    return [
         ('images/s, model', rate(speed['fps'])),
         ('images/s, from file', rate(speed['fps_from_file'])),
         ('peak memory', f'{speed["peak_memory_gb"]:.2f} GB of {speed["peak_memory_of"]}'),
         ('device', f'{speed["device"]}, {speed["cpus"]} CPUs'),
     ]
-    return [*_table(rows), '', speed['method']]

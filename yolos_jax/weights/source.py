@@ -61,6 +61,8 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
 def _open(path: Path, step: int | None) -> 'Source':
     """As `open_source`, of what is on this machine."""
     if path.name.isdecimal() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
+        if step not in (None, int(path.name)):
+            raise InputError(f'{path}: is step {path.name} and not {step}', 'step')
         return Source(path, None, path.parent, int(path.name))
     if step is None and (path / deit.FILE).is_file():  # of a pre-training
         path = path / deit.FILE
@@ -129,7 +131,7 @@ class Source:
         """
         hints = {'heads': heads, 'pos_grid': pos_grid, 'mid_pos_grid': mid_pos_grid}
         if self.checkpoints:
-            _check_unused(hints, self.path)
+            check_unused(hints, self.path)
             pretrained = checkpoint.read(self.checkpoints, self.step)
             if log:
                 step, ap = pretrained.about.get('step'), pretrained.about.get('AP')
@@ -142,10 +144,10 @@ class Source:
             )
         with _naming(self.file.path):
             if native.is_native(self.file):
-                _check_unused(hints, self.path)
+                check_unused(hints, self.path)
                 pretrained = native.read(self.file)
             elif hf.has_config(self.file):
-                _check_unused(hints, self.path)
+                check_unused(hints, self.path)
                 pretrained = hf.read(self.file)
             else:
                 pretrained = reference.read(self.file, **hints)
@@ -195,10 +197,12 @@ class Source:
         return self.file
 
 
-def _check_unused(hints: dict, path: Path) -> None:
+def check_unused(hints: dict, path: Path) -> None:
     """Raises InputError where a hint is given."""
     if given := [name for name, value in hints.items() if value is not None]:
-        raise InputError(f'{path}: describes its model itself; {given[0]} is for a .pth', given[0])
+        raise InputError(
+            f'{path}: describes its model itself; {given[0]} is for a .pth of a detector', given[0]
+        )
 
 
 @contextlib.contextmanager

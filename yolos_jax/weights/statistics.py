@@ -14,7 +14,8 @@ from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG, Tensor, TensorFile
 def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
     """The statistics that a JSON beside a file of weights gives, or ImageNet's."""
     configs = (json_beside(file, name) for name in reversed(BESIDE))
-    return read(next((config for config in configs if {'image_mean', 'mean'} & config.keys()), {}))
+    given = (x for x in configs if {'image_mean', 'mean'} & x.keys() or x.get('do_normalize') is False)
+    return read(next(given, {}))
 
 
 def json_beside(file: TensorFile, name: str) -> dict:

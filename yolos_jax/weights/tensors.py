@@ -147,9 +147,10 @@ def _check_hash(path: Path, digest: str) -> bool:
         expected.append(("Hugging Face's hub", path, blob))
     sidecar = path.with_name(path.name + SIDECAR)
     if sidecar.exists():
-        for line in sidecar.read_text()[:10_000].splitlines() or ['nothing']:
+        for line in sidecar.read_text()[:10_000].strip().splitlines() or ['nothing']:
             start, _, name = line.partition(' ')
-            file = path.with_name(Path(name.strip()).name or path.name)
+            # sha256sum -b writes a * before the name
+            file = path.with_name(Path(name.strip().removeprefix('*')).name or path.name)
             expected.append((sidecar.name, file, start.lower()))
     for source, file, start in expected:
         actual = digest if file == path else files.sha256(file) if file.exists() else 'none'
