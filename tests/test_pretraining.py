@@ -17,8 +17,8 @@ from yolos_jax.classifier import Classifier
 from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
+from yolos_jax.run import config_checks, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run import setup, workdir
 from yolos_jax.run.pretraining import group_size, pretrain
 from yolos_jax.weights import checkpoint, deit, names
 
@@ -229,9 +229,9 @@ def test_a_batch_in_which_nothing_is_mixed_can_be_computed_in_parts(class_folder
     config = config_of(class_folder, accumulate_steps=4)
     config.augment.update(mix_group=0)
     with pytest.raises(InputError, match='16 images do not divide into so many parts of whole groups'):
-        setup.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
+        config_checks.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
     config.augment.update(mixup=0.0, cutmix=0.0)
-    setup.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
+    config_checks.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
 
 
 def test_a_detector_starts_from_the_workdir(unbroken, capsys):

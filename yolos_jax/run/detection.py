@@ -16,7 +16,7 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, config_files, setup, workdir
+from yolos_jax.run import cluster, config_checks, config_files, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
@@ -111,7 +111,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         raise InputError('this config is one for pre-training, not for training a detector')
     (config, saved, notes), folder = setup.resumed(config, common.get_config(), work), work.folder
     check_values(config)
-    setup.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
+    config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
         check_used(config)
     train_set, val_set = read_data(config, folder, resumes=bool(saved))
@@ -216,7 +216,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where a number of the config is out of its range or not finite."""
-    setup.check_numbers(config)
+    config_checks.check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
         if not all(16 <= size <= 10_000 for size in values[name]):
@@ -287,7 +287,7 @@ def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
 
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:
     """The run's batches, with bucket lengths chosen from the sizes of the data, and their cache."""
-    setup.check_enough(len(train_set), train_set.source.path, config)
+    config_checks.check_enough(len(train_set), train_set.source.path, config)
     if not len(train_set.boxes):
         notes = ''.join(f'; {note}' for note in train_set.notes)
         raise InputError(

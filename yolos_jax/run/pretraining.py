@@ -17,7 +17,7 @@ from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.run import cluster, config_files, setup, workdir
+from yolos_jax.run import cluster, config_checks, config_files, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.stop import StopSignal
@@ -100,9 +100,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     config, saved, notes = setup.resumed(config, deit_ti.get_config(), work)
     check_values(config)
     group = group_size(config)
-    setup.check_batch_size(config, mesh, group, 'augment.mix_group')
+    config_checks.check_batch_size(config, mesh, group, 'augment.mix_group')
     train_set, val_set = read_data(config)
-    setup.check_enough(len(train_set), train_set.path, config)
+    config_checks.check_enough(len(train_set), train_set.path, config)
     model = make_model(config, len(train_set.classes), meshes.platform(mesh))
     teacher = make_teacher(config, model, train_set, group)
     notes += teacher.notes
@@ -142,7 +142,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
 
 def check_values(config: ConfigDict) -> None:
     """Raises InputError where the config cannot be used."""
-    setup.check_numbers(config)
+    config_checks.check_numbers(config)
     if not config.data:
         raise InputError('no data: name a folder', 'data')
     if config.model.size % PATCH:
