@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from yolos_jax.data import annotations, array_records, class_names, geometry, loader, records
+from yolos_jax.data import annotations, array_records, coco_classes, geometry, loader, records
 from yolos_jax.data.batches import EvalBatches, TrainBatches, start_image
 from yolos_jax.data.folders import Folder
 from yolos_jax.errors import InputError
@@ -122,7 +122,7 @@ def test_corrected_labels_are_read_though_an_index_is_there(data_set, coco_folde
 
 
 def test_a_data_set_without_our_category_file_must_have_the_classes_of_coco(data_set, tmp_path):
-    names = list(class_names.COCO.values())
+    names = list(coco_classes.COCO.values())
     assert array_records._categories(Folder(tmp_path), names)[-1] == (90, 'toothbrush')
     with pytest.raises(InputError, match='not those of COCO'):
         array_records._categories(Folder(tmp_path), names[:5])

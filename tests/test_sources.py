@@ -190,7 +190,7 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
 
 def test_a_part_of_the_images_can_validate(coco):
     whole = records.read(coco, 'train2017')
-    train, val = records.part(whole, 0.2, seed=0)
+    train, val = records.split_by_fraction(whole, 0.2, seed=0)
     assert len(val) == 6 and len(train) == 24 and not set(train.ids) & set(val.ids)
     for part in (train, val):
         for i in range(len(part)):
@@ -199,11 +199,14 @@ def test_a_part_of_the_images_can_validate(coco):
                 np.testing.assert_array_equal(x, y)
             assert part.start_read(i)() == whole.start_read(j)()
     assert set(val.truth().ids) == set(val.ids) and set(val.truth().owners) <= set(val.ids)
-    again, other = records.part(whole, 0.2, seed=0)[1], records.part(whole, 0.2, seed=1)[1]
+    again, other = (
+        records.split_by_fraction(whole, 0.2, seed=0)[1],
+        records.split_by_fraction(whole, 0.2, seed=1)[1],
+    )
     np.testing.assert_array_equal(again.ids, val.ids)
     assert other.ids.tolist() != val.ids.tolist()
     with pytest.raises(InputError, match='has only one image; no part can be taken'):
-        records.part(records.select(whole, np.array([0])), 0.2, seed=0)
+        records.split_by_fraction(records.select(whole, np.array([0])), 0.2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_a_part_of_the_images_can_validate(coco):
 def test_images_of_nearly_one_name_stay_together(name, coco):
     whole = records.select(records.read(coco, 'train2017'), np.arange(30))
     files = [name.format(i // 3, i, i) for i in range(30)]
-    train, val = records.part(_renamed(whole, files), 0.3, seed=0)
+    train, val = records.split_by_fraction(_renamed(whole, files), 0.3, seed=0)
     groups = [{re.match(r'\D+\d+', file)[0] for file in part.files.tolist()} for part in (train, val)]
     assert not groups[0] & groups[1] and len(val) == 9
 
@@ -230,7 +233,9 @@ def test_long_films_are_parted_by_frames_in_a_row(coco):
     whole = records.read(coco, 'train2017')
     whole = records.select(whole, np.arange(1000) % len(whole))
     files = [f'film{i // 200}/frame_{i % 200}.jpg' for i in range(1000)]
-    train, val = (set(part.files.tolist()) for part in records.part(_renamed(whole, files), 0.1, seed=0))
+    train, val = (
+        set(part.files.tolist()) for part in records.split_by_fraction(_renamed(whole, files), 0.1, seed=0)
+    )
     beside = lambda file: re.sub(r'\d+(?=\.jpg)', lambda x: str(int(x[0]) + 1), file)
     assert len(val) == 100 and sum(beside(file) in train for file in val) <= 2
 
@@ -240,14 +245,14 @@ def test_images_numbered_by_their_class_are_no_frames(coco):
     single = np.flatnonzero(np.diff(whole.first) == 1)
     whole = records.select(whole, single[np.arange(300) % len(single)])
     files = [f'{whole.classes[label]}_{i}.jpg' for i, label in enumerate(whole.labels.tolist())]
-    train, val = records.part(_renamed(whole, files), 0.7, seed=0)
+    train, val = records.split_by_fraction(_renamed(whole, files), 0.7, seed=0)
     assert set(train.labels.tolist()) == set(val.labels.tolist()) == {1, 2, 3}
 
 
 def test_any_number_of_versions_that_roboflow_made_stay_together(coco):
     whole = records.select(records.read(coco, 'train2017'), np.arange(30))
     files = [f'{"ab"[i // 15]}_jpg.rf.{i:032x}.jpg' for i in range(30)]
-    _, val = records.part(_renamed(whole, files), 0.1, seed=0)
+    _, val = records.split_by_fraction(_renamed(whole, files), 0.1, seed=0)
     assert len(val) == 15
 
 
@@ -258,7 +263,9 @@ def _renamed(data, files):
 def test_numbered_photographs_of_one_camera_are_no_series(coco):
     whole = records.read(coco, 'train2017')
     for name in ('IMG_{:04d}.JPG', 'photo ({}).jpg', 'carrot_{}.jpg', 'parrot{}.jpg', 'scan_copy{}.jpg'):
-        _, val = records.part(_renamed(whole, [name.format(i) for i in range(len(whole))]), 0.1, seed=0)
+        _, val = records.split_by_fraction(
+            _renamed(whole, [name.format(i) for i in range(len(whole))]), 0.1, seed=0
+        )
         assert len(val) == round(len(whole) * 0.1)
 
 

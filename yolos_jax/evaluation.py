@@ -76,8 +76,12 @@ def mean_losses(outputs: dict) -> dict[str, float]:
     objects = max(int(outputs['objects'].sum()), 1)
     ce = float(outputs['loss_ce'].mean())
     bbox, giou = (float(outputs[name].sum()) / objects for name in ('loss_bbox', 'loss_giou'))
-    total = losses.CLASS_WEIGHT * ce + losses.BOX_WEIGHT * bbox + losses.GIOU_WEIGHT * giou
-    return {'val_loss': total, 'val_loss_ce': ce, 'val_loss_bbox': bbox, 'val_loss_giou': giou}
+    return {
+        'val_loss': losses.weighted(ce, bbox, giou),
+        'val_loss_ce': ce,
+        'val_loss_bbox': bbox,
+        'val_loss_giou': giou,
+    }
 
 
 def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict[int, int]) -> list[dict]:

@@ -67,10 +67,15 @@ def set_loss(
         'cardinality_error': jnp.abs(predicted - valid.sum(axis=1)).astype(jnp.float32).mean(),
         'dropped_targets': valid.sum() - (query >= 0).sum() + targets.get('dropped', jnp.int32(0)).sum(),
     }
-    total = CLASS_WEIGHT * loss_ce + BOX_WEIGHT * loss_bbox + GIOU_WEIGHT * loss_giou
+    total = weighted(loss_ce, loss_bbox, loss_giou)
     # otherwise a label outside the head would silently train another class or "no object"
     outside = valid & ((targets['labels'] < 0) | (targets['labels'] >= classes - 1))
     return jnp.where(outside.any(), jnp.nan, total), metrics
+
+
+def weighted(ce: jax.Array | float, bbox: jax.Array | float, giou: jax.Array | float) -> jax.Array | float:
+    """The set loss from its parts."""
+    return CLASS_WEIGHT * ce + BOX_WEIGHT * bbox + GIOU_WEIGHT * giou
 
 
 def _objects_of_part(valid: jax.Array, parts: int, Q: int, images_per_group: int) -> tuple:

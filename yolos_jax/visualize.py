@@ -146,6 +146,11 @@ def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] xywh as xyxy; a negative side counts as 0."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:], 0)], axis=1)
+
+
 def plain(text: str) -> str:
     """Text for matplotlib, which takes $ for a formula and omits labels that begin with _."""
     return ' ' * text.startswith('_') + text.replace('$', r'\$')

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from yolos_jax.data import class_names, pixels
+from yolos_jax.data import coco_classes, pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
@@ -185,6 +185,6 @@ def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
 def _categories(folder: Folder | BucketFolder, names: list[str]) -> list:
     if folder.has(CATEGORIES):
         return [(number, name) for number, name in json.loads(folder.local(CATEGORIES).read_text())]
-    if list(names) != list(class_names.COCO.values()):
+    if list(names) != list(coco_classes.COCO.values()):
         raise InputError(f'{folder}: the classes are not those of COCO, and there is no {CATEGORIES}')
-    return list(class_names.COCO.items())
+    return list(coco_classes.COCO.items())

@@ -157,7 +157,7 @@ def from_source(
     return Records(**arrays, images=images, source=source, bad_images=bad_images)
 
 
-def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+def split_by_fraction(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
     """Split records in two, the second with about a fraction of the images, drawn by seed.
 
     Images that are near duplicates by their names stay together (`alike`).
@@ -178,7 +178,7 @@ def part(records: Records, fraction: float, seed: int) -> tuple[Records, Records
     return select(records, np.sort(order[count:])), select(records, np.sort(order[:count]))
 
 
-def parted(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
+def split_by_ids(records: Records, ids: np.ndarray) -> tuple[Records, Records]:
     """Split records in two, the second with the images of these ids."""
     second = np.isin(records.ids, ids)
     return select(records, np.flatnonzero(~second)), select(records, np.flatnonzero(second))

@@ -118,7 +118,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     digests = {'train': train_set.digests, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, folder)
     write_truth(config, val_set, folder)
-    start = make_start(config, train_set, meshes.platform(mesh), saved)
+    start = make_start(config, train_set, meshes.platform(mesh), saved, log=notes.append)
     batches = make_batches(config, train_set, start)
     if batches.cache and batches.cache.note:
         notes.append(f'data_cache: {batches.cache.note}')
@@ -181,12 +181,12 @@ def read_data(
     if not config.val_fraction:
         return train_set, read('val')
     if not resumes or not (folder / TRUTH).exists():
-        return records.part(train_set, config.val_fraction, config.seed)
+        return records.split_by_fraction(train_set, config.val_fraction, config.seed)
     try:
         validation = annotations.read(folder / TRUTH).ids
     except InputError as error:
         raise InputError(f'{error}; the same is drawn again if you remove that file') from None
-    return records.parted(train_set, validation)
+    return records.split_by_ids(train_set, validation)
 
 
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The detector that a run starts from: a new one, or one with weights."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,17 @@ COMPUTED = 'dtype', 'remat'  # how a model is computed, whatever its weights are
 
 
 def make_start(
-    config: ConfigDict, train_set: records.Records, platform: str, saved: dict | None = None
+    config: ConfigDict,
+    train_set: records.Records,
+    platform: str,
+    saved: dict | None = None,
+    *,
+    log: Callable[[str], None] = print,
 ) -> Pretrained:
     """The detector a run starts from: a new one, or with the weights of `init_from`.
 
     saved: the meta of a checkpoint that will be restored; then the result is its model with zeros as
-        parameters, and `init_from` is not read again.
+        parameters, and `init_from` is not read again. log: receives lines about the weights.
     """
     dtype = jnp.dtype(config.model.dtype)
     kernel = attention.for_platform(platform, dtype)
@@ -33,7 +39,7 @@ def make_start(
     if saved:
         start = restored(saved, train_set)
     elif config.init_from:
-        start = from_weights(config, model, train_set)
+        start = from_weights(config, model, train_set, log)
     else:
         start = from_scratch(config, model, train_set)
     ids, about = train_set.category_ids, start.about
@@ -68,12 +74,14 @@ def from_scratch(config: ConfigDict, model: Yolos, train_set: records.Records) -
     return Pretrained(model, params, train_set.classes, config.eval_size, config.eval_max_size)
 
 
-def from_weights(config: ConfigDict, model: Yolos, train_set: records.Records) -> Pretrained:
-    """The detector in `init_from`, or `model` with the backbone in it."""
+def from_weights(
+    config: ConfigDict, model: Yolos, train_set: records.Records, log: Callable[[str], None]
+) -> Pretrained:
+    """The detector in `init_from`, or `model` with the backbone in it; log: as for `make_start`."""
     size, max_size = config.eval_size, config.eval_max_size
     with weights.open(config.init_from) as source:
         if source.is_detector:
-            pretrained = start_from_detector(config, source.detector(log=print), train_set)
+            pretrained = start_from_detector(config, source.detector(log=log), train_set, log)
             size, max_size = size or pretrained.size, max_size or pretrained.max_size
             model, params = pretrained.model, pretrained.params
         else:
@@ -84,21 +92,21 @@ def from_weights(config: ConfigDict, model: Yolos, train_set: records.Records) -
                     f'have to be trained: {model.depth - 1} trains them and the last block',
                     'freeze',
                 )
-            params = source.backbone(model, jax.random.key(config.seed))
+            params = source.backbone(model, jax.random.key(config.seed), log)
         if not size or not max_size:
             raise InputError('eval_size is that of a detector, and init_from is none', 'init_from')
         return Pretrained(model, params, train_set.classes, size, max_size, source.about)
 
 
 def start_from_detector(
-    config: ConfigDict, pretrained: Pretrained, train_set: records.Records
+    config: ConfigDict, pretrained: Pretrained, train_set: records.Records, log: Callable[[str], None]
 ) -> Pretrained:
     """A detector with the classes of the training set; raises InputError if the config asks for another."""
     if config.reset_classes:
         pretrained, report = adapt.with_classes(
             pretrained, train_set.classes, config.seed, seen=set(train_set.labels.tolist())
         )
-        print(f'  {report}')
+        log(report)
     adapt.check_classes(pretrained, train_set.classes, train_set.source.path, argument='reset_classes')
     untouched = common.get_config().model
     for name, asked in model_fields(config).items():

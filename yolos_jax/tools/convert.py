@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from yolos_jax import bucket, weights
-from yolos_jax.data import annotations, class_names, records
+from yolos_jax.data import annotations, coco_classes, records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
@@ -58,7 +58,9 @@ def from_backbone(source: weights.Source, seed: int) -> Pretrained:
         )
     model = Yolos(**published)
     params = source.backbone(model, jax.random.key(seed))
-    return Pretrained(model, params, class_names.COCO, *reference.published_size(model.width), source.about)
+    return Pretrained(
+        model, params, coco_classes.COCO, *reference.published_size(model.width), source.about
+    )
 
 
 def adapted(pretrained: Pretrained, args: argparse.Namespace) -> Pretrained:

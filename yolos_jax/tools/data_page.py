@@ -89,8 +89,7 @@ def _stored(findings: Findings, i: int) -> str:
     except InputError as error:
         return page.text(str(error))
     rows = np.flatnonzero(a.owners == a.ids[i])
-    boxes = a.boxes[rows].copy()
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], 0) + boxes[:, :2]
+    boxes = visualize.corners(a.boxes[rows])
     names = dict(a.categories)
     captions = [names[a.labels[k]] + (' (crowd)' if a.crowd[k] else '') for k in rows]
     caption = f'{a.files[i]} (id {a.ids[i]}), {image.shape[1]} x {image.shape[0]}, {len(rows)} annotations'

@@ -132,9 +132,7 @@ class Predictions:
     def _earlier_videos(self) -> dict[str, dict]:
         """{name: its video, as `named`} of the videos that are done."""
         file = self._folder / VIDEOS
-        videos = files.read_json(file) if file.exists() else {}
-        # earlier versions had paths alone
-        return {name: {'file': x} if isinstance(x, str) else x for name, x in videos.items()}
+        return files.read_json(file) if file.exists() else {}
 
     def _names_of_others(self, own: set[str]) -> set[str]:
         """The names, without their endings, of files in the folder that this command did not write."""

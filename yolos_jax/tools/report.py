@@ -236,12 +236,10 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     truth = [names[k] for k in split.classes[objects]]
     detected = split.detected_classes[rows]
     captions = [f'{names[k]} {score:.2f}' for k, score in zip(detected, split.scores[rows], strict=True)]
-    corners = lambda boxes: np.concatenate(
-        [boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:], 0)], axis=1
-    )
+    boxes, detected_boxes = map(visualize.corners, (split.boxes[objects], split.detected_boxes[rows]))
     pair = [
-        visualize.draw(array, corners(split.boxes[objects]), split.classes[objects], truth),
-        visualize.draw(array, corners(split.detected_boxes[rows]), detected, captions),
+        visualize.draw(array, boxes, split.classes[objects], truth),
+        visualize.draw(array, detected_boxes, detected, captions),
     ]
     gap = np.full((len(pair[0]), 8, 3), 128, np.uint8)
     return page.figure(

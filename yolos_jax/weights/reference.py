@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolos_jax import files, model
-from yolos_jax.data import class_names
+from yolos_jax.data import coco_classes
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH
@@ -94,7 +94,7 @@ def _classes(file: tensors.TensorFile, built: Yolos) -> dict:
     if isinstance(classes, dict):
         return classes
     numbered = {i: f'class {i}' for i in range(built.num_classes)}
-    return class_names.COCO if built.num_classes == 91 else numbered
+    return coco_classes.COCO if built.num_classes == 91 else numbered
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:
