@@ -363,7 +363,7 @@ def test_a_signal_ends_the_script_with_its_own_status_and_loses_nothing(
     assert process.returncode == 128 + number and 'Traceback' not in err
     if line != 'devices':
         step = int(re.search(r'stopped after step (\d+)', out)[1])
-        assert checkpoint.steps(tmp_path / 'checkpoints') == [step]
+        assert checkpoint.steps(tmp_path / 'checkpoints') == [step] * (step > 0)
 
 
 def test_a_run_survives_a_closed_terminal_and_saves_on_sighup(coco_folder, tmp_path):

@@ -176,7 +176,8 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
             if evaluate_if_due(setup, run, state, step + 1):
                 return None
     except StopRun:
-        saved = run.save(state)
+        # without a step there is nothing to lose, and a new run may start again with another config
+        saved = int(state['step']) == first or run.save(state)
         run.checkpoints.wait()
         where = 'here' if saved else 'from the last checkpoint, as the loss is not finite'
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
