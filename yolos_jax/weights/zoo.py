@@ -22,6 +22,8 @@ REPOSITORY = re.compile(r'([\w.-]+/[\w.-]+)(?:@([\w./-]+))?')  # NAME or NAME@RE
 CHUNK = 1 << 20  # bytes
 STEP = re.compile(rf'({checkpoint.FOLDER}/)?\d+/{bucket.COMMITTED}')  # marks a complete step
 SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
+ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
+
 DETECTORS = {  # repositories at Hugging Face: AP on COCO val2017, of 100
     'hustvl/yolos-tiny': 28.7, 'hustvl/yolos-small-200': 36.1, 'hustvl/yolos-small-300': 36.1,
     'hustvl/yolos-small-dwr': 37.6, 'hustvl/yolos-base': 42.0,
@@ -104,7 +106,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(
             f'{name}: no such file or folder, and no repository of this name can be fetched ({reason}); '
-            f'where there is a network: hf download {repository}{option} --local-dir FOLDER'
+            f'where there is a network: {ELSEWHERE.format(repository + option)}'
         ) from None
     raise InputError(f'{name}: this repository has neither {" nor ".join(WITH_CONFIG)}')
 
