@@ -6,7 +6,7 @@ r"""DeiT-B on ImageNet-1k (arXiv 2012.12877, table 9).
 Published: 81.8 % top-1; YOLOS-B starts from the distilled one at 384 pixels, 85.2 %: 300 epochs as here,
 then 30 in a workdir of their own, with the same teacher and --config.init_from=DIR
 --config.model.size=384 --config.epochs=30 --config.batch_size=512 --config.learning_rate=5e-6
---config.final_learning_rate=5e-6 --config.warmup_epochs=0 --config.weight_decay=1e-8.
+--config.final_learning_rate=5e-6 --config.weight_decay=1e-8.
 """
 
 from ml_collections import ConfigDict

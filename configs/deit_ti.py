@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.augment.repeats = 3  # copies per batch, mixed differently; an epoch sees a third of the images
     c.augment.mixup = 0.8  # Beta distribution's alpha; half the groups get mixup, half CutMix; 0: never
     c.augment.cutmix = 1.0
-    c.augment.mix_group = 128  # images mixed alike, the batch of a GPU in the reference; 0: the whole batch
+    c.augment.mix_group = 128  # images mixed alike; 0: the batch; a GPU of the reference: 256, for B 64
     c.augment.erasing = 0.25  # share of images of which a rectangle is erased
     c.smoothing = 0.1  # of labels
     c.drop_path = 0.1  # stochastic depth rate of the last block; grows linearly from 0

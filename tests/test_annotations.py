@@ -95,7 +95,7 @@ def test_only_many_odd_boxes_are_suspicious(leaving, hint, tmp_path):
 
 
 def test_a_missing_or_negative_area_is_that_of_the_box(tmp_path):
-    content = change(annotations__1__area=-1, annotations__2__area=0)
+    content = change(annotations__1__area=-1, annotations__2__area=0, annotations__3__bbox=[9, 9, -3, 4])
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     assert annotations.read(path).known_areas().tolist() == [9.5, 5000, 0, 0]
 

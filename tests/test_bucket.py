@@ -17,7 +17,7 @@ import storage
 from helpers import ROOT, read_detector, result, tiny_config
 
 from yolos_jax.bucket import Bucket
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import lease, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
@@ -73,6 +73,30 @@ def test_an_object_is_downloaded_to_the_cache_once_and_again_when_it_changes(pla
     assert network.requests == before + 1
     bucket.write('x.json', b'2')
     assert (bucket.copy(['x.json'], tmp_path) / 'x.json').read_text() == '2'
+
+
+def test_files_that_a_command_removes_are_removed_from_its_bucket(place):
+    bucket = Bucket(f'{place[0]}/results')
+    bucket.write('a', b'x')
+    bucket.write('b', b'x')
+    for removes, left in ((False, ['a', 'b']), (True, ['a'])):  # a run's copy may have lost old files
+        with workdir.opened(bucket.url, removes=removes) as work:
+            (work.folder / 'b').unlink()
+        assert bucket.names() == left
+
+
+def test_what_could_not_be_uploaded_at_the_end_stays(tmp_path):
+    class Unreachable:
+        folder = tmp_path / 'process-1'
+
+        def push(self, removes):
+            raise StorageError('gs://bucket: no answer')
+
+    Unreachable.folder.mkdir()
+    (Unreachable.folder / 'x').touch()
+    with pytest.raises(StorageError, match='no answer; what was not uploaded is in .*/kept-'):
+        workdir.push_last(Unreachable())
+    (kept,) = tmp_path.glob('kept-*/x')
 
 
 def test_a_run_stopped_in_a_bad_network_ends_as_a_local_one(

@@ -96,7 +96,7 @@ def test_a_link_to_nothing_is_no_folder_for_checkpoints(tmp_path):
         Checkpoints(tmp_path / 'file')
 
 
-@pytest.mark.parametrize('name', ['a[b', 'caf\udce9'])
+@pytest.mark.parametrize('name', ['a[b', 'a\\b', 'caf\udce9'])
 def test_folders_that_orbax_cannot_use_are_refused(name, tmp_path):
     with pytest.raises(InputError, match='checkpoints cannot be in a folder'):
         checkpoint.check_path(tmp_path / name)

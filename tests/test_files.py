@@ -122,3 +122,8 @@ def test_a_folder_comes_before_links_to_it(tmp_path):
     for i in range(9):
         (tmp_path / f'link{i}').symlink_to('real')
     assert [*files.walk(tmp_path)] == ['real/x']
+
+
+def test_names_of_outputs_are_utf8():
+    """As a bucket needs them."""
+    assert files.free_name('caf\udce9', set()) == 'caf\ufffd'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import coco_content, write_coco
 
+from yolos_jax import evaluation
 from yolos_jax.analysis import confidence, groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import records
@@ -145,3 +146,19 @@ def test_a_hundred_detections_of_a_class_in_an_image_count():
     for wrong, ap in ((99, 0.01), (100, 0)):
         detected = [(0, 1, [500, 500, 9, 9], 0.9)] * wrong + detections_of([square(0)])
         assert precision.curves(outcomes.match(scene([square(0)], detected))).ap() == pytest.approx(ap)
+
+
+@pytest.mark.parametrize('box', [[100, 100, 2e5, 1e5], [100, 100, -3, 4]])
+def test_odd_objects_count_in_a_report_as_in_the_evaluation(box):
+    objects = [square(0), (1, 1, box)]
+    split = scene(objects, detections_of(objects[:1]))
+    a = Annotations(
+        path=None, ids=split.image_ids, files=split.image_ids.astype(str), heights=np.full(8, 1000),
+        widths=np.full(8, 1000), annotation_ids=np.arange(2), owners=split.image_ids[split.images],
+        labels=np.ones(2, int), crowd=split.crowd, areas=np.full(2, np.nan), boxes=split.boxes,
+        categories=CLASSES,
+    )  # fmt: skip
+    results = [dict(image_id=0, category_id=1, bbox=objects[0][2], score=0.5)]
+    assert precision.curves(outcomes.match(split)).ap() == pytest.approx(
+        evaluation.score(a, results)[0]['AP']
+    )

@@ -38,6 +38,11 @@ def test_sixteen_bits_become_eight(kind):
     np.testing.assert_array_equal(decoded, np.repeat(grey[..., None] >> 8, 3, axis=2))
 
 
+def test_images_of_any_size_are_read_where_pillow_has_no_limit(monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+    assert pixels.decode(encode(smooth(), 'PNG'), 'x').shape == (*smooth().size[::-1], 4)
+
+
 def test_the_bytes_of_a_file_as_an_array_are_no_image():
     data = np.frombuffer(encode(smooth(), 'PNG'), np.uint8)
     with pytest.raises(InputError, match=rf'uint8 \[{data.size}\]; give'):

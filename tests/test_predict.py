@@ -17,7 +17,7 @@ import pytest
 from helpers import ROOT, TINY
 from PIL import Image
 
-from yolos_jax import weights
+from yolos_jax import visualize, weights
 from yolos_jax.data import annotations
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
@@ -149,7 +149,7 @@ def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_pa
 def test_predictions_with_other_settings_are_not_mixed(saved, photographs, tmp_path):
     run(saved, tmp_path / 'out', photographs)
     with pytest.raises(InputError, match=r'other settings \(font\)'):
-        run(saved, tmp_path / 'out', photographs, '--font=/nowhere.ttf')
+        run(saved, tmp_path / 'out', photographs, f'--font={visualize.default_font()}')
     with pytest.raises(InputError, match=r'other settings \(max_detections\).*overwrite') as error:
         run(saved, tmp_path / 'out', photographs, '--max_detections=1')
     assert error.value.argument == 'output'

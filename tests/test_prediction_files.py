@@ -69,9 +69,10 @@ def test_what_follows_a_damaged_line_is_kept(tmp_path):
 
 
 def test_a_damaged_list_of_videos_is_named(tmp_path):
-    (tmp_path / 'videos.json').touch()
+    for name in ('videos.json', 'predictions.jsonl'):
+        (tmp_path / name).touch()
     with pytest.raises(InputError, match='videos.json: damaged .* remove it'):
-        Predictions(tmp_path, SETTINGS, overwrite=False)
+        Predictions(tmp_path, SETTINGS, overwrite=True)
 
 
 def test_hidden_files_and_folders_are_no_inputs(tmp_path):
@@ -89,3 +90,11 @@ def test_overwriting_replaces_no_file_that_predictions_did_not_write(tmp_path):
     with Predictions(tmp_path, SETTINGS, overwrite=True) as predictions:
         ((_, target),) = predictions.new_videos([tmp_path / 'videos' / 'clip.mp4'])
     assert target == tmp_path / 'clip-2.mp4'
+
+
+@pytest.mark.parametrize('name', ['predictions.json', 'settings.json', 'videos.json'])
+def test_files_of_these_names_that_are_no_predictions_are_not_replaced(name, tmp_path):
+    (tmp_path / name).write_text('{"of": "the user"}')
+    with pytest.raises(InputError, match=f'holds no predictions, but {name}'):
+        Predictions(tmp_path, SETTINGS, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    TINY,
     launch,
+    make_hf,
     make_vit,
     metric_lines,
     read_detector,
+    reference_tensors,
     result,
     swap_classes,
     tiny_config,
@@ -380,3 +383,11 @@ def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
     launch(frozen, tmp_path / 'whole')
     first = [metric_lines(tmp_path / name)[0]['grad_norm'] for name in ('frozen', 'whole')]
     assert 0 < first[0] < 0.95 * first[1]
+
+
+def test_weights_that_do_not_say_all_are_to_be_converted_first(coco_folder, tmp_path):
+    tensors = {name: torch.tensor(x.numpy()) for name, x in reference_tensors(make_hf(TINY)).items()}
+    torch.save({'model': tensors}, tmp_path / 'x.pth')
+    config = tiny_config(data=coco_folder, init_from=str(tmp_path / 'x.pth'))
+    with pytest.raises(InputError, match='give heads to `yolos convert`, and its output as init_from'):
+        launch(config, tmp_path / 'run')

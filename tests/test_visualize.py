@@ -1,5 +1,6 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import noise
@@ -147,3 +148,9 @@ def test_curves_are_labelled_with_their_last_values(tmp_path, monkeypatch):
 
 def test_text_for_matplotlib_is_neither_a_formula_nor_hidden():
     assert visualize.plain('_a$b$') == r' _a\$b\$'
+
+
+def test_an_index_of_numpy_or_jax_is_an_index():
+    best = detections()[0]
+    for index in (np.argmax([1, 0]), np.array(0), jnp.argmax(jnp.array([1, 0]))):
+        assert detections()[index].name == best.name

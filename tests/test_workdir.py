@@ -12,15 +12,18 @@ import sys
 import tempfile
 import time
 
+import jax
 import pytest
-from helpers import ROOT, launch, tiny_config
+from helpers import ROOT, TINY, launch, tiny_config
 from ml_collections import ConfigDict
 from yolos_jax.configs import common
 
 from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import setup, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
+from yolos_jax.weights import Pretrained, checkpoint
 
 
 def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
@@ -29,11 +32,16 @@ def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
     with pytest.raises(InputError, match='holds no run, but config.json, README.md, which') as error:
         launch(tiny_config(data=coco_folder), tmp_path)
     assert error.value.argument == 'workdir' and (tmp_path / 'README.md').read_text() == 'notes'
+    for name in ('val.json', 'curves.png'):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=f'README.md, .*{name}'):
+            workdir.check_new(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / 'index').mkdir()  # of a run that ended before its first checkpoint
     workdir.check_new(tmp_path)
     (tmp_path / 'index').rmdir()
     (tmp_path / 'config.json').write_text(
-        '{"learning_rate": 1}'
+        '{"learning_rate": 1, "init_from": "", "val_split": "val"}'
     )  # of a run whose other folders were removed
     workdir.check_new(tmp_path)
 
@@ -137,8 +145,8 @@ def test_a_run_whose_folder_was_replaced_ends_and_writes_nothing_there(by, coco_
 
 
 def test_a_stopped_run_says_so_though_its_curves_cannot_be_written(coco_folder, tmp_path, capsys):
-    (tmp_path / 'curves.png').mkdir()
-    assert launch(tiny_config(data=coco_folder), tmp_path, stop_after=1) == signal.SIGTERM
+    block = lambda _: (tmp_path / 'curves.png').mkdir()
+    assert launch(tiny_config(data=coco_folder), tmp_path, stop_after=1, on_step=block) == signal.SIGTERM
     assert 'curves.png: cannot be written' in capsys.readouterr().out
 
 
@@ -167,3 +175,13 @@ def test_a_run_whose_folder_was_replaced_while_it_evaluates_changes_nothing_in_t
         train(tiny_config(data=coco_folder, epochs=1, batch_size=8, seed=5), folder, stop=stop)
     assert stop.asked >= 4 and 'run: was removed or replaced while this run used it' in str(error.value)
     assert {path: (folder / path.relative_to(other)).read_bytes() for path in files} == files
+
+
+def test_a_run_does_not_resume_from_checkpoints_of_a_conversion(tmp_path):
+    model = Yolos(**TINY, num_classes=3)
+    params = jax.device_get(init_params(model, jax.random.key(0)))
+    checkpoint.write(Pretrained(model, params, {1: 'cat'}, 64, 96), tmp_path / 'checkpoints')
+    work = workdir.Workdir('', tmp_path, None, None)
+    with pytest.raises(InputError, match='its checkpoints are not of a run') as error:
+        setup.resumed(tiny_config(), common.get_config(), work)
+    assert error.value.argument == 'workdir'

@@ -164,7 +164,12 @@ class Bucket:
             yield
         except TimeoutError:
             raise StorageError(f'{place}: no answer in {WAIT} seconds') from None
-        except (ValueError, OSError, RuntimeError) as error:
+        except (
+            ValueError,
+            OSError,
+            RuntimeError,
+            TypeError,
+        ) as error:  # TypeError: a name that is not UTF-8
             raise StorageError(f'{place}: {_reason(error)}') from None
 
 

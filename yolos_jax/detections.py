@@ -91,8 +91,8 @@ class Detections:
         """One object by its position, or some by a slice or as `select` takes them."""
         if isinstance(rows, bool):  # of `names == 'cat'`, a list compared with a text
             raise InputError("a mask has to be an array, as np.array(detections.names) == 'cat' is")
-        if isinstance(rows, int | np.integer):
-            return list(self)[rows]
+        if isinstance(rows, int) or getattr(rows, 'ndim', 1) == 0:  # an index of numpy or JAX
+            return list(self)[int(rows)]
         return self.select(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
 
     def captions(self) -> list[str]:

@@ -103,6 +103,7 @@ def prune(folder: Path, most: int) -> None:
 
 def free_name(stem: str, taken: Container[str]) -> str:
     """A name without its suffix, numbered if it is taken, and cut if it leaves no room for a suffix."""
+    stem = os.fsencode(stem).decode(errors='replace')  # the names in a bucket are UTF-8
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     numbered = (f'{stem}-{number}' for number in itertools.count(2))

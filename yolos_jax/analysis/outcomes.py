@@ -17,6 +17,7 @@ from yolos_jax.data.annotations import Annotations, class_names
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
 MOST = 100  # detections of a class that count in an image
+LARGEST_AREA = 1e5**2  # of an object that counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def match(
     detected_key = split.detected_images * len(split.class_ids) + split.detected_classes
     groups = np.unique(detected_key)
     spans = [np.searchsorted(x, groups, side) for x in (detected_key, key) for side in ('left', 'right')]
-    counted = ~split.crowd & objects_in
+    counted = ~split.crowd & (split.areas <= LARGEST_AREA) & objects_in
     matched = np.full((len(detected_key), len(THRESHOLDS)), -1, np.int32)
     _match(*spans, split.detected_boxes, split.boxes, split.crowd, counted, THRESHOLDS, matched)
     ignored = np.where(

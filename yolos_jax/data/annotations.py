@@ -73,8 +73,8 @@ class Annotations:
     notes: tuple[str, ...] = ()
 
     def known_areas(self) -> np.ndarray:
-        """The areas; width x height where one is missing or negative."""
-        return np.where(self.areas >= 0, self.areas, self.boxes[:, 2] * self.boxes[:, 3])
+        """The areas; width x height where one is missing or negative (0 where a side is negative)."""
+        return np.where(self.areas >= 0, self.areas, np.maximum(self.boxes[:, 2:], 0).prod(axis=1))
 
 
 def read(path: str | Path) -> Annotations:

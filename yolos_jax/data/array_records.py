@@ -90,8 +90,13 @@ class Split:
         Raises:
             InputError: an example cannot be read, or the classes are not known.
         """
-        names = self._builder.info.features['objects']['label'].names
-        categories = _categories(self.folder, names)
+        features = self._builder.info.features
+        objects = getattr(dict(features.items()).get('objects'), 'feature', {})
+        lacking = {'image', 'image/filename', 'image/id'} - {*features}
+        if lacking := lacking | {'area', 'bbox', 'id', 'is_crowd', 'label'} - {*objects}:
+            of_coco = f'its examples have no {", ".join(sorted(lacking))}, as those of coco do'
+            raise InputError(f'{self.folder}: {of_coco}', 'data')
+        categories = _categories(self.folder, objects['label'].names)
         examples = self.examples
         with ThreadPoolExecutor(READERS) as pool:
             read_row = lambda row: _row(self.folder, examples.start_read(row)())

@@ -80,7 +80,8 @@ def resize_shape(
 ) -> tuple:
     """The (height, width) an image is resized to, multiples of 16; works on arrays too.
 
-    The shorter side becomes `size`, or less if the longer would exceed `max_size` (None: no bound);
+    The shorter side becomes `size`, or less if the longer would exceed `max_size` (None: no bound; as in
+    the reference it is exceeded where the shorter side is a few pixels, of images a hundred times as long);
     then both are floored to a multiple of 16, never below 16 (`resize` of datasets/transforms.py).
     """
     height, width, size = (np.asarray(x, np.int64) for x in (height, width, size))

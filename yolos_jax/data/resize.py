@@ -2,7 +2,8 @@
 
 The published models were trained and evaluated on `Image.resize(BILINEAR)`, an antialiased triangle
 filter in fixed point, and ViTs are pre-trained on BICUBIC: a horizontal pass rounded to 8 bits, then a
-vertical one (Resample.c of Pillow up to 12; Pillow 13 changed the order of the passes for some shapes).
+vertical one (Resample.c of Pillow up to 12, which turns the order in images over 100 times as tall as wide;
+Pillow 13 changed it for some more shapes).
 Here it is compiled by numba, runs without the GIL, and computes only the rows and columns asked for.
 
 Images are RGBX, uint8 [height, width, 4], X is ignored: four bytes a pixel make whole vectors. Both

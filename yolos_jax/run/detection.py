@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, files, optim, steps
+from yolos_jax import evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
 from yolos_jax.data import annotations, cache, geometry, overlap, records, sources
 from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
@@ -101,7 +101,9 @@ def first_images(outputs: dict, data: records.Records, names: dict[int, str]) ->
             continue
         tokens = best_first(of_image['scores'], 0.5)
         detections = Detections.of_tokens(of_image, tokens, names, image.shape[:2], image=image)
-        pictures.append(np.asarray(detections.draw()))
+        picture = detections.draw()
+        picture.thumbnail((visualize.LONGEST, visualize.LONGEST))  # a JPEG's sides have bounds
+        pictures.append(np.asarray(picture))
     return pictures
 
 
@@ -117,7 +119,6 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     train_set, val_set = read_data(config, folder, resumes=bool(saved))
     digests = {'train': train_set.digests, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, folder)
-    write_truth(config, val_set, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved, log=notes.append)
     batches = make_batches(config, train_set, start)
     if batches.cache and batches.cache.note:
@@ -135,6 +136,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
     state, train_step = setup.make_step(config, mesh, start.params, optimizer, loss)
+    write_truth(config, val_set, folder)
     return DetectorSetup(
         start=start,
         digests=digests,

@@ -84,14 +84,21 @@ class Mirror:
         if push:
             push.result()
 
-    def push(self) -> None:
+    def push(self, *, removes: bool = False) -> None:
         """Make the bucket equal to the local folder.
+
+        removes: whether files that are gone from the folder are removed. Those of a run are not: what
+            cleans /tmp may have removed the old ones of its copy.
 
         Raises:
             InputError: the bucket cannot be written to, or belongs to another run now.
         """
         self.start_push()
         self.finish_push()
+        gone = [name for name in self._stamps if not STEP.fullmatch(name) and not self._path(name).exists()]
+        for name in gone if removes else ():
+            self.bucket.remove(name)
+            del self._stamps[name]
 
     def _push_now(self, after: Callable[[], None] = lambda: None) -> None:
         after()

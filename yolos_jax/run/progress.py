@@ -247,7 +247,7 @@ class Means:
     def _look_for_spike(self, loss: float) -> None:
         median = statistics.median(self._losses) if len(self._losses) == SPIKE_WINDOW else math.inf
         if self._spike_factor and loss > self._spike_factor * median:
-            text = f'the loss is {loss:.4g}, {loss / median:.1f} times its median of late'
+            text = f'the loss is {loss:.4g}, {loss / max(median, 1e-30):.1f} times its median of late'
             self._spikes.append((text, self.image_ids))
         if math.isfinite(loss):
             self._losses.append(loss)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 import yolos_jax
 from yolos_jax import evaluation, steps
+from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, config_checks, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
@@ -132,6 +133,11 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     config_checks.check_types(config, known)
     config_checks.check_text(config)
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
+    if saved and 'config' not in saved:
+        raise InputError(
+            f'{work.folder}: its checkpoints are not of a run; name another folder, and this as init_from',
+            'workdir',
+        )
     if saved:
         notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
         began = saved['config'].get('init_from', config.init_from)  # for the model card
@@ -140,9 +146,8 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
             with config.unlocked():
                 config.init_from = began
         return config, saved, notes
-    config_checks.check_keys(
-        config, known
-    )  # new runs only: a saved run of an earlier version may have other keys
+    # new runs only: a saved run of an earlier version may have other keys
+    config_checks.check_keys(config, known)
     workdir.check_new(work.folder)
     return config, {}, []
 

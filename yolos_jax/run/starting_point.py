@@ -81,7 +81,13 @@ def from_weights(
     size, max_size = config.eval_size, config.eval_max_size
     with weights.open(config.init_from) as source:
         if source.is_detector:
-            pretrained = start_from_detector(config, source.detector(log=log), train_set, log)
+            try:
+                pretrained = source.detector(log=log)
+            except InputError as error:
+                if error.argument not in weights.HINTS:
+                    raise
+                raise InputError(f'{error} to `yolos convert`, and its output as init_from') from None
+            pretrained = start_from_detector(config, pretrained, train_set, log)
             size, max_size = size or pretrained.size, max_size or pretrained.max_size
             model, params = pretrained.model, pretrained.params
         else:

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from yolos_jax import bucket, files
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster, config_files, lease
 from yolos_jax.run.lease import LOCK
 from yolos_jax.run.mirror import PROGRAMS, Mirror
@@ -26,7 +28,8 @@ FREE = set(
     'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
 )
 
-WRITTEN = 'config.json', 'README.md', 'metrics.jsonl', 'log.txt', 'deit.pth'  # by runs, in their folders
+# what runs write in their folders
+WRITTEN = 'config.json README.md metrics.jsonl log.txt deit.pth curves.png val.json'.split()
 
 
 class Workdir(NamedTuple):
@@ -52,14 +55,17 @@ class Workdir(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(location: str | Path) -> Iterator[Workdir]:
+def opened(location: str | Path, *, removes: bool = False) -> Iterator[Workdir]:
     """The folder at a path or URL, made and locked; the lock ends with the process, however that ends.
 
     In a cluster, process 0 locks the folder and writes to it. A folder in a bucket is copied to `own_copy`,
     without the arrays of its checkpoints, and the copy is removed at the end.
 
+    removes: whether files that are gone from the copy at the end are removed from the bucket.
+
     Raises:
         InputError: it cannot be written to, or another run is using it.
+        StorageError: what was written last could not be uploaded; the message names the copy, which stays.
     """
     if not bucket.is_url(location):
         with locked(Path(location).absolute()) as handle:
@@ -80,13 +86,30 @@ def opened(location: str | Path) -> Iterator[Workdir]:
             yield Workdir(place.url, folder, mirror, None)
         except BaseException as error:
             if cluster.is_first():
-                with contextlib.suppress(InputError):  # the first error is the one to show
-                    mirror.push()
+                try:
+                    push_last(mirror)
+                except InputError as problem:
+                    print(problem, file=sys.stderr)  # the first error is the one to raise
             if isinstance(error, InputError):
                 raise type(error)(str(error).replace(str(folder), place.url), error.argument) from error
             raise
         if cluster.is_first():
-            mirror.push()
+            push_last(mirror, removes=removes)
+
+
+def push_last(mirror: Mirror, *, removes: bool = False) -> None:
+    """Upload what has changed; where the bucket does not answer, the copy stays under another name.
+
+    Raises:
+        InputError: the bucket belongs to another run now.
+        StorageError: it could not be uploaded; the message names the folder that has it.
+    """
+    try:
+        mirror.push(removes=removes)
+    except StorageError as error:
+        kept = mirror.folder.with_name(f'kept-{time.time_ns()}')  # the next start removes process-...
+        os.rename(mirror.folder, kept)
+        raise StorageError(f'{error}; what was not uploaded is in {kept}') from None
 
 
 def own_copy(url: str) -> Path:
@@ -152,10 +175,10 @@ def locked(path: Path) -> Iterator[int | None]:
 def check_new(folder: Path) -> None:
     """Raises InputError where a folder that no run left has files that a run writes."""
     with contextlib.suppress(InputError):  # missing or damaged
-        if 'learning_rate' in files.read_json(folder / 'config.json'):
+        if {'learning_rate', 'init_from', 'val_split'} <= files.read_json(folder / 'config.json').keys():
             return
     others = [name for name in WRITTEN if (folder / name).exists()]
-    if others and not any((folder / name).exists() for name in ('checkpoints', 'index')):
+    if others and not (folder / 'index').exists():
         raise InputError(
             f'{folder}: holds no run, but {", ".join(others)}, which a run would write over; name another '
             'folder',

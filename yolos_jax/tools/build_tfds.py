@@ -35,7 +35,7 @@ def build(root: str | Path, out: str | Path) -> Path:
         records.from_source(by_split[split])  # raises if something is wrong
         a = by_split[split].load()
         images, file_names = by_split[split].images(a.files)
-        splits[split] = images, dataclasses.replace(a, files=file_names)
+        splits[split] = images, dataclasses.replace(a, files=file_names, categories=sorted(a.categories))
     categories = [a.categories for _, a in splits.values()]
     if any(other != categories[0] for other in categories):
         raise InputError(f'{root}: the categories of {" and ".join(splits)} are not the same')

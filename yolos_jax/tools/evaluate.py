@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cluster.start(args.coordinator, args.num_processes, args.process_id, args.heartbeat)
     if not cluster.is_alone():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it, for runs that save at a step
-    with workdir.opened(args.output) as work:  # one evaluation at a time
+    with workdir.opened(args.output, removes=True) as work:  # one evaluation at a time
         evaluate(args, work.folder)
 
 

@@ -24,6 +24,7 @@ from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cli, workdir
+from yolos_jax.run.mirror import Mirror
 from yolos_jax.tools import video
 from yolos_jax.tools.prediction_files import EVALUATION, LIST, MADE_BY, Predictions, as_coco, named
 
@@ -98,8 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
     if not 0 <= args.nms <= 1:
         raise InputError(f'nms is {args.nms}, not between 0 and 1', 'nms')
+    if args.font:
+        visualize.load_font(args.font, 13)  # raises before any work is done
     args.classes = args.classes and sorted(set(args.classes))
-    with workdir.opened(args.output) as work:
+    with workdir.opened(args.output, removes=True) as work:
         args.output = work.folder
         if (args.output / EVALUATION).exists():
             raise InputError(
@@ -110,14 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
             raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')
-        bad = predict(detector, paths, args)
+        bad = predict(detector, paths, args, work.mirror)
         print(f'results: {work.name}')
     if bad:
         print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)
         sys.exit(1)
 
 
-def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> int:
+def predict(
+    detector: Detector, paths: list[Path], args: argparse.Namespace, mirror: Mirror | None = None
+) -> int:
     """Detect in every file and write; returns how many could not be read."""
     settings = {
         'weights': detector.fingerprint(), 'threshold': args.threshold, 'classes': args.classes,
@@ -131,6 +136,8 @@ def predict(detector: Detector, paths: list[Path], args: argparse.Namespace) -> 
     with predictions, concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
         for entry in tqdm(_entries(detector, left, args, predictions, pool), total=len(left), unit='image'):
             predictions.add(entry)
+            if mirror:
+                mirror.push_now_and_then()
     if args.format == 'coco':
         content = as_coco(list(predictions.read()), detector.classes)
         files.write_json(args.output / LIST, content)

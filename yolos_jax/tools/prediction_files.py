@@ -33,9 +33,12 @@ class Predictions:
         settings: what the entries depend on. overwrite: discard existing predictions.
 
         Raises:
-            InputError: it holds predictions with other settings.
+            InputError: it holds predictions with other settings, or other files of these names.
         """
         self._folder, self._path = folder, folder / LINES
+        others = [name for name in (LIST, SETTINGS, VIDEOS) if (folder / name).exists()]
+        if others and not self._path.exists():  # which is written first
+            raise InputError(f'{folder}: holds no predictions, but {", ".join(others)}', 'output')
         if not overwrite and self._path.exists():
             self._check_settings(settings)
         entries, videos = list(self.read()), self._earlier_videos()

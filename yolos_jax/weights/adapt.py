@@ -80,6 +80,8 @@ def with_det_tokens(pretrained: Pretrained, count: int, seed: int) -> tuple[Pret
 def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretrained, str]:
     """The detector with position tables of another size (rows, columns), resampled as torch's bicubic."""
     grid, tables = tuple(grid), _tables(pretrained.model)
+    if not tables:
+        raise InputError('its positions are rotary: there is no table to resample', 'new_pos_grid')
     fields = {name.replace('embed', 'grid'): grid for name in tables}
     sizes.check(pretrained.model.clone(**fields))
     backbone = pretrained.params['backbone']

@@ -63,7 +63,8 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         raise InputError(f'a ViT of {heads} heads; the model asks for {model.heads}', 'model.heads')
     if ('pos_embed' in vit.tensors) != (model.pos_grid is not None):
         raise InputError(
-            f'a ViT with{"out" * model.rope} a position table; the model asks for the other', 'pos_grid'
+            f'a ViT with{"out" * model.rope} a position table; the model asks for the other',
+            'model.pos_grid',
         )
     fresh = names.from_params(jax.device_get(init_params(model, rng)), model)
     tensors = {f'backbone.{name}': tensor for name, tensor in vit.tensors.items()}

@@ -184,10 +184,10 @@ def _read_arrays(path: Path, meta: dict) -> dict:
 
 
 def check_path(folder: str | Path) -> None:
-    """Raises InputError for a path that Orbax takes for a pattern, or that is not UTF-8: it fails there."""
+    """Raises InputError for a path that Orbax or TensorStore takes for another, or that is not UTF-8."""
     path = str(Path(folder).absolute())
-    if '[' in path:
-        raise InputError(f'{folder}: checkpoints cannot be in a folder with [ in its path')
+    if wrong := next((c for c in '[\\' if c in path), None):
+        raise InputError(f'{folder}: checkpoints cannot be in a folder with {wrong} in its path')
     if not files.is_utf8(path):
         raise InputError(f'{folder}: checkpoints cannot be in a folder whose path is not UTF-8')
 
@@ -196,7 +196,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     """Write a folder with one checkpoint of the detector.
 
     Raises:
-        InputError: `folder` is not empty, cannot be written, or has [ in its path.
+        InputError: `folder` is not empty, cannot be written, or its path is not possible (`check_path`).
     """
     import orbax.checkpoint as ocp
 

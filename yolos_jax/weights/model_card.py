@@ -98,7 +98,7 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
             )
         ]
     return ModelCardData(
-        library_name='transformers',
+        library_name='yolos_jax' if pretrained.model.registers or pretrained.model.rope else 'transformers',
         pipeline_tag='object-detection',
         tags=['object-detection', 'yolos', 'vision', 'jax'],
         datasets=[dataset] if dataset else None,
