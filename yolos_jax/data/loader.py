@@ -21,7 +21,7 @@ from yolos_jax.errors import InputError, StorageError
 
 AHEAD = 4  # batches in flight: enough to hide a slow one, few enough to bound memory
 FEW = 8  # a batch of fewer images takes replacements from later batches too
-READS = 256  # images requested from a bucket beyond these: 40 MB; 3,200 a second at 80 ms an answer
+READS = 256  # images requested from a bucket beyond these: 40 MB; 128 are under way at once (`bucket`)
 
 
 class Rows(NamedTuple):

@@ -2,10 +2,10 @@
 
     yolos check DIR [--split NAME ...] [--html=FILE] [--config=yolos_ti]
 
-reads every annotation and decodes every image of a COCO folder (or data set of tensorflow-datasets), and
-prints what is wrong, what training leaves out, the classes, the sizes, and how much padding the config's
-recipe would have (YOLOS-S's without one). --html adds pictures: the worst images, and a batch as the model
-sees it. The exit status is 1 if something would stop a run.
+reads every annotation and decodes every image of a data set as `yolos train` takes it, and prints what is
+wrong, what training leaves out, the classes, the sizes, and how much padding the config's recipe would have
+(YOLOS-S's without one). --html adds pictures: the worst images, and a batch as the model sees it. The exit
+status is 1 if an annotation, an image or too few images would stop a run.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Check this implementation with the published weights: golden values, and AP if COCO is given.
 
-    yolos verify [--data=COCO] [--output=DIR] [NAME ...]
+    yolos verify [--data=COCO] [--image=FILE] [--output=DIR] [NAME ...]
 
-fetches each published detector (a folder of that name wins), compares logits, boxes, scores and labels of
-an image with those that the test of transformers expects, and with --data the AP with the paper's. The
-results are kept in the output folder, so that the same command resumes. The exit status is 1 if something
-differs.
+compares logits, boxes, scores and labels of hustvl/yolos-small for an image with those that the test of
+transformers expects and, with --data, the AP of each published detector with the paper's. They are
+fetched where no folder has their name. The results are kept in the output folder, so that the same command
+resumes. The exit status is 1 if something differs.
 """
 
 import argparse
