@@ -83,9 +83,9 @@ def forward_sides(yolos: Yolos, params: dict, hf, skip: list[str]) -> dict[str, 
     import torch
 
     batch, pixels = random_batch(1, GRID), torch.randn(1, 3, PATCH * GRID[0], PATCH * GRID[1])
-    forward = jax.jit(lambda params: yolos.apply({'params': params}, batch['patches'], batch['grid']))
+    forward, image = jax.jit(yolos.apply), (batch['patches'], batch['grid'])
     sides = {
-        'yolos_jax': lambda: jax.block_until_ready(forward(params)),
+        'yolos_jax': lambda: jax.block_until_ready(forward({'params': params}, *image)),
         'transformers': lambda: hf(pixels),
     }
     if 'torch.compile' not in skip:

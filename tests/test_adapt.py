@@ -85,15 +85,13 @@ def test_a_changed_detector_is_not_the_one_that_was_measured(pretrained):
 def test_a_change_that_gives_no_model_is_refused(pretrained):
     model = pretrained.model.clone(pos_grid=None, mid_pos_grid=None, rope=True)
     rotary = dataclasses.replace(pretrained, model=model)
-    for change in (
-        lambda: adapt.with_classes(pretrained, {100_000: 'cat'}, 0),
-        lambda: adapt.with_det_tokens(pretrained, -2, 0),
-        lambda: adapt.with_pos_grid(pretrained, (0, 0)),
-        lambda: adapt.with_pos_grid(rotary, (5, 5)),
+    for change, says in (
+        (lambda: adapt.with_classes(pretrained, {100_000: 'cat'}, 0), 'not a number from 1 to'),
+        (lambda: adapt.with_det_tokens(pretrained, -2, 0), 'not a number from 1 to'),
+        (lambda: adapt.with_pos_grid(pretrained, (0, 0)), 'not rows and columns'),
+        (lambda: adapt.with_pos_grid(rotary, (5, 5)), 'no table to resample'),
     ):
-        with pytest.raises(
-            InputError, match='not a number from 1 to|not rows and columns|no table to resample'
-        ):
+        with pytest.raises(InputError, match=says):
             change()
 
 

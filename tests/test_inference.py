@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pickle
 
 import jax
@@ -298,7 +299,7 @@ def test_arguments_of_another_kind_are_named(saved):
 
 def test_a_detector_says_that_it_does_not_survive_a_fork(saved, monkeypatch):
     detector = Detector.from_pretrained(saved)
-    monkeypatch.setattr(Detector, '_process', -1)  # as in a child process; a real fork may hang in JAX
+    monkeypatch.setattr(os, 'getpid', lambda: -1)  # as in a child process; a real fork may hang in JAX
     for of_child in (detector, pickle.loads(pickle.dumps(detector))):
         with pytest.raises(RuntimeError, match='after a fork'):
             of_child([noise(60, 80)])

@@ -1,16 +1,20 @@
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 from absl import flags
+from helpers import ROOT
 
 from yolos_jax.tools import train  # noqa: F401  defines the flags
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'launch').iterdir())
+OF_OTHERS = {  # flags of srun, sbatch and scancel, and of gcloud
+    'slurm.sh': 'cpus-per-task dependency gpus-per-node job-name kill-on-bad-exit name nodes '
+    'ntasks-per-node open-mode signal state time user',
+    'tpu.sh': 'accelerator-type command exclude force node-id runtime-version worker zone',
+}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
@@ -33,11 +37,10 @@ def test_a_launch_file_calls_train_with_flags_it_has(path):
     from configs import yolos_ti
 
     config = yolos_ti.get_config()
-    for flag in re.findall(r'--([a-z_.]+)=', text):
-        if flag.startswith('config.'):
-            assert flag.removeprefix('config.') in config
-    asked = set(re.findall(r'--(coordinator|num_processes|process_id|workdir|config)\b', text))
-    assert {'workdir', 'config'} <= asked and asked <= set(flags.FLAGS)
+    assert all(key in config for key in re.findall(r'--config\.([a-z_.]+)=', text))
+    asked = set(re.findall(r'--([a-z][\w-]*)\b(?!\.)', text))
+    assert asked - set(flags.FLAGS) == set(OF_OTHERS.get(path.name, '').split())
+    assert {'workdir', 'config'} <= asked
     assert '--config.init_from=' in text  # the recipe starts from DeiT
     assert len(asked & {'coordinator', 'num_processes', 'process_id'}) in (0, 3)
 

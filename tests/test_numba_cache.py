@@ -7,9 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numba
 import pytest
 
 from yolos_jax import numba_cache
+
+
+@pytest.fixture(autouse=True)
+def numba_as_it_was(monkeypatch):
+    """`set_up` tells Numba of another folder."""
+    yield
+    monkeypatch.undo()
+    numba.config.reload_config()
 
 
 @pytest.mark.parametrize('owner', ['ours', 'of somebody else'])

@@ -38,8 +38,8 @@ def test_a_plan_depends_on_seed_and_epoch():
 def test_other_images_share_a_batch_and_are_left_out_in_each_epoch():
     first, *others = (plan(np.full(11, 400), LENGTHS, 4, 0, epoch)[0] for epoch in range(20))
     assert len({frozenset(batches.ravel()) for batches in (first, *others)}) > 10
-    pairs = lambda batches: {frozenset(batch) for batch in batches.tolist()}
-    assert not all(pairs(first) & pairs(other) for other in others)
+    batches_of = lambda batches: {frozenset(batch) for batch in batches.tolist()}
+    assert not any(batches_of(first) & batches_of(other) for other in others)
 
 
 def test_lengths_come_in_no_order():

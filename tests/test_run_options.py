@@ -82,7 +82,7 @@ def test_a_sharded_average_is_resumed_bit_for_bit(coco_folder, tmp_path):
 
 
 def test_the_moving_average_forgets_faster_in_the_first_steps():
-    from helpers import TINY, make_targets
+    from helpers import make_targets
 
     from yolos_jax import steps
     from yolos_jax.patches import patchify
@@ -209,8 +209,6 @@ def test_a_run_whose_validation_classes_are_matched_by_name_resumes(coco_folder,
 
 
 def test_a_resumed_run_does_not_need_the_weights_it_started_from(coco_folder, tmp_path):
-    import torch
-
     torch.save({'model': torches(make_vit())}, tmp_path / 'vit.pth')
     config = tiny_config(data=coco_folder, epochs=2, init_from=str(tmp_path / 'vit.pth'))
     launch(config, tmp_path / 'unbroken')
@@ -257,15 +255,12 @@ def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
         weights.open(tmp_path / 'x.pth', 5)
 
 
-def test_fine_tuning_takes_the_sizes_of_the_weights(averaged, coco_folder, tmp_path):
+def test_fine_tuning_takes_the_sizes_of_the_weights():
     config = finetune.get_config()
-    with config.unlocked():
-        config.update(data=str(coco_folder), init_from=str(averaged), epochs=0, batch_size=8)
-    launch(config, tmp_path)
-    pretrained = read_detector(averaged)
-    recipe = detection.make_recipe(config, pretrained)
+    recipe_of = lambda *sizes: detection.make_recipe(config, Pretrained(None, {}, {}, *sizes))
+    recipe = recipe_of(112, 176)
     assert recipe.sizes == (64, 80, 96, 112) and recipe.max_size == 176
-    eight_hundred = detection.make_recipe(config, pretrained.__class__(None, {}, {}, 800, 1333))
+    eight_hundred = recipe_of(800, 1333)
     assert eight_hundred.sizes == tuple(range(480, 801, 16)) and eight_hundred.max_size == 1333
     crops = eight_hundred.crop_from, eight_hundred.crop_min, eight_hundred.crop_max
     assert crops == ((400, 500, 600), 384, 600)

@@ -199,10 +199,7 @@ def test_a_part_of_the_images_can_validate(coco):
                 np.testing.assert_array_equal(x, y)
             assert part.start_read(i)() == whole.start_read(j)()
     assert set(val.truth().ids) == set(val.ids) and set(val.truth().owners) <= set(val.ids)
-    again, other = (
-        records.split_by_fraction(whole, 0.2, seed=0)[1],
-        records.split_by_fraction(whole, 0.2, seed=1)[1],
-    )
+    again, other = (records.split_by_fraction(whole, 0.2, seed)[1] for seed in (0, 1))
     np.testing.assert_array_equal(again.ids, val.ids)
     assert other.ids.tolist() != val.ids.tolist()
     with pytest.raises(InputError, match='has only one image; no part can be taken'):
@@ -233,9 +230,8 @@ def test_long_films_are_parted_by_frames_in_a_row(coco):
     whole = records.read(coco, 'train2017')
     whole = records.select(whole, np.arange(1000) % len(whole))
     files = [f'film{i // 200}/frame_{i % 200}.jpg' for i in range(1000)]
-    train, val = (
-        set(part.files.tolist()) for part in records.split_by_fraction(_renamed(whole, files), 0.1, seed=0)
-    )
+    parts = records.split_by_fraction(_renamed(whole, files), 0.1, seed=0)
+    train, val = (set(part.files.tolist()) for part in parts)
     beside = lambda file: re.sub(r'\d+(?=\.jpg)', lambda x: str(int(x[0]) + 1), file)
     assert len(val) == 100 and sum(beside(file) in train for file in val) <= 2
 
@@ -263,9 +259,8 @@ def _renamed(data, files):
 def test_numbered_photographs_of_one_camera_are_no_series(coco):
     whole = records.read(coco, 'train2017')
     for name in ('IMG_{:04d}.JPG', 'photo ({}).jpg', 'carrot_{}.jpg', 'parrot{}.jpg', 'scan_copy{}.jpg'):
-        _, val = records.split_by_fraction(
-            _renamed(whole, [name.format(i) for i in range(len(whole))]), 0.1, seed=0
-        )
+        files = [name.format(i) for i in range(len(whole))]
+        _, val = records.split_by_fraction(_renamed(whole, files), 0.1, seed=0)
         assert len(val) == round(len(whole) * 0.1)
 
 

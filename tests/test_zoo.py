@@ -37,14 +37,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def send(self, body, headers=(), status=200):
-        self.send_response(status)
-        for name, value in {'Content-Length': str(len(body))} | dict(headers):
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == 'GET':
-            self.wfile.write(body)
-
     def do_HEAD(self):  # noqa: N802
         self.do_GET()
 
