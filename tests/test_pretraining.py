@@ -293,7 +293,8 @@ def test_a_student_learns_from_its_teacher(kind, unbroken, class_folder, tmp_pat
         teacher = tmp_path / 'logits.npy'
         np.save(teacher, np.eye(20)[np.repeat(np.arange(20), 3)])  # the truth
     run = tmp_path / 'run'
-    launch(config_of(class_folder, teacher=str(teacher), epochs=2), run)
+    for step in (3, None):  # it resumes with its teacher
+        launch(config_of(class_folder, teacher=str(teacher), epochs=2), run, step)
     lines = [line for line in metric_lines(run) if 'loss_teacher' in line]
     for line in lines:
         expected = (line['loss_true'] + line['loss_teacher']) / 2
