@@ -95,10 +95,11 @@ class Mirror:
         """
         self.start_push()
         self.finish_push()
-        gone = [name for name in self._stamps if not STEP.fullmatch(name) and not self._path(name).exists()]
-        for name in gone if removes else ():
-            self.bucket.remove(name)
-            del self._stamps[name]
+        if removes:
+            names = [name for name in self._stamps if not STEP.fullmatch(name)]
+            for name in [name for name in names if not self._path(name).exists()]:
+                self.bucket.remove(name)
+                del self._stamps[name]
 
     def _push_now(self, after: Callable[[], None] = lambda: None) -> None:
         after()

@@ -149,8 +149,8 @@ class Log:
 
     def _keep(self, text: str) -> None:
         """Append a line to log.txt."""
-        encoding = dict(encoding='utf-8', errors='backslashreplace')
-        with contextlib.suppress(OSError), open(self._text, 'a', **encoding) as file:  # as for the metrics
+        options = dict(encoding='utf-8', errors='backslashreplace')
+        with contextlib.suppress(OSError), open(self._text, 'a', **options) as file:  # as for the metrics
             file.write(f'{text}\n')
 
     def close(self) -> None:
