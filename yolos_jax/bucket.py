@@ -164,12 +164,8 @@ class Bucket:
             yield
         except TimeoutError:
             raise StorageError(f'{place}: no answer in {WAIT} seconds') from None
-        except (
-            ValueError,
-            OSError,
-            RuntimeError,
-            TypeError,
-        ) as error:  # TypeError: a name that is not UTF-8
+        # TypeError: of a name that is not UTF-8
+        except (ValueError, OSError, RuntimeError, TypeError) as error:
             raise StorageError(f'{place}: {_reason(error)}') from None
 
 
