@@ -32,12 +32,17 @@ def _add(programs, name, times, totals):
     for line in programs[name]:
         call = re.search(rf'= (.*?) ({KINDS})(-start)?\(', line)
         if call:
+            arrays = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', call[1])
+            if (
+                call[3] and call[2] != 'all-reduce'
+            ):  # -start gives its operands too, and a permute two counters
+                arrays = [array for array in arrays if array != ('u32', '')]
+                arrays = arrays[len(arrays) // 2 :]
             size = sum(
-                BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n)
-                for kind, shape in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', call[1])
+                BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n) for kind, shape in arrays
             )
             totals[call[2]][0] += times
-            totals[call[2]][1] += times * size // (2 if call[3] else 1)  # -start gives its operand too
+            totals[call[2]][1] += times * size
         if loop := re.search(r'condition=%?([\w.-]+), body=%?([\w.-]+)', line):
             _add(programs, loop[2], times * _trips(programs, line, loop[1]), totals)
         inner = re.search(r'(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)', line)

@@ -78,8 +78,8 @@ def torch_targets(batch: dict, device: str = 'cpu') -> list[dict]:
     ]
 
 
-def forward_sides(yolos: Yolos, params: dict, hf, skip: list[str]) -> dict[str, Callable]:
-    """A call of each runtime that is there, on one image."""
+def forward_sides(yolos: Yolos, params: dict, hf, skip: list[str], folder: Path) -> dict[str, Callable]:
+    """A call of each runtime that is installed, on one image; folder: for the ONNX file."""
     import torch
 
     batch, pixels = random_batch(1, GRID), torch.randn(1, 3, PATCH * GRID[0], PATCH * GRID[1])
@@ -91,30 +91,39 @@ def forward_sides(yolos: Yolos, params: dict, hf, skip: list[str]) -> dict[str, 
     if 'torch.compile' not in skip:
         compiled = torch.compile(hf, dynamic=False)
         sides['torch.compile'] = lambda: compiled(pixels)
-    try:
-        import onnxruntime
-
-        path = export(hf, pixels)
-    except ImportError as error:
-        print(f'left out: {error}')
-        return sides
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count()
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    arrays = {session.get_inputs()[0].name: pixels.numpy()}
-    sides['ONNX Runtime'] = lambda: session.run(None, arrays)
-    try:
-        import openvino
-    except ImportError as error:
-        print(f'left out: {error}')
-        return sides
-    vino = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
-    sides['OpenVINO'] = lambda: vino([pixels.numpy()])
+    for name, session in {'ONNX Runtime': onnx_session, 'OpenVINO': openvino_session}.items():
+        try:
+            sides[name] = session(hf, pixels, folder / 'yolos.onnx')
+        except ImportError as error:
+            print(f'left out: {error}')
     return sides
 
 
-def export(hf, pixels) -> str:
-    """An ONNX file of transformers' model."""
+def onnx_session(hf, pixels, path: Path) -> Callable:
+    """A call of ONNX Runtime on transformers' model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count()
+    session = onnxruntime.InferenceSession(
+        export(hf, pixels, path), options, providers=['CPUExecutionProvider']
+    )
+    arrays = {session.get_inputs()[0].name: pixels.numpy()}
+    return lambda: session.run(None, arrays)
+
+
+def openvino_session(hf, pixels, path: Path) -> Callable:
+    """A call of OpenVINO on transformers' model."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        export(hf, pixels, path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
+    )
+    return lambda: compiled([pixels.numpy()])
+
+
+def export(hf, pixels, path: Path) -> str:
+    """The ONNX file of transformers' model, written once."""
     import torch
 
     class Plain(torch.nn.Module):
@@ -122,9 +131,9 @@ def export(hf, pixels) -> str:
             outputs = hf(x)
             return outputs.logits, outputs.pred_boxes
 
-    path = str(Path(tempfile.mkdtemp()) / 'yolos.onnx')
-    torch.onnx.export(Plain(), (pixels,), path, dynamo=True, verbose=False)
-    return path
+    if not path.exists():
+        torch.onnx.export(Plain(), (pixels,), str(path), dynamo=True, verbose=False)
+    return str(path)
 
 
 def training_sides(yolos: Yolos, params: dict, hf) -> dict[str, Callable]:
@@ -153,14 +162,14 @@ def training_sides(yolos: Yolos, params: dict, hf) -> dict[str, Callable]:
     return {'yolos_jax': ours, 'transformers': theirs}
 
 
-def file_sides(yolos: Yolos, params: dict, hf, count: int) -> dict[str, Callable]:
-    """From the files of photographs to boxes: `Detector` and transformers' pipeline."""
+def file_sides(yolos: Yolos, params: dict, hf, count: int, folder: Path) -> dict[str, Callable]:
+    """From the files of photographs, written to folder, to boxes: `Detector` and transformers' pipeline."""
     from transformers import YolosImageProcessor, pipeline
 
-    folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(count):
         (folder / f'{i}.jpg').write_bytes(photograph(rng, 480, 640))
-    paths = sorted(map(str, folder.iterdir()))
+    paths = sorted(map(str, folder.glob('*.jpg')))
     size = {'shortest_edge': 512, 'longest_edge': 853}
     processor = YolosImageProcessor(size=size)
     theirs = pipeline('object-detection', model=hf, image_processor=processor)
@@ -197,20 +206,25 @@ def main() -> None:
     fields = getattr(model, args.variant)
     yolos, hf = make_model(fields, 'float32'), make_torch(fields)
     params = init_params(yolos, jax.random.key(0))
-    sides = {
-        'forward': lambda: (forward_sides(yolos, params, hf, args.skip), 1),
-        'file to boxes': lambda: (file_sides(yolos, params, hf, args.photographs), args.photographs),
-        'training step': lambda: (training_sides(yolos, params, hf), 1),
-    }
-    for what, make in sides.items():
-        if what in args.skip:
-            continue
-        calls, images = make()
-        times = in_turns(calls, args.rounds if images == 1 else 3)
-        print(f'{what} ({args.variant}, {os.cpu_count()} cores)')
-        for name, values in times.items():
-            ratio = np.median(values / times['yolos_jax'])
-            print(f'    {name:15} {1000 * np.median(values) / images:7.0f} ms   {ratio:.2f}')
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        sides = {
+            'forward': lambda: (forward_sides(yolos, params, hf, args.skip, folder), 1),
+            'file to boxes': lambda: (
+                file_sides(yolos, params, hf, args.photographs, folder),
+                args.photographs,
+            ),
+            'training step': lambda: (training_sides(yolos, params, hf), 1),
+        }
+        for what, make in sides.items():
+            if what in args.skip:
+                continue
+            calls, images = make()
+            times = in_turns(calls, args.rounds if images == 1 else 3)
+            print(f'{what} ({args.variant}, {os.cpu_count()} cores)')
+            for name, values in times.items():
+                ratio = np.median(values / times['yolos_jax'])
+                print(f'    {name:15} {1000 * np.median(values) / images:7.0f} ms   {ratio:.2f}')
 
 
 if __name__ == '__main__':

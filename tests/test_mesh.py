@@ -145,6 +145,19 @@ def test_loops_count_as_often_as_they_run():
     assert collectives(text) == {'all-reduce': (10, 10 * 25 * 4)}
 
 
+@pytest.mark.parametrize(
+    ('line', 'expected'),
+    [
+        ('(f32[6], bf16[2]) all-reduce-start(a, b)', {'all-reduce': (1, 28)}),
+        ('(f32[2,3], f32[16,3]) all-gather-start(a)', {'all-gather': (1, 192)}),
+        ('((f32[8], f32[16]), (f32[1], f32[2])) reduce-scatter-start(a, b)', {'reduce-scatter': (1, 12)}),
+        ('(f32[5], f32[5], u32[], u32[]) collective-permute-start(a)', {'collective-permute': (1, 20)}),
+    ],
+)
+def test_of_an_asynchronous_collective_the_results_are_counted(line, expected):
+    assert collectives(f'ENTRY %main (a: f32[6]) -> f32[6] {{\n  %x = {line}\n}}') == expected
+
+
 def test_a_sharded_gradient_is_clipped_by_the_norm_of_all_of_it():
     mesh = meshes.make_mesh()
     grads = {'x': jnp.arange(16.0)}
