@@ -48,6 +48,26 @@ def test_images_may_lie_in_subfolders(tmp_path):
     assert read(write_coco(tmp_path, content), 'val').files[0] == 'sub/a.jpg'
 
 
+def coco_in_subfolders(root, names):
+    """`coco_content` with these names of images, below `export/`, which is missing on disk."""
+    content = coco_content()
+    for image, name in zip(content['images'], names, strict=True):
+        image['file_name'] = f'export/{name}'
+        (root / 'val' / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / 'val' / name).touch()
+    return write_coco(root, content, images=False)
+
+
+@pytest.mark.parametrize('names', [['cam/b.jpg', 'cam/a.jpg'], ['cam/left/b.jpg', 'cam/left/a.jpg']])
+def test_a_leading_folder_may_be_missing_where_all_images_share_another_too(names, tmp_path):
+    assert read(coco_in_subfolders(tmp_path, names), 'val').files.tolist() == sorted(names)
+
+
+def test_a_part_of_a_data_set_has_its_images_where_the_whole_has_them(tmp_path):
+    root = coco_in_subfolders(tmp_path, ['cam/a.jpg', 'a.jpg'])  # of the first alone, cam/ could be missing
+    assert select(read(root, 'val'), [1]).truth_in(root).files.tolist() == ['val/cam/a.jpg']
+
+
 @pytest.mark.parametrize('before', ['..\\..\\label-studio\\media\\', '/data/upload/1/', 'C:\\pictures\\'])
 def test_images_that_a_tool_kept_elsewhere_are_found_by_their_names(before, tmp_path):
     content, root = coco_content(), write_coco(tmp_path, coco_content())
@@ -84,6 +104,13 @@ def test_data_differ_where_an_object_is_of_another_image(tmp_path):
     content['annotations'][0] |= {'image_id': 3}  # still the first object, and its box is as before
     second = read(write_coco(tmp_path, content), 'val').digests
     assert {name for name in first if first[name] != second[name]} == {'boxes'}
+
+
+def test_data_whose_categories_have_another_order_are_the_same(tmp_path):
+    content = coco_content()
+    first = read(write_coco(tmp_path, content), 'val').digests
+    content['categories'].reverse()
+    assert read(write_coco(tmp_path, content), 'val').digests == first
 
 
 def same(a, b):

@@ -214,8 +214,9 @@ def test_a_description_elsewhere_names_the_images_of_a_validation_part_too(coco,
     config = tiny_config(data=str(file), train_split='train', val_fraction=0.2)
     _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
     detection.write_truth(config, val, tmp_path / 'run')
-    again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', file))
-    np.testing.assert_array_equal(again.boxes, val.boxes)
+    for place in (file, file.parent):
+        again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', place))
+        np.testing.assert_array_equal(again.boxes, val.boxes)
 
 
 def test_several_descriptions_are_not_chosen_from(coco, tmp_path):
@@ -225,6 +226,12 @@ def test_several_descriptions_are_not_chosen_from(coco, tmp_path):
     (tmp_path / 'data.yaml').rename(tmp_path / 'a.yaml')
     with pytest.raises(InputError, match=r'several files describe data sets in it \(a.yaml, b.yaml\)'):
         records.read(tmp_path, 'val')
+
+
+def test_the_description_of_a_model_beside_coco_annotations_is_not_one_of_data(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / 'coco')
+    (tmp_path / 'coco' / 'yolov8n.yaml').write_text('nc: 80\nbackbone: []\n')
+    assert records.read(tmp_path / 'coco', 'val').source.path.suffix == '.json'
 
 
 def test_an_export_of_labels_without_a_description_says_what_to_write(coco, tmp_path):

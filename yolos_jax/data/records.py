@@ -80,10 +80,11 @@ class Records:
 
     def truth_in(self, root: str | Path) -> annotations.Annotations:
         """As `truth`, with file names relative to `root` if the images are files in that folder."""
-        a = self.truth()
-        images, names = self.source.images(a.files)
-        prefix = images.prefix(root)
-        return a if prefix is None else dataclasses.replace(a, files=np.array([prefix + x for x in names]))
+        a, prefix = self.truth(), self.images.prefix(root)
+        if prefix is None:
+            return a
+        names = dict(zip(self.ids.tolist(), self.files.tolist(), strict=True))
+        return dataclasses.replace(a, files=np.array([prefix + names[i] for i in a.ids.tolist()], str))
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -95,7 +96,7 @@ class Records:
             'boxes': (self.boxes, self.first),
             'labels': (self.labels,),
         }
-        digests = {'classes': hashlib.sha256(json.dumps([*self.classes.items()]).encode())}
+        digests = {'classes': hashlib.sha256(json.dumps(sorted(self.classes.items())).encode())}
         for name, arrays in columns.items():
             digests[name] = hashlib.sha256()
             for array in arrays:

@@ -6,10 +6,11 @@ of a COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorfl
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: st
 def of_files(file: str | Path, images: str | Path | None = None, argument: str = 'images') -> Source:
     """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
 
-    images may be the .yaml file of a YOLO data set too, in whose folder they are.
+    images may be a YOLO data set, or its .yaml file, too; they may be where that says.
 
     Either may be the URL of something in a bucket. argument: the one that names the folder, for errors.
 
@@ -137,11 +138,10 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
         raise InputError(f'{file}: no such annotation file')
     if not images:
         places = [beside, beside.inside('images'), beside.inside('data')]
-    elif Path(images).suffix in folders.YAML and Path(images).is_file():
-        roots = Path(images).parent, yolo.read_description(Path(images)).root
-        places = [folders.open_folder(root, argument) for root in roots]
     else:
         places = [folders.open_folder(images, argument)]
+        if isinstance(places[0], Folder) and (description := yolo.description(Path(images))):
+            places = [Folder(description.parent), Folder(yolo.read_description(description).root)]
     return of_json(beside.local(name), places, argument=argument, split=name)
 
 
@@ -206,8 +206,8 @@ def locate(
 ) -> tuple[Folder | BucketFolder, np.ndarray]:
     """The folder that images are in, and their names there.
 
-    Each folder is tried with the names as they are, without the parent folders that all names share, and
-    without any folders. The combination with the most of the first hundred files is taken.
+    Each folder is tried with the names as they are, without one or more of the parent folders that all
+    names share, and without any folders. The combination with the most of the first hundred files is taken.
 
     Raises:
         InputError: no folder fits, or several images would map to one file.
@@ -217,7 +217,12 @@ def locate(
         common = os.path.commonpath({os.path.dirname(name) for name in names})
     except ValueError:  # absolute and relative names mixed
         common = ''
-    forms = [lambda name: name, lambda name: os.path.relpath(name, common or '.'), os.path.basename]
+    shared = [*reversed(PurePosixPath(common).parents), common or '.']
+    forms = [
+        lambda name: name,
+        *(functools.partial(os.path.relpath, start=x) for x in shared),
+        os.path.basename,
+    ]
     sample = names[:100]
     tries = [(place, form) for place in places for form in forms]
     is_inside = lambda name: not name.startswith('/') and '..' not in name.split('/')

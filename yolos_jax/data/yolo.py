@@ -53,8 +53,9 @@ def description(root: Path) -> Path | None:
     described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
-    if len(described) > 1:  # one of a model has classes too
-        described = [file for file in described if 'train' in contents[file]] or described
+    described = [
+        file for file in described if contents[file].keys() & set(SPLITS)
+    ]  # one of a model has none
     if len(described) > 1:
         names = ', '.join(file.name for file in described)
         raise InputError(

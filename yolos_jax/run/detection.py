@@ -1,6 +1,7 @@
 """Training of a detector: data, detector, batches, optimiser and steps, made once from a config."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,8 +195,8 @@ def read_data(
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
     """Write FOLDER/val.json for a validation set without an annotation file of its own."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        root = Path(config.data).parent if Path(config.data).is_file() else config.data  # data.yaml
-        truth = val_set.truth_in(root) if config.data else val_set.truth()
+        root = config.data or config.train_images or os.path.dirname(config.train_json) or '.'
+        truth = val_set.truth_in(Path(root).parent if Path(root).is_file() else root)  # data.yaml
         files.write_json(folder / TRUTH, evaluation.coco_content(truth, upright=val_set.images.upright))
 
 
