@@ -264,9 +264,10 @@ def test_a_dinov3_without_registers_is_read(tmp_path):
     np.testing.assert_allclose(features['patches'][0], expected[1:], atol=2e-5)
 
 
-def test_gated_mlps_are_refused(vits, tmp_path):
+@pytest.mark.parametrize('name', ['blocks.0.mlp.w1.weight', 'encoder.layer.0.mlp.weights_in.weight'])
+def test_gated_mlps_are_refused(name, vits, tmp_path):
     state = {k: v.contiguous() for k, v in as_released(vits[V3][0], 3).items()}
-    save_file(state | {'blocks.0.mlp.w1.weight': torch.ones(2)}, tmp_path / 'x.safetensors')
+    save_file(state | {name: torch.ones(2)}, tmp_path / 'x.safetensors')
     with pytest.raises(InputError, match='gated .SwiGLU'):
         start(tmp_path / 'x.safetensors', V3)
 

@@ -110,6 +110,9 @@ FILES = {
 @pytest.mark.parametrize('name', FILES)
 def test_a_hostile_file_of_weights_is_refused_in_one_line(name, tmp_path):
     FILES[name](tmp_path / 'x.pth')
+    assert name != 'an unknown type' or refused(tmp_path / 'x.pth').endswith(
+        'x is of type F4, which is not read'
+    )
     assert 'no YOLOS detector' not in refused(tmp_path / 'x.pth')  # which any small file is
 
 

@@ -57,10 +57,22 @@ def test_a_damaged_config_beside_a_file_of_the_reference_is_ignored(hf, expected
     check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.'])
-def test_a_bare_state_dict_is_read(prefix, hf, expected, tmp_path):
-    torch.save(state_dict(hf, prefix), tmp_path / 'x.pth')
-    check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'module._orig_mod.'])
+@pytest.mark.parametrize('names', ["the original's", "Hugging Face's"])
+def test_a_bare_state_dict_is_read(names, prefix, hf, expected, tmp_path):
+    tensors = state_dict(hf) if names == "the original's" else hf.state_dict()
+    tensors = {prefix + name: x for name, x in tensors.items()} | {'n_averaged': torch.tensor(3)}
+    torch.save(tensors, tmp_path / 'x.pth')
+    yolos = check(tmp_path / 'x.pth', expected, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6))
+    assert yolos.eps == (1e-6 if names == "the original's" else 1e-12)
+
+
+def test_other_weights_in_a_file_are_named(hf, tmp_path):
+    torch.save({'model': state_dict(hf), 'model_ema': state_dict(hf), 'epoch': 3}, tmp_path / 'x.pth')
+    lines = []
+    read_detector(tmp_path / 'x.pth', heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6), log=lines.append)
+    assert lines[1].endswith('ignored, as they are no weights: epoch')
+    assert lines[2].endswith('the weights in model_ema')
 
 
 @pytest.mark.parametrize('form', ['folder', 'file', 'bin', 'names of v5'])

@@ -130,6 +130,7 @@ def from_taps(
 
 def _from_taps(special: jax.Array, table: jax.Array, taps: tuple, dtype: jnp.dtype) -> jax.Array:
     rows, of_rows, columns, of_columns = taps
+    table = jnp.asarray(table)  # NumPy's have no `at`
 
     def along_row(i: int) -> jax.Array:  # columns first, as torch
         samples = (table.at[rows[..., i], columns[..., j]].get(mode='promise_in_bounds') for j in range(4))

@@ -17,7 +17,7 @@ GAMMA = re.compile(r'(blocks\.\d+\.)gamma_([12])$')  # of layer scale, as BEiT's
 SCALE = re.compile(r'(blocks\.\d+\.)(ls[12])\.gamma')
 SCALED = {'ls1': 'attn.proj', 'ls2': 'mlp.fc2'}
 UNUSED = re.compile(r'rope_embed\.|local_cls_norm\.|.*\.qkv\.bias_mask$')
-GATED = re.compile(r'.*\.mlp\.(w12|w1|w3|gate_proj|fc1_g)\.')  # SwiGLU
+GATED = re.compile(r'.*\.mlp\.(w12|w1|w3|gate_proj|fc1_g|weights_in)\.')  # SwiGLU
 
 
 def to_timm(tensors: dict) -> tuple[dict, list[str], list[str]]:

@@ -31,8 +31,10 @@ def read(
     wrappers = re.compile(r'(_orig_mod\.|module\.|model\.)*')  # of torch.compile, DDP and Lightning
     state = {}
     for name, tensor in file.tensors.items():
-        names.add(state, wrappers.sub('', name, count=1), tensor)
-    state = hf_names.to_reference(state) if hf_names.has_names(file.tensors) else state
+        if name != 'n_averaged':  # a number of torch's AveragedModel
+            names.add(state, wrappers.sub('', name, count=1), tensor)
+    is_hf = hf_names.has_names(state)
+    state = hf_names.to_reference(state) if is_hf else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
         if name not in state or len(state[name].shape) != 3:
             raise InputError(f'no YOLOS detector: {name} is missing or of another shape')
@@ -56,7 +58,7 @@ def read(
         mid_pos_grid=_fitting(state, 'mid_pos', mid_grids),
         num_classes=names.num_classes(state),
         num_det_tokens=tokens,
-        eps=file.about.get('eps', hf.EPS if hf_names.has_names(file.tensors) else EPS),
+        eps=file.about.get('eps', hf.EPS if is_hf else EPS),
     )
     sizes.check(built)
     size = args.get('eval_size') or published_size(width)[0]

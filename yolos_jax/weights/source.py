@@ -152,9 +152,12 @@ class Source:
             else:
                 pretrained = reference.read(self.file, **hints)
         if log:
-            ignored = ', '.join(map(str, self.file.about)) or 'nothing'
+            others = [key for key in tensors.INNER if isinstance(self.file.about.get(key), dict)]
+            ignored = ', '.join(str(key) for key in self.file.about if key not in others) or 'nothing'
             log(f'{self.file.path}: SHA-256 {self.file.sha256}')
             log(f'  used {len(self.file.tensors)} tensors; ignored, as they are no weights: {ignored}')
+            if others:
+                log(f'  not read, as only one of a file is: the weights in {", ".join(others)}')
         return dataclasses.replace(pretrained, about=pretrained.about | self.about)
 
     def backbone_fields(self) -> dict:

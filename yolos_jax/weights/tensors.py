@@ -188,7 +188,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
         tensors, end = {}, 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
             if entry['dtype'] not in SAFETENSORS_TYPES:
-                raise ValueError(f'{name} is of type {entry["dtype"]}, which is not read')
+                raise InputError(f'{file.name}: {name} is of type {entry["dtype"]}, which is not read')
             dtype, shape = np.dtype(SAFETENSORS_TYPES[entry['dtype']]), tuple(entry['shape'])
             if any(type(n) is not int or n < 0 for n in (*shape, *entry['data_offsets'])):
                 raise ValueError(f'{name} has an impossible shape')
@@ -198,6 +198,8 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
             tensors[name] = Tensor(shape, _reader(file, 8 + length + begin, shape, dtype))
         if end != size - 8 - length:
             raise ValueError('it is not as long as its header says')
+    except InputError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f'{file.name}: damaged, or no safetensors file ({error})') from None
     return tensors
