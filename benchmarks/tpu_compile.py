@@ -60,7 +60,7 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
         'boxes': ((B, T, 4), jnp.float32),
         'valid': ((B, T), bool),
     }
-    rows, whole = meshes.over_rows(mesh), meshes.whole(mesh)
+    rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     layout = meshes.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
     layout = meshes.in_memory(state, layout)
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}

@@ -43,7 +43,7 @@ def compile_step(config, mesh):
         'weight': ((B,), jnp.float32),
         'share': ((B,), jnp.float32),
     }
-    rows, whole = meshes.over_rows(mesh), meshes.whole(mesh)
+    rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in batch.items()}
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
     options = dict(smoothing=config.smoothing, drop_path=config.drop_path, group=config.augment.mix_group)

@@ -335,4 +335,4 @@ def test_one_process_is_alone_and_agrees_with_itself():
     assert cluster.is_alone() and cluster.is_first()
     cluster.agree({'a': 1, 'b': 'x'})
     x = np.array([[1 << 40], [3]])
-    assert cluster.gather(x) is x and cluster.from_first(0.1) == 0.1
+    assert cluster.gather(x) is x and cluster.broadcast(0.1) == 0.1

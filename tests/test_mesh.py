@@ -34,13 +34,13 @@ def walk(training, devices, images_per_group=1, accumulate_steps=1, shard_params
     """The parameters and losses after a few steps on so many devices, and the compiled step."""
     model, optimizer, state, batch = training
     mesh = meshes.make_mesh(jax.devices()[:devices])
-    layout = jax.tree.map(lambda _: meshes.whole(mesh), state)
+    layout = jax.tree.map(lambda _: meshes.replicated(mesh), state)
     layout = meshes.largest_axis(state, mesh) if shard_params else layout
     step = steps.make_train_step(model, optimizer, images_per_group, accumulate_steps)
     losses = []
     with jax.set_mesh(mesh):
-        state, batch = meshes.place(state, layout), meshes.shard(batch, mesh)
-        step = jax.jit(step, out_shardings=(layout, meshes.whole(mesh))).lower(state, batch).compile()
+        state, batch = jax.device_put(state, layout), meshes.shard(batch, mesh)
+        step = jax.jit(step, out_shardings=(layout, meshes.replicated(mesh))).lower(state, batch).compile()
         for _ in range(count):
             state, metrics = step(state, batch)
             losses.append(jax.device_get(metrics))
@@ -115,7 +115,7 @@ def test_arrays_are_spread_over_their_largest_axis_that_divides():
 
 def test_only_arrays_of_four_axes_have_their_order_in_memory_fixed():
     tree = {'tables': jnp.zeros((2, 1, 3, 4)), 'rest': jnp.zeros((3, 16, 32))}
-    shardings = jax.tree.map(lambda _: meshes.whole(meshes.make_mesh()), tree)
+    shardings = jax.tree.map(lambda _: meshes.replicated(meshes.make_mesh()), tree)
     placed = meshes.in_memory(tree, shardings)
     assert placed == shardings | {'tables': Format(Layout((0, 1, 2, 3)), shardings['tables'])}
 
@@ -164,7 +164,7 @@ def test_a_sharded_gradient_is_clipped_by_the_norm_of_all_of_it():
     clip = optax.clip_by_global_norm(1.0)
     expected, _ = clip.update(grads, clip.init(grads))
     with jax.set_mesh(mesh):
-        placed = meshes.place(grads, meshes.largest_axis(grads, mesh))
+        placed = jax.device_put(grads, meshes.largest_axis(grads, mesh))
         clipped, _ = jax.jit(clip.update)(placed, clip.init(placed))
     np.testing.assert_allclose(clipped['x'], expected['x'], rtol=1e-6)
 

@@ -63,19 +63,19 @@ def test_in_pre_training_only_kernels_decay_those_of_heads_too():
 
 
 def test_the_first_blocks_and_the_tables_after_them_are_frozen(params):
-    backbone = optim.trained(params, 1)['backbone']
+    backbone = optim.trainable(params, 1)['backbone']
     assert backbone['blocks']['norm1']['bias'].ravel().tolist() == [0, 1, 1]
     assert backbone['mid_pos_embed'].ravel().tolist() == [0, 1]
     frozen = [backbone[name] for name in ('cls_token', 'reg_token', 'pos_embed')]
     assert not any([*frozen, *backbone['patch_embed']['proj'].values()])
-    heads = jax.tree.leaves([optim.trained(params, 3)[f'{head}_embed'] for head in ('class', 'bbox')])
+    heads = jax.tree.leaves([optim.trainable(params, 3)[f'{head}_embed'] for head in ('class', 'bbox')])
     assert all([*heads, backbone['det_token'], *backbone['norm'].values()])
-    assert not any(x.any() for x in jax.tree.leaves(optim.trained(params, 3)['backbone']))
-    loss = optim.of_trained(lambda blocks, factor: factor * blocks.sum(), np.float32([[0], [1], [1]]))
+    assert not any(x.any() for x in jax.tree.leaves(optim.trainable(params, 3)['backbone']))
+    loss = optim.with_frozen(lambda blocks, factor: factor * blocks.sum(), np.float32([[0], [1], [1]]))
     assert jax.grad(loss)(jnp.ones((3, 2)), 5).tolist() == [[0, 0], [5, 5], [5, 5]]
     for blocks in (-1, 4):
         with pytest.raises(ValueError, match='the backbone has 3 blocks'):
-            optim.trained(params, blocks)
+            optim.trainable(params, blocks)
 
 
 @pytest.mark.parametrize(('base', 'epochs', 'per_epoch'), [(2.5e-5, 150, 7), (5e-5, 300, 3), (1e-3, 1, 5)])

@@ -50,7 +50,7 @@ def test_lengths_are_compiled_ahead_in_the_order_in_which_they_come():
 
 def test_a_program_takes_the_state_in_its_memory_layout():
     """On a TPU the default layout of the tables between blocks is not that of a run; here one is set."""
-    layout = Format(Layout((0, 1, 3, 2)), meshes.whole(MESH))
+    layout = Format(Layout((0, 1, 3, 2)), meshes.replicated(MESH))
     state = {'sum': jax.jit(lambda: jnp.zeros((1, 1, 2, 3)), out_shardings=layout)()}
     assert state['sum'].format.layout != jnp.zeros((1, 1, 2, 3)).format.layout
     step = jax.jit(add, donate_argnums=0, out_shardings=({'sum': layout}, {}))

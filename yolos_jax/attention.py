@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from yolos_jax import spmd
+from yolos_jax.patches import round_up
 
 SHORT = 64  # keys, below which a CPU computes all scores of a batch in one product
 AMPERE = 8.0  # the compute capability of NVIDIA's first GPUs with bfloat16
@@ -68,8 +69,8 @@ def reads_rows(kernel: Callable) -> bool:
 def padded(kernel: Callable, size: int) -> int:
     """The length that sequences of `size` are padded to for this kernel, once and not in every block."""
     if _is(kernel, splash):
-        return size + -size % splash_block(size)
-    return size + -size % FUSED_MULTIPLE if _is(kernel, fused) else size
+        return round_up(size, splash_block(size))
+    return round_up(size, FUSED_MULTIPLE) if _is(kernel, fused) else size
 
 
 def _is(kernel: Callable, function: Callable) -> bool:
@@ -147,7 +148,7 @@ def splash_block(size: int) -> int:
     several do, the largest.
     """
     if size <= BLOCKS[-1]:
-        return size + -size % 128  # the kernel asks for multiples of 128
+        return round_up(size, 128)  # the kernel asks for multiples of 128
     return min(BLOCKS, key=lambda block: (-size % block, -block))
 
 

@@ -21,7 +21,7 @@ from yolos_jax import attention, cpus, steps, weights
 from yolos_jax.data import geometry, pixels
 from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, to_rgbx
 from yolos_jax.errors import InputError
-from yolos_jax.patches import PATCH, PATCH_DIM
+from yolos_jax.patches import PATCH, PATCH_DIM, round_up
 
 SHAPES = 1, 4 / 3, 3 / 2  # long side / short side of common photographs
 WINDOW = 4  # batches that are read ahead, so that images of one length share a batch
@@ -200,7 +200,7 @@ class Detector:
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
         count, most = int(resized.lengths[0]), self._lengths[-1]
-        longer = -(-count // most) * most  # for a panorama, if max_size allows one
+        longer = round_up(count, most)  # for a panorama, if max_size allows one
         length = next((length for length in self._lengths if length >= count), longer)
         patches = np.zeros((length, PATCH_DIM), np.uint8)
         pixels.place(array, resized[0], patches)

@@ -43,12 +43,12 @@ def set_loss(
         ValueError: images_per_group does not divide B, or a device's rows of a part.
     """
     B, Q, classes = outputs['pred_logits'].shape
-    _check_groups(B, images_per_group, B if whole is None else len(whole['valid']))
-    valid, whole = targets['valid'], targets if whole is None else whole
+    valid = targets['valid']
+    of_whole = valid if whole is None else whole['valid']
+    _check_groups(B, images_per_group, len(of_whole))
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
-    parts = len(whole['valid']) // B
-    num_boxes, num_matched = _objects_of_part(whole['valid'], parts, Q, images_per_group)
+    num_boxes, num_matched = _objects_of_part(of_whole, len(of_whole) // B, Q, images_per_group)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)

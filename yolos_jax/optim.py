@@ -59,7 +59,7 @@ def make_deit_optimizer(
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 
 
-def trained(params: dict, frozen_blocks: int) -> dict:
+def trainable(params: dict, frozen_blocks: int) -> dict:
     """A mask of what is trained (1) and frozen (0): a tree that broadcasts against `params`.
 
     frozen_blocks: how many of the backbone's first blocks are frozen, with the patch projection, the [CLS]
@@ -83,10 +83,10 @@ def trained(params: dict, frozen_blocks: int) -> dict:
     return jax.tree_util.tree_map_with_path(is_trained, params)
 
 
-def of_trained(loss: Callable, trained: dict) -> Callable:
-    """`loss` with zero gradients for frozen parameters; trained: the mask that `trained` returns."""
+def with_frozen(loss: Callable, mask: dict) -> Callable:
+    """`loss` with zero gradients for frozen parameters; mask: of `trainable`."""
     kept = lambda x, share: share * x + (1 - share) * jax.lax.stop_gradient(x)
-    return lambda params, *rest: loss(jax.tree.map(kept, params, trained), *rest)
+    return lambda params, *rest: loss(jax.tree.map(kept, params, mask), *rest)
 
 
 def make_optimizer(
@@ -99,7 +99,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm; `learning_rate` is a number or a function of the step.
 
-    frozen_blocks: as for `trained`; gradients of frozen parameters do not count in the clipped norm.
+    frozen_blocks: as for `trainable`; gradients of frozen parameters do not count in the clipped norm.
     fresh_factor: factor on the learning rate of the heads and the [DET] tokens, which are not
         pre-trained.
     """
@@ -113,6 +113,6 @@ def make_optimizer(
         factor = lambda path, _: fresh_factor if is_fresh(path) else 1.0
         parts.append(multiplied_by(jax.tree_util.tree_map_with_path(factor, params)))
     if frozen_blocks:
-        mask = multiplied_by(trained(params, frozen_blocks))
+        mask = multiplied_by(trainable(params, frozen_blocks))
         parts = [mask, *parts, mask]
     return optax.chain(*parts)

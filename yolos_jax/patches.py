@@ -15,6 +15,11 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, on pixels in 0..
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
 def longest_side(length: int) -> int:
     """The most patches that a side of an image may have in a sequence of `length` patches."""
     return min(length, max(ANY_SIDE, 2 * math.isqrt(length)))

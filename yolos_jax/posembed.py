@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import attention, spmd
-from yolos_jax.patches import longest_side
+from yolos_jax.patches import longest_side, round_up
 
 ALIGNED = 8  # summed axes are padded to a multiple of it: a GPU reads 16 bytes at a time
 CUBIC = -0.75  # torch's coefficient; PIL's and jax.image's is -0.5
@@ -141,11 +141,6 @@ def _from_taps(special: jax.Array, table: jax.Array, taps: tuple, dtype: jnp.dty
     return jnp.concatenate([special, patches], axis=1).astype(dtype)
 
 
-def aligned(size: int) -> int:
-    """A size rounded up to a multiple of `ALIGNED`."""
-    return size + -size % ALIGNED
-
-
 def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
     """The matrices and indices by which `sequences` resamples a table to the images' grids [B, 2].
 
@@ -163,11 +158,11 @@ def layout(table_grid: tuple[int, int], grid: jax.Array, length: int) -> tuple:
         first = jnp.concatenate(  # [S, gh + gw]: rows of the table, or of the turned table
             [jnp.where(tall, 0, rows[:short]), jnp.where(tall, columns[:short], 0)], axis=1
         )
-        side = aligned(max(gh, gw))
+        side = round_up(max(gh, gw), ALIGNED)
         second = jnp.where(  # [L, side]
             tall, jnp.pad(rows, ((0, 0), (0, side - gh))), jnp.pad(columns, ((0, 0), (0, side - gw)))
         )
-        first = jnp.pad(first, ((0, 0), (0, aligned(gh + gw) - gh - gw)))
+        first = jnp.pad(first, ((0, 0), (0, round_up(gh + gw, ALIGNED) - gh - gw)))
         row, column = patch // w, patch % w
         cell = jnp.where(tall, column * long + row, row * long + column)
         across, along = jnp.arange(short)[:, None], jnp.arange(long)

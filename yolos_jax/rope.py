@@ -30,7 +30,7 @@ def angles(grid: jax.Array, length: int, special: int, width: int) -> tuple[jax.
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def turn(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
     """Queries or keys [B, H, M, d] turned by the angles [B, M, d] of their tokens."""
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)

@@ -15,8 +15,7 @@ BATCH = 'batch'  # the mesh's one axis
 
 def num_devices() -> int:
     """How many devices the rows of a batch are spread over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.shape[BATCH] if BATCH in mesh.axis_names else 1
+    return jax.sharding.get_abstract_mesh().shape.get(BATCH, 1)
 
 
 def gathered(x: jax.Array) -> jax.Array:

@@ -158,6 +158,6 @@ def init_state(
     return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
 
 
-def evaluated(state: dict) -> dict:
+def eval_params(state: dict) -> dict:
     """The parameters that are evaluated and exported: the moving average, where there is one."""
     return state.get('ema', state['params'])

@@ -116,7 +116,7 @@ class Attention(nn.Module):
         heads_first = attention.heads_first(self.kernel)
         q, k, v = QueryKeyValue(self.heads, self.dtype, heads_first, name='qkv')(x, rows)
         if angles:
-            q, k = rope.turn(q, *(y[:, rows] for y in angles)), rope.turn(k, *angles)
+            q, k = rope.rotate(q, *(y[:, rows] for y in angles)), rope.rotate(k, *angles)
         return JoinHeads(self.dtype, heads_first, name='proj')(self.kernel(q, k, v, lengths))
 
 

@@ -82,8 +82,8 @@ def errors(outcomes: Outcomes) -> Errors:
         classes = np.where(mended, split.classes[target], split.detected_classes)
         kept = ~ignored & ~wrong | mended
         taken = np.bincount(split.classes[missed], minlength=len(per_class)) * (kind == Kind.MISSED)
-        left = per_class - taken
-        after = _ap(classes[kept], split.scores[kept], (right | mended)[kept], left, per_class)
+        remaining = per_class - taken
+        after = _ap(classes[kept], split.scores[kept], (right | mended)[kept], remaining, per_class)
         costs[kind] = max(after - before, 0.0)
     counts = {kind: int((kinds == kind).sum()) for kind in Kind} | {Kind.MISSED: int(missed.sum())}
     return Errors(np.where(ignored, -1, kinds), costs, counts)
@@ -132,21 +132,21 @@ def _best_of_each(target: np.ndarray, mendable: np.ndarray, scores: np.ndarray) 
 
 
 def _ap(
-    classes: np.ndarray, scores: np.ndarray, right: np.ndarray, left: np.ndarray, objects: np.ndarray
+    classes: np.ndarray, scores: np.ndarray, correct: np.ndarray, remaining: np.ndarray, objects: np.ndarray
 ) -> float:
-    """The mean AP at one IoU threshold; classes, scores, right: of the detections.
+    """The mean AP at one IoU threshold; classes, scores, correct: of the detections.
 
-    objects [K]: of each class; left [K]: those that are not taken away. As in TIDE, the AP of a class
+    objects [K]: of each class; remaining [K]: those that are not taken away. As in TIDE, the AP of a class
     that lost all of them is 0 if there are detections of it; without any the class is not in the mean.
     """
     order = np.lexsort((-scores, classes))
-    first = np.searchsorted(classes[order], np.arange(len(left) + 1))
+    first = np.searchsorted(classes[order], np.arange(len(remaining) + 1))
     values = []
-    for k in np.flatnonzero(left):
-        hits = np.cumsum(right[order[first[k] : first[k + 1]]])
+    for k in np.flatnonzero(remaining):
+        hits = np.cumsum(correct[order[first[k] : first[k + 1]]])
         precision = hits / np.arange(1, len(hits) + 1)
         precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-        values.append(precision[np.searchsorted(hits / left[k], RECALLS)].mean())
-    emptied = (objects > 0) & (left == 0) & (np.diff(first) > 0)
+        values.append(precision[np.searchsorted(hits / remaining[k], RECALLS)].mean())
+    emptied = (objects > 0) & (remaining == 0) & (np.diff(first) > 0)
     values += [0.0] * emptied.sum()
     return float(np.mean(values)) if values else 0.0

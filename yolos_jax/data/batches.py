@@ -40,6 +40,12 @@ class _Batches:
             'dropped': np.zeros(rows, np.int32),
         }
 
+    def _fill(self, drawn: Geometry, _: int, index: int, image: np.ndarray, row: dict) -> None:
+        """Write an image and its objects under the drawn geometry into its row."""
+        row['grid'][:] = drawn[index].grid
+        pixels.place(image, drawn[index], row['patches'])
+        _fill_targets(self.records, index, drawn[index], row)
+
 
 class TrainBatches(_Batches):
     """The batches of a run: batch `step` is a function of (seed, step) and the records alone."""
@@ -89,7 +95,7 @@ class TrainBatches(_Batches):
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
         candidates = in_turn(indices, lengths, i)
-        return Rows(candidates, filler(self.records, drawn), int(lengths[i]), required=True)
+        return Rows(candidates, functools.partial(self._fill, drawn), int(lengths[i]), required=True)
 
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
         """A function that returns the pixels of a record, from the cache if they are in it."""
@@ -141,19 +147,8 @@ class EvalBatches(_Batches):
     def rows(self, step: int) -> Rows:
         """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
-        fill = filler(self.records, self._geometry)
+        fill = functools.partial(self._fill, self._geometry)
         return Rows(candidates, fill, int(self._lengths[step]), required=False)
-
-
-def filler(records: Records, drawn: Geometry) -> Callable[[int, int, np.ndarray, dict], None]:
-    """A function that fills a row with an image and its objects under the drawn geometry."""
-
-    def fill(_: int, index: int, image: np.ndarray, row: dict) -> None:
-        row['grid'][:] = drawn[index].grid
-        pixels.place(image, drawn[index], row['patches'])
-        _fill_targets(records, index, drawn[index], row)
-
-    return fill
 
 
 def start_image(records: Records, index: int) -> Callable[[], np.ndarray]:

@@ -36,8 +36,8 @@ class DecodedImages:
             InputError: the folder cannot be written to.
         """
         self._shapes = np.stack([heights, widths, np.full(len(heights), CHANNELS)], axis=1).astype(np.int64)
-        self._ends = np.cumsum(self._shapes.prod(axis=1))
-        size = int(self._ends[-1])
+        self._starts = np.concatenate([[0], np.cumsum(self._shapes.prod(axis=1))])
+        size = int(self._starts[-1])
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open as long as the cache
@@ -61,7 +61,7 @@ class DecodedImages:
 
         They come from the file or, if it does not have them, from the function `start_decode` returns.
         """
-        place = int(self._ends[index - 1]) if index else 0
+        place = int(self._starts[index])
         if not self._kept[index]:
             return functools.partial(self._decode, index, place, start_decode())
         shape = self._shapes[index]

@@ -6,6 +6,7 @@ resizes again. Its draws are made here for a whole epoch at once, as arrays over
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numba
 import numpy as np
@@ -29,11 +30,18 @@ class Recipe:
     crop_max: int = 600
 
     @classmethod
+    def of_config(cls, augment: Mapping, size: int = 800, max_size: int = 1333) -> 'Recipe':
+        """That of a config's `augment`; without sizes in it, the published one scaled to `size`."""
+        if not augment['sizes']:
+            return cls.published(size, max_size)
+        return cls(**{**augment, 'max_size': augment['max_size'] or max_size})
+
+    @classmethod
     def published(cls, size: int = 800, max_size: int = 1333) -> 'Recipe':
         """The recipe of YOLOS-S, S (dWr) and B, scaled to images of another size."""
-        scaled = lambda side: max(round(side * size / 800), 16)
+        scaled = lambda side: max(round(side * size / 800), PATCH)
         return cls(
-            sizes=tuple(range(scaled(480) // 16 * 16, size + 1, 16)),
+            sizes=tuple(range(scaled(480) // PATCH * PATCH, size + 1, PATCH)),
             max_size=max_size,
             crop_from=tuple(map(scaled, cls.crop_from)),
             crop_min=scaled(cls.crop_min),

@@ -121,7 +121,15 @@ def read(root: str | Path, split: str, classes: list[str] | None = None) -> Labe
     label = {name: i for i, name in enumerate(known)}
     labels = np.array([label[name] for name in of_class], np.int32)
     count = len(files)
-    return LabelledImages(str(where), known, np.array(files, str), labels, where, count, tolerated(count))
+    return LabelledImages(
+        path=str(where),
+        classes=known,
+        files=np.array(files, str),
+        labels=labels,
+        images=where,
+        count=count,
+        bad_images=tolerated(count),
+    )
 
 
 def _place(file: str) -> tuple[str, str, str]:

@@ -168,11 +168,11 @@ def _submit(
     for group in asked.groups:
         # views, even of single numbers
         arrays = [{name: x[row - ours[0], ...] for name, x in batch.items()} for row in group.rows]
-        jobs.append(pool.submit(fill_rows, batches, asked.rows.fill, group, arrays))
+        jobs.append(pool.submit(_fill_rows, batches, asked.rows.fill, group, arrays))
     return batch, jobs
 
 
-def fill_rows(batches: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
+def _fill_rows(batches: Batches, fill: Callable, group: _Group, arrays: list[dict]) -> dict[int, int]:
     """Fill rows with their first readable candidate; returns {row: its record, or -1}."""
     for tries, index in enumerate(group.candidates[group.candidates >= 0]):
         read = batches.start_image(index) if tries else group.image

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from yolos_jax.patches import round_up
+
 
 def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 101) -> tuple[int, ...]:
     """At most `how_many` bucket lengths for sequences of `counts` patches, the last holding `most`.
@@ -13,7 +15,7 @@ def choose_lengths(counts: np.ndarray, most: int, how_many: int, special: int = 
     kernels work in tiles.
     """
     tile = 1 << min(max(int(np.log2(most / 32)), 3), 7)  # 128 for COCO at 800 pixels, 8 at least
-    up = lambda n: -(-(n + special) // tile) * tile - special
+    up = lambda n: round_up(n + special, tile) - special
     ends = np.arange(up(1), up(most) + tile, tile)
     slot = np.searchsorted(ends, up(np.asarray(counts)))
     images = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=len(ends)))])

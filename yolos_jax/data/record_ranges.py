@@ -37,15 +37,15 @@ class RecordRanges:
         ]
         spans, counts = zip(*map(_chunks, footers, begins), strict=True)
         self._file = np.repeat(np.arange(len(names)), [len(of_file) for of_file in counts])
-        self._span, self._ends = np.concatenate(spans), np.cumsum(np.concatenate(counts))
+        self._span, self._starts = np.concatenate(spans), np.cumsum(np.concatenate([[0], *counts]))
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._starts[-1])
 
     def start_read(self, row: int) -> Callable[[], bytes]:
         """Request a record; returns a function that waits for it, or raises InputError."""
-        chunk = int(np.searchsorted(self._ends, row, 'right'))
-        within = row - (int(self._ends[chunk - 1]) if chunk else 0)
+        chunk = int(np.searchsorted(self._starts, row, 'right')) - 1
+        within = row - int(self._starts[chunk])
         name, (begin, end) = self._names[self._file[chunk]], self._span[chunk].tolist()
         read = self._bucket.start_read(name, slice(begin, end))
         return lambda: _records(read, begin)[within]

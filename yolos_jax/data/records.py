@@ -89,19 +89,15 @@ class Records:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """A hash of each aspect in which two data sets may differ."""
-        columns = {
-            'image ids': (self.ids,),
-            'file names': (self.files,),
-            'image sizes': (self.heights, self.widths),
-            'boxes': (self.boxes, self.first),
-            'labels': (self.labels,),
+        sha256 = lambda *parts: hashlib.sha256(b''.join(parts)).hexdigest()
+        return {
+            'classes': sha256(json.dumps(sorted(self.classes.items())).encode()),
+            'image ids': sha256(self.ids.tobytes()),
+            'file names': sha256(self.files.tobytes()),
+            'image sizes': sha256(self.heights.tobytes(), self.widths.tobytes()),
+            'boxes': sha256(self.boxes.tobytes(), self.first.tobytes()),
+            'labels': sha256(self.labels.tobytes()),
         }
-        digests = {'classes': hashlib.sha256(json.dumps(sorted(self.classes.items())).encode())}
-        for name, arrays in columns.items():
-            digests[name] = hashlib.sha256()
-            for array in arrays:
-                digests[name].update(np.ascontiguousarray(array))
-        return {name: digest.hexdigest() for name, digest in digests.items()}
 
     @property
     def num_classes(self) -> int:

@@ -210,12 +210,7 @@ def _size(image: Path) -> tuple[int, int] | InputError:
 
 def labels_of(image: Path) -> Path:
     """The file of labels of an image: the last folder named images becomes labels."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == 'images':
-            parts[i] = 'labels'
-            break
-    return Path(*parts).with_suffix('.txt')
+    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix('.txt')
 
 
 def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:

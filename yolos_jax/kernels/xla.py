@@ -25,7 +25,7 @@ VERSION, SCHEDULE, COUNT_THREADS = 4, 17, 18  # of the table of functions
 METADATA, TRAITS = 3, 4  # of the extension that asks, and of its answer, whose word 3 is the version
 NEXT, FINISHED, USERS, UNITS, FRAME, SCRATCH = range(6)  # of the state of a call
 MOST = 20  # words of a struct that are read
-WORD, INT = ir.IntType(64), ir.IntType(32)
+WORD = ir.IntType(64)
 
 
 def entry(function: Callable) -> Callable:
@@ -47,10 +47,6 @@ def _pointer_to(kind: types.Type) -> Callable:
 _words_at, _floats_at, _ints_at = (_pointer_to(kind) for kind in (types.int64, types.float32, types.int32))
 
 
-def _function(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
-
-
 @intrinsic
 def _add(typing, address, value):  # noqa: ARG001
     """Add to a word that threads share; what it was before."""
@@ -62,29 +58,9 @@ def _add(typing, address, value):  # noqa: ARG001
     return types.int64(types.int64, types.int64), build
 
 
-@intrinsic
-def _allocate(typing, size):  # noqa: ARG001
-    def build(context, builder, signature, values):  # noqa: ARG001
-        return builder.call(_function(builder, 'malloc', WORD, WORD), values)
-
-    return types.int64(types.int64), build
-
-
-@intrinsic
-def _free(typing, address):  # noqa: ARG001
-    def build(context, builder, signature, values):  # noqa: ARG001
-        builder.call(_function(builder, 'free', ir.VoidType(), WORD), values)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), build
-
-
-@intrinsic
-def _let_others_run(typing):  # noqa: ARG001
-    def build(context, builder, signature, values):  # noqa: ARG001
-        return builder.call(_function(builder, 'sched_yield', INT), [])
-
-    return types.int32(), build
+_allocate = types.ExternalFunction('malloc', types.int64(types.int64))
+_free = types.ExternalFunction('free', types.void(types.int64))
+_let_others_run = types.ExternalFunction('sched_yield', types.int32())
 
 
 @intrinsic
@@ -107,7 +83,8 @@ def address_of(symbol: str) -> Callable:
     @intrinsic
     def address(typing):  # noqa: ARG001
         def build(context, builder, signature, values):  # noqa: ARG001
-            return builder.ptrtoint(_function(builder, symbol, WORD, WORD), WORD)
+            kind = ir.FunctionType(WORD, [WORD])
+            return builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, symbol), WORD)
 
         return types.int64(), build
 

@@ -23,6 +23,7 @@ from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.checkpoint import META, STATE
+from yolos_jax.weights.pretrained import by_path
 
 TRASH = '_trash'
 KEPT = 2  # newest steps, beside the best
@@ -48,7 +49,7 @@ class Checkpoints:
                 raise InputError(f'{self.folder}: cannot write to it (Permission denied)')
         if cluster.is_first():
             _tidy(self.folder)
-        cluster.wait('checkpoints')
+        cluster.barrier('checkpoints')
         if mirror and not cluster.is_first():
             self._manager = None  # this process does not save
             return
@@ -71,7 +72,7 @@ class Checkpoints:
         """
         step = int(state['step'])
         known = self._manager.all_steps() if self._manager else []  # with those being written
-        if cluster.from_first(step in known):
+        if cluster.broadcast(step in known):
             return
         with self._failing_as('a save failed'):
             self._finish()
@@ -100,7 +101,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best AP, the first of equals; None if no AP was measured."""
-        best = cluster.from_first(self._best())
+        best = cluster.broadcast(self._best())
         return None if np.isnan(best) else int(best)
 
     def _best(self) -> int | None:
@@ -137,7 +138,7 @@ class Checkpoints:
             if cluster.is_first():
                 for path, problem in damaged.items():
                     _set_aside(path, problem)
-            cluster.wait('damaged checkpoints')
+            cluster.barrier('damaged checkpoints')
             if self._manager:
                 self._manager.reload()
             return state, meta
@@ -258,8 +259,7 @@ def _set_aside(path: Path, problem: object) -> None:
 def _compare(like: dict, stored: dict, path: Path) -> None:
     """Raises InputError if names, shapes or types are not those of `like`: Orbax would cast silently."""
     describe = lambda tree: {
-        jax.tree_util.keystr(keys): f'{list(leaf.shape)} {np.dtype(leaf.dtype).name}'
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        path: f'{list(x.shape)} {np.dtype(x.dtype).name}' for path, x in by_path(tree).items()
     }
     expected, actual = describe(like['params']), describe(stored['params'])
     wrong = [

@@ -135,7 +135,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(whole(x)), tree)
 
 
-def from_first(number: float | None) -> float:
+def broadcast(number: float | None) -> float:
     """A number that process 0 knows, in every process, NaN for None; the others' argument is ignored."""
     return float(gather(np.array([number], np.float64))[0])
 
@@ -145,7 +145,7 @@ def anywhere(fact: Any) -> bool:
     return bool(gather(np.array([bool(fact)])).any())
 
 
-def wait(name: str) -> None:
+def barrier(name: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -30,7 +30,7 @@ class CompiledPrograms:
             if cluster.is_first():  # the only process in which JAX writes programs
                 self._folder = folder
                 self._remove_damaged()
-            cluster.wait('compiled programs')
+            cluster.barrier('compiled programs')
             jax.config.update('jax_compilation_cache_dir', str(folder))
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 

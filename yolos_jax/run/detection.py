@@ -112,7 +112,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     if config_files.is_pretraining(config):
         raise InputError('this config is one for pre-training, not for training a detector')
-    (config, saved, notes), folder = setup.resumed(config, common.get_config(), work), work.folder
+    config, saved, notes = setup.resumed(config, common.get_config(), work)
+    folder = work.folder
     check_values(config)
     config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
@@ -267,7 +268,7 @@ def make_loss(config: ConfigDict, start: Pretrained) -> Callable:
     """The loss of a run, with zero gradients for frozen parameters."""
     loss = steps.make_loss(start.model, config.images_per_group)
     if frozen := frozen_blocks(config, start.model):
-        return optim.of_trained(loss, optim.trained(start.params, frozen))
+        return optim.with_frozen(loss, optim.trainable(start.params, frozen))
     return loss
 
 
@@ -280,14 +281,6 @@ def fresh_factor(config: ConfigDict) -> float:
     return config.fresh_learning_rate / config.learning_rate
 
 
-def make_recipe(config: ConfigDict, start: Pretrained) -> geometry.Recipe:
-    """The augmentation of a run; without sizes in the config, that of the published S and B, scaled."""
-    if config.augment.sizes:
-        max_size = config.augment.max_size or start.max_size
-        return geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
-    return geometry.Recipe.published(start.size, start.max_size)
-
-
 def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrained) -> TrainBatches:
     """The run's batches, with bucket lengths chosen from the sizes of the data, and their cache."""
     config_checks.check_enough(len(train_set), train_set.source.path, config)
@@ -298,7 +291,7 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
         )
     batches = TrainBatches.make(
         train_set,
-        make_recipe(config, start),
+        geometry.Recipe.of_config(config.augment, start.size, start.max_size),
         num_lengths=config.num_lengths,
         batch_size=config.batch_size,
         max_targets=config.max_targets,

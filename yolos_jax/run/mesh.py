@@ -69,12 +69,12 @@ def rows_of_process(batch_size: int, mesh: Mesh) -> slice:
     return slice(local[0] * each, (local[-1] + 1) * each)
 
 
-def over_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, P(BATCH))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())
 
@@ -108,32 +108,20 @@ def in_memory(tree: dict, shardings: dict) -> dict:
     return jax.tree.map(of_array, tree, shardings)
 
 
-def place(tree: dict, shardings: dict) -> dict:
-    """The arrays of a tree, the same in every process, as global arrays under a tree of shardings."""
-
-    def place_array(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        if sharding.is_fully_addressable:
-            return jax.device_put(x, sharding)
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(place_array, tree, shardings)
-
-
 def replicate(tree: dict, mesh: Mesh) -> dict:
-    """Every array of a tree, whole on every device."""
-    return place(tree, jax.tree.map(lambda _: whole(mesh), tree))
+    """The arrays of a tree, the same in every process, whole on every device."""
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, replicated(mesh)), tree)
 
 
 def shard(batch: dict, mesh: Mesh) -> dict:
     """This process's rows of a batch {name: array} as global arrays, spread over the mesh."""
-    rows = over_rows(mesh)
+    rows = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(rows, x) for name, x in batch.items()}
 
 
 def shapes(batch: dict, mesh: Mesh) -> dict:
     """The shapes, types and shardings of a whole batch {name: array} as `shard` makes it."""
-    rows, dtype = over_rows(mesh), jax.dtypes.canonicalize_dtype
+    rows, dtype = batch_sharding(mesh), jax.dtypes.canonicalize_dtype
     return {name: jax.ShapeDtypeStruct(x.shape, dtype(x.dtype), sharding=rows) for name, x in batch.items()}
 
 
@@ -146,7 +134,7 @@ def fetch_rows(x: jax.Array) -> np.ndarray:
 @functools.cache  # equal models share what is compiled
 def make_predictor(predict_step: Callable, mesh: Mesh) -> Callable[[dict, dict], dict]:
     """`predict(params, batch)`: a prediction step on this process's rows of a batch, numpy in and out."""
-    step = jax.jit(predict_step, out_shardings=over_rows(mesh))
+    step = jax.jit(predict_step, out_shardings=batch_sharding(mesh))
 
     def predict(params: dict, batch: dict) -> dict:
         with jax.set_mesh(mesh):

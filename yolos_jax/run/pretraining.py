@@ -59,7 +59,7 @@ class PretrainingSetup(setup.Setup):
         self, state: dict, done: int, log: Log, on_batch: Callable[[], None], best: float
     ) -> float:
         """Measure the top-1 accuracy on the validation split; the best weights so far go to deit.pth."""
-        outputs, params = self.detect(state, on_batch), cluster.fetch(steps.evaluated(state))
+        outputs, params = self.detect(state, on_batch), cluster.fetch(steps.eval_params(state))
         if not cluster.is_first():
             return np.nan
         images = len(self.val_batches.records)  # one that cannot be read counts as wrong

@@ -184,7 +184,7 @@ class Goodput:
     def __init__(self, state: dict | None = None, steps_lost: int = 0) -> None:
         """state: `state()` of the previous start; steps_lost: computed after it was saved."""
         before = state or {'training_s': 0.0, 'wall_s': 0.0, 'starts': 0, 'steps_lost': 0}
-        self._before, self._training, self._start = before, before['training_s'], time.monotonic()
+        self._training, self._start = before['training_s'], time.monotonic() - before['wall_s']
         self.starts, self.steps_lost = before['starts'] + 1, before['steps_lost'] + steps_lost
 
     def add(self, seconds: float) -> None:
@@ -193,15 +193,12 @@ class Goodput:
 
     def share(self) -> float:
         """The share so far, 0..1."""
-        return self._training / max(self._wall(), 1e-9)
-
-    def _wall(self) -> float:
-        return self._before['wall_s'] + time.monotonic() - self._start
+        return self._training / max(time.monotonic() - self._start, 1e-9)
 
     def state(self) -> dict:
         """The `state` for `__init__`."""
         counts = {'starts': self.starts, 'steps_lost': self.steps_lost}
-        return {'training_s': self._training, 'wall_s': self._wall()} | counts
+        return {'training_s': self._training, 'wall_s': time.monotonic() - self._start} | counts
 
     def __str__(self) -> str:
         starts = f'{self.starts} start{"s" if self.starts > 1 else ""}'

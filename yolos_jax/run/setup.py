@@ -70,7 +70,7 @@ class Setup(abc.ABC):
     def detect(self, state: dict, on_batch: Callable[[], None]) -> dict:
         """The outputs of `predict` for the validation split, by `evaluation.detect`."""
         return evaluation.detect(
-            functools.partial(self.predict, steps.evaluated(state)),
+            functools.partial(self.predict, steps.eval_params(state)),
             self.val_batches,
             rows=self.rows,
             gather=cluster.gather,
@@ -165,7 +165,7 @@ def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, dig
 
     digests: of the data of each split, by its name.
     """
-    cluster.wait('workdir')
+    cluster.barrier('workdir')
     plan = batches.plan(0)
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
     facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
@@ -190,8 +190,8 @@ def make_step(
     if config.shard_params:
         layout = meshes.largest_axis(shapes, mesh)
     else:
-        layout = jax.tree.map(lambda _: meshes.whole(mesh), shapes)
+        layout = jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
     layout = meshes.in_memory(shapes, layout)
     state = jax.jit(init, out_shardings=layout)(params, fixed=fixed)
     step = steps.make_update(loss, optimizer, config.accumulate_steps, config.ema)
-    return state, jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.whole(mesh)))
+    return state, jax.jit(step, donate_argnums=0, out_shardings=(layout, meshes.replicated(mesh)))

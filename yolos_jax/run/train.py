@@ -205,7 +205,7 @@ def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
         best = run.checkpoints.best()
         best_ap = -np.inf if best is None else checkpoint.rank(run.checkpoints.ap(best))
         ap = setup.evaluate(state, done, run.log, run.after_batch, best_ap)
-        run.checkpoints.note_ap(done, cluster.from_first(ap))
+        run.checkpoints.note_ap(done, cluster.broadcast(ap))
         run.throughput.restart()
     patience = setup.config.patience
     best = run.checkpoints.best() if patience else None

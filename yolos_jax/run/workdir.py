@@ -78,7 +78,7 @@ def opened(location: str | Path, *, removes: bool = False) -> Iterator[Workdir]:
         held = lease.Lease(place) if cluster.is_first() else None
         if held:
             stack.callback(held.release)
-        cluster.wait('lock')
+        cluster.barrier('lock')
         mirror = Mirror(place, folder, programs_folder(location), held)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         mirror.pull()

@@ -131,11 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     cli.check_threshold(args.threshold)
-    paths, videos = [], []
-    for path in find_images(args.images, args.output):
-        (videos if video.is_video(path) else paths).append(path)
-    for path in videos:
+    inputs = find_images(args.images, args.output)
+    for path in filter(video.is_video, inputs):
         print(f'left out: {path}: a video', file=sys.stderr)
+    paths = [path for path in inputs if not video.is_video(path)]
     if not paths:
         raise InputError('all inputs are videos; give images')
     targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}

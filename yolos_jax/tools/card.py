@@ -12,6 +12,7 @@ from pathlib import Path
 from yolos_jax import files, weights
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
+from yolos_jax.tools.prediction_files import EVALUATION
 from yolos_jax.weights import checkpoint, model_card
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_file(args.output, 'output', '.md')
     measured = {}
     if args.evaluation:
-        measured['metrics'] = files.read_json(args.evaluation / 'metrics.json')
+        measured['metrics'] = files.read_json(args.evaluation / EVALUATION)
         if (args.evaluation / 'report.json').exists():
             measured['report'] = files.read_json(args.evaluation / 'report.json')
     if args.speed:

@@ -195,12 +195,9 @@ def run_options(config: ConfigDict, name: str) -> dict:
     """The options of `examine` for a run of a config; raises InputError where it is no detector's."""
     if config_files.is_pretraining(config):
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
-    recipe, max_size = RECIPE, config.augment.max_size or RECIPE.max_size
-    if config.augment.sizes:
-        recipe = geometry.Recipe(**dict(config.augment) | {'max_size': max_size})
     special = 1 + config.model.registers + config.model.num_det_tokens
     values = {key: config[key] for key in ('num_lengths', 'batch_size', 'max_targets')}
-    return {'recipe': recipe, 'special': special} | values
+    return {'recipe': geometry.Recipe.of_config(config.augment), 'special': special} | values
 
 
 @cli.positional('data')

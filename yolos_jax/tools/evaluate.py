@@ -196,8 +196,8 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
     if args.report or args.by or args.corruptions:
         split = outcomes.columns(truth, results)
         analysis = analyse(split, fields, corrupted)
-        shown = {name: str(value) for name, value in about.items()}
-        report.write(output, analysis, data, numbers, shown)
+        texts = {name: str(value) for name, value in about.items()}
+        report.write(output, analysis, data, numbers, texts)
         print(f'report: {args.output}/report.html')
 
 

@@ -20,7 +20,7 @@ STAMP = 'modified', 'bytes'  # by which a replaced image is recognised
 MADE_BY = b'drawn by yolos_jax'  # a comment in each picture
 
 
-class Predictions:
+class Predictions(contextlib.AbstractContextManager):
     """The lines of a folder of predictions; a context manager that closes the file it appends to.
 
     What an earlier call left is kept if it was made with the same settings; images that could not be read
@@ -41,14 +41,16 @@ class Predictions:
             raise InputError(f'{folder}: holds no predictions, but {", ".join(others)}', 'output')
         if not overwrite and self._path.exists():
             self._check_settings(settings)
-        entries, videos = list(self.read()), self._earlier_videos()
+        entries = list(self.read())
+        # {name: its video, as `named`} of the videos that are done
+        videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
         left = {Path(name).name for name in left}
         if overwrite:
             left |= {f'{name}.{end}' for name in videos for end in ('mp4', 'jsonl')}
             videos = {}
-        if (folder / VIDEOS).exists():  # before the settings: none may be listed under new settings
+        if VIDEOS in others:  # before the settings: none may be listed under new settings
             files.write_json(folder / VIDEOS, videos)
         with files.replacing(self._path) as file:
             file.writelines(_line(entry) for entry in kept)
@@ -61,9 +63,6 @@ class Predictions:
         self._others = self._names_of_others({*pictures, *videos})
         self._names = pictures | self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
-
-    def __enter__(self) -> 'Predictions':
-        return self
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):  # `add` has raised it
@@ -131,11 +130,6 @@ class Predictions:
         if 'error' in entry or _has_changed(entry):
             return False
         return not entry['picture'] or (self._folder / Path(entry['picture']).name).exists()
-
-    def _earlier_videos(self) -> dict[str, dict]:
-        """{name: its video, as `named`} of the videos that are done."""
-        file = self._folder / VIDEOS
-        return files.read_json(file) if file.exists() else {}
 
     def _names_of_others(self, own: set[str]) -> set[str]:
         """The names, without their endings, of files in the folder that this command did not write."""

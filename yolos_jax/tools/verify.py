@@ -25,6 +25,7 @@ from yolos_jax.data import geometry
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.tools import evaluate
+from yolos_jax.tools.prediction_files import EVALUATION
 from yolos_jax.weights import zoo
 
 IMAGE = 'val2017/000000039769.jpg'
@@ -95,7 +96,7 @@ def check_golden(name: str, golden: Golden, path: Path) -> dict:
 def check_ap(name: str, published: float, data: str, output: Path) -> dict:
     """Published beside measured AP (of 100), and whether they are the same."""
     evaluate.main([f'--weights={name}', f'--data={data}', f'--output={output}', '--num_processes=1'])
-    ap = 100 * files.read_json(output / 'metrics.json')['AP']
+    ap = 100 * files.read_json(output / EVALUATION)['AP']
     return {
         'published, measured': {'AP': [published, round(ap, 2)]},
         'same': abs(ap - published) <= AP_TOLERANCE,

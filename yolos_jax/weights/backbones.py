@@ -54,7 +54,6 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         InputError: the file is no ViT, or one of another shape.
     """
     vit = _read(file)
-    _check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in vit.tensors)
     for name, value in _fields(vit.tensors).items():
         if getattr(model, name) != value:
             raise InputError(f'a ViT of {name} {value}; the model asks for {getattr(model, name)}')
@@ -93,7 +92,6 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
         InputError: there is no ViT, or its heads are unknown.
     """
     vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, CONFIG)
-    _check_config(config, has_table='pos_embed' in vit.tensors)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
     if heads is None:
@@ -216,6 +214,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
         report.append(f'resampled 1: patches of {side} pixels -> {PATCH}')
     report += statistics.fold(tensors, 'patch_embed.proj.', mean, std)
+    _check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in tensors)
     return _Vit(tensors, ignored, report)
 
 

@@ -24,7 +24,7 @@ from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
 from yolos_jax.weights import deit, sizes
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.weights.pretrained import Pretrained, by_path
 
 FOLDER = 'checkpoints'  # of a run, in its workdir
 STATE, META = 'state', 'meta'
@@ -79,8 +79,7 @@ def model_of(fields: dict) -> Yolos:
     """The model of a meta; raises InputError where it is out of bounds, or of a later version."""
     if unknown := ', '.join(sorted(fields.keys() - set(MODEL_FIELDS))):
         raise InputError(f'its model has {unknown}, which a later version wrote: update yolos_jax')
-    grids = {name: tuple(fields[name]) for name in ('pos_grid', 'mid_pos_grid') if fields[name]}
-    model = Yolos(**fields | grids)
+    model = Yolos(**fields)
     sizes.check(model)
     return model
 
@@ -168,9 +167,7 @@ def _read_arrays(path: Path, meta: dict) -> dict:
     tree = reader.metadata(path).tree
     kind = 'ema' if 'ema' in tree else 'params'
     stored = tree[kind]
-    shapes = lambda tree: {
-        jax.tree_util.keystr(keys): tuple(x.shape) for keys, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    shapes = lambda tree: {path: tuple(x.shape) for path, x in by_path(tree).items()}
     if shapes(stored) != shapes(param_shapes(model_of(meta['model']))):
         raise ValueError('its arrays are not those of its model')
     # arrays are not compressed: some larger than their files would only fill the memory
@@ -239,8 +236,7 @@ def contents(state: dict, meta: dict) -> Any:
 def checksums(tree: dict) -> dict[str, int]:
     """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
     of_array = lambda x: _host_checksum(x) if isinstance(x, np.ndarray) else int(_device_checksum(x))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): of_array(x) for path, x in leaves}
+    return {path: of_array(x) for path, x in by_path(tree).items()}
 
 
 def fingerprint(params: dict) -> str:

@@ -155,6 +155,7 @@ def check_form(model: Yolos) -> None:
 def _config(pretrained: Pretrained) -> dict:
     model = pretrained.model
     labels = {str(i): pretrained.classes.get(i, UNUSED) for i in range(model.num_classes)}
+    ids = pretrained.about.get('category_ids')
     return {
         'architectures': ['YolosForObjectDetection'],
         **FIXED,
@@ -171,7 +172,7 @@ def _config(pretrained: Pretrained) -> dict:
         'id2label': labels,
         'label2id': {label: int(i) for i, label in labels.items()},
         'torch_dtype': 'float32',
-    } | {key: value for key, value in pretrained.about.items() if key == 'category_ids'}
+    } | ({'category_ids': ids} if ids else {})
 
 
 def _preprocessor(pretrained: Pretrained) -> dict:

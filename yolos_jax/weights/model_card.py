@@ -220,7 +220,7 @@ def _evaluation(
     is_file = split.endswith('.json')  # of a file and not of a data folder
     data = f'--json={split} --images=FOLDER' if is_file else f'--data=FOLDER --split={split}'
     own = [pretrained.size, pretrained.max_size]
-    size, dtype = (metrics['about'].get(key, x) for key, x in (('size', own), ('dtype', 'float32')))
+    size, dtype = metrics['about'].get('size', own), metrics['about'].get('dtype', 'float32')
     options = '' if size == own else ' --size={} --max_size={}'.format(*size)
     if dtype != 'float32':
         options += f' --dtype={dtype}'

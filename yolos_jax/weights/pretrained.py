@@ -1,6 +1,7 @@
 """A detector with everything needed to use it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,12 @@ def about_ids(category_ids: object) -> dict:
         return {'category_ids': {str(int(label)): int(x) for label, x in category_ids.items()}}
     except (AttributeError, TypeError, ValueError):
         raise InputError(f'category_ids are {str(category_ids)[:50]}, not numbers by labels') from None
+
+
+def by_path(tree: dict) -> dict[str, Any]:
+    """{path: array} of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in leaves}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +57,7 @@ class Pretrained:
 
     def check(self) -> None:
         """Raises InputError where the parameters are not the model's, or not finite; for writers."""
-        leaves = jax.tree_util.tree_leaves_with_path
-        by_name = lambda tree: {jax.tree_util.keystr(path): x for path, x in leaves(tree)}
-        arrays, expected = by_name(self.params), by_name(param_shapes(self.model))
+        arrays, expected = by_path(self.params), by_path(param_shapes(self.model))
         for name in sorted(arrays | expected):
             shape, wanted = (x[name].shape if name in x else None for x in (arrays, expected))
             if shape != wanted:

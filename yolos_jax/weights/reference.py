@@ -13,7 +13,6 @@ from yolos_jax.weights import hf, hf_names, names, sizes, tensors, torchfile
 from yolos_jax.weights.pretrained import Pretrained, about_ids
 
 PUBLISHED = (model.YOLOS_TI, model.YOLOS_S, model.YOLOS_S_DWR, model.YOLOS_B)
-EPS = 1e-6  # of LayerNorm
 
 
 def read(
@@ -58,11 +57,11 @@ def read(
         mid_pos_grid=_fitting(state, 'mid_pos', mid_grids),
         num_classes=names.num_classes(state),
         num_det_tokens=tokens,
-        eps=file.about.get('eps', hf.EPS if is_hf else EPS),
+        eps=file.about.get('eps', hf.EPS if is_hf else Yolos.eps),
     )
     sizes.check(built)
     size = args.get('eval_size') or published_size(width)[0]
-    max_size = args.get('max_size') or size * 1333 // 800
+    max_size = args.get('max_size') or size * hf.SIZE[1] // hf.SIZE[0]
     about = about_ids(file.about.get('category_ids'))
     return Pretrained(built, names.to_params(state, built), _classes(file, built), size, max_size, about)
 
@@ -88,7 +87,7 @@ def _fitting(state: dict, name: str, grids: Sequence) -> tuple | None:
 
 def published_size(width: int) -> tuple[int, int]:
     """`size` and `max_size` of `Pretrained` for the published detector of a width."""
-    return (512, 853) if width == model.YOLOS_TI['width'] else (800, 1333)
+    return (512, 853) if width == model.YOLOS_TI['width'] else hf.SIZE
 
 
 def _classes(file: tensors.TensorFile, built: Yolos) -> dict:

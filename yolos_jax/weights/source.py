@@ -81,7 +81,7 @@ def _open(path: Path, step: int | None) -> 'Source':
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Source(contextlib.AbstractContextManager):
     """An open file of tensors, or a folder of our checkpoints; a context manager that closes it."""
 
     path: Path
@@ -89,13 +89,7 @@ class Source:
     checkpoints: Path | None
     step: int | None = None
 
-    def __enter__(self) -> 'Source':
-        return self
-
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Close the file; what was read from it stays."""
         if self.file:
             self.file.close()
