@@ -92,6 +92,12 @@ def test_overwriting_replaces_no_file_that_predictions_did_not_write(tmp_path):
     assert target == tmp_path / 'clip-2.mp4'
 
 
+def test_a_call_that_ended_before_its_settings_were_written_is_repeated(tmp_path):
+    (tmp_path / 'predictions.jsonl').touch()
+    with Predictions(tmp_path, SETTINGS, overwrite=False) as predictions:
+        assert not predictions.done and (tmp_path / 'settings.json').exists()
+
+
 @pytest.mark.parametrize('name', ['predictions.json', 'settings.json', 'videos.json'])
 def test_files_of_these_names_that_are_no_predictions_are_not_replaced(name, tmp_path):
     (tmp_path / name).write_text('{"of": "the user"}')

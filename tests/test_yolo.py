@@ -4,6 +4,7 @@ import codecs
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -13,7 +14,8 @@ from PIL import Image, ImageOps
 from yolos_jax.data import pixels, records, sources, yolo
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
-from yolos_jax.run import detection, train
+from yolos_jax.run import detection, train, workdir
+from yolos_jax.run.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,16 @@ def test_the_validation_set_of_a_run_lies_on_upright_photographs_too(coco, tmp_p
         assert again.files.tolist() and len(again) == len(val)
         for i in range(len(val)):
             np.testing.assert_array_equal(start_image(again, i)(), start_image(val, i)())
+
+
+def test_a_start_that_ended_before_its_first_step_is_repeated(coco, tmp_path):
+    to_yolo(coco, tmp_path)  # a folder's index would show that it is a run's
+    for _ in range(2):
+        with workdir.opened(tmp_path / 'run') as work:
+            detection.prepare(
+                tiny_config(data=tmp_path, val_fraction=0.3), make_mesh(jax.devices()[:1]), work
+            )
+        assert {'config.json', 'val.json'} <= {file.name for file in work.folder.iterdir()}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(coco, tmp_path):

@@ -135,6 +135,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     )
     notes += of_classes + notes_on(train_set, val_set)
     setup.check_agreement(config, work, batches, digests)
+    setup.write_config(config, work)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
     state, train_step = setup.make_step(config, mesh, start.params, optimizer, loss)

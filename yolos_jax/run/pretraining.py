@@ -110,6 +110,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, work.folder)
     setup.check_agreement(config, work, batches, digests)
+    setup.write_config(config, work)
     params = jax.device_get(init_params(model, jax.random.key(config.seed), xavier=config.xavier_init))
     if config.init_from and not saved:
         params, report = start_params(config.init_from, model, params, train_set.classes)

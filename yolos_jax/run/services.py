@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from yolos_jax import bucket, files
+from yolos_jax import bucket
 from yolos_jax.run import cluster, workdir
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
@@ -72,7 +72,6 @@ def resume(
     options = dict(per_epoch=setup.batches.steps_per_epoch, writes=cluster.is_first(), evaluated=evaluated)
     log = Log(folder, range(first, setup.total), check=work.check, **options)
     if cluster.is_first():
-        files.write_json(folder / 'config.json', meta['config'])
         log.config(meta['config'])
     # version 0.1 called the means a tally
     means = Means(saved.get('means') or saved.get('tally'), spike_factor=setup.config.spike_factor)

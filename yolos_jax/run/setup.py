@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import yolos_jax
-from yolos_jax import evaluation, steps
+from yolos_jax import evaluation, files, steps
 from yolos_jax.errors import InputError
 from yolos_jax.run import cluster, config_checks, workdir
 from yolos_jax.run import mesh as meshes
@@ -171,6 +171,12 @@ def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, dig
     facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
     facts |= {f'the {name} data': digest for name, digest in digests.items()}
     cluster.agree(facts | {'the version of jax': jax.__version__})
+
+
+def write_config(config: ConfigDict, work: workdir.Workdir) -> None:
+    """Write FOLDER/config.json, by which a folder is known as a run's: before any other file of it."""
+    if cluster.is_first():
+        files.write_json(work.folder / 'config.json', workdir.flat(config))
 
 
 def make_step(

@@ -39,11 +39,11 @@ class Predictions(contextlib.AbstractContextManager):
         others = [name for name in (LIST, SETTINGS, VIDEOS) if (folder / name).exists()]
         if others and not self._path.exists():  # which is written first
             raise InputError(f'{folder}: holds no predictions, but {", ".join(others)}', 'output')
-        if not overwrite and self._path.exists():
-            self._check_settings(settings)
         entries = list(self.read())
         # {name: its video, as `named`} of the videos that are done
         videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}
+        if not overwrite and (entries or videos):  # an empty file may have no settings yet
+            self._check_settings(settings)
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
         left = {Path(name).name for name in left}

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -213,8 +214,8 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
 def reason_of(error: Exception) -> str:
     """Why Orbax could not write or read, without the names of its temporary files."""
     text = ' '.join(str(error).split())
-    of_system = re.search(r'([^:]*) \[os_error_code=', text)
-    return of_system[1].strip() if of_system else text[:300]
+    code = re.search(r"\[os_error_code='(\d+)'", text)
+    return os.strerror(int(code[1])) if code else text[:300]
 
 
 def handlers() -> dict:
