@@ -16,7 +16,7 @@ from yolos_jax.run import cli, config_files, workdir
 from yolos_jax.tools import attention, command, predict, speed, tokens
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
-YOLOS = [sys.executable, '-m', 'yolos_jax.tools.command']
+YOLOS = [sys.executable, '-m', 'yolos_jax']
 
 
 def yolos(*arguments, cwd):

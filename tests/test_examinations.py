@@ -15,7 +15,7 @@ from yolos_jax.data import geometry
 from yolos_jax.errors import InputError
 from yolos_jax.model import init_params
 from yolos_jax.patches import patchify
-from yolos_jax.tools import attention, card, compare, speed, tokens, verify
+from yolos_jax.tools import attention, card, compare, evaluate, speed, tokens, verify
 
 
 def small(fields):
@@ -95,6 +95,17 @@ def test_the_computed_cost_saves_most_of_the_last_block_and_includes_padding():
     model = yolos_jax.Yolos(**yolos_jax.YOLOS_TI)
     assert 0.9 < speed.computed_macs(model, 32 * 42) / speed.macs(model, (32, 42)) < 0.97
     assert speed.computed_macs(model, 2000) > speed.computed_macs(model, 1344)
+
+
+def test_an_evaluation_from_python_is_that_of_the_command(saved, coco_folder, tmp_path):
+    evaluate.main(
+        [f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}', '--num_processes=1']
+    )
+    written = json.loads((tmp_path / 'metrics.json').read_text())
+    del written['about']
+    for detector in (saved, read_detector(saved)):
+        assert yolos_jax.evaluate(detector, coco_folder) == written
+    assert set(written['classes']) == {'circle', 'square', 'triangle'}
 
 
 def test_speed_is_measured_over_the_images_of_a_split(saved, coco_folder, tmp_path, capsys):

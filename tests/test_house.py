@@ -36,7 +36,7 @@ FLOORS = [
     {'weights'},
     {'analysis', 'detections', 'inference', 'evaluation', 'visualize'},
     {'run'},
-    {'tools'},
+    {'tools', '__main__'},
 ]
 # the command-line modules of `run`, which every command uses, stand on the ground
 GROUND = {'yolos_jax.run.cli', 'yolos_jax.run.config_files', 'yolos_jax.configs'}

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, finish, metric_lines, read_deit, spawn
+from helpers import ROOT, finish, metric_lines, pretraining_config, read_deit, spawn
 from torch.nn import functional
-from yolos_jax.configs import deit_ti, quickstart
+from yolos_jax.configs import quickstart
 
 from yolos_jax import classification, classifier, mixing, optim, posembed, steps, vit, weights
 from yolos_jax.classifier import Classifier
@@ -27,15 +27,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = augmentation.Recipe(size=SIZE, repeats=3, erasing=0.5, mixup=0.8, cutmix=1.0, group=GROUP)
 MODEL = Classifier(width=64, depth=3, heads=2, num_classes=20, size=SIZE)
 launch = functools.partial(helpers.launch, start=pretrain)
-
-
-def config_of(folder, **changes):
-    config = deit_ti.get_config()
-    config.update(data=str(folder), batch_size=B, epochs=4, warmup_epochs=1, log_every=1, eval_every=2)
-    config.model.update(width=64, depth=3, heads=2, size=SIZE, dtype='float32')
-    config.augment.update(mix_group=GROUP, erasing=0.5)
-    config.update(changes)
-    return config
 
 
 def loss_lines(folder):
@@ -189,7 +180,7 @@ def test_copies_of_an_image_are_dealt_to_groups_as_deits_sampler_deals_them_to_g
 @pytest.fixture(scope='module')
 def unbroken(class_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp('unbroken')
-    launch(config_of(class_folder), folder)
+    launch(pretraining_config(class_folder), folder)
     return folder
 
 
@@ -205,28 +196,28 @@ def test_a_run_leaves_metrics_and_weights(unbroken):
 
 @pytest.mark.parametrize('step', [5, 6])
 def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, class_folder, tmp_path):
-    launch(config_of(class_folder), tmp_path, step)
+    launch(pretraining_config(class_folder), tmp_path, step)
     assert checkpoint.steps(tmp_path / 'checkpoints')[-1] == step
-    launch(config_of(class_folder), tmp_path)
+    launch(pretraining_config(class_folder), tmp_path)
     assert loss_lines(tmp_path) == loss_lines(unbroken)
     assert (tmp_path / 'deit.pth').read_bytes() == (unbroken / 'deit.pth').read_bytes()
 
 
 def test_eight_devices_pre_train_as_one_does(unbroken, class_folder, tmp_path):
-    launch(config_of(class_folder), tmp_path, devices=8)
+    launch(pretraining_config(class_folder), tmp_path, devices=8)
     losses = [[line['loss'] for line in loss_lines(x) if 'loss' in line] for x in (tmp_path, unbroken)]
     assert len(losses[0]) == 12
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_batch_in_parts_gives_the_losses_of_the_whole(unbroken, class_folder, tmp_path):
-    launch(config_of(class_folder, accumulate_steps=2), tmp_path)
+    launch(pretraining_config(class_folder, accumulate_steps=2), tmp_path)
     losses = [[line['loss'] for line in loss_lines(x) if 'loss' in line] for x in (tmp_path, unbroken)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_batch_in_which_nothing_is_mixed_can_be_computed_in_parts(class_folder):
-    config = config_of(class_folder, accumulate_steps=4)
+    config = pretraining_config(class_folder, accumulate_steps=4)
     config.augment.update(mix_group=0)
     with pytest.raises(InputError, match='16 images do not divide into so many parts of whole groups'):
         config_checks.check_batch_size(config, meshes.make_mesh(jax.devices()[:1]), group_size(config), 'x')
@@ -249,7 +240,7 @@ def test_a_detector_starts_from_the_workdir(unbroken, capsys):
 
 
 def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
-    config = config_of(class_folder, epochs=2, eval_every=1)
+    config = pretraining_config(class_folder, epochs=2, eval_every=1, ema=0.9)
     launch(config, tmp_path)
     top1 = {line['step']: line['top1'] for line in metric_lines(tmp_path) if 'top1' in line}
     best = max(top1, key=lambda step: (top1[step], step))
@@ -260,6 +251,10 @@ def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
         'classes': labelled.read(class_folder, 'train').classes,
     }
     assert deit.about(tmp_path / 'deit.pth') == about
+    from orbax.checkpoint import PyTreeCheckpointHandler
+
+    state = PyTreeCheckpointHandler().restore(tmp_path / 'checkpoints' / str(best) / 'state')
+    jax.tree.map(np.testing.assert_array_equal, read_deit(tmp_path / 'deit.pth')[1], state['ema'])
     steps = checkpoint.steps(tmp_path / 'checkpoints')
     checkpoint.write_ap(tmp_path / 'checkpoints' / str(steps[-1]), 1.0)  # none after it is better
     (tmp_path / 'deit.pth').write_bytes(b'of another run')
@@ -275,7 +270,7 @@ def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
 def test_a_run_is_not_resumed_with_another_teacher(class_folder, tmp_path):
     teacher = tmp_path / 'logits.npy'
     np.save(teacher, np.eye(20)[np.repeat(np.arange(20), 3)])
-    config = config_of(class_folder, teacher=str(teacher), epochs=2)
+    config = pretraining_config(class_folder, teacher=str(teacher), epochs=2)
     launch(config, tmp_path / 'run', stop_after=2)
     moved = config.copy_and_resolve_references()
     moved.teacher = str(tmp_path / 'moved.npy')
@@ -294,7 +289,7 @@ def test_a_student_learns_from_its_teacher(kind, unbroken, class_folder, tmp_pat
         np.save(teacher, np.eye(20)[np.repeat(np.arange(20), 3)])  # the truth
     run = tmp_path / 'run'
     for step in (3, None):  # it resumes with its teacher
-        launch(config_of(class_folder, teacher=str(teacher), epochs=2), run, step)
+        launch(pretraining_config(class_folder, teacher=str(teacher), epochs=2), run, step)
     lines = [line for line in metric_lines(run) if 'loss_teacher' in line]
     for line in lines:
         expected = (line['loss_true'] + line['loss_teacher']) / 2
@@ -341,7 +336,7 @@ def test_erasing_and_mixing_are_what_loops_over_pixels_do():
 def test_a_config_that_cannot_work_is_refused_before_anything_is_compiled(
     changes, says, class_folder, tmp_path
 ):
-    config = config_of(class_folder)
+    config = pretraining_config(class_folder)
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=says):
         launch(config, tmp_path)
@@ -349,7 +344,7 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_compiled(
 
 def test_a_missing_split_is_named_with_its_key(class_folder, tmp_path):
     with pytest.raises(InputError, match='has no split none') as error:
-        launch(config_of(class_folder, val_split='none'), tmp_path)
+        launch(pretraining_config(class_folder, val_split='none'), tmp_path)
     assert error.value.argument == 'val_split'
 
 
@@ -359,7 +354,7 @@ def test_each_command_refuses_the_config_of_the_other(coco_folder, class_folder,
     from yolos_jax.run.train import train
 
     with pytest.raises(InputError, match='for pre-training'):
-        train(config_of(class_folder), tmp_path / 'b')
+        train(pretraining_config(class_folder), tmp_path / 'b')
 
 
 def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_path):
@@ -367,16 +362,16 @@ def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_pat
     for file in sorted((tmp_path / 'forms' / 'train').glob('*/0000.jpg'))[:12]:
         file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match=r'0000.jpg: .* more than 3 of 60 images are bad'):
-        launch(config_of(tmp_path / 'forms'), tmp_path / 'run')
+        launch(pretraining_config(tmp_path / 'forms'), tmp_path / 'run')
     for file in sorted((tmp_path / 'forms' / 'val').glob('*/0000.jpg'))[:11]:
         file.write_bytes(b'')
-    launch(config_of(tmp_path / 'forms', bad_images=12, epochs=2), tmp_path / 'tolerant')
+    launch(pretraining_config(tmp_path / 'forms', bad_images=12, epochs=2), tmp_path / 'tolerant')
     right = loss_lines(tmp_path / 'tolerant')[-1]['top5'] * 40  # those that cannot be read are wrong
     assert right > 0 and abs(right - round(right)) < 1e-5
 
 
 def test_two_processes_pre_train_as_one_does(unbroken, class_folder, tmp_path):
-    values = workdir.flat(config_of(class_folder)).items()
+    values = workdir.flat(pretraining_config(class_folder)).items()
     flags = [f'--config.{key}={value}' for key, value in values if value is not None]
     command = [
         ROOT / 'pretrain.py',

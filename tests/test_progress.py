@@ -1,5 +1,6 @@
 import json
 import resource
+import struct
 import subprocess
 import sys
 import time
@@ -7,8 +8,10 @@ import time
 import numpy as np
 import pytest
 from helpers import ROOT
+from tensorboardX.proto.event_pb2 import Event
 
 from yolos_jax.errors import InputError
+from yolos_jax.run.board import Board
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
 
 
@@ -216,3 +219,18 @@ def test_text_that_the_encoding_does_not_have_is_escaped_in_the_log(tmp_path):
     log.print('note \udcff')
     log.close()
     assert (tmp_path / 'log.txt').read_text() == 'note \\udcff\n'
+
+
+def test_tensorboard_hides_what_an_earlier_start_wrote_after_the_first_step(tmp_path):
+    board, starts = Board(tmp_path, 7), []
+    for step in (8, 9):
+        board.scalars(step, {'loss': 1.0})
+        board.close()  # as after an error: the next write opens another file
+    for path in sorted(tmp_path.glob('events.*')):
+        data = path.read_bytes()
+        while data:
+            size = struct.unpack('<Q', data[:8])[0]
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            if event.HasField('session_log'):
+                starts.append(event.step)
+    assert starts == [8]

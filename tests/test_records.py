@@ -217,6 +217,16 @@ def test_a_large_annotation_file_is_read_once_in_less_than_three_times_its_size(
     assert first - before < 3 * size and again - before < 0.5 * size
 
 
+def test_one_split_of_several_is_not_taken_for_the_whole(tmp_path):
+    for split in ('train', 'valid'):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / '_annotations.coco.json').touch()
+    with pytest.raises(InputError, match=f'one split of a data set; name the folder of all, {tmp_path}'):
+        sources.find(tmp_path / 'train', 'train')
+    (tmp_path / 'valid' / '_annotations.coco.json').unlink()
+    assert sources.find(tmp_path / 'train', 'train').split == '_annotations'  # the only one there is
+
+
 def test_two_annotation_files_of_nearly_one_name_are_two_splits(tmp_path):
     for name in ('train.json', 'train.coco.json', 'val.coco.json'):
         (tmp_path / name).touch()

@@ -159,3 +159,23 @@ def test_predictions_are_the_best_real_class_of_every_query(yolos, params):
     np.testing.assert_allclose(detections['scores'], probability.max(-1), rtol=1e-6)
     expected = boxes.cxcywh_to_xyxy(jnp.asarray(out['pred_boxes']))
     np.testing.assert_allclose(detections['boxes'], expected, atol=1e-6)
+
+
+def test_the_moving_average_forgets_faster_in_the_first_steps():
+    yolos = Yolos(**TINY, num_classes=4)
+    params = init_params(yolos, jax.random.key(0))
+    optimizer = optim.make_optimizer(params, 1e-2)
+    step = steps.make_train_step(yolos, optimizer, ema=0.5)
+    state, expected = steps.init_state(params, optimizer, ema=True), params
+    patches, grid = patchify([np.zeros((64, 64, 3), np.uint8)])
+    batch = make_targets((3,), 4, 4)[0] | {'patches': patches, 'grid': grid}
+    for t in range(4):
+        state, _ = step(state, batch)
+        decay = min(0.5, (1 + t) / (10 + t))
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state['params'])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state['ema'], expected
+    )
+    bad = batch | {'boxes': batch['boxes'] * np.float32(np.inf)}
+    after, _ = step(state, bad)
+    jax.tree.map(np.testing.assert_array_equal, after['ema'], state['ema'])

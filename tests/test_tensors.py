@@ -125,7 +125,7 @@ def test_weights_that_were_saved_again_are_an_error_that_says_which_file_to_remo
     save_file(ARRAYS, path)
     tensors.write_hash(path)
     save_file({'other': ARRAYS['a']} | ARRAYS, path)
-    with pytest.raises(InputError, match=re.escape(f'changed it yourself, remove {path.name}.sha256 ')):
+    with pytest.raises(InputError, match=re.escape(f'saved it anew, remove {path.name}.sha256;')):
         source.open_source(tmp_path)
 
 

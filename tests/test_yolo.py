@@ -190,10 +190,10 @@ def test_a_start_that_ended_before_its_first_step_is_repeated(coco, tmp_path):
     to_yolo(coco, tmp_path)  # a folder's index would show that it is a run's
     for _ in range(2):
         with workdir.opened(tmp_path / 'run') as work:
-            detection.prepare(
-                tiny_config(data=tmp_path, val_fraction=0.3), make_mesh(jax.devices()[:1]), work
-            )
+            config = tiny_config(data=tmp_path, val_fraction=0.3)
+            setup = detection.prepare(config, make_mesh(jax.devices()[:1]), work)
         assert {'config.json', 'val.json'} <= {file.name for file in work.folder.iterdir()}
+    assert 'steps in all are few' in (notes := ' '.join(setup.notes)) and 'has only 9 images' in notes
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(coco, tmp_path):

@@ -11,7 +11,7 @@ __version__ = '0.2.0'
 
 _numba_cache.set_up()
 with _epy.lazy_api_imports(globals()):
-    from yolos_jax import data, losses, matcher, model, optim, steps, tools, weights
+    from yolos_jax import analysis, data, losses, matcher, model, optim, steps, tools, weights
     from yolos_jax.detections import Detections
     from yolos_jax.errors import InputError
     from yolos_jax.inference import Detector
@@ -19,10 +19,11 @@ with _epy.lazy_api_imports(globals()):
     from yolos_jax.patches import patchify
     from yolos_jax.run.pretraining import pretrain
     from yolos_jax.run.train import train
+    from yolos_jax.tools.evaluate import evaluate
     from yolos_jax.weights import init_from_backbone, load
 
 __all__ = [
     'YOLOS_B', 'YOLOS_S', 'YOLOS_S_DWR', 'YOLOS_TI', 'Detections', 'Detector', 'InputError', 'Yolos',
-    'data', 'init_from_backbone', 'load', 'losses', 'matcher', 'model', 'optim', 'patchify', 'pretrain',
-    'steps', 'tools', 'train', 'weights',
+    'analysis', 'data', 'evaluate', 'init_from_backbone', 'load', 'losses', 'matcher', 'model', 'optim',
+    'patchify', 'pretrain', 'steps', 'tools', 'train', 'weights',
 ]  # fmt: skip

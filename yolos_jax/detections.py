@@ -1,21 +1,24 @@
 """`Detections`: the objects found in an image, to iterate over, draw and export."""
 
 import dataclasses
+import http.client
 import itertools
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from yolos_jax import visualize
 from yolos_jax.data import pixels
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 
 # what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
 NO_ARRAY = TypeError, ValueError, RuntimeError
-Picture = np.ndarray | Image.Image | str | Path | bytes
+Picture = np.ndarray | Image.Image | str | Path | bytes | bytearray | BinaryIO
+LINK_SECONDS = 30  # to wait for an answer
 
 
 class Detection(NamedTuple):
@@ -147,7 +150,7 @@ class Detections:
         if image is None:
             raise InputError('these detections have no image to draw on; give one')
         kept = self[visualize.without_duplicates(self.boxes, self.labels, duplicates)]
-        array = pixels.to_rgb(to_rgbx(image))
+        array = pixels.to_rgb(to_rgbx(opened(image)))
         height, width = self.size or array.shape[:2]
         scale = np.float32([array.shape[1] / width, array.shape[0] / height] * 2)
         drawn = visualize.draw(array, kept.boxes * scale, kept.labels, kept.captions(), font)
@@ -164,10 +167,32 @@ def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
     return order[scores[order] >= threshold]
 
 
+def opened(image: Picture) -> Picture:
+    """The bytes behind an http(s) link or in a file object; other images as they are.
+
+    Raises:
+        InputError: they cannot be read (a link: `StorageError`).
+    """
+    if isinstance(image, str) and image.startswith(('http://', 'https://')):
+        try:
+            with urllib.request.urlopen(image, timeout=LINK_SECONDS) as response:
+                return response.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise StorageError(f'{image}: cannot be fetched ({error})') from None
+    if isinstance(image, bytearray):
+        return bytes(image)
+    if not isinstance(image, Image.Image) and hasattr(image, 'read'):
+        try:
+            return image.read()
+        except (OSError, ValueError) as error:
+            raise InputError(f'an image in an open file cannot be read ({error})') from None
+    return image
+
+
 def to_rgbx(image: Picture) -> np.ndarray:
     """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
     if isinstance(image, str) and '://' in image:
-        raise InputError(f'{image}: images are read from files here; copy it first')
+        raise InputError(f'{image}: images are read from files and http(s) links; copy it first')
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
     if isinstance(image, bytes):

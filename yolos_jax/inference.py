@@ -19,7 +19,7 @@ from PIL import Image
 
 from yolos_jax import attention, cpus, steps, weights
 from yolos_jax.data import geometry, pixels
-from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, to_rgbx
+from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, opened, to_rgbx
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM, round_up
 
@@ -109,10 +109,10 @@ class Detector:
     ) -> Detections | list[Detections]:
         """The objects in an image, or in each of a list, with a score of at least `threshold`.
 
-        images: a path (photographs are turned upright by their EXIF), the bytes of a file, a PIL image, or
-            an RGB array [height, width, 3]; gray, RGBA and 16-bit arrays are converted as image files are.
-            One image gives `Detections`, a list or tuple a list of them. Each image is resized as for
-            evaluation; its result does not depend on the others.
+        images: a path or http(s) link (photographs are turned upright by their EXIF), an open file or the
+            bytes of one, a PIL image, or an RGB array [height, width, 3]; gray, RGBA and 16-bit arrays are
+            converted as image files are. One image gives `Detections`, a list or tuple a list of them. Each
+            image is resized as for evaluation; its result does not depend on the others.
 
         Raises:
             InputError: an image cannot be read or has a wrong type, or the threshold is not a score.
@@ -141,8 +141,8 @@ class Detector:
         Raises:
             InputError: `images` is one image, or as for `__call__`.
         """
-        one = str | bytes | os.PathLike | Image.Image
-        if isinstance(images, one) or getattr(images, 'ndim', 4) in (2, 3):
+        one = str | bytes | bytearray | os.PathLike | Image.Image
+        if isinstance(images, one) or hasattr(images, 'read') or getattr(images, 'ndim', 4) in (2, 3):
             raise InputError('stream takes a list or another iterable of images; of one image give [image]')
         return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
 
@@ -196,6 +196,7 @@ class Detector:
 
         keep: set `image` of the result to its RGB array, and not to the argument.
         """
+        image = opened(image)
         array = to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)

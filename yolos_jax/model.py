@@ -113,7 +113,8 @@ class Yolos(nn.Module):
 class Vit(nn.Module):
     """The ViT of a detector alone, for its features: no [DET] tokens, no tables between the blocks.
 
-    Its attributes and parameters are those of `Yolos`, without those of the missing parts.
+    Its attributes and parameters are those of `Yolos` without the missing parts: no `det_token`, no
+    `mid_pos_embed`, and `pos_embed` without its last rows, those of the [DET] tokens.
     """
 
     width: int

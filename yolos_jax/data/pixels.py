@@ -126,10 +126,12 @@ def from_array(image: np.ndarray) -> np.ndarray:
     channels, image = image.shape[2:], np.asarray(image, image.dtype.newbyteorder('='))
     shaped = image.ndim > 1 and channels in ((), (1,), (3,), (4,))
     if image.dtype not in (np.uint8, np.uint16) or not shaped or not image.size:
+        first = image.ndim == 3 and len(image) in (1, 3, 4) and channels not in ((1,), (3,), (4,))
+        advice = ' (channels come last: x.transpose(1, 2, 0), or permute)' if first else ''
         raise InputError(
-            f'an image is {image.dtype} {list(image.shape)}; give uint8 or uint16 [height, width] or '
-            '[height, width, 1, 3 or 4] (of values in 0..1: (255 * x).round().astype(np.uint8)), a PIL '
-            'image or a path; several as a list'
+            f'an image is {image.dtype} {list(image.shape)}{advice}; give uint8 or uint16 '
+            '[height, width] or [height, width, 1, 3 or 4] (of values in 0..1: '
+            '(255 * x).round().astype(np.uint8)), a PIL image or a path; several as a list'
         )
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)

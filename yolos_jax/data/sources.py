@@ -161,6 +161,10 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     # other folders may have a file of this name
     if exports := {name: file for name, file in exports.items() if 'data' in folder.inside(name).folders()}:
         return exports
+    if folder.has(ROBOFLOW) and isinstance(folder, Folder):
+        whole = Folder(Path(os.path.abspath(folder.path)).parent)
+        if len(whole.glob(f'*/{ROBOFLOW}')) > 1:
+            raise InputError(f'{folder}: one split of a data set; name the folder of all, {whole}', 'data')
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
     names = [Path(file).stem.removesuffix('.coco') for file in on_top]

@@ -138,6 +138,7 @@ class Checkpoints:
             if cluster.is_first():
                 for path, problem in damaged.items():
                     _set_aside(path, problem)
+                    self._note_removed(path)
             cluster.barrier('damaged checkpoints')
             if self._manager:
                 self._manager.reload()
@@ -197,7 +198,12 @@ class Checkpoints:
                 if step != best and not checkpoint.ap_is_damaged(path):
                     (self.folder / TRASH).mkdir(exist_ok=True)
                     path.rename(self.folder / TRASH / path.name)  # atomic: removal could leave half a step
+                    self._note_removed(path)
             shutil.rmtree(self.folder / TRASH, ignore_errors=True)
+
+    def _note_removed(self, path: Path) -> None:
+        if self._mirror:
+            self._mirror.remove(path.name)
 
     @contextlib.contextmanager
     def _failing_as(self, what: str) -> Iterator[None]:

@@ -205,7 +205,8 @@ def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
     except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
         text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
         if re.fullmatch(r'\w+(\. Did you mean .*)?', text):
-            sys.exit(f'error: --config has no key {text}')
+            advice = '' if 'Did you mean' in text else '; --help after --config=NAME lists them'
+            sys.exit(f'error: --config has no key {text}{advice}')
         sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of the config's file
     except flags.UnrecognizedFlagError as error:
         meant = [f'--config.{key}' for key in keys if key.rpartition('.')[2] == error.flagname]

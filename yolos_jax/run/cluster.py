@@ -73,7 +73,7 @@ def start(
             raise InputError(f'coordinator {coordinator}: {error}', 'coordinator') from None
         _check_alone()
     except RuntimeError as error:
-        where = coordinator or 'the cluster that was detected (num_processes 1: alone in any case)'
+        where = coordinator or 'a cluster, should there be one (num_processes 1: alone in any case)'
         raise InputError(f'cannot join {where}: {error}', 'num_processes') from None
 
 

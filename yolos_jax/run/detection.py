@@ -24,6 +24,7 @@ from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
+FEW_STEPS, FEW_IMAGES = 500, 10  # of a run, and to evaluate on
 SHOWN = 8  # images of an evaluation, in TensorBoard
 TRUTH = 'val.json'  # in a run's folder: its validation set, if that has no annotation file
 
@@ -134,6 +135,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         max_targets=config.max_targets,
     )
     notes += of_classes + notes_on(train_set, val_set)
+    if (total := config.epochs * batches.steps_per_epoch) < FEW_STEPS:
+        notes.append(f'{total} steps in all are few: more epochs or a larger learning_rate may be needed')
     setup.check_agreement(config, work, batches, digests)
     setup.write_config(config, work)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
@@ -165,6 +168,8 @@ def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
         notes.append(f'{train_split}: classes without an object: {shown(unseen)}')
     notes += [f'{train_split}: {note}' for note in train_set.notes]
     notes += [f'{val_split}: {note}' for note in val_set.notes]
+    if len(val_set) < FEW_IMAGES:
+        notes.append(f'{val_split}: has only {len(val_set)} images, so the AP is hardly more than chance')
     if not len(val_set.boxes):
         notes.append(f'{val_split}: {val_set.without_objects}, so there will be no AP')
     return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])

@@ -30,7 +30,7 @@ class Mirror:
         """programs: the local folder of compiled programs; lease: held by the process that writes."""
         self.bucket, self.folder, self._programs, self._lease = bucket, folder, programs, lease
         self._stamps: dict[str, tuple] = {}  # of the files that equal their object in the bucket
-        self._steps: set[str] = set()  # in the bucket, with incomplete ones
+        self._removed: set[str] = set()  # steps, until a push removes them from the bucket
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._push: concurrent.futures.Future | None = None
         self._pushed = time.monotonic()
@@ -42,7 +42,7 @@ class Mirror:
         names = [name for name in self.bucket.names() if not name.endswith('/')]  # a console's folders
         steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
         whole = {step for step in steps if f'{FOLDER}/{step}/{COMMITTED}' in names and step.isdecimal()}
-        self._steps = steps
+        self._removed = {step for step in steps - whole if step.isdecimal()}  # incomplete
         kept = [name for name in names if name != LOCK and not self._is_unfetched(name, whole)]
         self.bucket.download({name: self._path(name) for name in kept if not self._path(name).exists()})
         for step in whole:
@@ -59,6 +59,13 @@ class Mirror:
             names = self.bucket.names(f'{FOLDER}/{step.name}/{STATE}/')
             self.bucket.download({name: self._path(name) for name in names})
             self._stamps |= {name: _stamp(self._path(name)) for name in names}
+
+    def remove(self, step: str) -> None:
+        """Note that a step was removed: with the next push it is removed from the bucket too.
+
+        What else is gone from the local folder stays there: what cleans /tmp may have removed it.
+        """
+        self._removed.add(step)
 
     def start_push(self, after: Callable[[], None] = lambda: None) -> None:
         """Push in a thread, once `after` has returned; waits for a push in progress first."""
@@ -87,8 +94,8 @@ class Mirror:
     def push(self, *, removes: bool = False) -> None:
         """Make the bucket equal to the local folder.
 
-        removes: whether files that are gone from the folder are removed. Those of a run are not: what
-            cleans /tmp may have removed the old ones of its copy.
+        removes: whether files that are gone from the folder are removed, but for steps. Those of a run are
+            not, as for `remove`.
 
         Raises:
             InputError: the bucket cannot be written to, or belongs to another run now.
@@ -109,14 +116,13 @@ class Mirror:
         stamps = {name: _stamp(path) for name, path in paths.items()}
         changed = [name for name in paths if stamps[name] and stamps[name] != self._stamps.get(name)]
         changed = [name for name in changed if STEP.fullmatch(name) or not name.startswith(f'{FOLDER}/')]
-        self._steps |= {match[1] for name in changed if (match := STEP.fullmatch(name))}
         self.bucket.upload({name: paths[name] for name in changed})
         self._stamps |= {name: stamps[name] for name in changed}
-        for step in [step for step in self._steps if not (self.folder / FOLDER / step).exists()]:
-            if step.isdecimal():  # damaged steps that were set aside stay
+        for step in sorted(self._removed):
+            if not (self.folder / FOLDER / step).exists():  # it may have been saved again
                 self.bucket.remove(f'{FOLDER}/{step}/{COMMITTED}')
                 self.bucket.remove_all(f'{FOLDER}/{step}/')
-                self._steps.remove(step)
+            self._removed.remove(step)
         self._pushed = time.monotonic()
 
     def _path(self, name: str) -> Path:

@@ -141,7 +141,7 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     if saved:
         notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
         began = saved['config'].get('init_from', config.init_from)  # for the model card
-        if bool(began) != bool(config.init_from):
+        if began != config.init_from:
             notes.append(f'init_from stays {began!r}: a run resumes from its own weights')
             with config.unlocked():
                 config.init_from = began

@@ -142,7 +142,10 @@ def frozen_blocks(config: ConfigDict, model: Yolos) -> int:
         return model.depth if config.freeze else 0
     if config.freeze.isdecimal() and int(config.freeze) <= model.depth:
         return int(config.freeze)
-    raise InputError(f'freeze is {config.freeze!r}, neither backbone nor a number of blocks', 'freeze')
+    raise InputError(
+        f"freeze is {config.freeze!r}, neither 'backbone' nor a number of its {model.depth} blocks",
+        'freeze',
+    )
 
 
 def model_fields(config: ConfigDict) -> dict:

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not cluster.is_alone():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX only notes it, for runs that save at a step
     with workdir.opened(args.output, removes=True) as work:  # one evaluation at a time
-        evaluate(args, work.folder)
+        write_evaluation(args, work.folder)
 
 
 def read_data(args: argparse.Namespace) -> records.Records:
@@ -129,10 +129,10 @@ def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
 
 
 def make_detect(
-    args: argparse.Namespace, pretrained: weights.Pretrained, batches: dict, mesh: Mesh
+    dtype: str, pretrained: weights.Pretrained, batches: dict, mesh: Mesh
 ) -> Callable[..., dict]:
     """A function that returns the detections in the batches, optionally with altered images."""
-    dtype = jnp.dtype(args.dtype)
+    dtype = jnp.dtype(dtype)
     kernel = attention.for_platform(meshes.platform(mesh), dtype)
     step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
     predict = functools.partial(
@@ -150,7 +150,43 @@ def make_detect(
     return detect
 
 
-def evaluate(args: argparse.Namespace, output: Path) -> None:
+def evaluate(
+    detector: str | Path | weights.Pretrained,
+    data: str | Path | records.Records,
+    split: str = 'val2017',
+    *,
+    batch_size: int | None = None,
+    dtype: str = 'float32',
+    log: Callable[[str], None] = print,
+) -> dict:
+    """COCO's twelve numbers of a detector on a split of a data set, and the AP of each class.
+
+    detector: what `weights.read` takes or returns. data: what `records.read` takes (then with split) or
+        returns. batch_size: images per step; None: one per device. dtype: of the activations. log: called
+        with each note on the data.
+
+    Returns:
+        {'AP': ..., 'AP50': ..., ...} and, under 'classes', {name: AP}; -1 where there is no object.
+
+    Raises:
+        InputError: the detector or the data cannot be read, or have no class in common.
+    """
+    pretrained = detector if isinstance(detector, weights.Pretrained) else weights.read(detector)
+    data = data if isinstance(data, records.Records) else records.read(data, split)
+    labels, notes = evaluation.category_ids(pretrained, data)
+    for note in [*notes, *data.notes]:
+        log(f'note: {note}')
+    mesh = meshes.make_mesh()
+    batch_size = mesh.size if batch_size is None else batch_size
+    meshes.check_divides(batch_size, mesh)
+    size, max_size = pretrained.size, pretrained.max_size
+    batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
+    results = evaluation.to_results(make_detect(dtype, pretrained, batches, mesh)(), data, labels)
+    numbers, classes = evaluation.score(data.truth(), results)
+    return numbers | {'classes': classes}
+
+
+def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     """Detect, score and write to the output folder."""
     if (output / LINES).exists():
         raise InputError(f'{output}: holds predictions, of which {LIST} would be replaced', 'output')
@@ -170,7 +206,7 @@ def evaluate(args: argparse.Namespace, output: Path) -> None:
         agree(args, batches, pretrained)
     truth = data.truth()
     fields = groups.read_fields(data, truth, args.by)  # raises before any work is done
-    detect = make_detect(args, pretrained, batches, mesh)
+    detect = make_detect(args.dtype, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
     corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else None
     if not cluster.is_first():

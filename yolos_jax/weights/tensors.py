@@ -155,9 +155,9 @@ def _check_hash(path: Path, digest: str) -> bool:
     for source, file, start in expected:
         actual = digest if file == path else files.sha256(file) if file.exists() else 'none'
         if not actual.startswith(start):
-            advice = f' or, if you changed it yourself, remove {source}' if source == sidecar.name else ''
+            advice = f'if you saved it anew, remove {source}; else ' if source == sidecar.name else ''
             raise InputError(  # the advice first, for long messages are cut
-                f'{file}: damaged, or another file; fetch it again{advice} (its SHA-256 is {actual}, and '
+                f'{file}: damaged, or another file: {advice}fetch it again (its SHA-256 is {actual}, and '
                 f'{source} says {start[:64]})'
             )
     return bool(expected)
