@@ -138,13 +138,25 @@ def test_the_readme_shows_python_that_runs(workplace, monkeypatch, capsys):
 
 def test_the_page_on_training_shows_python_that_runs(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    first, second = re.findall(
-        r'^```python\n(.*?)^```', (ROOT / 'docs/training.md').read_text(), re.M | re.S
-    )
-    (workplace / 'training.py').write_text(first + second)
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/training.md').read_text(), re.M | re.S)
+    (workplace / 'training.py').write_text(''.join(blocks))
     names = runpy.run_path('training.py')
+    assert names['features'].shape[:2] == names['maps'].shape[::2][:2]  # B, Q
     assert len(names['history']) and names['number'] == 9
     assert len(names['detector']([np.zeros((96, 128, 3), np.uint8)], 0)[0])
+
+
+def test_the_page_on_evaluations_shows_python_that_runs(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    (block,) = re.findall(
+        r'^```python\n(.*?)^```', (ROOT / 'docs/understanding.md').read_text(), re.M | re.S
+    )
+    content = json.loads((workplace / 'runs/shapes/annotations/instances_val2017.json').read_text())
+    results = [one | {'score': 0.5} for one in content['annotations']]
+    (workplace / 'out').mkdir(exist_ok=True)
+    (workplace / 'out' / 'predictions.json').write_text(json.dumps(results))
+    (workplace / 'analysis_of_it.py').write_text(block)
+    assert set(runpy.run_path('analysis_of_it.py')['analysed'].errors.counts.values()) == {0}
 
 
 def test_the_page_on_data_reads_pascal_voc(tmp_path, monkeypatch):
