@@ -25,7 +25,7 @@ from yolos_jax.configs import yolos_s, yolos_ti
 
 from yolos_jax import files
 from yolos_jax.data import folders, geometry, loader, records
-from yolos_jax.data.batches import TrainBatches, filler
+from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.cache import DecodedImages
 from yolos_jax.patches import MEAN, STD
 
@@ -158,7 +158,7 @@ def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
     batch = source.empty(1, int(drawn.counts[i]))
     row = {name: values[0, ...] for name, values in batch.items()}
-    filler(source.records, drawn)(0, i, source.start_image(i)(), row)
+    source.fill(drawn, 0, i, source.start_image(i)(), row)
 
 
 def main():

@@ -255,7 +255,7 @@ def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
 
 def test_fine_tuning_takes_the_sizes_of_the_weights():
     config = finetune.get_config()
-    recipe_of = lambda *sizes: geometry.Recipe.of_config(config.augment, *sizes)
+    recipe_of = lambda *sizes: geometry.Recipe.from_fields(config.augment, *sizes)
     recipe = recipe_of(112, 176)
     assert recipe.sizes == (64, 80, 96, 112) and recipe.max_size == 176
     eight_hundred = recipe_of(800, 1333)
@@ -277,7 +277,7 @@ def of_weights(folder, data, **changes):
 def test_a_bound_that_is_not_given_is_that_of_the_weights(averaged, coco_folder):
     config = of_weights(averaged, coco_folder, augment__sizes=(96, 112))
     start = read_detector(averaged)
-    recipe = geometry.Recipe.of_config(config.augment, start.size, start.max_size)
+    recipe = geometry.Recipe.from_fields(config.augment, start.size, start.max_size)
     assert recipe.sizes == (96, 112) and recipe.max_size == 176
 
 

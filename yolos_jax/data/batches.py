@@ -40,7 +40,7 @@ class _Batches:
             'dropped': np.zeros(rows, np.int32),
         }
 
-    def _fill(self, drawn: Geometry, _: int, index: int, image: np.ndarray, row: dict) -> None:
+    def fill(self, drawn: Geometry, _: int, index: int, image: np.ndarray, row: dict) -> None:
         """Write an image and its objects under the drawn geometry into its row."""
         row['grid'][:] = drawn[index].grid
         pixels.place(image, drawn[index], row['patches'])
@@ -95,7 +95,7 @@ class TrainBatches(_Batches):
         epoch, i = divmod(step, self.steps_per_epoch)
         drawn, indices, lengths = self.plan(epoch)
         candidates = in_turn(indices, lengths, i)
-        return Rows(candidates, functools.partial(self._fill, drawn), int(lengths[i]), required=True)
+        return Rows(candidates, functools.partial(self.fill, drawn), int(lengths[i]), required=True)
 
     def start_image(self, index: int) -> Callable[[], np.ndarray]:
         """A function that returns the pixels of a record, from the cache if they are in it."""
@@ -147,7 +147,7 @@ class EvalBatches(_Batches):
     def rows(self, step: int) -> Rows:
         """The rows of a step. The row of a bad image stays empty."""
         candidates = [np.array([index]) for index in self._indices[step]]
-        fill = functools.partial(self._fill, self._geometry)
+        fill = functools.partial(self.fill, self._geometry)
         return Rows(candidates, fill, int(self._lengths[step]), required=False)
 
 

@@ -30,11 +30,11 @@ class Recipe:
     crop_max: int = 600
 
     @classmethod
-    def of_config(cls, augment: Mapping, size: int = 800, max_size: int = 1333) -> 'Recipe':
-        """That of a config's `augment`; without sizes in it, the published one scaled to `size`."""
-        if not augment['sizes']:
+    def from_fields(cls, fields: Mapping, size: int = 800, max_size: int = 1333) -> 'Recipe':
+        """The recipe with these fields; without sizes among them, the published one scaled to `size`."""
+        if not fields['sizes']:
             return cls.published(size, max_size)
-        return cls(**{**augment, 'max_size': augment['max_size'] or max_size})
+        return cls(**{**fields, 'max_size': fields['max_size'] or max_size})
 
     @classmethod
     def published(cls, size: int = 800, max_size: int = 1333) -> 'Recipe':

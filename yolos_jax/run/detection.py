@@ -297,7 +297,7 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
         )
     batches = TrainBatches.make(
         train_set,
-        geometry.Recipe.of_config(config.augment, start.size, start.max_size),
+        geometry.Recipe.from_fields(config.augment, start.size, start.max_size),
         num_lengths=config.num_lengths,
         batch_size=config.batch_size,
         max_targets=config.max_targets,

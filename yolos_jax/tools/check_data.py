@@ -197,7 +197,7 @@ def run_options(config: ConfigDict, name: str) -> dict:
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
     special = 1 + config.model.registers + config.model.num_det_tokens
     values = {key: config[key] for key in ('num_lengths', 'batch_size', 'max_targets')}
-    return {'recipe': geometry.Recipe.of_config(config.augment), 'special': special} | values
+    return {'recipe': geometry.Recipe.from_fields(config.augment), 'special': special} | values
 
 
 @cli.positional('data')

@@ -90,6 +90,9 @@ class Source(contextlib.AbstractContextManager):
     step: int | None = None
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Close the file; what was read from it stays."""
         if self.file:
             self.file.close()
