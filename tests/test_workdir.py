@@ -20,7 +20,7 @@ from yolos_jax.configs import common
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.run import setup, workdir
+from yolos_jax.run import config_checks, setup, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import Pretrained, checkpoint
@@ -54,13 +54,20 @@ def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
         ({'eval_size': '96'}, "eval_size is '96', of type str and not int"),
         ({'freeze': None}, 'freeze is None, of type NoneType and not str'),
         ({'seed': True}, 'seed is True, of type bool and not int'),
+        ({'bad_images': '5'}, "bad_images is '5', no number"),
+        ({'model.mid_pos_grid': (6, '8')}, r"model.mid_pos_grid is \[6, '8'\], not all whole numbers"),
     ],
 )
 def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
     work = workdir.Workdir('', tmp_path, None, None)
-    config = ConfigDict(tiny_config().to_dict() | {'learning_rate': 1} | changed)  # 1 may stand for 1.0
+    config = ConfigDict(tiny_config().to_dict() | {'learning_rate': 1})  # which may stand for 1.0
+    for name, value in changed.items():
+        of_model, _, key = name.rpartition('.')
+        with (part := config.model if of_model else config).ignore_type():
+            part[key] = value
     with pytest.raises(InputError, match=says) as error:
-        setup.resumed(config, common.get_config(), work)
+        config, _, _ = setup.resumed(config, common.get_config(), work)
+        config_checks.check_numbers(config)
     assert error.value.argument in changed
 
 

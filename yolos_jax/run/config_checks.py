@@ -55,6 +55,8 @@ def check_types(config: ConfigDict, known: ConfigDict) -> None:
     values = workdir.flat(config)
     for name, default in workdir.flat(known).items():
         value, kinds = values[name], (int, float) if isinstance(default, float) else type(default)
+        if isinstance(value, list) and not all(type(x) is int for x in value):
+            raise InputError(f'{name} is {value!r}, not all whole numbers', name)
         if default is None or value is None and name == 'model.pos_grid':  # of a model without a table
             continue
         if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
@@ -85,6 +87,8 @@ def check_numbers(config: ConfigDict) -> None:
     for name, (least, greatest) in RANGES.items():
         if values.get(name) is None:
             continue
+        if type(values[name]) not in (int, float):  # of a key whose default is None
+            raise InputError(f'{name} is {values[name]!r}, no number', name)
         if not least <= values[name] <= greatest:  # NaN is in no range
             raise InputError(f'{name} is {values[name]}, not between {least:g} and {greatest:g}', name)
     if config.model.dtype not in ('float32', 'bfloat16'):
