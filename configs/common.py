@@ -1,13 +1,13 @@
-"""What all detector configs share; each changes what differs."""
+"""Default values of all detector configs; each config changes some of them."""
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
-    """A COCO run; model, sizes and schedule are for the config that builds on it."""
+    """Defaults for training on COCO; a config that builds on them sets model, image sizes and schedule."""
     c = ConfigDict()
     c.data = ''  # a folder, or its gs:// or s3:// URL, as COCO or any tool of docs/data.md writes it
-    c.train_split = 'train2017'  # or 'train', whichever is there
+    c.train_split = 'train2017'  # or 'train', whichever exists
     c.val_split = 'val2017'  # or 'val', 'valid', 'validation'
     c.train_json = ''  # a COCO file to use in place of a split of `data`
     c.train_images = ''  # the folder of train_json's images; '': beside it
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     c.model.pos_grid = (0, 0)  # rows, columns of the position table: the reference's init_pe_size // 16
     c.model.mid_pos_grid = config_dict.placeholder(tuple)  # of the tables between blocks; None: no tables
     c.model.num_det_tokens = 100  # the most objects that can be detected in an image
-    c.model.registers = 0  # tokens of a backbone beside [CLS]: 4 of DINOv2 (with registers) and DINOv3
+    c.model.registers = 0  # register tokens of the backbone: 4 for DINOv2 (with registers) and DINOv3
     c.model.rope = False  # True: DINOv3's positions, in place of tables
     c.model.eps = 0.0  # of LayerNorm; 0: 1e-6, as the published models have it
     c.model.dtype = 'bfloat16'  # twice float32's speed on accelerators; parameters stay float32

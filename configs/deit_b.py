@@ -3,8 +3,8 @@ r"""DeiT-B on ImageNet-1k (arXiv 2012.12877, table 9).
     python pretrain.py --config=configs/deit_b.py --workdir=DIR --config.data=IMAGENET \
         --config.teacher=TEACHER
 
-Published: 81.8 % top-1; YOLOS-B starts from the distilled one at 384 pixels, 85.2 %: --config.epochs=1000,
-then 30 in a workdir of their own, with the same teacher and --config.init_from=DIR
+Published: 81.8 % top-1. YOLOS-B starts from the distilled one at 384 pixels, 85.2 %: --config.epochs=1000,
+then 30 epochs in another workdir, with the same teacher and --config.init_from=DIR
 --config.model.size=384 --config.epochs=30 --config.batch_size=512 --config.learning_rate=5e-6
 --config.final_learning_rate=5e-6 --config.weight_decay=1e-8.
 """

@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     c.train_split = 'train'
     c.val_split = 'val'  # or 'validation'
     c.bad_images = config_dict.placeholder(int)  # how many may be unreadable; None: max(3, 0.1 %)
-    c.init_from = ''  # go on from a classifier, a workdir or .pth; positions are resampled to model.size
-    c.teacher = ''  # distil from it: a workdir or .pth of a classifier, or logits [images, classes] (.npy)
+    c.init_from = ''  # a classifier to start from, a workdir or .pth; its positions are resampled
+    c.teacher = ''  # to distil from: a workdir or .pth of a classifier, or logits [images, classes] (.npy)
 
     c.model = ConfigDict()
     c.model.width = 192

@@ -4,11 +4,11 @@ r"""A detector for your own classes, from one that is already trained.
         --config.data=YOUR_FOLDER --config.init_from=WEIGHTS
 
 YOUR_FOLDER is what docs/data.md lists: COCO's layout (annotations/instances_train2017.json and so on), or
-what Roboflow, CVAT, FiftyOne, Label Studio and YOLO's tools write. It says the classes. Without a
+what Roboflow, CVAT, FiftyOne, Label Studio and YOLO's tools write. The classes come from it. Without a
 validation split in it, --config.val_fraction=0.1 takes a tenth of the images. WEIGHTS is anything
-`yolos_jax.load` takes; the model is that of the weights.
+`yolos_jax.load` takes; the model comes from the weights.
 
-Needs the hardware and time of the weights' own config for as many images; the AP depends on your data.
+An image takes as much memory and time as with the weights' own config; the AP depends on your data.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A web page that detects objects in a photograph, and shows what the token of a detection looked at.
+"""A web page that detects objects in a photograph, and shows which patches each detection attends to.
 
     python demo/app.py --weights=PATH [--port=7860]
 
@@ -82,7 +82,7 @@ class Demo:
         return self.overlay(seen, int(sizes.argmin()))
 
     def choose(self, seen: Seen | None, event: gr.SelectData) -> Image.Image | None:
-        """As `look`, for a row of the table."""
+        """The attention of the token of a row of the table."""
         return seen and self.overlay(seen, event.index[0])
 
     def overlay(self, seen: Seen, i: int) -> Image.Image:
@@ -94,7 +94,7 @@ class Demo:
 
 
 def make_page(demo: Demo) -> gr.Blocks:
-    """The page; one photograph is computed at a time, others wait in a queue."""
+    """The page; one photograph is processed at a time, others wait in a queue."""
     images = dict(interactive=False, show_label=False, height=440, buttons=['download', 'fullscreen'])
     with gr.Blocks(title='YOLOS', analytics_enabled=False) as page:
         gr.Markdown(f'# YOLOS\n{HOW}')

@@ -1,4 +1,4 @@
-"""Near duplicates by their names; `test_sources` has their effect on a validation part."""
+"""Near duplicates found by their names; `test_sources` tests their effect on a validation split."""
 
 import dataclasses
 

@@ -212,5 +212,5 @@ def test_a_data_set_with_a_bad_image_is_built_whole_and_read(coco_folder, tmp_pa
 
 
 def test_a_data_set_is_not_built_over_another(data_set, coco_folder):
-    with pytest.raises(InputError, match=f'{data_set}: there is a data set already'):
+    with pytest.raises(InputError, match=f'{data_set}: has a data set already'):
         build_tfds.build(coco_folder, data_set.parent.parent.parent)

@@ -77,7 +77,7 @@ def test_padding_has_no_gradient_on_a_cpu():
 
 @pytest.mark.parametrize('place', [0, 70])
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_what_is_not_finite_stays_so_on_a_cpu(place, bad):
+def test_infinities_and_nan_propagate_on_a_cpu(place, bad):
     """A loss that is not finite ends a run: it must not be hidden."""
     q, k, v, lengths = inputs()
     for args in (
@@ -112,7 +112,7 @@ def test_lengths_out_of_range_do_no_harm_on_a_cpu():
     np.testing.assert_array_equal(few, same)
 
 
-def test_what_is_not_finite_harms_no_other_image_on_a_cpu():
+def test_infinities_and_nan_stay_within_their_image_on_a_cpu():
     q, k, v, lengths = inputs()
     for result in with_gradients(attention.flash, q, k.at[0].set(np.nan), v.at[0].set(np.inf), lengths):
         assert np.isfinite(result[1]).all() and not np.isfinite(result[0]).all()

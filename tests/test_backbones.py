@@ -240,7 +240,7 @@ def test_big_vision_without_class_token_in_bfloat16_with_fixed_positions(tmp_pat
     content = {k: v.astype(ml_dtypes.bfloat16) for k, v in to_google(make_vit(), True).items()}
     del content['cls'], content['Transformer/posembed_input/pos_embedding']
     params, report = load(tmp_path / 'x.npz', content)
-    assert 'no positions in it: sincos2d of 14x14' in report and 'no class token in it' in report
+    assert 'has no positions: sincos2d of 14x14' in report and 'has no class token' in report
     expected = make_vit()['blocks.1.mlp.fc1.weight'].astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(params['backbone']['blocks']['mlp']['fc1']['kernel'][1], expected.T)
     content['Transformer/posembed_input/pos_embedding'] = make_vit(SIDE**2)['pos_embed']
@@ -290,8 +290,8 @@ def test_published_sizes_are_resampled(side, fields, line, tmp_path):
 CHANGES = {
     '1 missing: backbone.blocks.1.norm2.bias': lambda v: v.pop('blocks.1.norm2.bias'),
     'not expected: backbone.blocks.0.q_norm': lambda v: v.update({'blocks.0.q_norm': np.ones(D)}),
-    'its 20 positions are no square grid': lambda v: v.update({'pos_embed': np.ones((1, 20, D))}),
-    'a YOLOS detector and not a backbone': lambda v: v.update({'det_token': np.ones((1, 5, D))}),
+    'its 20 positions are not a square grid': lambda v: v.update({'pos_embed': np.ones((1, 20, D))}),
+    'a YOLOS detector, not a backbone': lambda v: v.update({'det_token': np.ones((1, 5, D))}),
     '[32, 3, 32, 32] instead of [32, 3, 16, 16]': lambda v: v.update(
         {'patch_embed.proj.weight': np.ones((D, 3, 32, 32))}
     ),
@@ -314,7 +314,7 @@ def test_positions_that_may_be_of_another_grid_are_refused(tmp_path):
     tensors = torches(make_vit())
     tensors['pos_embed'] = torch.zeros(1, 1 + 14 * 16, D)  # as many as 15 x 15
     torch.save(tensors, tmp_path / 'x.pth')
-    with pytest.raises(InputError, match='225 positions are no square grid and .CLS'):
+    with pytest.raises(InputError, match='225 positions are not a square grid and .CLS'):
         yolos_jax.init_from_backbone(tmp_path / 'x.pth', Yolos(**DETECTOR), jax.random.key(0))
 
 
@@ -339,7 +339,7 @@ def test_the_heads_that_a_file_states_are_used(form, tmp_path):
         yolos_jax.init_from_backbone(path, Yolos(**DETECTOR | {'heads': 2 * H}), jax.random.key(0))
 
 
-def test_what_a_file_does_not_say_is_what_its_project_has(tmp_path):
+def test_values_missing_in_a_file_are_those_of_its_project(tmp_path):
     torch.save(FORMS['moco-v3'](make_vit(width=384)), tmp_path / 'moco.pth')
     dinov3 = {k: v for k, v in make_vit().items() if k != 'pos_embed'} | {'reg_token': np.ones((1, 4, D))}
     torch.save(torches(dinov3), tmp_path / 'dinov3.pth')
@@ -356,10 +356,10 @@ def test_two_models_in_one_file_are_refused(prefix, tmp_path):
 
 
 MALFORMED = {
-    'no square grid and .CLS.$': {
+    'not a square grid and .CLS.$': {
         'pos_embed': torch.ones(1, 2 + SIDE**2, D)
     },  # a register's position, perhaps
-    'no square grid and .CLS. and the dist': {'dist_token': torch.ones(1, 1, D)},
+    'not a square grid and .CLS. and the dist': {'dist_token': torch.ones(1, 1, D)},
     'values of type int8: quantised': {'norm.bias': torch.ones(D, dtype=torch.int8)},
     'not finite, in backbone.norm.bias': {'norm.bias': torch.full((D,), 1e300, dtype=torch.float64)},
     'its tensors, or .* cannot be used .IndexError': {'patch_embed.proj.bias': torch.ones(())},

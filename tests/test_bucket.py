@@ -85,7 +85,7 @@ def test_files_that_a_command_removes_are_removed_from_its_bucket(place):
         assert bucket.names() == left
 
 
-def test_what_could_not_be_uploaded_at_the_end_stays(tmp_path):
+def test_files_that_could_not_be_uploaded_at_the_end_are_kept(tmp_path):
     class Unreachable:
         folder = tmp_path / 'process-1'
 
@@ -218,7 +218,7 @@ def test_a_run_that_was_frozen_notices_a_lost_lock_and_does_not_remove_it(place)
     assert bucket.read(lease.LOCK) == other
 
 
-def test_between_checkpoints_what_changed_is_put_once_in_a_while(place):
+def test_between_checkpoints_changed_files_are_uploaded_now_and_then(place):
     bucket = Bucket(f'{place[0]}/metrics')
     with workdir.opened(bucket.url) as work:
         (work.folder / 'metrics.jsonl').write_text('one')

@@ -83,7 +83,7 @@ def test_errors_in_bucket_data_are_reported_before_any_image_is_read(
         records.read(url, 'val2017')
     with pytest.raises(InputError, match='nowhere: no such data folder'):
         records.read(f'{place[0]}/nowhere', 'val2017')
-    with pytest.raises(InputError, match='has no split test, but train2017, val2017'):
+    with pytest.raises(InputError, match='has no split test; it has train2017, val2017'):
         records.read(data_url, 'test')
     Bucket(f'{place[0]}/yolo').write('data.yaml', b'names: [a]')
     with pytest.raises(InputError, match='YOLO.* not read from a bucket'):

@@ -115,9 +115,7 @@ def test_a_data_set_of_tfds_is_checked_too(coco_folder, tmp_path, capsys):
 
 
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
-    with pytest.raises(
-        InputError, match=f'{tmp_path}: no data set is seen in it: no annotations/'
-    ) as error:
+    with pytest.raises(InputError, match=f'{tmp_path}: not a known data set: no annotations/') as error:
         run(capsys, tmp_path)
     assert error.value.argument is None  # the command has no such flag
 
@@ -128,7 +126,7 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
         ([], 'STOPS A RUN: not one object is annotated'),
         (['--config=quickstart'], 'STOPS A RUN: 3 images are less than one batch of 8'),
         ([], 'note: 3 images are less than one batch of 8 (--config.batch_size)'),
-        ([], 'has no split val2017, but train); --config.val_fraction=0.1'),
+        ([], 'has no split val2017; it has train); --config.val_fraction=0.1'),
         (['--split', 'train'], 'STOPS A RUN: not one object'),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_saved_state_is_restored_bit_for_bit(state, tmp_path):
     assert meta['note'] == 8
 
 
-def test_a_save_in_a_thread_is_no_matter_of_the_error_that_it_handles(state, tmp_path):
+def test_a_save_in_a_thread_succeeds_while_another_error_is_handled(state, tmp_path):
     def save_again():
         try:
             raise OSError('no network')
@@ -75,7 +75,7 @@ def test_a_save_in_a_thread_is_no_matter_of_the_error_that_it_handles(state, tmp
     assert checkpoint.steps(tmp_path) == [5, 8]
 
 
-def test_what_may_not_be_read_or_written_is_named_and_not_taken_for_damaged(state, tmp_path, monkeypatch):
+def test_a_checkpoint_without_permission_is_named_and_not_taken_for_damaged(state, tmp_path, monkeypatch):
     save(tmp_path, state, {1: None, 2: None})
     secret, access = tmp_path / '2' / 'state', os.access
     monkeypatch.setattr(os, 'access', lambda path, mode: access(path, mode) and path != secret)
@@ -290,7 +290,7 @@ def test_a_run_without_a_whole_checkpoint_does_not_restart(state, tmp_path):
     for path in (tmp_path / '1' / 'state').rglob('*'):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(b'')
-    with pytest.raises(InputError, match='no checkpoint is whole'):
+    with pytest.raises(InputError, match='no checkpoint is (intact|complete)'):
         Checkpoints(tmp_path).restore(state)
 
 

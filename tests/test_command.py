@@ -28,7 +28,7 @@ def test_the_commands_are_listed_and_another_one_is_named(tmp_path):
     done = yolos(cwd=tmp_path)
     assert done.returncode == 0 and all(f'  {name} ' in done.stdout for name in command.COMMANDS)
     done = yolos('detect', cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith('error: no command detect, but train, pretrain')
+    assert done.returncode == 1 and done.stderr.startswith('error: no command detect; there are train')
 
 
 @pytest.mark.parametrize('name', [name for name in command.COMMANDS if 'train' not in name])
@@ -71,7 +71,7 @@ def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
         (['--config=quickstart', '--workdir=w', '--config.model.widht=1'], 'Did you mean "width"'),
         (['--config=quickstart', '--workdir=w', '--wokdir=x'], 'Did you mean: workdir'),
         (['--config=quickstart', '--workdir=w', '--width=9'], 'did you mean --config.model.width?'),
-        (['--config=quickstart', '--workdir=w', 'config.epochs=3'], 'config.epochs=3 is no flag'),
+        (['--config=quickstart', '--workdir=w', 'config.epochs=3'], 'config.epochs=3 is not a flag'),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):
@@ -120,7 +120,7 @@ def test_work_is_finished_even_if_stdout_cannot_be_written(ending, tmp_path):
     done = subprocess.run(
         ['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT
     )
-    says = 'error: stdout: No space left on device; all else is done\n' if 'full' in ending else ''
+    says = 'error: stdout: No space left on device; everything else is done\n' if 'full' in ending else ''
     assert (done.returncode, done.stderr) == (bool(says), says) and (tmp_path / 'done').exists()
 
 
@@ -212,7 +212,7 @@ def test_ctrl_c_while_a_script_is_imported_is_not_lost(script, tmp_path):
         (
             'eval.py',
             ['--weights=README.md', '--data=.', '--output={tmp}'],
-            r'no data set is seen in it.* \(--data\)',
+            r'not a known data set.* \(--data\)',
         ),
         (
             'convert_torch_weights.py',
@@ -229,7 +229,7 @@ def test_scripts_say_what_is_wrong_in_one_line(name, arguments, says, tmp_path):
 
 
 @pytest.mark.parametrize('module', [attention, predict, speed, tokens])
-def test_commands_that_read_a_pth_take_what_it_may_not_say(module, capsys):
+def test_commands_that_read_a_pth_take_flags_for_missing_values(module, capsys):
     with pytest.raises(SystemExit):
         module.main(['--help'])
     assert '--heads' in capsys.readouterr().out

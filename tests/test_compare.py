@@ -61,7 +61,7 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
     head, _, row, _ = (tmp_path / 'out' / 'compare.md').read_text().splitlines()
     assert head.endswith('| top1 (%) | top5 (%) |') and row == '| a | from scratch | 1 | 50.0 |  |'
     detector = write(tmp_path / 'detector', [0.1])
-    with pytest.raises(InputError, match='compare them apart'):
+    with pytest.raises(InputError, match='compare them separately'):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
@@ -77,11 +77,11 @@ def test_runs_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignor
 @pytest.mark.parametrize(
     ('change', 'says'),
     [
-        (lambda run: (run / 'metrics.jsonl').unlink(), r'run: no workdir of a run .*metrics\.jsonl'),
+        (lambda run: (run / 'metrics.jsonl').unlink(), r'run: not the workdir of a run .*metrics\.jsonl'),
         (lambda run: (run / 'metrics.jsonl').write_text('{\n'), 'metrics.jsonl: not what a run writes'),
         (lambda run: (run / 'metrics.jsonl').write_text('{"step": 1}\n'), "not what a run writes .'epoch'"),
         (lambda run: (run / 'metrics.jsonl').write_text(''), 'metrics.jsonl: has no lines'),
-        (lambda run: (run / 'checkpoints').rename(run / 'x'), 'nothing of this run was saved yet'),
+        (lambda run: (run / 'checkpoints').rename(run / 'x'), 'this run has saved no checkpoint yet'),
     ],
 )
 def test_a_folder_that_is_not_a_run_is_named_and_nothing_is_written(tmp_path, change, says):

@@ -215,7 +215,7 @@ def test_an_exported_checkpoint_says_the_step_of_its_run(tmp_path):
     checkpoint.write(dataclasses.replace(pretrained, about={'step': 5000}), tmp_path / 'x')
     assert read_detector(tmp_path / 'x').about['step'] == 5000
     (step,) = checkpoint.steps(tmp_path / 'x')
-    with pytest.raises(InputError, match=f'is step {step} and not 7'):
+    with pytest.raises(InputError, match=f'is step {step}, not 7'):
         weights.open(tmp_path / 'x' / str(step), 7)
 
 
@@ -252,7 +252,7 @@ def test_a_published_backbone_becomes_a_detector(tmp_path, capsys):
     ('options', 'says'),
     [
         (['--input=/nowhere', '--output=y'], '/nowhere: no such file or folder'),
-        (['--input=x.pth', '--output=y'], 'x.pth: damaged, or no file of torch.save'),
+        (['--input=x.pth', '--output=y'], 'x.pth: damaged, or not a file of torch.save'),
         (['--input=x.pth', '--output=.'], 'exists and is not empty'),
         (['--input=vit.pth', '--output=y'], 'width 32, depth 2, .* which no published detector has'),
         (['--input=vit.pth', '--output=y', '--heads=2'], 'heads is for a .pth of a detector'),

@@ -1,4 +1,4 @@
-"""What a detector takes for an image beside arrays and files."""
+"""Images that a detector takes besides arrays and paths: links, open files, bytes."""
 
 import functools
 import http.server

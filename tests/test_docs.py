@@ -56,7 +56,7 @@ def commands(page):
 
 @pytest.fixture(scope='module')
 def workplace(coco_folder, tmp_path_factory):
-    """A folder in which the names that the documentation uses are there."""
+    """A folder with all files and folders that the documentation names."""
     place = tmp_path_factory.mktemp('docs')
     for name in ('configs', 'train.py', 'benchmarks'):
         (place / name).symlink_to(ROOT / name)

@@ -160,7 +160,7 @@ def test_classes_with_different_numbers_are_matched_by_name_with_a_note(tmp_path
     assert labels == {0: 5, 1: 2} and 'matched by name' in note
     labels, notes = evaluation.category_ids(known({2: 'cat', 5: 'bird'}), data)
     assert labels == {2: 2} and 'cannot be detected: dog' in ' '.join(notes)
-    with pytest.raises(InputError, match='none of its classes .cat, dog. is one of those .* .bird.'):
+    with pytest.raises(InputError, match='none of its classes .cat, dog. is among the .* .bird.'):
         evaluation.category_ids(known({2: 'bird'}), data)
 
 
@@ -175,7 +175,7 @@ def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_pat
     assert evaluation.category_ids(detector, data) == ({0: 10_001, 1: 10_002}, [])
     assert evaluation.category_ids(known({10_001: 'cat'}), data)[0] == {10_001: 10_001}
     labels, notes = evaluation.category_ids(known({7: 'cat'}), data)
-    assert labels == {7: 10_002} and 'one name only the last can be detected' in ' '.join(notes)
+    assert labels == {7: 10_002} and 'same name, only the last can be detected' in ' '.join(notes)
 
 
 def test_an_evaluation_and_predictions_are_in_different_folders(tmp_path):

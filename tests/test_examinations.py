@@ -58,7 +58,7 @@ def test_a_page_of_attention_never_replaces_another_file(tmp_path):
     images = [tmp_path / name for name in ('first.jpg', 'second.jpg')]
     for path in (*images, output / 'second.png'):
         Image.fromarray(noise(32, 32)).save(path)
-    with pytest.raises(InputError, match=r'second\.png: is there already') as error:
+    with pytest.raises(InputError, match=r'second\.png: exists and is not') as error:
         attention.main(['--weights=/nowhere', f'--output={output}', *map(str, images)])
     assert error.value.argument == 'output'
 
@@ -180,7 +180,7 @@ def _ours(hf):
 
 def test_a_block_that_is_not_there_is_named(saved):
     model, params = yolos_jax.load(saved)
-    with pytest.raises(InputError, match='block is 3, and the model has 3'):
+    with pytest.raises(InputError, match='block is 3, but the model has 3 blocks'):
         attention.maps(model, params, *patchify([noise(64, 64)]), 3)
 
 
@@ -201,7 +201,7 @@ def test_pages_of_attention_are_written(saved, coco_folder, tmp_path):
     assert page.width > 3 * 200 and page.height > TINY['num_det_tokens'] * 100
     attention.main([f'--weights={saved}', f'--output={tmp_path}', '--threshold=0', str(image)])  # its own
     Image.new('RGB', (9, 9)).save(tmp_path / '000000000003.png')
-    with pytest.raises(InputError, match='000000000003.png: is there already'):
+    with pytest.raises(InputError, match='000000000003.png: exists and is not'):
         attention.main([f'--weights={saved}', f'--output={tmp_path}', '--threshold=0', str(image)])
 
 

@@ -126,7 +126,7 @@ def test_weights_come_from_regular_files_alone(kind, tmp_path):
         import socket
 
         socket.socket(socket.AF_UNIX).bind(str(path))
-    assert 'no regular file' in refused(path)
+    assert 'not a regular file' in refused(path)
 
 
 CONFIGS = [

@@ -87,12 +87,12 @@ def test_the_threshold_is_the_least_score_and_the_best_come_first(saved):
 
 
 @pytest.mark.parametrize('image', [noise(5, 5).astype(float), noise(5, 5)[:0], noise(5, 5)[..., :2], 7])
-def test_a_thing_that_is_no_image_is_named(image, saved):
+def test_an_argument_that_is_not_an_image_is_named(image, saved):
     with pytest.raises(InputError, match='an image is'):
         Detector.from_pretrained(saved)(image)
 
 
-def test_one_image_gives_one_result_and_a_list_a_list(saved):
+def test_one_image_gives_one_result_and_a_list_gives_a_list(saved):
     detector = Detector.from_pretrained(saved)
     np.testing.assert_array_equal(detector(noise(60, 80), 0).boxes, detector([noise(60, 80)], 0)[0].boxes)
     assert detector([]) == [] and len(detector((noise(60, 80),) * 3)) == 3
@@ -195,7 +195,7 @@ def test_the_results_of_images_before_an_error_of_the_caller_come_first(saved):
 def test_one_image_is_no_stream(saved, tmp_path):
     detector, image = Detector.from_pretrained(saved), noise(60, 80)
     for one in (image, image[..., 0], Image.fromarray(image), tmp_path / 'x.jpg', 'x.jpg'):
-        with pytest.raises(InputError, match=r'of one image give \[image\]'):
+        with pytest.raises(InputError, match=r'for one image give \[image\]'):
             next(detector.stream(one))
     assert len(list(detector.stream(np.stack([image, image])))) == 2
 
@@ -282,7 +282,7 @@ def test_a_detector_computes_in_the_type_asked_for(saved):
 def test_arguments_of_another_kind_are_named(saved):
     detector = Detector.from_pretrained(saved)
     for threshold in (50, np.nan, 'x.jpg'):
-        with pytest.raises(InputError, match='no score'):
+        with pytest.raises(InputError, match='not a number of at most 1'):
             detector(noise(60, 80), threshold)
     with pytest.raises(InputError, match='from_pretrained'):
         Detector(str(saved))
@@ -291,7 +291,7 @@ def test_arguments_of_another_kind_are_named(saved):
             Detector.from_pretrained(saved, batch_size=size)
     with pytest.raises(InputError, match="dtype is 'float16'"):
         Detector.from_pretrained(saved, dtype='float16')
-    with pytest.raises(InputError, match="device is 'cpu', none of jax.devices"):
+    with pytest.raises(InputError, match="device is 'cpu', not one of jax.devices"):
         Detector.from_pretrained(saved, device='cpu')
     with pytest.raises(InputError, match='a class has the number 4, and the model 4 classes'):
         dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
@@ -353,7 +353,7 @@ def test_eval_at_another_size_bounds_the_longer_side_in_proportion(saved, coco_f
 @pytest.mark.parametrize(
     ('extra', 'says'),
     [
-        (['--data=/nowhere', '--images=/nowhere'], 'images is /nowhere, which is read only with json'),
+        (['--data=/nowhere', '--images=/nowhere'], 'images is /nowhere, which has no effect without json'),
         (['--data=/nowhere', '--json=/nowhere.json'], 'data and json are both given'),
         (
             ['--data={data}', '--classes={tmp}/large.json'],

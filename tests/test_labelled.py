@@ -17,7 +17,7 @@ from yolos_jax.tools import make_classes
 
 
 def test_folders_that_are_no_classes_are_named(class_folder, tmp_path):
-    with pytest.raises(InputError, match='has no split test, but train, val'):
+    with pytest.raises(InputError, match='has no split test; it has train, val'):
         labelled.read(class_folder, 'test')
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train' / 'a.jpg').touch()

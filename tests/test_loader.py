@@ -235,7 +235,7 @@ def test_a_bad_image_of_an_evaluation_leaves_its_row_empty(coco_folder, capsys):
     assert capsys.readouterr().err.count('000000000005.jpg') == 1
 
 
-def test_the_loader_stops_when_nobody_asks_on(train_set):
+def test_the_loader_stops_when_its_iterator_is_closed(train_set):
     before = set(threading.enumerate())
     batches = loader.load(make(train_set), range(1000))
     next(batches)

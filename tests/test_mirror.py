@@ -1,4 +1,4 @@
-"""What of a run's folder is uploaded to its bucket, and what is removed there."""
+"""Which files of a run's folder are uploaded to its bucket, and which are removed there."""
 
 import shutil
 from types import SimpleNamespace

@@ -57,7 +57,7 @@ def test_a_run_says_how_it_was_trained_but_not_where_its_data_lie(pretrained):
     text = model_card.text(known(pretrained, **about))
     for row in (
         '| epochs | 7 |', '| shorter sides in training | [96, 112] |',
-        '| hours | 2.00, of them training 1.00 |',
+        '| hours | 2.00, of which 1.00 training |',
         '| hardware | 8 x TPU v5 lite |', '| training images | 45, with 90 objects |', '| data | cats |',
         '| energy | 2.000 kWh, of the first machine |', 'AP 0.312 on val2017',
     ):  # fmt: skip
@@ -101,11 +101,11 @@ def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(
     assert '| cat | 0.500 |' in (tmp_path / 'README.md').read_text()
     for key in ('sha256', 'fingerprint'):
         (tmp_path / 'metrics.json').write_text(json.dumps(METRICS | {'about': {key: 'another'}}))
-        with pytest.raises(InputError, match=f'is of other weights, of {key} another') as error:
+        with pytest.raises(InputError, match=f'measured other weights, with {key} another') as error:
             card.main(arguments)
         assert error.value.argument == 'evaluation'
     (tmp_path / 'speed.json').write_text(json.dumps({'fingerprint': 'another'}))
-    with pytest.raises(InputError, match='is of other weights') as error:
+    with pytest.raises(InputError, match='measured other weights') as error:
         card.main([*arguments[:2], f'--speed={tmp_path}'])
     assert error.value.argument == 'speed'
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))

@@ -69,11 +69,11 @@ def test_photographs_are_never_replaced(saved, photographs):
     before = {path: path.read_bytes() for path in photographs.iterdir()}
     inputs = [photographs], [photographs / '000000000001.jpg'], [photographs.parent / '.' / 'photographs']
     for paths in inputs:
-        with pytest.raises(InputError, match='is the output too') as error:
+        with pytest.raises(InputError, match='is both input and output') as error:
             run(saved, photographs, *paths)
         assert error.value.argument == 'output'
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
-    with pytest.raises(InputError, match='this names a file'):
+    with pytest.raises(InputError, match='names a file'):
         run(saved, photographs / 'out.jpg', photographs)
 
 
@@ -217,7 +217,7 @@ def test_classes_pictures_and_format_can_be_chosen(saved, photographs, tmp_path)
     (tmp_path / 'coco.json').write_text(json.dumps(content))
     a = annotations.read(tmp_path / 'coco.json')
     assert len(a.ids) == 10 and dict(a.categories) == CLASSES
-    with pytest.raises(InputError, match='no class is called dog, but circle, square, triangle'):
+    with pytest.raises(InputError, match='no class dog; the model has circle, square, triangle'):
         run(saved, out, photographs, '--classes', 'dog', 'circle')
 
 

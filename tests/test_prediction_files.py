@@ -1,4 +1,4 @@
-"""What `yolos predict` takes from folders and how its results are called."""
+"""Which files `yolos predict` takes from folders, and how its results are named."""
 
 import os
 
@@ -54,7 +54,7 @@ def test_an_image_or_video_whose_picture_was_removed_is_predicted_again(tmp_path
         assert list(predictions.new_videos([video])) == [(video, output / 'v.mp4')]
 
 
-def test_what_follows_a_damaged_line_is_kept(tmp_path):
+def test_lines_after_a_damaged_line_are_kept(tmp_path):
     entry = {'picture': None, 'detections': []}
     with Predictions(tmp_path, SETTINGS, overwrite=False) as predictions:
         for name in 'abc':
@@ -101,6 +101,6 @@ def test_a_call_that_ended_before_its_settings_were_written_is_repeated(tmp_path
 @pytest.mark.parametrize('name', ['predictions.json', 'settings.json', 'videos.json'])
 def test_files_of_these_names_that_are_no_predictions_are_not_replaced(name, tmp_path):
     (tmp_path / name).write_text('{"of": "the user"}')
-    with pytest.raises(InputError, match=f'holds no predictions, but {name}'):
+    with pytest.raises(InputError, match=f'has {name}, but no predictions; choose another'):
         Predictions(tmp_path, SETTINGS, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]

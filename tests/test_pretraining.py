@@ -330,7 +330,7 @@ def test_erasing_and_mixing_are_what_loops_over_pixels_do():
         ({'model.heads': 7}, 'not a multiple of model.heads, 7'),
         ({'smoothing': 2.0}, 'smoothing is 2.0'),
         ({'teacher': '/nowhere.pth'}, 'no such file'),
-        ({'teacher': '/nowhere.npy'}, 'not a file of numpy.save'),
+        ({'teacher': '/nowhere.npy'}, 'not a file that numpy.save wrote'),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_compiled(

@@ -26,7 +26,7 @@ def test_objects_are_clamped_and_crowds_and_flat_boxes_dropped(tmp_path):
 def test_missing_folders_are_named(tmp_path):
     with pytest.raises(InputError, match='no such data folder'):
         read(tmp_path / 'nowhere', 'val')
-    with pytest.raises(InputError, match='no data set is seen in it'):
+    with pytest.raises(InputError, match='not a known data set'):
         read(tmp_path, 'val')
     write_coco(tmp_path, coco_content())
     (tmp_path / 'val').rename(tmp_path / 'pictures')
@@ -221,7 +221,7 @@ def test_one_split_of_several_is_not_taken_for_the_whole(tmp_path):
     for split in ('train', 'valid'):
         (tmp_path / split).mkdir()
         (tmp_path / split / '_annotations.coco.json').touch()
-    with pytest.raises(InputError, match=f'one split of a data set; name the folder of all, {tmp_path}'):
+    with pytest.raises(InputError, match=f'one split of a data set; name its parent, {tmp_path}'):
         sources.find(tmp_path / 'train', 'train')
     (tmp_path / 'valid' / '_annotations.coco.json').unlink()
     assert sources.find(tmp_path / 'train', 'train').split == '_annotations'  # the only one there is

@@ -105,7 +105,7 @@ def test_a_sharded_average_is_resumed_bit_for_bit(coco_folder, tmp_path):
 
 
 @pytest.mark.parametrize('freeze', ['backbone', '1'])
-def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(freeze, coco_folder, tmp_path):
+def test_frozen_parameters_stay_bit_for_bit_and_the_rest_is_trained(freeze, coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, epochs=1, freeze=freeze, weight_decay=0.1)
     start = _fresh_detector(config, tmp_path / 'start')
     launch(config, tmp_path / 'run')
@@ -126,7 +126,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_learns(freeze, coco_folde
 
 def test_weights_that_are_new_are_not_frozen(coco_folder, tmp_path):
     config = tiny_config(data=coco_folder, freeze='backbone')
-    with pytest.raises(InputError, match='no weights to keep'):
+    with pytest.raises(InputError, match='no weights to freeze'):
         launch(config, tmp_path / 'scratch')
     torch.save({'model': torches(make_vit(5, 32, 2))}, tmp_path / 'vit.pth')
     config.init_from = str(tmp_path / 'vit.pth')
@@ -176,7 +176,7 @@ def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
     for _ in range(2):  # the same command does not train on
         assert launch(config, tmp_path) is None
         assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12, 18]
-        assert 'no better evaluation than that of step 6 for 2 epochs' in capsys.readouterr().out
+        assert 'no improvement since step 6, for 2 epochs' in capsys.readouterr().out
 
 
 def test_patience_is_judged_where_a_run_is_evaluated(coco_folder, tmp_path):
@@ -228,7 +228,7 @@ def test_a_run_ends_where_no_image_of_the_validation_split_can_be_read(coco_fold
     outputs = {'index': np.arange(3), **{name: np.zeros((3, 1)) for name in ('boxes', 'scores', 'labels')}}
     assert detection.first_images(outputs, data, {}) == []  # TensorBoard alone lacks them
     config = tiny_config(data=tmp_path / 'data', bad_images=100, epochs=2)
-    with pytest.raises(InputError, match='not one of the images to evaluate on can be read'):
+    with pytest.raises(InputError, match='none of the images to evaluate on can be read'):
         launch(config, tmp_path / 'run')
 
 
@@ -246,7 +246,7 @@ def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
     assert all(f'step {newest}, AP' in line for line in said)
     with weights.open(averaged) as source, pytest.raises(InputError, match='heads is for a .pth'):
         source.detector(heads=2)
-    with pytest.raises(InputError, match=f'has no step 5, but .*{newest}'):
+    with pytest.raises(InputError, match=f'has no step 5; it has .*{newest}'):
         weights.open(averaged, 5)
     with pytest.raises(InputError, match='no checkpoints of a run'):
         shutil.copy(averaged / 'config.json', tmp_path / 'x.pth')
@@ -294,9 +294,9 @@ def test_a_run_says_which_weights_it_starts_from(averaged, coco_folder, tmp_path
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
-        ({'augment__crop_min': 100}, 'augment.crop_min is 100, which is read only with augment.sizes'),
-        ({'train_images': 'x'}, 'train_images is x, which is read only with train_json'),
-        ({'val_json': 'x', 'val_fraction': 0.5}, 'val_json is x, which is read only with no val_fraction'),
+        ({'augment__crop_min': 100}, 'augment.crop_min is 100, which has no effect without augment.sizes'),
+        ({'train_images': 'x'}, 'train_images is x, which has no effect without train_json'),
+        ({'val_json': 'x', 'val_fraction': 0.5}, 'val_json is x, which has no effect with val_fraction'),
         ({'model__num_det_tokens': 50}, 'model.num_det_tokens is 50, and 6 in'),
         ({'model__eps': 0.01}, 'model.eps is 0.01, and 1e-06 in'),
         ({'lerning_rate': 0.1}, 'no such key: lerning_rate; did you mean learning_rate'),
@@ -347,7 +347,7 @@ def test_a_start_that_failed_does_not_choose_the_validation_set_of_the_next(coco
 def test_a_copy_of_a_run_without_its_arrays_is_refused(averaged, coco_folder, tmp_path):
     """It would start from parameters that are zero."""
     shutil.copytree(averaged, tmp_path / 'run', ignore=shutil.ignore_patterns('state'))
-    with pytest.raises(InputError, match='no checkpoint is whole .parts of .* are missing'):
+    with pytest.raises(InputError, match='no checkpoint is complete .parts of .* are missing'):
         launch(tiny_config(data=coco_folder, epochs=2, eval_every=1, ema=0.99), tmp_path / 'run')
     names = [sorted(p.name for p in (x / 'checkpoints').iterdir()) for x in (averaged, tmp_path / 'run')]
     assert names[0] == names[1]
@@ -379,9 +379,9 @@ def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
     assert 0 < first[0] < 0.95 * first[1]
 
 
-def test_weights_that_do_not_say_all_are_to_be_converted_first(coco_folder, tmp_path):
+def test_weights_that_lack_values_have_to_be_converted_first(coco_folder, tmp_path):
     tensors = {name: torch.tensor(x.numpy()) for name, x in reference_tensors(make_hf(TINY)).items()}
     torch.save({'model': tensors}, tmp_path / 'x.pth')
     config = tiny_config(data=coco_folder, init_from=str(tmp_path / 'x.pth'))
-    with pytest.raises(InputError, match='give heads to `yolos convert`, and its output as init_from'):
+    with pytest.raises(InputError, match='give heads to `yolos convert`, and use its output as init_from'):
         launch(config, tmp_path / 'run')

@@ -240,7 +240,7 @@ def test_fields_that_a_file_lacks_are_asked_for(hf, tmp_path):
         ('num_hidden_layers', 4, '12 missing'),
         ('intermediate_size', 64, 'intermediate_size is 64; only 128'),
         ('qkv_bias', False, 'qkv_bias is False'),
-        ('id2label', {'9': 'cat'}, 'names a class 9, and the head has 5'),
+        ('id2label', {'9': 'cat'}, 'names a class 9, but the head has 5'),
         ('id2label', {'0': None}, 'id2label of config.json has None as the name of a class'),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_config_of_another_model_is_named(key, value, says, hf, tmp_path):
         read_detector(tmp_path)
 
 
-def test_what_a_config_does_not_say_is_what_transformers_takes(hf, expected, tmp_path, capsys):
+def test_values_missing_in_a_config_are_transformers_defaults(hf, expected, tmp_path, capsys):
     hf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
     for key in ('layer_norm_eps', 'use_mid_position_embeddings', 'id2label', 'label2id'):

@@ -302,13 +302,13 @@ def test_boxes_of_another_form_are_noted(change, says, tmp_path):
     assert re.search(says, ' '.join(records.read(tmp_path, 'val').notes))
 
 
-def test_names_that_stand_twice_are_noted(tmp_path):
+def test_duplicate_names_are_noted(tmp_path):
     data = coco_content()
     data['images'].append(data['images'][0] | {'id': 99})
     data['categories'].append({'id': 9, 'name': 'Cat'})
     _write(tmp_path, data)
     notes = ' '.join(records.read(tmp_path, 'val').notes)
-    assert 'categories of one name: cat' in notes and 'image files that stand under two ids: b.jpg' in notes
+    assert 'categories with the same name: cat' in notes and 'image files under two ids: b.jpg' in notes
 
 
 def test_images_in_both_splits_are_found_by_their_bytes(coco, tmp_path):

@@ -142,7 +142,7 @@ def test_a_state_that_does_not_match_the_ema_setting_is_refused(yolos, params):
         )
 
 
-def test_a_loss_of_ones_own_takes_the_place_of_the_set_loss(yolos, params):
+def test_a_custom_loss_replaces_the_set_loss(yolos, params):
     optimizer, (batch, _, _) = optim.make_optimizer(params, 1e-3), make_batch((3, 1))
     loss = lambda outputs, part, group, whole: (outputs['pred_boxes'].sum(), {'group': jnp.float32(group)})
     step = steps.make_train_step(yolos, optimizer, 2, loss=loss)

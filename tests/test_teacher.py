@@ -1,4 +1,4 @@
-"""What is learnt from and started from in a pre-training: classifiers of a file, and logits."""
+"""Teachers and starting weights of pre-training: classifiers in a file, and logits."""
 
 import io
 import json
@@ -56,8 +56,8 @@ def test_a_run_goes_on_from_a_classifier_at_another_size(tmp_path):
     of_seven, notes = start_params(tmp_path, student.clone(num_classes=7), fresh, CLASSES[:7])
     jax.tree.map(np.testing.assert_array_equal, of_seven['head'], fresh['head'])
     jax.tree.map(np.testing.assert_array_equal, of_seven['backbone'], params['backbone'])
-    assert 'of 20 classes and not 7: heads are fresh' in notes
-    with pytest.raises(InputError, match='a classifier of heads 2, and not 4'):
+    assert 'it has 20 classes, not 7: the heads start fresh' in notes
+    with pytest.raises(InputError, match='a classifier with heads 2, not 4'):
         start_params(tmp_path, student.clone(heads=4), params, CLASSES)
 
 
@@ -66,7 +66,7 @@ def test_a_classifier_of_other_classes_is_no_teacher_and_gives_no_heads(tmp_path
     deit.write(params, MODEL, tmp_path / 'deit.pth', {'classes': CLASSES})
     others = [*CLASSES[:-1], 'zebra']
     config = ConfigDict({'teacher': str(tmp_path)})
-    says = 'a classifier of other classes, 19 and not zebra'
+    says = 'it has other classes, such as 19, not zebra'
     with pytest.raises(InputError, match=says) as error:
         make_teacher(config, MODEL, LabelledImages('', others, *[None] * 3, 1, 0), 1)
     assert error.value.argument == 'teacher'
@@ -74,7 +74,7 @@ def test_a_classifier_of_other_classes_is_no_teacher_and_gives_no_heads(tmp_path
     teacher = make_teacher(config, MODEL.clone(size=96), known, 1)  # its positions are resampled
     assert teacher.params['backbone']['pos_embed'].shape == (1, 1 + 36, 64)
     started, notes = start_params(tmp_path, MODEL, jax.tree.map(np.zeros_like, params), others)
-    assert not started['head']['kernel'].any() and 'of other classes, 19 and not zebra: heads' in notes[1]
+    assert not started['head']['kernel'].any() and 'such as 19, not zebra: the heads' in notes[1]
     started, notes = start_params(tmp_path, MODEL, params, CLASSES)
     assert len(notes) == 1
 

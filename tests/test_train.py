@@ -146,7 +146,7 @@ def test_the_finetune_config_takes_the_model_from_the_weights(unbroken, coco_fol
 
 @pytest.mark.parametrize(
     ('init_from', 'width', 'says'),
-    [('', 0, 'name a detector, or set the model'), ('run', 64, 'model.width is 64, and 32 in')],
+    [('', 0, 'name a detector, or set the model'), ('run', 64, 'model.width is 64, but 32 in')],
 )
 def test_a_missing_model_or_one_that_contradicts_the_weights_is_refused(
     init_from, width, says, unbroken, coco_folder

@@ -40,7 +40,7 @@ def published(tmp_path_factory):
     )
 
 
-def test_values_that_are_published_are_found_the_same_and_others_different(published):
+def test_published_values_pass_and_other_values_fail(published):
     folder, golden = published
     image = folder / 'image.png'
     assert len(golden.labels) > 1 and golden.scores != sorted(golden.scores, reverse=True)

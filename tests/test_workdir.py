@@ -189,6 +189,6 @@ def test_a_run_does_not_resume_from_checkpoints_of_a_conversion(tmp_path):
     params = jax.device_get(init_params(model, jax.random.key(0)))
     checkpoint.write(Pretrained(model, params, {1: 'cat'}, 64, 96), tmp_path / 'checkpoints')
     work = workdir.Workdir('', tmp_path, None, None)
-    with pytest.raises(InputError, match='its checkpoints are not of a run') as error:
+    with pytest.raises(InputError, match='its checkpoints are not from a run') as error:
         setup.resumed(tiny_config(), common.get_config(), work)
     assert error.value.argument == 'workdir'

@@ -22,11 +22,11 @@ from yolos_jax.run.mesh import make_mesh
     ('labels', 'says'),
     [
         ('0 0.5 0.5 0.1', 'line 1'),
-        ('0 .1 .1 .2 .2 .3', 'line 1 is no class with a box or polygon'),
+        ('0 .1 .1 .2 .2 .3', 'line 1 is not a class with a box or polygon'),
         ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
         ('0 .5 .5 .1 .1\n9 .5 .5 .1 .1', 'line 2 has class 9, which data.yaml'),
         ('0 30 30 20 20', 'line 1 has 30, .* are they pixels'),
-        ('0 .5 nan .1 .1', 'line 1 is no class'),
+        ('0 .5 nan .1 .1', 'line 1 is not a class'),
     ],
 )
 def test_rows_of_labels_that_are_no_boxes_are_named(labels, says, coco, tmp_path):
@@ -92,7 +92,7 @@ def test_an_unreadable_image_is_left_out_of_yolo_data(coco, tmp_path):
         records.read(tmp_path, 'val')
 
 
-def test_a_row_of_labels_that_stands_twice_is_one_object(coco, tmp_path):
+def test_a_duplicate_row_of_labels_is_one_object(coco, tmp_path):
     to_yolo(coco, tmp_path)
     before = records.read(tmp_path, 'val')
     file = tmp_path / 'labels' / 'val' / '000000000003.txt'
@@ -100,7 +100,7 @@ def test_a_row_of_labels_that_stands_twice_is_one_object(coco, tmp_path):
     file.write_text('\n'.join([rows[-1], *rows]))
     after = records.read(tmp_path, 'val')
     assert len(after.boxes) == len(before.boxes) and after.labels.sum() == before.labels.sum()
-    assert 'left out: 1 rows of labels that stand twice' in after.notes
+    assert 'left out: 1 duplicate rows of labels' in after.notes
 
 
 def test_missing_label_files_are_reported_before_training(coco, tmp_path):
@@ -193,7 +193,7 @@ def test_a_start_that_ended_before_its_first_step_is_repeated(coco, tmp_path):
             config = tiny_config(data=tmp_path, val_fraction=0.3)
             setup = detection.prepare(config, make_mesh(jax.devices()[:1]), work)
         assert {'config.json', 'val.json'} <= {file.name for file in work.folder.iterdir()}
-    assert 'steps in all are few' in (notes := ' '.join(setup.notes)) and 'has only 9 images' in notes
+    assert 'steps in all: more epochs' in (notes := ' '.join(setup.notes)) and 'has only 9 images' in notes
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(coco, tmp_path):
@@ -236,7 +236,7 @@ def test_several_descriptions_are_not_chosen_from(coco, tmp_path):
     (tmp_path / 'b.yaml').write_text((tmp_path / 'data.yaml').read_text())
     assert records.read(tmp_path, 'val').source.path.name == 'data.yaml'  # the usual name
     (tmp_path / 'data.yaml').rename(tmp_path / 'a.yaml')
-    with pytest.raises(InputError, match=r'several files describe data sets in it \(a.yaml, b.yaml\)'):
+    with pytest.raises(InputError, match=r'has several data set files \(a.yaml, b.yaml\)'):
         records.read(tmp_path, 'val')
 
 

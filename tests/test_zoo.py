@@ -181,11 +181,11 @@ def test_a_failed_download_is_one_line_with_the_command_for_another_machine(
 
 def test_an_address_is_no_name():
     address = 'https://huggingface.co/hustvl/yolos-tiny'
-    with pytest.raises(InputError, match=f'^{address}: .* name as hustvl/yolos-tiny'):
+    with pytest.raises(InputError, match=f'^{address}: .* name such as hustvl/yolos-tiny'):
         zoo.local(address)
 
 
-def test_a_path_that_is_there_wins_over_a_name(folder, tmp_path, monkeypatch):
+def test_an_existing_path_takes_precedence_over_a_name(folder, tmp_path, monkeypatch):
     (tmp_path / 'test').mkdir()
     (tmp_path / 'test' / 'tiny').symlink_to(folder)
     monkeypatch.chdir(tmp_path)

@@ -203,7 +203,7 @@ class Reading(NamedTuple):
         return f'{self.bucket.url}/{self.name}'
 
     def result(self) -> bytes:
-        """Wait for the bytes; raises InputError where there is no such object, or StorageError."""
+        """Wait for the bytes; raises InputError if there is no such object, or StorageError."""
         return self._wait().value
 
     def generation(self) -> bytes:

@@ -140,7 +140,7 @@ class Detections:
     ) -> Image.Image:
         """The image with the objects drawn on it, as `visualize.draw`.
 
-        image: the image to draw on, of any size; when None the one given to the detector.
+        image: the image to draw on, of any size; None: the one given to the detector.
         duplicates: an object is left out if its IoU with a better one of its class is above this.
 
         Raises:
@@ -148,7 +148,7 @@ class Detections:
         """
         image = self.image if image is None else image
         if image is None:
-            raise InputError('these detections have no image to draw on; give one')
+            raise InputError('these detections have no image to draw on; pass image')
         kept = self[visualize.without_duplicates(self.boxes, self.labels, duplicates)]
         array = pixels.to_rgb(to_rgbx(opened(image)))
         height, width = self.size or array.shape[:2]

@@ -13,7 +13,7 @@ class InputError(ValueError):
     """A file, folder or value cannot be used; the message names it and says what to do.
 
     Control characters in the message are escaped, so that it is one line of plain text.
-    argument: the name of the argument at fault, where one is; a script adds the flag that sets it.
+    argument: the name of the argument at fault, if any; a script adds the flag that sets it.
     """
 
     exit_status = 1
@@ -22,7 +22,7 @@ class InputError(ValueError):
         super().__init__(''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))
         self.argument = argument
         if argument:
-            self.add_note(f'to be changed: {argument}')  # a script says it with its flag
+            self.add_note(f'argument to change: {argument}')  # scripts name the flag instead
 
 
 class StorageError(InputError):

@@ -40,7 +40,7 @@ def detect(
         The step's outputs [n, ...], and 'index' [n], the record of each.
 
     Raises:
-        InputError: not one image can be read.
+        InputError: none of the images can be read.
     """
     parts = []
     for _, batch, indices in loader.load(batches, range(len(batches)), rows, threads):
@@ -50,7 +50,7 @@ def detect(
     order = np.argsort(outputs['index'], kind='stable')
     order = order[outputs['index'][order] >= 0]  # rows that fill up the last batch have no image
     if not len(order):  # an AP of 0 would look like the detector's
-        raise InputError('not one of the images to evaluate on can be read')
+        raise InputError('none of the images to evaluate on can be read')
     return {name: values[order] for name, values in outputs.items()}
 
 
@@ -132,12 +132,12 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     }
     if not labels:
         raise InputError(
-            f'{records.source.path}: none of its classes ({shown(data_names.values())}) is one of '
-            f'those that are detected ({shown(classes.values())})'
+            f'{records.source.path}: none of its classes ({shown(data_names.values())}) is among the '
+            f'classes of the detector ({shown(classes.values())})'
         )
     notes = []
     if len(by_name) < len(data_names):
-        notes.append(f'{records.source.path}: of classes that have one name only the last can be detected')
+        notes.append(f'{records.source.path}: of classes with the same name, only the last can be detected')
     if any(ids[label] != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
     absent = [name for number, name in data_names.items() if number not in labels.values()]
@@ -165,7 +165,7 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
         truth: the annotations (`Records.truth`). results: COCO results (`to_coco`).
 
     Returns:
-        {metric: value} for the names in METRICS, and {class name: AP}; -1 where there is no object.
+        {metric: value} for the names in METRICS, and {class name: AP}; -1 if there is no object.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
         names, coco = class_names(truth.categories), ground_truth(truth)

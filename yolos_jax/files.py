@@ -131,32 +131,32 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; raises InputError where it is missing or damaged."""
+    """The object in a JSON file; raises InputError if it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: damaged ({error}); remove it, and it is written anew') from None
+        raise InputError(f'{path}: damaged ({error}); remove it, and it is written again') from None
     if not isinstance(content, dict):
-        raise InputError(f'{path}: damaged (no object in it); remove it, and it is written anew')
+        raise InputError(f'{path}: damaged (not a JSON object); remove it, and it is written again')
     return content
 
 
 def check_file(path: Path, argument: str, suffix: str) -> None:
     """Raises InputError if a file cannot be written, or exists with another suffix.
 
-    argument: the one that names it, for errors. suffix: that the file must have to be replaced.
+    argument: the name of the argument, for errors. suffix: a file without it is not replaced.
     """
     if os.path.isdir(path):
         raise InputError(f'{path}: is a folder; name a file in it', argument)
     if os.path.exists(path) and path.suffix != suffix:
-        raise InputError(f'{path}: is there, and no {suffix}; name another file', argument)
+        raise InputError(f'{path}: exists and is not a {suffix} file; name another file', argument)
     check_folder(path.parent, argument)
 
 
 def check_folder(folder: Path, argument: str = 'output') -> None:
-    """Raises InputError where files cannot be written to a folder, which need not exist yet."""
+    """Raises InputError if files cannot be written to a folder, which need not exist yet."""
     folder = folder.absolute()
     # Path.exists raises PermissionError in a folder that may not be searched
     place = next(place for place in (folder, *folder.parents) if os.path.exists(place))
@@ -173,7 +173,7 @@ def why_not(folder: Path, error: OSError) -> str:
 
 
 def check_free(folder: str | Path) -> None:
-    """Raises InputError where there is something at `folder` already."""
+    """Raises InputError if `folder` exists already, unless it is an empty folder."""
     folder = Path(folder)
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise InputError(f'{folder}: exists and is not empty; choose another output', 'output')
@@ -184,7 +184,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """A folder beside `folder` to write to, which takes that name when the block ends without an error.
 
     Raises:
-        InputError: there is something at `folder` already, or it cannot be written.
+        InputError: `folder` exists and is not empty, or it cannot be written.
     """
     check_free(folder)
     folder = Path(folder).resolve()  # a link to an empty folder stays one

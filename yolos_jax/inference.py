@@ -41,8 +41,8 @@ class Detector:
     ) -> None:
         """A detector on one device.
 
-        device: where to compute; JAX's first device when None. batch_size: how many images of equal
-            sequence length are computed together; when None 8, or 1 on a CPU, where more are no faster.
+        device: where to compute; None: JAX's first device. batch_size: how many images of equal
+            sequence length are computed together; None: 8, or 1 on a CPU, where more are no faster.
             dtype: of the activations; when None the model's, which is float32 in all files; 'bfloat16'
             is faster on a GPU or TPU and less exact.
 
@@ -55,9 +55,9 @@ class Detector:
                 'Detector.from_pretrained'
             )
         if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size > 0):
-            raise InputError(f'batch_size is {batch_size!r}, no number of images', 'batch_size')
+            raise InputError(f'batch_size is {batch_size!r}, not a positive integer', 'batch_size')
         if not isinstance(device, jax.Device | None):
-            raise InputError(f'device is {device!r}, none of jax.devices()', 'device')
+            raise InputError(f'device is {device!r}, not one of jax.devices()', 'device')
         if dtype not in (None, 'float32', 'bfloat16'):
             raise InputError(f'dtype is {dtype!r}, not float32 or bfloat16', 'dtype')
         device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
@@ -84,7 +84,7 @@ class Detector:
         return Detector, (pretrained, None, self.batch_size, self.model.dtype.name)
 
     def fingerprint(self) -> str:
-        """A hash of all that detections depend on."""
+        """A hash of everything that detections depend on."""
         fields = [getattr(self.model, name) for name in weights.checkpoint.MODEL_FIELDS]
         settings = fields, self.size, self.max_size, self.classes, str(jnp.dtype(self.model.dtype))
         digest = hashlib.sha256(repr(settings).encode())
@@ -96,7 +96,7 @@ class Detector:
     def from_pretrained(
         cls, path: str | Path, step: int | None = None, log: Callable | None = None, **options: Any
     ) -> 'Detector':
-        """A detector from anything with one that `weights.open` takes.
+        """A detector from any file, folder or name with a detector that `weights.open` takes.
 
         step: as for `weights.open`. log, and heads, pos_grid and mid_pos_grid: as for `Source.detector`.
         The other options are those of the constructor.
@@ -111,8 +111,8 @@ class Detector:
 
         images: a path or http(s) link (photographs are turned upright by their EXIF), an open file or the
             bytes of one, a PIL image, or an RGB array [height, width, 3]; gray, RGBA and 16-bit arrays are
-            converted as image files are. One image gives `Detections`, a list or tuple a list of them. Each
-            image is resized as for evaluation; its result does not depend on the others.
+            converted as image files are. One image gives `Detections`, a list or tuple gives a list.
+            Each image is resized as for evaluation; its result does not depend on the others.
 
         Raises:
             InputError: an image cannot be read or has a wrong type, or the threshold is not a score.
@@ -143,7 +143,7 @@ class Detector:
         """
         one = str | bytes | bytearray | os.PathLike | Image.Image
         if isinstance(images, one) or hasattr(images, 'read') or getattr(images, 'ndim', 4) in (2, 3):
-            raise InputError('stream takes a list or another iterable of images; of one image give [image]')
+            raise InputError('stream takes an iterable of images; for one image give [image]')
         return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
 
     def _stream(
@@ -256,7 +256,7 @@ def _least_score(threshold: object) -> float:
     except (TypeError, ValueError):
         score = np.nan
     if not score <= 1:
-        raise InputError(f'threshold is {threshold!r}, no score of at most 1', 'threshold')
+        raise InputError(f'threshold is {threshold!r}, not a number of at most 1', 'threshold')
     return score
 
 

@@ -106,7 +106,7 @@ def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
 
 
 def _check_groups(rows: int, images_per_group: int, whole: int) -> None:
-    """Raises ValueError where a group of images is not all in these rows, of a batch of `whole`."""
+    """Raises ValueError if a group of images is not all in these rows, of a batch of `whole`."""
     if rows % images_per_group:
         raise ValueError(f'{rows} images do not divide into groups of {images_per_group}')
     if whole > rows and rows // spmd.num_devices() % images_per_group:  # a part has rows of each device

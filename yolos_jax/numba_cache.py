@@ -1,4 +1,4 @@
-"""Where Numba keeps the functions that it compiled, and under which names."""
+"""Sets where Numba caches compiled functions, and under which names."""
 
 import contextlib
 import functools

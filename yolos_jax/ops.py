@@ -1,4 +1,4 @@
-"""The model's elementwise operations in the forms that are exact and fast: GELU, layer norm, a bias.
+"""The model's elementwise operations, written to be exact and fast: GELU, layer norm, bias.
 
 Letters: B batch, H heads, S tokens, D width, d head width.
 """

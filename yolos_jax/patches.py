@@ -38,7 +38,7 @@ def patchify(images: Sequence[np.ndarray], length: int | None = None) -> tuple[n
 
     Args:
         images: uint8 [height, width, 3] RGB arrays, sides multiples of 16 (`data.geometry.resize_shape`).
-        length: N; that of the longest image when None.
+        length: N; None: that of the longest image.
 
     Returns:
         patches uint8 [B, N, 768] and grid int32 [B, 2] (rows, columns).

@@ -71,7 +71,7 @@ def make_update(
     @jax.jit
     def step(state: dict, batch: dict) -> tuple[dict, dict]:
         if bool(ema) != ('ema' in state):
-            raise ValueError(f'ema is {ema}, and the state has {"an" if "ema" in state else "no"} average')
+            raise ValueError(f'ema is {ema}, but the state has {"an" if "ema" in state else "no"} average')
         whole = batch | fixed(state)
         if accumulate_steps > 1:
             (total, parts), grads = _in_parts(gradient, state['params'], batch, whole, accumulate_steps)
@@ -159,5 +159,5 @@ def init_state(
 
 
 def eval_params(state: dict) -> dict:
-    """The parameters that are evaluated and exported: the moving average, where there is one."""
+    """The parameters that are evaluated and exported: the moving average, if there is one."""
     return state.get('ema', state['params'])

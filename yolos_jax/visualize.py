@@ -129,7 +129,7 @@ def default_font() -> Path:
 
 @functools.cache
 def load_font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
-    """A font of a size in pixels, from a file or DejaVu Sans; raises InputError where it cannot be read."""
+    """A font of a size in pixels, from a file or DejaVu Sans; raises InputError if it cannot be read."""
     file = default_font() if file is None else file
     try:
         return ImageFont.truetype(str(file), size)

@@ -1,4 +1,4 @@
-"""Which images are near duplicates by their names: copies, augmented versions, and the frames of a film."""
+"""Finds near duplicates by the names of images: copies, augmented versions, and frames of a video."""
 
 import collections
 import re

@@ -116,7 +116,7 @@ class Split:
         names = self._builder.info.splits.keys()
         stored = self.split if self.split in names else SPLITS.get(self.split, self.split)
         if stored not in names:
-            raise InputError(f'{self.folder}: has no split {stored}, but {", ".join(names)}')
+            raise InputError(f'{self.folder}: has no split {stored}; it has {", ".join(names)}')
         return stored
 
     @property
@@ -126,14 +126,14 @@ class Split:
 
     @functools.cached_property
     def examples(self) -> Examples:
-        """The examples; raises InputError where they are in another format."""
+        """The examples; raises InputError if they are in another format."""
         import tensorflow_datasets as tfds
 
         info, stored = self._builder.info, self._stored
         if info.file_format.value != 'array_record':
             raise InputError(
-                f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it anew '
-                'with yolos tfds'
+                f'{self.folder}: is not in array_record format, but {info.file_format.value}; make it '
+                'again with yolos tfds'
             )
         decoders = {'image': tfds.decode.SkipDecoding()}  # images are left encoded
         if isinstance(self.folder, Folder):

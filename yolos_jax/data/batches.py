@@ -1,4 +1,4 @@
-"""The batches of a detector: which images each has, and where their pixels and objects go."""
+"""Batches for a detector: which images are in each, and how the arrays are filled."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -127,7 +127,7 @@ class EvalBatches(_Batches):
         self._alter = alter
         truth = records.source.truth
         if truth and not truth.is_file():
-            raise InputError(f'{truth}: no such file; evaluation is by the official annotation file')
+            raise InputError(f'{truth}: no such file; evaluation needs the official annotation file')
         self._geometry = geometry.fixed(records.heights, records.widths, size, max_size)
         counts = self._geometry.lengths
         lengths = plan.choose_lengths(counts, int(counts.max()), 2)

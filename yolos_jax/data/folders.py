@@ -152,7 +152,7 @@ class BucketFolder:
         return self.copies([name]) / name
 
     def records(self, names: Iterable[str]) -> RecordRanges:
-        """The records of some array_record files; raises InputError where they are no such files."""
+        """The records of some array_record files; raises InputError if they are no such files."""
         return RecordRanges(self.bucket, [*map(self._object, names)])
 
     def versions(self, names: Iterable[str]) -> dict[str, str]:

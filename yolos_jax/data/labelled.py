@@ -146,7 +146,7 @@ def _of_tfds(folder: Folder | BucketFolder, name: str) -> LabelledImages:
     count, path = split.examples.count, f'{folder}: {split.split}'
     classes = list(getattr(features['label'], 'names', []))
     if not classes or features['label'].shape:
-        raise InputError(f'{folder}: its label is no ClassLabel with names', 'data')
+        raise InputError(f'{folder}: its label is not a ClassLabel with names', 'data')
     if not hasattr(features['image'], 'encoding_format'):
-        raise InputError(f'{folder}: its image is no Image, but {features["image"]}', 'data')
+        raise InputError(f'{folder}: its image is not an Image, but {features["image"]}', 'data')
     return LabelledImages(path, classes, empty, empty, split, count, tolerated(count))

@@ -1,4 +1,4 @@
-"""Batches, loaded ahead by threads.
+"""Loads batches ahead of their use, in threads.
 
 Decoding, resizing and copying release the GIL, so threads use every core; nothing is pickled and the
 records exist once.
@@ -89,8 +89,8 @@ def load(
 ) -> Iterator[tuple[int, dict, np.ndarray]]:
     """Yield (step, batch, indices) for each of `steps`, in order, loading ahead.
 
-    An image that cannot be read, or is not of the size that the annotations give, is replaced by the next
-    readable one of its batch or, if that has fewer than 8 images, of the next batches of its length. Which
+    An image that cannot be read, or whose size differs from the annotations, is replaced by the next
+    readable one of its batch or, if it has fewer than 8 images, of the next batches of its length. Which
     images a batch has is a function of (seed, step) alone, so the batch is the same in every run and on any
     number of processes. In an evaluation the image's row stays empty.
 

@@ -89,7 +89,7 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
         try:
             opened = Image.open(BytesIO(data))
         except UnidentifiedImageError:
-            raise InputError('not a readable image (of no format that is known)') from None
+            raise InputError('not a readable image (unknown format)') from None
         with opened as image:
             return from_pillow(image, upright)
 

@@ -1,4 +1,4 @@
-"""Which images share a batch, and how long its sequences are, from image sizes alone."""
+"""Plans which images share a batch, and how long its sequences are, from image sizes alone."""
 
 from collections.abc import Sequence
 

@@ -124,12 +124,12 @@ def _box_checks(a: Annotations) -> list[_Check]:
     hint = '; are they x, y, x, y? COCO has x, y, width, height' if many else ''
     return [
         _Check(
-            'boxes, all within 0..1 (are they normalised? COCO has pixels)',
+            'boxes, all within 0..1 (are they normalised? COCO boxes are in pixels)',
             np.full(len(a.boxes), (a.boxes <= 1).all()),
             annotation,
         ),
-        _Check('categories of one name', _repeated(names), str),
-        _Check('image files that stand under two ids', _repeated(a.files), str),
+        _Check('categories with the same name', _repeated(names), str),
+        _Check('image files under two ids', _repeated(a.files), str),
         _Check('objects that repeat an earlier one under another id', _again(a), annotation),
         _Check('boxes without an area in their image (not trained on)', flat, annotation),
         _Check(f'boxes that leave the image by more than a pixel (cut{hint})', outside, annotation),

@@ -1,4 +1,4 @@
-"""Records of array_record files in a bucket, each read by one request for its bytes.
+"""Reads records of array_record files in a bucket, each with one request for its bytes.
 
 The format's own library reads only local files. What matters here: a file is cut into blocks of
 64 KiB, each with a header of 24 bytes. Between these headers lie chunks: 40 bytes of header, then records.
@@ -27,7 +27,7 @@ class RecordRanges:
     """The records of several files, one after another, by their row."""
 
     def __init__(self, bucket: Bucket, names: Sequence[str]) -> None:
-        """Read where the records are; raises InputError where a file is not one of this format."""
+        """Read where the records are; raises InputError if a file is not one of this format."""
         self._bucket, self._names = bucket, names
         last_blocks = [bucket.start_read(name, slice(-BLOCK, None)) for name in names]
         # where the footers begin

@@ -1,4 +1,4 @@
-"""The images of a split and their objects, as flat arrays: what everything else starts from."""
+"""The images of a split and their objects, as flat arrays that the rest of the data path reads."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ class Records:
     annotation file or data set; boxes float32 [m, 4] xyxy in pixels, inside the image and with an area;
     labels int32 [m]; first int64 [n + 1]: image i has the objects first[i] up to
     first[i + 1]; classes: {label: name}; category_ids: {label: category id}; dropped: {reason: count} of
-    annotations that are no targets; notes: what a reader should know, a line each; images: a
+    annotations that are not targets; notes: what a reader should know, a line each; images: a
     `folders.Folder`, `folders.BucketFolder` or `array_records.Split`; source: where they come from;
     bad_images: how many images may turn out to be unreadable.
 
@@ -127,10 +127,10 @@ def from_source(
 ) -> Records:
     """The records of a source.
 
-    Crowd boxes are no targets; boxes are clamped to the image, and those without an area dropped
+    Crowd boxes are not targets; boxes are clamped to the image, and those without an area dropped
     (ConvertCocoPolysToMask of the reference). Images without objects stay.
 
-    index: a file to keep the arrays in. They are made anew when the size of the annotation file or its
+    index: a file to keep the arrays in. They are rebuilt when the size of the annotation file or its
     content changes.
     bad_images: how many images may turn out to be unreadable; None: `annotations.tolerated`.
 

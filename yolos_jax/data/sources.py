@@ -1,7 +1,7 @@
-"""Finds the images and annotations of a split in folders as annotation tools export them.
+"""Finds the images and annotations of a split in a folder as an annotation tool exported it.
 
-The layout of a folder is detected: COCO's, Roboflow's, CVAT's, FiftyOne's and Label Studio's are forms
-of a COCO folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
+The layout is detected: those of COCO, Roboflow, CVAT, FiftyOne and Label Studio are variants of a COCO
+folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
 """
 
 import collections
@@ -99,8 +99,8 @@ def yolo_description(folder: Folder | BucketFolder) -> Path | None:
         return yolo.description(folder.path)
     if folder.glob('data.y*ml'):
         raise InputError(
-            f"{folder}: data in YOLO's form are not read from a bucket; make an array_record data set of "
-            'them with yolos tfds and upload that',
+            f'{folder}: YOLO data sets are not read from a bucket; convert this one to array_record files '
+            'with yolos tfds and upload those',
             'data',
         )
     return None
@@ -164,7 +164,7 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     if folder.has(ROBOFLOW) and isinstance(folder, Folder):
         whole = Folder(Path(os.path.abspath(folder.path)).parent)
         if len(whole.glob(f'*/{ROBOFLOW}')) > 1:
-            raise InputError(f'{folder}: one split of a data set; name the folder of all, {whole}', 'data')
+            raise InputError(f'{folder}: one split of a data set; name its parent, {whole}', 'data')
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
     names = [Path(file).stem.removesuffix('.coco') for file in on_top]
@@ -186,7 +186,7 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | s
         return available[0]  # tools without splits export a single one, under any name
     if not available:
         raise no_data_set(root)
-    raise InputError(f'{root}: has no split {split}, but {", ".join(available)}', 'split')
+    raise InputError(f'{root}: has no split {split}; it has {", ".join(available)}', 'split')
 
 
 def no_data_set(root: Folder | BucketFolder | str) -> InputError:
@@ -198,7 +198,7 @@ def no_data_set(root: Folder | BucketFolder | str) -> InputError:
             'data',
         )
     return InputError(
-        f'{root}: no data set is seen in it: no annotations/instances_*.json (COCO, CVAT), '
+        f'{root}: not a known data set: no annotations/instances_*.json (COCO, CVAT), '
         f'*/{ROBOFLOW} (Roboflow), */{FIFTYONE} (FiftyOne), *.json (Label Studio), data.yaml '
         '(YOLO) or dataset_info.json (tensorflow-datasets)',
         'data',
@@ -252,7 +252,7 @@ def locate(
 
 
 def splits(root: str | Path) -> list[str]:
-    """The names of the splits of a data folder; raises InputError where there are none."""
+    """The names of the splits of a data folder; raises InputError if there are none."""
     folder = folders.open_folder(root)
     if folder.has(array_records.INFO):
         return array_records.splits(folder)

@@ -1,4 +1,4 @@
-"""Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image.
+"""Reads data sets in YOLO's format: a data.yaml, and a text file of boxes for each image.
 
 As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
 and centre, width and height over the image's size, on photographs turned upright. A polygon becomes its
@@ -58,9 +58,7 @@ def description(root: Path) -> Path | None:
     ]  # one of a model has none
     if len(described) > 1:
         names = ', '.join(file.name for file in described)
-        raise InputError(
-            f'{root}: several files describe data sets in it ({names}); name one of them', 'data'
-        )
+        raise InputError(f'{root}: has several data set files ({names}); name one of them', 'data')
     return described[0] if described else None
 
 
@@ -84,7 +82,7 @@ def _load(file: Path) -> dict:
 
 
 def read_description(file: Path) -> Description:
-    """The content of a data.yaml; raises InputError where it cannot be used."""
+    """The content of a data.yaml; raises InputError if it cannot be used."""
     content = _load(file)
     classes = _classes(content, file)
     base = file.parent / str(content.get('path') or '')
@@ -161,7 +159,7 @@ def read(data: Description, split: str) -> Annotations:
     Up to `tolerated` images that cannot be read are left out, with a note.
 
     Raises:
-        InputError: more images cannot be read, or a row of labels is no box.
+        InputError: more images cannot be read, or a row of labels is not a box.
     """
     with ThreadPoolExecutor() as pool:
         sized = dict(zip(data.splits[split], pool.map(_size, data.splits[split]), strict=True))
@@ -176,7 +174,7 @@ def read(data: Description, split: str) -> Annotations:
     if images and not any(labels_of(image).exists() for image in images):
         notes.append(f'no image has a file of labels, as {labels_of(images[0])} would be')
     if sum(repeated):
-        notes.append(f'left out: {sum(repeated)} rows of labels that stand twice')
+        notes.append(f'left out: {sum(repeated)} duplicate rows of labels')
     counts = [len(of_image) for of_image in rows]
     rows = np.concatenate([np.zeros((0, 5)), *rows])
     labels = rows[:, 0].astype(np.int64)
@@ -246,7 +244,7 @@ def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:
 
 def _check_row(values: list[float], data: Description, where: str, line: str) -> None:
     if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
-        raise InputError(f'{where} is no class with a box or polygon: {line[:80]!r}')
+        raise InputError(f'{where} is not a class with a box or polygon: {line[:80]!r}')
     if values[0] not in data.classes:
         raise InputError(f'{where} has class {values[0]:g}, which {data.path.name} does not name')
     if (largest := max(values[1:])) > LARGEST_SHARE:

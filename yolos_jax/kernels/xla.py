@@ -1,4 +1,4 @@
-"""How XLA's programs call functions that Numba compiles, and how XLA's threads share the work of a call.
+"""Lets XLA's programs call functions that Numba compiles, and XLA's threads share the work of a call.
 
 XLA passes the address of a frame, which names the arrays, and wants 0 back if all went well. The frame and
 what it points to are C structs (xla/ffi/api/c_api.h, in jaxlib's include folder); here they are read as

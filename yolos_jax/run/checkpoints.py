@@ -145,7 +145,7 @@ class Checkpoints:
             return state, meta
         if damaged:
             reasons = '; '.join(f'{path.name}: {str(problem)[:200]}' for path, problem in damaged.items())
-            raise InputError(f'{self.folder}: no checkpoint is whole ({reasons})')
+            raise InputError(f'{self.folder}: no checkpoint is intact ({reasons})')
         return None
 
     def _read(self, path: Path, like: dict) -> tuple[dict, dict]:
@@ -166,7 +166,7 @@ class Checkpoints:
         return state, meta | {'checksums': dict(meta['checksums'])}
 
     def wait(self) -> None:
-        """Wait for the save under way, if any; raises InputError where it failed."""
+        """Wait for the save under way, if any; raises InputError if it failed."""
         with self._failing_as('the last save failed'):
             self._finish()
 
@@ -244,7 +244,7 @@ def _tidy(folder: Path) -> None:
     cut = [path for path in steps if not ((path / META).is_dir() and (path / STATE).is_dir())]
     if steps and cut == steps:
         names = ', '.join(sorted(path.name for path in cut))
-        raise InputError(f'{folder}: no checkpoint is whole (parts of {names} are missing)')
+        raise InputError(f'{folder}: no checkpoint is complete (parts of {names} are missing)')
     for path in steps:
         if path in cut:
             _set_aside(path, 'parts of it are missing')

@@ -1,4 +1,4 @@
-"""What the scripts share: error lines that name a flag, the flags of a cluster, and memory settings."""
+"""Code that all scripts share: error lines that name a flag, cluster flags, and memory settings."""
 
 import argparse
 import contextlib
@@ -138,7 +138,7 @@ class _Output(io.RawIOBase):
         if self._file:
             sys.stdout.flush()
         if self._error and not isinstance(self._error, BrokenPipeError):
-            raise InputError(f'stdout: {self._error.strerror}; all else is done')
+            raise InputError(f'stdout: {self._error.strerror}; everything else is done')
 
 
 def _line(error: Exception, flag: Callable[[str], str]) -> str:
@@ -200,7 +200,7 @@ def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
         if rest[1:]:
-            sys.exit(f'error: {rest[1]} is no flag; flags begin with --')
+            sys.exit(f'error: {rest[1]} is not a flag; flags begin with --')
         return rest
     except AttributeError as error:  # ml_collections' for a key, with the nearest if there is one
         text = re.sub(r"\\?'|^\"|\"$", '', str(error)).replace('\\n', '. ').replace('.  ', '. ')
@@ -210,7 +210,7 @@ def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
         sys.exit(f'error: {text.split(" Other fields present")[0]} (--config)')  # of the config's file
     except flags.UnrecognizedFlagError as error:
         meant = [f'--config.{key}' for key in keys if key.rpartition('.')[2] == error.flagname]
-        reason = f'--{error.flagname} is no flag; did you mean {" or ".join(meant)}?' if meant else error
+        reason = f'--{error.flagname} is not a flag; did you mean {" or ".join(meant)}?' if meant else error
         sys.exit(f'error: {reason}')
     except flags.Error as error:
         if places := re.findall(PLACE_IN_CONFIG, str(error)):
@@ -280,13 +280,13 @@ def check_threshold(threshold: float) -> None:
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     """The arguments of `cluster.start`, for a script that parses its flags with argparse."""
     parser.add_argument('--coordinator', help='host:port of process 0, if no scheduler lists the hosts')
-    parser.add_argument('--num_processes', type=int, help='number of processes; 1 to run alone in any case')
+    parser.add_argument('--num_processes', type=int, help='number of processes; 1 always runs alone')
     parser.add_argument('--process_id', type=int, help='number of this process: 0, 1, ...')
     parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
 
 
 def keep_memory() -> None:
-    """Let glibc keep freed memory: otherwise a CPU's steps return it to the system and clear it anew.
+    """Let glibc keep freed memory: otherwise steps on a CPU return it to the system and clear it again.
 
     Training the quickstart on two cores is 1.4 times as fast for it.
     """

@@ -41,12 +41,12 @@ def start(
 
     Args:
         coordinator: 'host:port' of process 0, where no scheduler lists the hosts; then num_processes and
-            process_id (0, 1, ...) are needed too. num_processes: 1 to run alone in any case.
+            process_id (0, 1, ...) are needed too. num_processes: 1 always runs alone.
         heartbeat: seconds after which a silent process counts as dead, and the others end.
 
     Raises:
-        InputError: the arguments do not make a cluster, the heartbeat is below 1, the others did not come,
-            or one of them died before all had joined.
+        InputError: the arguments do not describe a cluster, the heartbeat is below 1, or a process did not
+            connect or died before all had joined.
     """
     if heartbeat < 1:
         raise InputError(f'heartbeat is {heartbeat}, less than a second', 'heartbeat')
@@ -73,28 +73,28 @@ def start(
             raise InputError(f'coordinator {coordinator}: {error}', 'coordinator') from None
         _check_alone()
     except RuntimeError as error:
-        where = coordinator or 'a cluster, should there be one (num_processes 1: alone in any case)'
+        where = coordinator or 'the cluster (num_processes 1 always runs alone)'
         raise InputError(f'cannot join {where}: {error}', 'num_processes') from None
 
 
 def _check_alone() -> None:
-    """Raises InputError where this process was started as one of several that JAX does not see."""
+    """Raises InputError if this process was started as one of several that JAX does not see."""
     for name, of_one in LAUNCHERS.items():
         if os.environ.get(name, '').isdecimal() and int(os.environ[name]) > of_one:
             raise InputError(
-                f'{name} is {os.environ[name]}, so there are several processes, and JAX does not see how '
-                'they meet; say where (host:port of process 0), or num_processes 1 for each to be alone',
+                f'{name} is {os.environ[name]}, so there are several processes, but JAX cannot connect '
+                'them; give host:port of process 0, or num_processes 1 to run each process alone',
                 'coordinator',
             )
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is process 0, which writes files and prints for all."""
     return jax.process_index() == 0
 
 
 def agree(facts: dict[str, Any]) -> None:
-    """Raises InputError where one of the facts {name: anything} is not the same in every process."""
+    """Raises InputError if one of the facts {name: anything} is not the same in every process."""
     texts = [str(fact).encode(errors='replace') for fact in facts.values()]  # paths may not be UTF-8
     digests = [hashlib.sha256(text).digest() for text in texts]
     everyone = gather(np.frombuffer(b''.join(digests), np.uint8).reshape(1, len(facts), -1))
@@ -105,7 +105,7 @@ def agree(facts: dict[str, Any]) -> None:
         if not same[:, i].all()
     ]
     if wrong:
-        raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from that of process 0')
+        raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from process 0')
 
 
 def gather(x: np.ndarray) -> np.ndarray:
@@ -161,10 +161,10 @@ def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
     """Ends this process, with the stacks of its threads on stderr, after `seconds` without progress.
 
     Yields a function to call at every progress. Heartbeats come from a thread of their own and go on when
-    the process is stuck, for example in a read that never ends. seconds: None or 0 to wait for ever.
+    the process is stuck, for example in a read that never ends. seconds: None or 0 to wait forever.
 
     It counts pauses of a thread, since a clock goes on while the process is suspended (by Ctrl-Z, or by
-    Slurm): a suspension is one pause, however long. A thread that holds the GIL for ever is not noticed.
+    Slurm): a suspension is one pause, however long. A thread that holds the GIL forever is not noticed.
     """
     if seconds and seconds < 0:
         raise InputError(f'stuck is {seconds}, less than 0 seconds', 'stuck')

@@ -51,7 +51,7 @@ RANGES = {  # of the numbers of a config: the least and the greatest
 
 
 def check_types(config: ConfigDict, known: ConfigDict) -> None:
-    """Raises InputError where a value is of another type than in `known`, as `ConfigDict(dict)` allows."""
+    """Raises InputError if a value is of another type than in `known`, as `ConfigDict(dict)` allows."""
     values = workdir.flat(config)
     for name, default in workdir.flat(known).items():
         value, kinds = values[name], (int, float) if isinstance(default, float) else type(default)
@@ -67,14 +67,14 @@ def check_types(config: ConfigDict, known: ConfigDict) -> None:
 
 
 def check_text(config: ConfigDict) -> None:
-    """Raises InputError where a value, such as a path, is not UTF-8: checkpoints keep it."""
+    """Raises InputError if a value, such as a path, is not UTF-8: checkpoints keep it."""
     for name, value in workdir.flat(config).items():
         if isinstance(value, str) and not files.is_utf8(value):
             raise InputError(f'{name} is {value!r}, which is not UTF-8; rename that folder or file', name)
 
 
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:
-    """Raises InputError where a config has a key that nothing reads."""
+    """Raises InputError if a config has a key that nothing reads."""
     names, expected = workdir.flat(config).keys(), workdir.flat(known).keys()
     for name in sorted(names - expected):
         like = difflib.get_close_matches(name, expected, 1)
@@ -82,7 +82,7 @@ def check_keys(config: ConfigDict, known: ConfigDict) -> None:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raises InputError where a number of the config is out of its range or not finite."""
+    """Raises InputError if a number of the config is out of its range or not finite."""
     values = workdir.flat(config)
     for name, (least, greatest) in RANGES.items():
         if values.get(name) is None:
@@ -96,7 +96,7 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def check_batch_size(config: ConfigDict, mesh: Mesh, group: int, argument: str) -> None:
-    """Raises InputError where the batch does not divide over devices, parts and groups of images.
+    """Raises InputError if the batch does not divide over devices, parts and groups of images.
 
     argument: the key of the config that `group` is from.
     """
@@ -115,7 +115,7 @@ def check_batch_size(config: ConfigDict, mesh: Mesh, group: int, argument: str) 
 
 
 def check_enough(count: int, path: Any, config: ConfigDict) -> None:
-    """Raises InputError where there are fewer images than one batch has."""
+    """Raises InputError if there are fewer images than one batch has."""
     if count < config.batch_size:
         raise InputError(
             f'{path}: {count} images are less than one batch of {config.batch_size}', 'batch_size'

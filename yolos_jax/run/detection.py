@@ -136,7 +136,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     )
     notes += of_classes + notes_on(train_set, val_set)
     if (total := config.epochs * batches.steps_per_epoch) < FEW_STEPS:
-        notes.append(f'{total} steps in all are few: more epochs or a larger learning_rate may be needed')
+        notes.append(f'only {total} steps in all: more epochs or a larger learning_rate may be needed')
     setup.check_agreement(config, work, batches, digests)
     setup.write_config(config, work)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
@@ -195,7 +195,7 @@ def read_data(
     try:
         validation = annotations.read(folder / TRUTH).ids
     except InputError as error:
-        raise InputError(f'{error}; the same is drawn again if you remove that file') from None
+        raise InputError(f'{error}; if you delete that file, the same split is drawn again') from None
     return records.split_by_ids(train_set, validation)
 
 
@@ -225,7 +225,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 
 
 def check_values(config: ConfigDict) -> None:
-    """Raises InputError where a number of the config is out of its range or not finite."""
+    """Raises InputError if a number of the config is out of its range or not finite."""
     config_checks.check_numbers(config)
     values = workdir.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
@@ -245,17 +245,17 @@ def check_values(config: ConfigDict) -> None:
 
 
 def check_used(config: ConfigDict) -> None:
-    """Raises InputError where a key is set that has no effect with the other values."""
+    """Raises InputError if a key is set that has no effect with the other values."""
     splits, augment = ('train', 'val'), config.augment
-    unused = {f'{split}_images': f'{split}_json' for split in splits if not config[f'{split}_json']}
+    unused = {f'{split}_images': f'without {split}_json' for split in splits if not config[f'{split}_json']}
     if config.val_fraction:
-        unused |= dict.fromkeys(('val_json', 'val_images'), 'no val_fraction')
+        unused |= dict.fromkeys(('val_json', 'val_images'), 'with val_fraction')
     if not augment.sizes:
-        unused |= {f'augment.{name}': 'augment.sizes' for name in augment if name != 'sizes'}
+        unused |= {f'augment.{name}': 'without augment.sizes' for name in augment if name != 'sizes'}
     values, defaults = workdir.flat(config), workdir.flat(common.get_config())
     for name, needs in unused.items():
         if values[name] != defaults[name]:
-            raise InputError(f'{name} is {values[name]}, which is read only with {needs}', name)
+            raise InputError(f'{name} is {values[name]}, which has no effect {needs}', name)
 
 
 def make_optimizer(config: ConfigDict, start: Pretrained, rate: Callable) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The lock of a run's folder in a bucket: an object that its owner renews, and that ends with the owner."""
+"""The lock on a run's folder in a bucket: an object that its owner renews and that expires otherwise."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ class Lease:
     """A lock that this process holds. The clocks of the hosts must agree to a few seconds."""
 
     def __init__(self, bucket: Bucket) -> None:
-        """Take the lock; raises InputError where another run holds it."""
+        """Take the lock; raises InputError if another run holds it."""
         self._bucket, self._token, self._lost = bucket, uuid.uuid4().hex, ''
         self._ended, self._turn = threading.Event(), threading.Lock()
         self._renewed = time.monotonic()
@@ -30,8 +30,8 @@ class Lease:
             age = time.time() - owner['time']
             if age < FORGOTTEN:
                 raise InputError(
-                    f'{bucket.url}: in use by another run ({owner["name"]}, {max(age, 0):.0f} s ago); one '
-                    f'that was killed is forgotten {FORGOTTEN} s after its last sign of life'
+                    f'{bucket.url}: in use by another run ({owner["name"]}, {max(age, 0):.0f} s ago); the '
+                    f'lock of a killed run expires {FORGOTTEN} s after its last renewal'
                 )
         self._generation = before.generation
         self._renew()

@@ -1,4 +1,4 @@
-"""The mesh of devices, where arrays live on it, and the way host batches become global arrays."""
+"""The mesh of devices, the shardings of arrays over it, and the transfer of host batches to it."""
 
 import collections
 import functools
@@ -28,7 +28,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def check_alike(devices: Sequence[jax.Device]) -> None:
-    """Raises InputError where some processes have more devices than others."""
+    """Raises InputError if some processes have more devices than others."""
     counts = collections.Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         listed = ', '.join(f'{count} in process {process}' for process, count in sorted(counts.items())[:8])
@@ -43,7 +43,7 @@ def place_of(device: jax.Device) -> tuple[int, int, int]:
 def check(mesh: Mesh) -> None:
     """Raises InputError if a mesh does not have the form of `make_mesh`'s."""
     if not isinstance(mesh, Mesh) or mesh.axis_names != (BATCH,) or mesh.axis_types != (AxisType.Auto,):
-        raise InputError(f'the mesh is {mesh}; give one of yolos_jax.run.mesh.make_mesh(devices)')
+        raise InputError(f'the mesh is {mesh}; make it with yolos_jax.run.mesh.make_mesh(devices)')
 
 
 def platform(mesh: Mesh) -> str:
@@ -52,7 +52,7 @@ def platform(mesh: Mesh) -> str:
 
 
 def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError where a batch does not divide over the devices."""
+    """Raises InputError if a batch does not divide over the devices."""
     if batch_size < 1 or batch_size % mesh.size:
         raise InputError(
             f'batch_size is {batch_size}, which does not divide over {mesh.size} devices: make it a '

@@ -116,7 +116,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
         params, report = start_params(config.init_from, model, params, train_set.classes)
         notes += report
     if config.epochs <= config.warmup_epochs:
-        notes.append(f'warmup_epochs is {config.warmup_epochs}: {config.epochs} epochs only warm up')
+        notes.append(f'warmup_epochs is {config.warmup_epochs}, so all {config.epochs} epochs are warm-up')
     final = optim.COSINE_END if config.final_learning_rate is None else config.final_learning_rate
     schedule = config.epochs, config.warmup_epochs, batches.steps_per_epoch
     rate = optim.warmup_cosine(config.learning_rate, *schedule, final=final)
@@ -142,7 +142,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
 
 
 def check_values(config: ConfigDict) -> None:
-    """Raises InputError where the config cannot be used."""
+    """Raises InputError if the config cannot be used."""
     config_checks.check_numbers(config)
     if not config.data:
         raise InputError('no data: name a folder', 'data')
@@ -212,15 +212,15 @@ def start_params(
     classes are fresh.
 
     Raises:
-        InputError: it is no classifier, or one of another shape.
+        InputError: it is not a classifier, or has another shape.
     """
     saved = read_classifier(location, 'init_from')
     classifier, params = saved.model, saved.params
     for name in ('width', 'depth', 'heads', 'distilled'):
         if (value := getattr(classifier, name)) != (asked := getattr(model, name)):
-            raise InputError(f'{location}: a classifier of {name} {value}, and not {asked}', 'init_from')
+            raise InputError(f'{location}: a classifier with {name} {value}, not {asked}', 'init_from')
     notes = [f'starts from {location}']
     if difference := other_classes(saved, classes):
         params = fresh | {'backbone': params['backbone']}
-        notes.append(f'of {difference}: heads are fresh')
+        notes.append(f'{difference}: the heads start fresh')
     return resized(params, classifier.side, model.side), notes

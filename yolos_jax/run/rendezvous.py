@@ -1,4 +1,4 @@
-"""A meeting of all processes at the coordinator's address, before JAX joins them.
+"""Lets all processes meet at the coordinator's address, before JAX joins them.
 
 JAX would wait for them silently, without handling signals, and without noticing that one has died. Here
 process 0 listens at the address until all others have connected; every ten seconds each process prints whom
@@ -29,14 +29,14 @@ def meet(coordinator: str, num_processes: int, process_id: int, heartbeat: int) 
     heartbeat: seconds after which a machine that does not answer counts as dead.
 
     Raises:
-        InputError: the address is invalid or in use; a process ended meanwhile, did not come in 300
-            seconds, or has the id of another one.
+        InputError: the address is invalid or in use; a process ended meanwhile, did not connect
+            within 300 seconds, or has the id of another one.
     """
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdecimal() or int(port) not in range(1, 65_536):
         raise InputError(f'coordinator {coordinator}: give host:port', 'coordinator')
     if not 0 <= process_id < num_processes:
-        raise InputError(f'process_id is {process_id}, of {num_processes} processes', 'process_id')
+        raise InputError(f'process_id is {process_id}, not in 0..{num_processes - 1}', 'process_id')
     if process_id:
         _join(host.strip('[]'), int(port), process_id, heartbeat)
     else:
@@ -53,7 +53,7 @@ class _Waiting:
         """Print who is missing, every `TELL` seconds; raises InputError after `LIMIT` seconds."""
         now = time.monotonic()
         if now - self._start > LIMIT:
-            raise InputError(f'{missing} did not come in {LIMIT} seconds', 'num_processes')
+            raise InputError(f'{missing} did not connect within {LIMIT} seconds', 'num_processes')
         if now - self._told > TELL:
             self._told = now
             print(f'waiting for {missing}', file=sys.stderr, flush=True)
@@ -83,7 +83,7 @@ def _gather(coordinator: str, port: int, num_processes: int, heartbeat: int) -> 
                     if number in connections or not 0 < number < num_processes:
                         connections[-1] = connection  # so that it gets the error too
                         raise InputError(
-                            f'two processes have the id {number}, or it is too large', 'process_id'
+                            f'two processes have the id {number}, or the id is too large', 'process_id'
                         )
                     _keep_alive(connection, heartbeat)
                     connections[number] = connection
@@ -115,7 +115,7 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
         connection.settimeout(POLL)
         connection.sendall(HELLO.pack(GREETING, process_id))
         while True:
-            waiting.check('all processes, as process 0 knows')
+            waiting.check('the other processes (process 0 lists them)')
             try:
                 word = connection.recv(1000)
             except TimeoutError:
@@ -130,7 +130,7 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
 
 
 def _greeted(connection: socket.socket) -> int | None:
-    """The process id in a greeting; None if it is no process of ours."""
+    """The process id in a greeting; None if it is not from one of our processes."""
     connection.settimeout(2)
     with contextlib.suppress(OSError):
         hello = connection.recv(HELLO.size)

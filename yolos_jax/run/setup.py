@@ -127,7 +127,7 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
 
     Raises:
         InputError: the saved run has another config, the config of a new run has an unknown key, a value
-            is not UTF-8, or a new run would write over other files.
+            is not UTF-8, or a new run would overwrite other files.
     """
     config = completed(config, known)
     config_checks.check_types(config, known)
@@ -135,14 +135,15 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
     saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
     if saved and 'config' not in saved:
         raise InputError(
-            f'{work.folder}: its checkpoints are not of a run; name another folder, and this as init_from',
+            f'{work.folder}: its checkpoints are not from a run; use another folder, '
+            'and this one as init_from',
             'workdir',
         )
     if saved:
         notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
         began = saved['config'].get('init_from', config.init_from)  # for the model card
         if began != config.init_from:
-            notes.append(f'init_from stays {began!r}: a run resumes from its own weights')
+            notes.append(f'init_from stays {began!r}: a resumed run uses its own weights')
             with config.unlocked():
                 config.init_from = began
         return config, saved, notes

@@ -1,4 +1,4 @@
-"""The detector that a run starts from: a new one, or one with weights."""
+"""The detector that a run starts from: from scratch, or pretrained."""
 
 import dataclasses
 from collections.abc import Callable
@@ -65,10 +65,10 @@ def from_scratch(config: ConfigDict, model: Yolos, train_set: records.Records) -
     """A new detector; raises InputError if the config takes a value from weights."""
     check_model_is_given(config)
     if frozen_blocks(config, model):
-        raise InputError(f'freeze is {config.freeze}, and there are no weights to keep', 'init_from')
+        raise InputError(f'freeze is {config.freeze}, but there are no weights to freeze', 'init_from')
     if not config.eval_size or not config.eval_max_size or not config.augment.sizes:
         raise InputError(
-            'eval_size and augment.sizes are those of weights, and there are none', 'init_from'
+            'eval_size and augment.sizes are left to the weights, but none are given', 'init_from'
         )
     params = init_params(model, jax.random.key(config.seed))
     return Pretrained(model, params, train_set.classes, config.eval_size, config.eval_max_size)
@@ -86,7 +86,7 @@ def from_weights(
             except InputError as error:
                 if error.argument not in weights.HINTS:
                     raise
-                raise InputError(f'{error} to `yolos convert`, and its output as init_from') from None
+                raise InputError(f'{error} to `yolos convert`, and use its output as init_from') from None
             pretrained = start_from_detector(config, pretrained, train_set, log)
             size, max_size = size or pretrained.size, max_size or pretrained.max_size
             model, params = pretrained.model, pretrained.params
@@ -94,13 +94,13 @@ def from_weights(
             check_model_is_given(config)
             if frozen_blocks(config, model) == model.depth:
                 raise InputError(
-                    f'freeze is {config.freeze}, and {config.init_from} has no [DET] tokens, which '
-                    f'have to be trained: {model.depth - 1} trains them and the last block',
+                    f'freeze is {config.freeze}, but {config.init_from} has no [DET] tokens, so they have '
+                    f'to be trained; {model.depth - 1} trains them and the last block',
                     'freeze',
                 )
             params = source.backbone(model, jax.random.key(config.seed), log)
         if not size or not max_size:
-            raise InputError('eval_size is that of a detector, and init_from is none', 'init_from')
+            raise InputError('eval_size is left to a detector, but init_from is a backbone', 'init_from')
         return Pretrained(model, params, train_set.classes, size, max_size, source.about)
 
 
@@ -120,18 +120,18 @@ def start_from_detector(
         is_left_out = name in COMPUTED or not config.model.width and asked == untouched[name]
         if not is_left_out and asked != actual:
             raise InputError(
-                f'model.{name} is {asked}, and {actual} in {config.init_from}; the finetune config takes '
-                'the model from there',
+                f'model.{name} is {asked}, but {actual} in {config.init_from}; the finetune config takes '
+                'the model from the weights',
                 f'model.{name}',
             )
     return pretrained
 
 
 def check_model_is_given(config: ConfigDict) -> None:
-    """Raises InputError where the config leaves the model to init_from, and no detector is there."""
+    """Raises InputError if the config leaves the model to init_from, and no detector is there."""
     if not config.model.width:
         raise InputError(
-            f'init_from is {config.init_from!r}, and model.width 0: name a detector, or set the model',
+            f'init_from is {config.init_from!r}, but model.width is 0: name a detector, or set the model',
             'init_from',
         )
 

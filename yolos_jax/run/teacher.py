@@ -56,7 +56,7 @@ def make_teacher(
         )
     teacher = read_classifier(config.teacher, 'teacher')
     if difference := other_classes(teacher, train_set.classes):
-        raise InputError(f'{config.teacher}: a classifier of {difference}', 'teacher')
+        raise InputError(f'{config.teacher}: cannot teach this data: {difference}', 'teacher')
     params = resized(teacher.params, teacher.model.side, model.side)
     options = dict(size=model.size, dtype=model.dtype, attention_kernel=model.attention_kernel)
     teach = classification.of_model(teacher.model.clone(**options))
@@ -67,10 +67,10 @@ def other_classes(saved: SavedClassifier, classes: list[str]) -> str:
     """How the classes of a classifier differ from those of the data, in words; empty if they do not."""
     count = saved.model.num_classes
     if count != len(classes):
-        return f'{count} classes and not {len(classes)}'
+        return f'it has {count} classes, not {len(classes)}'
     for theirs, ours in zip(saved.classes or classes, classes, strict=True):
         if theirs != ours:
-            return f'other classes, {theirs} and not {ours}'
+            return f'it has other classes, such as {theirs}, not {ours}'
     return ''
 
 
@@ -98,14 +98,14 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
     try:
         logits = np.load(path, mmap_mode='r')
     except tensors.NPZ_DAMAGED as error:
-        raise InputError(f'{path}: not a file of numpy.save ({error})', 'teacher') from None
+        raise InputError(f'{path}: not a file that numpy.save wrote ({error})', 'teacher') from None
     if not isinstance(logits, np.ndarray) or logits.shape != (count, num_classes):
         shape = list(getattr(logits, 'shape', ['several arrays']))
         raise InputError(
             f'{path}: is {shape}, not the logits of {count} images and {num_classes} classes', 'teacher'
         )
     if logits.dtype.kind not in 'fiu' or not np.isfinite(logits).all():
-        raise InputError(f'{path}: has logits that are no finite numbers', 'teacher')
+        raise InputError(f'{path}: has logits that are not finite numbers', 'teacher')
     return logits
 
 

@@ -52,9 +52,9 @@ def train(
         config: `configs.common` describes its values.
         workdir: a folder, or the gs:// or s3:// URL of one in a bucket; receives metrics.jsonl,
             TensorBoard files, curves.png, checkpoints/ and, of a detector, README.md (the model card).
-        mesh: of `run.mesh`; all devices when None.
-        on_step: called after each step was dispatched. If it returns True, in every process, the run is
-            saved and stops.
+        mesh: as `run.mesh.make_mesh` makes it; None: all devices.
+        on_step: called after each step was dispatched. If it returns True in every process, the run saves
+            and stops.
         stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: 1,800 with
             several processes, never with one.
         stop: checked after every step; None leaves signals alone, except that Ctrl-C is raised when the
@@ -74,15 +74,15 @@ def train(
 
 
 def check_arguments(config: ConfigDict, location: str | Path, mesh: Mesh | None) -> Mesh:
-    """The mesh to train on; raises InputError where an argument of `train` is of another kind."""
+    """The mesh to train on; raises InputError if an argument of `train` is of another kind."""
     if not isinstance(config, ConfigDict):
         raise InputError(
-            f'the config is of type {type(config).__name__}; give that of a recipe: '
+            f'the config is a {type(config).__name__}, not a ConfigDict; get one by '
             '`from yolos_jax.configs import yolos_ti` and `yolos_ti.get_config()`',
             'config',
         )
     if not location:
-        raise InputError('the run has no folder', 'workdir')
+        raise InputError('no workdir: name a folder', 'workdir')
     mesh = meshes.make_mesh() if mesh is None else mesh
     meshes.check(mesh)
     return mesh
@@ -96,7 +96,7 @@ def run_to_end(
     stuck: int | None,
     stop: StopSignal | None,
 ) -> int | None:
-    """As `train`, with the setup that `prepare` makes."""
+    """Does the work of `train`, with the setup that `prepare` makes."""
     if not bucket.is_url(location):
         checkpoint.check_path(location)
     if stuck is None and not cluster.is_alone():
@@ -211,7 +211,7 @@ def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
     best = run.checkpoints.best() if patience else None
     if best is None or done - best < patience * setup.batches.steps_per_epoch:
         return False
-    run.log.print(f'no better evaluation than that of step {best} for {patience} epochs; the run ends')
+    run.log.print(f'no improvement since step {best}, for {patience} epochs; the run ends')
     return True
 
 

@@ -1,4 +1,4 @@
-"""A run's folder, on a disk or in a bucket: one run at a time, always with the same config."""
+"""Opens and locks a run's folder, on a disk or in a bucket: one run at a time, with the same config."""
 
 import contextlib
 import fcntl
@@ -41,7 +41,7 @@ class Workdir(NamedTuple):
     handle: int | None  # the open folder, if it is on a disk, in the process that locked it
 
     def check(self) -> None:
-        """Raises InputError where the folder was removed or replaced while this run used it."""
+        """Raises InputError if the folder was removed or replaced while this run used it."""
         if self.handle is None:
             return
         try:
@@ -173,14 +173,14 @@ def locked(path: Path) -> Iterator[int | None]:
 
 
 def check_new(folder: Path) -> None:
-    """Raises InputError where a folder that no run left has files that a run writes."""
+    """Raises InputError if a folder that no run left has files that a run writes."""
     with contextlib.suppress(InputError):  # missing or damaged
         if {'learning_rate', 'init_from', 'val_split'} <= files.read_json(folder / 'config.json').keys():
             return
     others = [name for name in WRITTEN if (folder / name).exists()]
     if others and not (folder / 'index').exists():
         raise InputError(
-            f'{folder}: holds no run, but {", ".join(others)}, which a run would write over; name another '
+            f'{folder}: holds no run, but {", ".join(others)}, which a run would overwrite; name another '
             'folder',
             'workdir',
         )
@@ -198,7 +198,7 @@ def flat(config: ConfigDict) -> dict:
 
 
 def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
-    """Raises InputError where a resumed run's data are not those it was trained on.
+    """Raises InputError if a resumed run's data are not those it was trained on.
 
     saved, current: {split: `Records.digests`}; where the data lie does not matter.
     """

@@ -46,7 +46,7 @@ def make_maps(model: Yolos, block: int = -1) -> Callable:
         InputError: the model has no such block.
     """
     if not -model.depth <= block < model.depth:
-        raise InputError(f'block is {block}, and the model has {model.depth}', 'block')
+        raise InputError(f'block is {block}, but the model has {model.depth} blocks', 'block')
     depth, Q, seen = block % model.depth + 1, model.num_det_tokens, []
 
     def keeping(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, type=Path, help='a folder for the pages')
-    parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
+    parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}
     for target in targets.values():
         if target.exists() and not prediction_files.is_own(target):
-            raise InputError(f'{target}: is there already, and not of this command', 'output')
+            raise InputError(
+                f'{target}: exists and is not an attention page; choose another output', 'output'
+            )
     options = dict(log=print, batch_size=1, **cli.hints(args))
     detector = Detector.from_pretrained(args.weights, args.step, **options)
     maps = make_maps(detector.model, args.block)

@@ -28,7 +28,7 @@ def build(root: str | Path, out: str | Path) -> Path:
         InputError: `out` has one already, the data are incomplete, or its splits have different categories.
     """
     if (folder := Path(out) / 'coco' / '2017' / '1.1.0').exists():
-        raise InputError(f'{folder}: there is a data set already; choose another folder')
+        raise InputError(f'{folder}: has a data set already; choose another folder')
     splits, by_split = {}, {}
     for split in sources.splits(root):
         by_split[split] = sources.find(root, split)

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for key in keys:
             if key in of_file and key in about and of_file[key] != about[key]:
                 folder = getattr(args, name)
-                raise InputError(f'{folder}: is of other weights, of {key} {of_file[key]}', name)
+                raise InputError(f'{folder}: measured other weights, with {key} {of_file[key]}', name)
     try:
         card = model_card.text(pretrained, **measured)
     except (LookupError, TypeError, AttributeError) as error:

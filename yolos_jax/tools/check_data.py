@@ -192,7 +192,7 @@ def text(findings: Findings) -> str:
 
 
 def run_options(config: ConfigDict, name: str) -> dict:
-    """The options of `examine` for a run of a config; raises InputError where it is no detector's."""
+    """The options of `examine` for a run of a config; raises InputError if it is not a detector's."""
     if config_files.is_pretraining(config):
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
     special = 1 + config.model.registers + config.model.num_det_tokens
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--split', nargs='*', help='the splits to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
-    parser.add_argument('--config', help='a config, for its recipe (that of YOLOS-S)')
+    parser.add_argument('--config', help='the config whose recipe to check with (YOLOS-S)')
     args = parser.parse_args(arguments)
     if args.html:
         files.check_file(args.html, 'html', '.html')

@@ -39,7 +39,7 @@ def main() -> None:
         print(yolos_jax.__version__)
         return
     if name not in COMMANDS:
-        sys.exit(f'error: no command {name}, but {", ".join(COMMANDS)}')
+        sys.exit(f'error: no command {name}; there are {", ".join(COMMANDS)}')
     sys.argv[:2] = [f'yolos {name}']
     cli.start(COMMANDS[name][0])
 

@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
     @property
     def reached(self) -> float:
-        """The measure of the best evaluation, -1 where there was none."""
+        """The measure of the best evaluation, -1 if there was none."""
         return self.best.get(self.measure, -1)
 
 
@@ -59,7 +59,7 @@ def read(folder: Path, name: str) -> Run:
     """A run from its workdir.
 
     Raises:
-        InputError: it is no workdir, or nothing of it was saved yet.
+        InputError: it is not a workdir, or it has no checkpoint yet.
     """
     try:
         whole, _, _ = (folder / 'metrics.jsonl').read_text().rpartition('\n')  # the last may be cut off
@@ -67,12 +67,12 @@ def read(folder: Path, name: str) -> Run:
         epochs = max((line['epoch'] for line in lines), default=0)
         evaluations = {name: [line for line in lines if name in line] for name in NUMBERS}
     except OSError as error:
-        raise InputError(f'{folder}: no workdir of a run ({error.strerror}: metrics.jsonl)') from None
+        raise InputError(f'{folder}: not the workdir of a run ({error.strerror}: metrics.jsonl)') from None
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f'{folder}/metrics.jsonl: not what a run writes ({error})') from None
     meta = checkpoint.newest_meta(folder / checkpoint.FOLDER)
     if not meta:
-        raise InputError(f'{folder}: nothing of this run was saved yet')
+        raise InputError(f'{folder}: this run has saved no checkpoint yet')
     if not lines:
         raise InputError(f'{folder}/metrics.jsonl: has no lines')
     config, about = meta.get('config', {}), meta.get('about', {})
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files.check_folder(args.output)
     runs = [read(*run) for run in zip(args.runs, names_of(args.runs), strict=True)]
     if len({run.measure for run in runs}) > 1:
-        raise InputError('some of these runs train detectors and some pre-train: compare them apart')
+        raise InputError('some of these runs train detectors and some pre-train: compare them separately')
     runs.sort(key=lambda run: -run.reached)
     text = table(runs)
     if len(of_data(runs, 'val')) > 1:

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help='name of the split in --data (val2017; or val, valid, validation)',
     )
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
-    parser.add_argument('--size', type=int, help='shorter side in pixels (that of the weights)')
+    parser.add_argument('--size', type=int, help='shorter side in pixels (default: from the weights)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (in proportion to --size)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--report', action='store_true', help='write report.html as well')
@@ -86,7 +86,7 @@ def read_data(args: argparse.Namespace) -> records.Records:
     if not args.data:
         raise InputError('no data: name a folder', 'data')
     if args.images:
-        raise InputError(f'images is {args.images}, which is read only with json', 'images')
+        raise InputError(f'images is {args.images}, which has no effect without json', 'images')
     try:
         return records.read(args.data, args.split)
     except InputError as error:
@@ -119,7 +119,7 @@ def read_detector(
 
 
 def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
-    """The detector with the class names of a COCO file; raises InputError where it has fewer classes."""
+    """The detector with the class names of a COCO file; raises InputError if it has fewer classes."""
     classes, ids = records.numbered(annotations.read_classes(file))
     if (last := max(classes)) >= pretrained.model.num_classes:
         raise InputError(
@@ -166,7 +166,7 @@ def evaluate(
         with each note on the data.
 
     Returns:
-        {'AP': ..., 'AP50': ..., ...} and, under 'classes', {name: AP}; -1 where there is no object.
+        {'AP': ..., 'AP50': ..., ...} and, under 'classes', {name: AP}; -1 if there is no object.
 
     Raises:
         InputError: the detector or the data cannot be read, or have no class in common.

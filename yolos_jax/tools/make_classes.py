@@ -45,7 +45,7 @@ FORMS = {  # polygons in a square of side 1
 def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
     """Write the data set to `root`, whole or not at all; an existing one is left as it is.
 
-    Each form is a class twice: filled, and as an outline. splits: {name: images of each class}.
+    Each shape makes two classes: filled, and outlined. splits: {name: images of each class}.
     """
     if all((Path(root) / split).is_dir() for split in splits):
         return
@@ -60,7 +60,7 @@ def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> N
 
 
 def picture(rng: np.random.Generator, label: int) -> Image.Image:
-    """An image of a class: its form, of some size, at some place, in some colour."""
+    """An image of a class: its shape, at a random size, place and colour."""
     form, kind = divmod(label, len(KINDS))
     polygon = list(FORMS.values())[form]
     image = make_shapes.ground(rng, SIDE, SIDE)

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
     if (Path(args.folder) / 'annotations').is_dir():
-        print(f'{args.folder}: there is a data set already, which stays as it is')
+        print(f'{args.folder}: has a data set already, which is left unchanged')
         return
     write(args.folder)
     print(f'{args.folder}: ' + ', '.join(f'{n} images in {split}' for split, n in SPLITS.items()))

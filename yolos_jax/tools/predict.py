@@ -3,8 +3,8 @@
     yolos predict --weights=PATH --output=DIR IMAGE_OR_FOLDER_OR_VIDEO ...
 
 Writes each image and video with its detections drawn on it to the output folder. predictions.jsonl there
-has a line for each image, written when its picture is, and predictions.json all of them at the end. The
-same command continues where the last one stopped. /dev/video0 is a camera; Ctrl-C ends the recording.
+has a line for each image, written when its picture is, and predictions.json all lines, at the end. The
+same command resumes where the last one stopped. /dev/video0 is a camera; Ctrl-C ends the recording.
 """
 
 import argparse
@@ -33,14 +33,14 @@ LONGEST_JPEG = 65_500  # pixels of a side, in libjpeg
 
 
 def find_images(paths: Sequence[str], output: Path) -> list[Path]:
-    """The image and video files among files and folders; files in the output folder are no inputs.
+    """The image and video files among files and folders; files in the output folder are not inputs.
 
     Raises:
         InputError: a file does not exist, a folder has no images, or the output is one of the inputs or
             has the name of an image or a video.
     """
     if (pixels.is_image(output.name) or video.is_video(output)) and not output.is_dir():
-        raise InputError(f'{output}: results are written to a folder, and this names a file', 'output')
+        raise InputError(f'{output}: names a file; results are written to a folder', 'output')
     images, output = [], output.resolve()
     is_output = lambda path: Path(os.path.realpath(path)).is_relative_to(output)  # even of loops of links
     if urls := [path for path in paths if '://' in path]:
@@ -49,7 +49,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
         if not path.exists():
             raise InputError(f'{path}: no such file or folder')
         if path.resolve() == output or not path.is_dir() and path.resolve().parent == output:
-            raise InputError(f'{path}: is the output too, and its images would be replaced', 'output')
+            raise InputError(f'{path}: is both input and output; choose another output', 'output')
         if not path.is_dir():
             images.append(path)
             continue
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     cli.add_weights_flags(parser)
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
-    parser.add_argument('--threshold', type=float, default=0.5, help='least score of a detection (0.5)')
+    parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')
     parser.add_argument(
         '--classes', nargs='+', metavar='NAME', help='only these classes; give the images before it'
     )
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         detector = Detector.from_pretrained(args.weights, args.step, **options)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))
-            raise InputError(f'no class is called {", ".join(sorted(unknown))}, but {known}', 'classes')
+            raise InputError(f'no class {", ".join(sorted(unknown))}; the model has {known}', 'classes')
         bad = predict(detector, paths, args, work.mirror)
         print(f'results: {work.name}')
     if bad:

@@ -38,7 +38,9 @@ class Predictions(contextlib.AbstractContextManager):
         self._folder, self._path = folder, folder / LINES
         others = [name for name in (LIST, SETTINGS, VIDEOS) if (folder / name).exists()]
         if others and not self._path.exists():  # which is written first
-            raise InputError(f'{folder}: holds no predictions, but {", ".join(others)}', 'output')
+            raise InputError(
+                f'{folder}: has {", ".join(others)}, but no predictions; choose another output', 'output'
+            )
         entries = list(self.read())
         # {name: its video, as `named`} of the videos that are done
         videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}
@@ -137,14 +139,14 @@ class Predictions(contextlib.AbstractContextManager):
         return {path.stem for path in rest if not is_own(path)}
 
     def _check_settings(self, settings: dict) -> None:
-        """Raises InputError where those of the predictions in the folder are others."""
+        """Raises InputError if those of the predictions in the folder are others."""
         earlier = {}
         with contextlib.suppress(InputError):  # lost or damaged
             earlier = files.read_json(self._folder / SETTINGS)
         if differ := ', '.join(key for key, value in settings.items() if earlier.get(key) != value):
             raise InputError(
-                f'{self._folder}: holds predictions with other settings ({differ}); choose another output, '
-                'or overwrite it',
+                f'{self._folder}: holds predictions made with other settings ({differ}); choose another '
+                'output, or overwrite it',
                 'output',
             )
 

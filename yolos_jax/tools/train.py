@@ -27,9 +27,7 @@ WORKDIR = flags.DEFINE_string(
 COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'host:port of process 0, if no scheduler lists the hosts.'
 )
-NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'Number of processes; 1 to run alone in any case.'
-)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes; 1 always runs alone.')
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
 STUCK = flags.DEFINE_integer(

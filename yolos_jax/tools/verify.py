@@ -4,8 +4,8 @@
 
 compares logits, boxes, scores and labels of hustvl/yolos-small for an image with those that the test of
 transformers expects and, with --data, the AP of each published detector with the paper's. They are
-fetched where no folder has their name. The results are kept in the output folder, so that the same command
-resumes. The exit status is 1 if something differs.
+downloaded unless a folder has their name. The results are kept in the output folder, so that the same
+command resumes. The exit status is 1 if something differs.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(args.names) - {*known}:
         raise InputError(f'{sorted(unknown)[0]}: not one of {", ".join(known)}')
     if not image:
-        raise InputError(f'neither COCO nor its image {IMAGE} is given', 'data')
+        raise InputError(f'no data: name the COCO folder, or its image {IMAGE}', 'data')
     jobs = {f'{name} values': (check_golden, name, golden, image) for name, golden in GOLDEN.items()}
     if args.data:
         for name, ap in zoo.DETECTORS.items():

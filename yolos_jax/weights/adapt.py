@@ -94,7 +94,7 @@ def with_pos_grid(pretrained: Pretrained, grid: tuple[int, int]) -> tuple[Pretra
 def check_classes(
     pretrained: Pretrained, classes: dict[int, str], source: str | Path, argument: str | None = None
 ) -> None:
-    """Raises InputError where `classes` {id: name} of `source` are not those of the detector.
+    """Raises InputError if `classes` {id: name} of `source` are not those of the detector.
 
     argument: the caller's argument that asks for a new class head, for the error.
     """

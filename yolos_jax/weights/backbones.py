@@ -51,7 +51,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
     a distilled ViT the position of the distillation token becomes that of [CLS].
 
     Raises:
-        InputError: the file is no ViT, or one of another shape.
+        InputError: the file is not a ViT, or has another shape.
     """
     vit = _read(file)
     for name, value in _fields(vit.tensors).items():
@@ -62,7 +62,7 @@ def start(file: TensorFile, model: Yolos, rng: jax.Array) -> tuple[dict, list[st
         raise InputError(f'a ViT of {heads} heads; the model asks for {model.heads}', 'model.heads')
     if ('pos_embed' in vit.tensors) != (model.pos_grid is not None):
         raise InputError(
-            f'a ViT with{"out" * model.rope} a position table; the model asks for the other',
+            f'a ViT with{"out" * model.rope} a position table, but pos_grid is {model.pos_grid}',
             'model.pos_grid',
         )
     fresh = names.from_params(jax.device_get(init_params(model, rng)), model)
@@ -108,7 +108,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
 
 
 def _check_config(config: dict, *, has_table: bool) -> None:
-    """Raises InputError where a config.json asks for other activations or rotary positions than ours."""
+    """Raises InputError if a config.json asks for other activations or rotary positions than ours."""
     for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
         if (activation := config.get(key) or GELUS[0]) not in GELUS:
             raise InputError(f'{CONFIG} says {key} is {activation!r}; only {GELUS[0]!r} works')
@@ -224,7 +224,7 @@ def _check_table(table: Tensor, *, is_distilled: bool) -> None:
     if len(table.shape) != 3 or table.shape[0] != 1:
         raise InputError(f'no ViT: pos_embed is {list(table.shape)}')
     if not _is_square(table.shape[1] - 1 - is_distilled):
-        raise InputError(f'its {table.shape[1]} positions are no square grid and {tokens}')
+        raise InputError(f'its {table.shape[1]} positions are not a square grid and {tokens}')
 
 
 def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:

@@ -77,7 +77,7 @@ def read(folder: str | Path, step: int | None = None) -> Pretrained:
 
 
 def model_of(fields: dict) -> Yolos:
-    """The model of a meta; raises InputError where it is out of bounds, or of a later version."""
+    """The model of a meta; raises InputError if it is out of bounds, or of a later version."""
     if unknown := ', '.join(sorted(fields.keys() - set(MODEL_FIELDS))):
         raise InputError(f'its model has {unknown}, which a later version wrote: update yolos_jax')
     model = Yolos(**fields)
@@ -88,7 +88,7 @@ def model_of(fields: dict) -> Yolos:
 def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict]:
     """The parameters (numpy) and meta of a checkpoint, chosen as by `read`; raises as it does.
 
-    meta is what was saved, with 'step', and 'AP' where it was measured.
+    meta is what was saved, with 'step', and 'AP' if it was measured.
     """
     folder = Path(folder).absolute()
     if not (available := steps(folder)):
@@ -116,16 +116,16 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
 
 
 def check_detector(folder: Path) -> None:
-    """Raises InputError where the checkpoints in a folder are those of a pre-training."""
+    """Raises InputError if the checkpoints in a folder are those of a pre-training."""
     if 'classifier' in newest_meta(folder):
         raise InputError(
-            f'{folder}: of a pre-training; a detector starts from its {deit.FILE}, which its first '
-            'evaluation writes'
+            f'{folder}: checkpoints of a pre-training run; a detector starts from {deit.FILE}, which the '
+            'first evaluation of the run writes'
         )
 
 
 def read_meta(path: Path) -> dict:
-    """The meta of a step's folder; raises ValueError where it is not what was saved."""
+    """The meta of a step's folder; raises ValueError if it is not what was saved."""
     meta = json.loads((path / COMMITTED).read_text())
     # version 0.1 had neither key; no single flipped bit changes both
     if ('sha256' in meta) != ('format' in meta) or 'sha256' in meta and meta['sha256'] != _digest(meta):
@@ -160,7 +160,7 @@ def _hash(content: Any) -> str:
 def _read_arrays(path: Path, meta: dict) -> dict:
     """The parameters under `path` as numpy arrays, {'params' or, of a run with one, 'ema': parameters}.
 
-    Raises ValueError where their names and shapes are not those of the meta's model.
+    Raises ValueError if their names and shapes are not those of the meta's model.
     """
     import orbax.checkpoint as ocp  # here, as below: importing it takes 25 MB and 0.2 s
 
@@ -283,7 +283,7 @@ def write_ap(path: Path, ap: float) -> None:
 
 
 def saved_ap(path: Path) -> float | None:
-    """The AP of a step's folder; None where it was not measured. Damage counts as not measured."""
+    """The AP of a step's folder; None if it was not measured. Damage counts as not measured."""
     return _saved_ap(path)[0]
 
 

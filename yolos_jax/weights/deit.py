@@ -46,7 +46,7 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     Pixel statistics in a timm folder are folded into the patch projection, as for all weights here.
 
     Raises:
-        InputError: it is no classifier, or one of another form.
+        InputError: it is not a classifier, or not of this kind.
     """
     by_name = dict(file.tensors)
     for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight'):

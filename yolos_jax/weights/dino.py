@@ -1,4 +1,4 @@
-"""The ViTs of DINOv2 and DINOv3 under timm's names, without their layer scale.
+"""Converts the ViTs of DINOv2 and DINOv3 to timm's names, with their layer scale folded in.
 
 Layer scale is a factor per channel on the output of a branch, so it is folded into the branch's last dense
 layer, and trained as a part of it. Keys of DINOv3 have no bias.

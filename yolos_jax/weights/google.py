@@ -1,4 +1,4 @@
-"""The npz files of Google's vision_transformer (AugReg) and big_vision, under timm's names."""
+"""Converts the npz files of Google's vision_transformer (AugReg) and big_vision to timm's names."""
 
 import math
 
@@ -69,9 +69,9 @@ def fill(tensors: dict) -> list[str]:
         waves = [f(place * omega) for place in (x, y) for f in (np.sin, np.cos)]
         table = np.concatenate(waves, axis=1)[None].astype(np.float32)
         tensors['pos_embed'] = Tensor(table.shape, lambda: table)
-        report.append('no positions in it: sincos2d of 14x14')
+        report.append('the file has no positions: sincos2d of 14x14')
     if 'cls_token' not in tensors:
         fresh = np.random.default_rng(0).normal(0, 0.02, (1, 1, D)).astype(np.float32)
         tensors['cls_token'] = Tensor(fresh.shape, lambda: fresh)
-        report.append('no class token in it: fresh')
+        report.append('the file has no class token: fresh')
     return report

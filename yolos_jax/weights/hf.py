@@ -57,7 +57,7 @@ def read(file: TensorFile) -> Pretrained:
         raise InputError(f'id2label of {CONFIG} has {labels[str(unnamed[0])]!r} as the name of a class')
     if classes and max(classes) >= model.num_classes:
         raise InputError(
-            f'id2label of {CONFIG} names a class {max(classes)}, and the head has {model.num_classes} '
+            f'id2label of {CONFIG} names a class {max(classes)}, but the head has {model.num_classes} '
             'classes: number them from 0, as the head does'
         )
     params = names.to_params(by_name, model)
@@ -66,7 +66,7 @@ def read(file: TensorFile) -> Pretrained:
 
 
 def _read_config(file: TensorFile) -> dict:
-    """config.json; raises InputError where it is not that of a YOLOS we can build."""
+    """config.json; raises InputError if it is not that of a YOLOS we can build."""
     config = file.beside(CONFIG)
     fixed = FIXED | {'intermediate_size': 4 * config.get('hidden_size', 0)}
     for key, value in fixed.items():
@@ -104,8 +104,8 @@ def _size(preprocessor: dict, path: Path) -> tuple[int, int]:
         keys, side = set(size), size.get('max_height')
         if keys == {'max_height', 'max_width'} and side == size['max_width']:
             print(
-                f'{path}: transformers cuts off what is no whole patch of {PATCH} pixels; here images are '
-                'resized to whole patches, and detections may differ a little',
+                f'{path}: transformers cuts off pixels beyond the last whole patch of {PATCH}; here images '
+                'are resized to whole patches, so detections may differ a little',
                 file=sys.stderr,
             )
             return side, side

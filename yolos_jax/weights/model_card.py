@@ -174,7 +174,7 @@ def _limits(pretrained: Pretrained, report: dict[str, Any] | None) -> list[str]:
     lines = [
         f'* At most {pretrained.model.num_det_tokens} objects in an image are found.',
         f'* Objects much smaller than a patch of {PATCH} pixels, after resizing, are mostly missed.',
-        '* Sides and shapes of images far from those of training are untried.',
+        '* Image sizes and shapes far from those in training are untested.',
         '* What the training images show seldom, of places, times or people, it finds less well.',
     ]
     if not report:
@@ -202,7 +202,7 @@ def _training(about: dict[str, Any]) -> list[str]:
         rows.append(('step of these weights', f'{about["step"]:,}'))
     if goodput:
         wall, steps = goodput['wall_s'] / 3600, goodput['training_s'] / 3600
-        rows.append(('hours', f'{wall:.2f}, of them training {steps:.2f}'))
+        rows.append(('hours', f'{wall:.2f}, of which {steps:.2f} training'))
         rows.append(('starts, steps lost to stops', f'{goodput["starts"]}, {goodput["steps_lost"]}'))
     joules = about.get('energy')
     measured = f'{joules / 3.6e6:.3f} kWh, of the first machine' if joules else 'not measured'

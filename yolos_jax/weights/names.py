@@ -62,7 +62,7 @@ def to_params(tensors: dict, model: Yolos | Vit | Classifier) -> dict:
 
 
 def add(tensors: dict, name: str, tensor: Tensor) -> None:
-    """Add a tensor that was renamed; raises InputError where there is one of that name."""
+    """Add a tensor that was renamed; raises InputError if there is one of that name."""
     if name in tensors:
         raise InputError(f'it holds {name} twice, under two names: two models in one?')
     tensors[name] = tensor

@@ -15,7 +15,7 @@ MODEL_TYPE = 'yolos_jax'
 
 
 def is_native(file: TensorFile) -> bool:
-    """Whether a file has a config.json of ours beside it; raises InputError where that cannot be read.
+    """Whether a file has a config.json of ours beside it; raises InputError if that cannot be read.
 
     A config.json beside a .pth is that of something else.
     """
@@ -23,7 +23,7 @@ def is_native(file: TensorFile) -> bool:
 
 
 def read(file: TensorFile) -> Pretrained:
-    """The detector in an open file; raises InputError where config.json cannot be used."""
+    """The detector in an open file; raises InputError if config.json cannot be used."""
     config = file.beside(CONFIG)
     model = checkpoint.model_of(config['model'])
     classes = {int(number): str(name) for number, name in config['classes'].items()}
@@ -33,7 +33,7 @@ def read(file: TensorFile) -> Pretrained:
 
 
 def write(pretrained: Pretrained, folder: str | Path) -> None:
-    """Write a folder with the detector; raises InputError where `folder` is not empty."""
+    """Write a folder with the detector; raises InputError if `folder` is not empty."""
     pretrained.check()
     with files.new_folder(folder) as part:
         path = part / SAFETENSORS

@@ -31,7 +31,7 @@ class Pretrained:
     """A detector: its model, parameters, class names {id: name} and the size of image it was evaluated at.
 
     size, max_size: the shorter side images are resized to, and the bound of the longer, in pixels.
-    about: where it is from: 'source' and 'sha256' of a file; 'config', 'AP' and 'step' of a run, and
+    about: its origin: 'source' and 'sha256' of a file; 'config', 'AP' and 'step' of a run, and
         'category_ids' {str(label): id}, where its data's ids are not the labels.
     """
 
@@ -56,7 +56,7 @@ class Pretrained:
         return {label: int(ids.get(str(label), label)) for label in range(self.model.num_classes)}
 
     def check(self) -> None:
-        """Raises InputError where the parameters are not the model's, or not finite; for writers."""
+        """Raises InputError if the parameters are not the model's, or not finite; for writers."""
         arrays, expected = by_path(self.params), by_path(param_shapes(self.model))
         for name in sorted(arrays | expected):
             shape, wanted = (x[name].shape if name in x else None for x in (arrays, expected))

@@ -16,7 +16,7 @@ LONGEST_GRID = 1_024  # patches along a side
 
 
 def check(model: Yolos) -> None:
-    """Raises InputError where a model's sizes are not positive whole numbers within bounds."""
+    """Raises InputError if a model's sizes are not positive whole numbers within bounds."""
     for name, largest in LARGEST.items():
         value = getattr(model, name)
         least = 0 if name == 'registers' else 1
@@ -29,10 +29,10 @@ def check(model: Yolos) -> None:
         if len(grid) != 2 or not all(type(n) is int and 1 <= n <= LONGEST_GRID for n in grid):
             raise InputError(f'{name} is {str(grid)[:50]}, not rows and columns from 1 to {LONGEST_GRID}')
     if model.mid_pos_grid is not None and model.depth < 2:
-        raise InputError('mid_pos_grid is of the tables between blocks, and depth is 1')
+        raise InputError('mid_pos_grid needs tables between blocks, but depth is 1')
     if model.width % model.heads:
         raise InputError(f'width {model.width} is not a multiple of heads {model.heads}')
     if model.rope and model.width // model.heads % 4:
-        raise InputError(f'rope needs heads of a width that 4 divides, not {model.width // model.heads}')
+        raise InputError(f'rope needs a head width divisible by 4, not {model.width // model.heads}')
     if not (isinstance(model.eps, float) and 0 < model.eps < 1):
         raise InputError(f'eps is {str(model.eps)[:50]}, not a number between 0 and 1')

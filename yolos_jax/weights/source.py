@@ -1,4 +1,4 @@
-"""A file or folder of weights, opened, hashed and recognised once."""
+"""Opens, hashes and recognises a file or folder of weights, once."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ def open_source(path: str | Path, step: int | None = None) -> 'Source':
     step: of a run's checkpoints, the one to read; the best by AP, else the newest, when None.
 
     Raises:
-        InputError: there is no such file, it is damaged, or no file of weights.
+        InputError: there is no such file, it is damaged, or it has no weights.
     """
     try:
         return _open(zoo.local(path), step)
@@ -62,14 +62,14 @@ def _open(path: Path, step: int | None) -> 'Source':
     """As `open_source`, of what is on this machine."""
     if path.name.isdecimal() and path.is_dir() and int(path.name) in checkpoint.steps(path.parent):
         if step not in (None, int(path.name)):
-            raise InputError(f'{path}: is step {path.name} and not {step}', 'step')
+            raise InputError(f'{path}: is step {path.name}, not {step}', 'step')
         return Source(path, None, path.parent, int(path.name))
     if step is None and (path / deit.FILE).is_file():  # of a pre-training
         path = path / deit.FILE
     for folder in (path, path / checkpoint.FOLDER):
         if folder.is_dir() and (steps := checkpoint.steps(folder)):
             if step is not None and step not in steps:
-                raise InputError(f'{path}: has no step {step}, but {", ".join(map(str, steps))}', 'step')
+                raise InputError(f'{path}: has no step {step}; it has {", ".join(map(str, steps))}', 'step')
             return Source(path, None, folder, step)
     if step is not None:
         raise InputError(f'{path}: no checkpoints of a run, so there is no step to choose', 'step')
@@ -168,7 +168,7 @@ class Source(contextlib.AbstractContextManager):
         rng: a jax random key. log: called with each line of the report.
 
         Raises:
-            InputError: this is no ViT, a detector, or a ViT of another shape.
+            InputError: this is not a ViT, is a detector, or is a ViT of another shape.
         """
         with _naming(self._backbone_file().path):
             params, report = backbones.start(self.file, model, rng)
@@ -184,7 +184,7 @@ class Source(contextlib.AbstractContextManager):
         a distilled ViT is left out, with its position.
 
         Raises:
-            InputError: this is no ViT, a detector, or its heads are unknown.
+            InputError: this is not a ViT, is a detector, or its heads are unknown.
         """
         with _naming(self._backbone_file().path):
             return backbones.features(self.file, heads)
@@ -193,12 +193,12 @@ class Source(contextlib.AbstractContextManager):
         if self.checkpoints:
             checkpoint.check_detector(self.checkpoints)
         if self.is_detector:
-            raise InputError(f'{self.path}: a YOLOS detector and not a backbone')
+            raise InputError(f'{self.path}: a YOLOS detector, not a backbone')
         return self.file
 
 
 def check_unused(hints: dict, path: Path) -> None:
-    """Raises InputError where a hint is given."""
+    """Raises InputError if a hint is given."""
     if given := [name for name, value in hints.items() if value is not None]:
         raise InputError(
             f'{path}: describes its model itself; {given[0]} is for a .pth of a detector', given[0]

@@ -64,7 +64,7 @@ class TensorFile:
     note: str = ''
 
     def beside(self, name: str) -> dict:
-        """The JSON object in a file beside this one; empty where there is none.
+        """The JSON object in a file beside this one; empty if there is none.
 
         Raises:
             InputError: it cannot be read, or is another kind of JSON.
@@ -89,7 +89,7 @@ def read(path: str | Path) -> TensorFile:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise InputError(f'{path}: no regular file')
+        raise InputError(f'{path}: not a regular file')
     try:
         with contextlib.ExitStack() as opened:  # closes the file if what follows fails
             file = opened.enter_context(open(path, 'rb'))
@@ -97,7 +97,7 @@ def read(path: str | Path) -> TensorFile:
             has_hash = _check_hash(path, digest)
             tensors, about = _find_tensors(file)
             if not tensors:
-                raise InputError(f'{path}: no tensors in it')
+                raise InputError(f'{path}: has no tensors')
             file.seek(0)
             is_zip = file.read(2) == b'PK'  # zip files have CRCs
             note = '' if has_hash or is_zip else _note_hash(path, digest)
@@ -128,7 +128,7 @@ def summary(names: Iterable[str]) -> str:
 def write_hash(path: Path, *others: Path, digest: str | None = None) -> None:
     """Write `path`.sha256, as sha256sum does: the hashes that are compared when `path` is read.
 
-    digest: that of `path`, where it is known.
+    digest: the one of `path`, if it is known.
     """
     hashes = [digest or files.sha256(path), *map(files.sha256, others)]
     lines = [f'{value}  {file.name}\n' for value, file in zip(hashes, (path, *others), strict=True)]
@@ -262,7 +262,7 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         has = shown(content) or 'nothing'
-        raise InputError(f'{file.name}: no tensors in it, nor in its {", ".join(INNER)}; it has {has}')
+        raise InputError(f'{file.name}: has no tensors, nor do its {", ".join(INNER)}; it has {has}')
     return tensors, about
 
 

@@ -41,7 +41,7 @@ def read(file: BinaryIO) -> Any:
     except InputError as error:
         raise InputError(f'{file.name}: {error}') from None
     except DAMAGED as error:
-        raise InputError(f'{file.name}: damaged, or no file of torch.save ({error})') from None
+        raise InputError(f'{file.name}: damaged, or not a file of torch.save ({error})') from None
 
 
 def _read_zip(file: BinaryIO) -> Any:
@@ -92,7 +92,7 @@ def _read_stream(file: BinaryIO) -> Any:
     file.seek(0)
     interpreter = Interpreter(file)
     if interpreter.run(file) != LEGACY_MAGIC:
-        raise InputError('no file of torch.save')
+        raise InputError('not a file of torch.save')
     interpreter.run(file)  # protocol version
     if not interpreter.run(file).get('little_endian', True):
         raise InputError('written on a big-endian machine')

@@ -184,7 +184,7 @@ def _known(module, name):
     maker = _MAKERS.get((module, name))
     if maker is None:
         raise InputError(
-            f'refused: it asks to import {module}.{name}, which weights have no need of (nothing was run)'
+            f'refused: it asks to import {module}.{name}, which weights do not need (nothing was run)'
         )
     return maker
 

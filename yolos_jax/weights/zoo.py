@@ -57,7 +57,7 @@ def local(name: str | Path) -> Path:
     if match := REPOSITORY.fullmatch(name):
         return snapshot(*match.groups())
     if '://' in name:
-        raise InputError(f'{name}: weights are not read from an address; give a name as hustvl/yolos-tiny')
+        raise InputError(f'{name}: weights are not read from a link; give a name such as hustvl/yolos-tiny')
     return path
 
 
@@ -74,7 +74,7 @@ def from_bucket(url: str) -> Path:
     folder = bucket.Bucket(url)
     names = folder.names()
     if not names and not bucket.is_url(parent):
-        raise InputError(f'{url}: nothing is in this bucket')
+        raise InputError(f'{url}: no such file or folder in the bucket')
     if not names:
         return bucket.Bucket(parent).copy([name], files.cache()) / name
     if steps := [PurePath(n).parent.parent for n in names if STEP.fullmatch(n)]:
@@ -106,7 +106,7 @@ def snapshot(repository: str, revision: str | None = None) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InputError(
             f'{name}: no such file or folder, and no repository of this name can be fetched ({reason}); '
-            f'where there is a network: {ELSEWHERE.format(repository + option)}'
+            f'on a machine with a network: {ELSEWHERE.format(repository + option)}'
         ) from None
     raise InputError(f'{name}: this repository has neither {" nor ".join(WITH_CONFIG)}')
 
@@ -140,7 +140,7 @@ def fetch(name: str, link: str, folder: Path) -> Path:
 
 
 def _download(link: str, part: Path) -> None:
-    """Append what is missing of a file; raises OSError where it ends too early."""
+    """Append what is missing of a file; raises OSError if it ends too early."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(link, headers={'Range': f'bytes={have}-'} if have else {})
     try:
