@@ -5,26 +5,31 @@ import http.server
 import io
 import threading
 
+import jax
 import numpy as np
 import pytest
-from helpers import noise
+from helpers import TINY, noise
 from PIL import Image
 
+from yolos_jax import weights
 from yolos_jax.detections import opened, to_rgbx
 from yolos_jax.errors import InputError, StorageError
+from yolos_jax.inference import Detector
+from yolos_jax.model import Yolos, init_params
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, monkeypatch):
     """A folder with a photograph, and the address where a server offers it."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    Image.fromarray(noise(60, 80)).save(tmp_path / 'photo.png')
+    monkeypatch.setenv('no_proxy', '*')
+    Image.fromarray(noise(60, 80)).save(tmp_path / 'photo 1.png')
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp_path))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield tmp_path, f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
@@ -32,9 +37,9 @@ def site(tmp_path):
 
 def test_open_files_links_and_bytearrays_are_images(site):
     folder, address = site
-    content = (folder / 'photo.png').read_bytes()
-    with open(folder / 'photo.png', 'rb') as file:
-        for image in (file, io.BytesIO(content), bytearray(content), f'{address}/photo.png'):
+    content = (folder / 'photo 1.png').read_bytes()
+    with open(folder / 'photo 1.png', 'rb') as file:
+        for image in (file, io.BytesIO(content), bytearray(content), f'{address}/photo 1.png'):
             assert opened(image) == content
     np.testing.assert_array_equal(to_rgbx(content)[..., :3], noise(60, 80))
 
@@ -45,6 +50,8 @@ def test_links_and_files_that_cannot_be_read_are_named(site):
         opened(f'{address}/none.png')
     with pytest.raises(StorageError, match='http://: cannot be fetched'):
         opened('http://')
+    with pytest.raises(InputError, match="open the file with 'rb'"):
+        opened(io.StringIO('/etc/hostname'))
     file = io.BytesIO(b'')
     file.close()
     with pytest.raises(InputError, match='an image in an open file cannot be read'):
@@ -54,3 +61,24 @@ def test_links_and_files_that_cannot_be_read_are_named(site):
 def test_an_array_with_its_channels_first_is_told_so():
     with pytest.raises(InputError, match=r'uint8 \[3, 60, 80\] \(channels come last'):
         to_rgbx(noise(60, 80).transpose(2, 0, 1))
+
+
+def test_open_files_and_buffers_may_be_reused_while_a_stream_is_read(site):
+    """The generator is ahead of the threads that decode."""
+    params = jax.eval_shape(lambda: init_params(Yolos(**TINY, num_classes=4), jax.random.key(0)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    detector = Detector(weights.Pretrained(Yolos(**TINY, num_classes=4), zeros, {1: 'cat'}, 64, 96))
+    content = [Image.fromarray(np.full((60, 80, 3), 20 * i, np.uint8)) for i in range(12)]
+
+    def images(make):
+        buffer = io.BytesIO()
+        for image in content:
+            buffer.seek(0)
+            buffer.truncate()
+            image.save(buffer, 'png')
+            buffer.seek(0)
+            yield make(buffer)
+
+    for make in (lambda buffer: buffer, lambda buffer: bytearray(buffer.getbuffer())):
+        results = detector.stream(images(make), pixels=True)
+        assert [int(one.image[0, 0, 0]) for one in results] == [20 * i for i in range(12)]

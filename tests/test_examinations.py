@@ -103,7 +103,7 @@ def test_an_evaluation_from_python_is_that_of_the_command(saved, coco_folder, tm
     )
     written = json.loads((tmp_path / 'metrics.json').read_text())
     del written['about']
-    for detector in (saved, read_detector(saved)):
+    for detector in (saved, read_detector(saved), yolos_jax.Detector.from_pretrained(saved)):
         assert yolos_jax.evaluate(detector, coco_folder) == written
     assert set(written['classes']) == {'circle', 'square', 'triangle'}
 

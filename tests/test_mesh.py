@@ -127,6 +127,14 @@ def test_rows_are_fetched_from_the_devices_unchanged():
     np.testing.assert_array_equal(meshes.fetch_rows(meshes.shard({'x': x}, mesh)['x']), x)
 
 
+def test_numbers_and_arrays_of_the_mesh_are_replicated():
+    mesh = meshes.make_mesh()
+    tree = meshes.replicate({'a': np.arange(3.0, dtype=np.float32), 'b': 0.5}, mesh)
+    again = meshes.replicate(tree, mesh)
+    assert all(x.sharding == meshes.replicated(mesh) for x in jax.tree.leaves((tree, again)))
+    assert again['a'].tolist() == [0, 1, 2] and float(again['b']) == 0.5
+
+
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(InputError, match='batch_size is 12.* 8 devices'):
         meshes.check_divides(12, meshes.make_mesh())

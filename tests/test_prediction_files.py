@@ -98,6 +98,12 @@ def test_a_call_that_ended_before_its_settings_were_written_is_repeated(tmp_path
         assert not predictions.done and (tmp_path / 'settings.json').exists()
 
 
+def test_lines_of_other_programs_are_not_replaced(tmp_path):
+    (tmp_path / 'predictions.jsonl').write_text('{"prompt": "x", "answer": "y"}\n')
+    with pytest.raises(InputError, match='holds predictions made with other settings'):
+        Predictions(tmp_path, SETTINGS, overwrite=False)
+
+
 @pytest.mark.parametrize('name', ['predictions.json', 'settings.json', 'videos.json'])
 def test_files_of_these_names_that_are_no_predictions_are_not_replaced(name, tmp_path):
     (tmp_path / name).write_text('{"of": "the user"}')

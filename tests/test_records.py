@@ -223,6 +223,9 @@ def test_one_split_of_several_is_not_taken_for_the_whole(tmp_path):
         (tmp_path / split / '_annotations.coco.json').touch()
     with pytest.raises(InputError, match=f'one split of a data set; name its parent, {tmp_path}'):
         sources.find(tmp_path / 'train', 'train')
+    (tmp_path / 'train').rename(tmp_path / 'cars')  # another data set beside one
+    assert sources.find(tmp_path / 'cars', 'train').split == '_annotations'
+    (tmp_path / 'cars').rename(tmp_path / 'train')
     (tmp_path / 'valid' / '_annotations.coco.json').unlink()
     assert sources.find(tmp_path / 'train', 'train').split == '_annotations'  # the only one there is
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, forward, make_hf, noise, read_detector, reference_tensors, to_torch
+from safetensors.torch import save_file
 
 import yolos_jax
 from yolos_jax import model
@@ -75,10 +76,12 @@ def test_other_weights_in_a_file_are_named(hf, tmp_path):
     assert lines[2].endswith('the weights in model_ema')
 
 
-@pytest.mark.parametrize('form', ['folder', 'file', 'bin', 'names of v5'])
+@pytest.mark.parametrize('form', ['folder', 'file', 'bin', 'names of v5', 'behind a prefix'])
 def test_a_hugging_face_folder_is_read(form, hf, expected, tmp_path):
     hf.save_pretrained(tmp_path)
     path = tmp_path / 'model.safetensors' if form == 'file' else tmp_path
+    if form == 'behind a prefix':
+        save_file({f'module.{name}': x for name, x in hf.state_dict().items()}, path / 'model.safetensors')
     if form in ('bin', 'names of v5'):
         tensors = hf.state_dict()
         if form == 'bin':

@@ -193,7 +193,7 @@ def test_a_start_that_ended_before_its_first_step_is_repeated(coco, tmp_path):
             config = tiny_config(data=tmp_path, val_fraction=0.3)
             setup = detection.prepare(config, make_mesh(jax.devices()[:1]), work)
         assert {'config.json', 'val.json'} <= {file.name for file in work.folder.iterdir()}
-    assert 'steps in all: more epochs' in (notes := ' '.join(setup.notes)) and 'has only 9 images' in notes
+    assert 'steps in all: more epochs' in (notes := ' '.join(setup.notes)) and 'only 9 images' in notes
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(coco, tmp_path):
@@ -238,6 +238,16 @@ def test_several_descriptions_are_not_chosen_from(coco, tmp_path):
     (tmp_path / 'data.yaml').rename(tmp_path / 'a.yaml')
     with pytest.raises(InputError, match=r'has several data set files \(a.yaml, b.yaml\)'):
         records.read(tmp_path, 'val')
+
+
+@pytest.mark.parametrize('content', ['names: [cup]\ntrain: ../gone/images\n', 'names: [\n'])
+def test_a_stray_description_among_the_images_of_a_coco_file_stops_nothing(content, coco, tmp_path):
+    images = shutil.copytree(coco / 'val2017', tmp_path / 'images')
+    (images / 'data.yaml').write_text(content)
+    file = coco / 'annotations' / 'instances_val2017.json'
+    assert len(records.from_source(sources.of_files(file, images))) == 15
+    with pytest.raises(InputError, match=r'data\.yaml'):
+        sources.of_files(file, images / 'data.yaml')
 
 
 def test_the_description_of_a_model_beside_coco_annotations_is_not_one_of_data(coco, tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 import http.client
 import itertools
+import string
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,8 +37,8 @@ class Detections:
     """The n objects detected in an image, best first.
 
     boxes float32 [n, 4] xyxy in pixels of the image given; scores float32 [n]; labels int64 [n], category
-    ids of the detector's training data; names: n class names; image: the image as it was given, for
-    drawing; size: its (height, width), upright.
+    ids of the detector's training data; names: n class names; image: as it was given (of a link or open
+    file: the bytes), for drawing; size: its (height, width), upright.
     """
 
     boxes: np.ndarray
@@ -175,7 +177,8 @@ def opened(image: Picture) -> Picture:
     """
     if isinstance(image, str) and image.startswith(('http://', 'https://')):
         try:
-            with urllib.request.urlopen(image, timeout=LINK_SECONDS) as response:
+            link = urllib.parse.quote(image, safe=string.punctuation)  # spaces, letters that are not ASCII
+            with urllib.request.urlopen(link, timeout=LINK_SECONDS) as response:
                 return response.read()
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise StorageError(f'{image}: cannot be fetched ({error})') from None
@@ -183,9 +186,12 @@ def opened(image: Picture) -> Picture:
         return bytes(image)
     if not isinstance(image, Image.Image) and hasattr(image, 'read'):
         try:
-            return image.read()
-        except (OSError, ValueError) as error:
+            content = image.read()
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(f'an image in an open file cannot be read ({error})') from None
+        if isinstance(content, str):
+            raise InputError("an image in an open file is text; open the file with 'rb'")
+        return content
     return image
 
 

@@ -80,8 +80,12 @@ class Detector:
 
     def __reduce__(self) -> tuple:
         """Support pickling: in the other process the detector computes on JAX's first device."""
-        pretrained = dataclasses.replace(self._pretrained, params=jax.device_get(self.params))
-        return Detector, (pretrained, None, self.batch_size, self.model.dtype.name)
+        return Detector, (self.pretrained, None, self.batch_size, self.model.dtype.name)
+
+    @property
+    def pretrained(self) -> weights.Pretrained:
+        """The detector as `weights.read` returns it, with parameters in the memory of this process."""
+        return dataclasses.replace(self._pretrained, params=jax.device_get(self.params))
 
     def fingerprint(self) -> str:
         """A hash of everything that detections depend on."""
@@ -134,7 +138,7 @@ class Detector:
         """The objects in each of any number of images, in order, as `__call__`.
 
         Threads read some images ahead, and the device computes on one batch while the next is prepared.
-        Arrays and PIL images are copied on arrival, so that a camera's buffer can be reused.
+        Arrays, PIL images and open files are copied on arrival, so that a camera's buffer can be reused.
         errors: yield the `InputError` of an unreadable image in its place instead of raising it.
         pixels: set `Detections.image` to the image's RGB array, and not to what was given.
 
@@ -243,7 +247,7 @@ class Detector:
 class Prepared(NamedTuple):
     """An image as the model takes it."""
 
-    image: Picture  # as it was given
+    image: Picture  # as it was given, or the bytes of a link or open file
     size: tuple[int, int]  # height, width
     patches: np.ndarray | None
     grid: np.ndarray
@@ -260,8 +264,17 @@ def _least_score(threshold: object) -> float:
     return score
 
 
+def _in_memory(image: Picture) -> Picture:
+    """The bytes of an open file or bytearray; links are fetched later, by the threads."""
+    if not isinstance(image, str):
+        with contextlib.suppress(InputError):  # reading it raises the error
+            return opened(image)
+    return image
+
+
 def _copied(image: Picture) -> Picture:
     """A copy of an image in memory, so that the caller may change the original; a path as it is."""
+    image = _in_memory(image)
     if isinstance(image, Image.Image):
         try:
             copy = image.copy()
@@ -277,6 +290,7 @@ def _copied(image: Picture) -> Picture:
 
 def _loaded(image: Picture) -> Picture:
     """The image, loaded now: Pillow reads a file at its first use, which is not thread-safe."""
+    image = _in_memory(image)
     if isinstance(image, Image.Image):
         with contextlib.suppress(*pixels.UNREADABLE):
             image.load()

@@ -5,6 +5,7 @@ folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-dataset
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -21,6 +22,7 @@ from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 PREFIX, ROBOFLOW, FIFTYONE = 'instances_', '_annotations.coco.json', 'labels.json'
+ROBOFLOW_SPLITS = 'train', 'valid', 'test'
 UPRIGHT = {'info': {'upright': True}}  # begins our COCO files whose boxes refer to upright images
 # names that tools give to the same split; if the one asked for is missing, another is taken
 SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'validation'))
@@ -125,7 +127,7 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: st
 def of_files(file: str | Path, images: str | Path | None = None, argument: str = 'images') -> Source:
     """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
 
-    images may be a YOLO data set, or its .yaml file, too; they may be where that says.
+    images may also be a YOLO data set or its .yaml file: then they are beside it, or where it says.
 
     Either may be the URL of something in a bucket. argument: the one that names the folder, for errors.
 
@@ -140,8 +142,11 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
         places = [beside, beside.inside('images'), beside.inside('data')]
     else:
         places = [folders.open_folder(images, argument)]
-        if isinstance(places[0], Folder) and (description := yolo.description(Path(images))):
-            places = [Folder(description.parent), Folder(yolo.read_description(description).root)]
+        if isinstance(places[0], Folder):
+            # only a .yaml that was named has to be in order
+            with contextlib.suppress(*([] if Path(images).is_file() else [InputError])):
+                if description := yolo.description(Path(images)):
+                    places = [Folder(description.parent), Folder(yolo.read_description(description).root)]
     return of_json(beside.local(name), places, argument=argument, split=name)
 
 
@@ -162,8 +167,9 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
     if exports := {name: file for name, file in exports.items() if 'data' in folder.inside(name).folders()}:
         return exports
     if folder.has(ROBOFLOW) and isinstance(folder, Folder):
-        whole = Folder(Path(os.path.abspath(folder.path)).parent)
-        if len(whole.glob(f'*/{ROBOFLOW}')) > 1:
+        own = Path(os.path.abspath(folder.path))
+        whole = Folder(own.parent)
+        if own.name in ROBOFLOW_SPLITS and len(whole.glob(f'*/{ROBOFLOW}')) > 1:
             raise InputError(f'{folder}: one split of a data set; name its parent, {whole}', 'data')
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']

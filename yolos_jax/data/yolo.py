@@ -208,7 +208,9 @@ def _size(image: Path) -> tuple[int, int] | InputError:
 
 def labels_of(image: Path) -> Path:
     """The file of labels of an image: the last folder named images becomes labels."""
-    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix('.txt')
+    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix(
+        '.txt'
+    )  # of an absolute path
 
 
 def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:

@@ -265,7 +265,7 @@ def _set_aside(path: Path, problem: object) -> None:
 def _compare(like: dict, stored: dict, path: Path) -> None:
     """Raises InputError if names, shapes or types are not those of `like`: Orbax would cast silently."""
     describe = lambda tree: {
-        path: f'{list(x.shape)} {np.dtype(x.dtype).name}' for path, x in by_path(tree).items()
+        name: f'{list(x.shape)} {np.dtype(x.dtype).name}' for name, x in by_path(tree).items()
     }
     expected, actual = describe(like['params']), describe(stored['params'])
     wrong = [

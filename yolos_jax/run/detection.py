@@ -168,10 +168,10 @@ def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
         notes.append(f'{train_split}: classes without an object: {shown(unseen)}')
     notes += [f'{train_split}: {note}' for note in train_set.notes]
     notes += [f'{val_split}: {note}' for note in val_set.notes]
-    if len(val_set) < FEW_IMAGES:
-        notes.append(f'{val_split}: has only {len(val_set)} images, so the AP is hardly more than chance')
     if not len(val_set.boxes):
         notes.append(f'{val_split}: {val_set.without_objects}, so there will be no AP')
+    elif len(val_set) < FEW_IMAGES:
+        notes.append(f'{val_split}: only {len(val_set)} images, so the AP is rough')
     return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])
 
 
@@ -202,7 +202,8 @@ def read_data(
 def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
     """Write FOLDER/val.json for a validation set without an annotation file of its own."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        root = config.data or config.train_images or os.path.dirname(config.train_json) or '.'
+        beside = config.train_json and (os.path.dirname(config.train_json) or '.')
+        root = config.train_images or beside or config.data
         truth = val_set.truth_in(Path(root).parent if Path(root).is_file() else root)  # data.yaml
         files.write_json(folder / TRUTH, evaluation.coco_content(truth, upright=val_set.images.upright))
 

@@ -110,7 +110,9 @@ def in_memory(tree: dict, shardings: dict) -> dict:
 
 def replicate(tree: dict, mesh: Mesh) -> dict:
     """The arrays of a tree, the same in every process, whole on every device."""
-    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, replicated(mesh)), tree)
+    here = lambda x: x if isinstance(x, jax.Array) and x.is_fully_addressable else np.asarray(x)
+    place = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
+    return jax.tree.map(lambda x: place(here(x)), tree)
 
 
 def shard(batch: dict, mesh: Mesh) -> dict:

@@ -25,6 +25,7 @@ from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError, shown
+from yolos_jax.inference import Detector
 from yolos_jax.patches import PATCH
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
@@ -33,6 +34,7 @@ from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.pretrained import about_ids
 
+DTYPES = 'float32', 'bfloat16'
 NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 
 
@@ -52,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
     parser.add_argument('--size', type=int, help='shorter side in pixels (default: from the weights)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (in proportion to --size)')
-    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
+    parser.add_argument('--dtype', default='float32', choices=DTYPES)
     parser.add_argument('--report', action='store_true', help='write report.html as well')
     parser.add_argument(
         '--by', action='append', default=[], metavar='images.FIELD',
@@ -151,7 +153,7 @@ def make_detect(
 
 
 def evaluate(
-    detector: str | Path | weights.Pretrained,
+    detector: str | Path | Detector | weights.Pretrained,
     data: str | Path | records.Records,
     split: str = 'val2017',
     *,
@@ -161,9 +163,9 @@ def evaluate(
 ) -> dict:
     """COCO's twelve numbers of a detector on a split of a data set, and the AP of each class.
 
-    detector: what `weights.read` takes or returns. data: what `records.read` takes (then with split) or
-        returns. batch_size: images per step; None: one per device. dtype: of the activations. log: called
-        with each note on the data.
+    detector: what `weights.read` takes or returns, or a `Detector`. data: what `records.read` takes (then
+        with split) or returns. batch_size: images per step; None: one per device. dtype: of the
+        activations. log: called with each note on the data.
 
     Returns:
         {'AP': ..., 'AP50': ..., ...} and, under 'classes', {name: AP}; -1 if there is no object.
@@ -171,7 +173,11 @@ def evaluate(
     Raises:
         InputError: the detector or the data cannot be read, or have no class in common.
     """
-    pretrained = detector if isinstance(detector, weights.Pretrained) else weights.read(detector)
+    if dtype not in DTYPES:
+        raise InputError(f'dtype is {dtype!r}, not {" or ".join(DTYPES)}', 'dtype')
+    pretrained = detector.pretrained if isinstance(detector, Detector) else detector
+    if not isinstance(pretrained, weights.Pretrained):
+        pretrained = weights.read(pretrained)
     data = data if isinstance(data, records.Records) else records.read(data, split)
     labels, notes = evaluation.category_ids(pretrained, data)
     for note in [*notes, *data.notes]:

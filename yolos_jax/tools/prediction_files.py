@@ -42,9 +42,9 @@ class Predictions(contextlib.AbstractContextManager):
                 f'{folder}: has {", ".join(others)}, but no predictions; choose another output', 'output'
             )
         entries = list(self.read())
-        # {name: its video, as `named`} of the videos that are done
-        videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}
-        if not overwrite and (entries or videos):  # an empty file may have no settings yet
+        videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}  # that are done, by name
+        is_begun = self._path.exists() and self._path.stat().st_size
+        if not overwrite and (is_begun or videos):  # an empty file may have no settings yet
             self._check_settings(settings)
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}

@@ -214,7 +214,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
 def reason_of(error: Exception) -> str:
     """Why Orbax could not write or read, without the names of its temporary files."""
     text = ' '.join(str(error).split())
-    code = re.search(r"\[os_error_code='(\d+)'", text)
+    code = re.search(r"\[os_error_code='(\d{1,4})'", text)
     return os.strerror(int(code[1])) if code else text[:300]
 
 

@@ -23,7 +23,7 @@ FIXED = {  # values in the config.json of every model that can be read
 
 def has_config(file: TensorFile) -> bool:
     """Whether a file holds a YOLOS under Hugging Face's names, with its config.json beside it."""
-    return hf_names.has_names(file.tensors) and (file.path.parent / CONFIG).exists()
+    return hf_names.has_names(hf_names.unwrapped(file.tensors)) and (file.path.parent / CONFIG).exists()
 
 
 def read(file: TensorFile) -> Pretrained:
@@ -33,7 +33,7 @@ def read(file: TensorFile) -> Pretrained:
         InputError: config.json cannot be read, or is that of another model.
     """
     config, preprocessor = _read_config(file), file.beside(PREPROCESSOR)
-    by_name = hf_names.to_reference(file.tensors)
+    by_name = hf_names.to_reference(hf_names.unwrapped(file.tensors))
     for line in statistics.fold(by_name, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
         print(f'{file.path}: {line}', file=sys.stderr)
     if preprocessor.get('resample', BILINEAR) != BILINEAR:

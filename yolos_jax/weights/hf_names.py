@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolos_jax.errors import InputError
+from yolos_jax.weights import names
 from yolos_jax.weights.tensors import Tensor
 
 NAMES = (  # (Hugging Face, reference): prefixes
@@ -43,9 +44,19 @@ BLOCK_NAMES = (  # (Hugging Face, reference and timm): prefixes within a block
     ('layer_scale2.lambda1', 'ls2.gamma'),
 )
 QKV = ('query', 'key', 'value')
+_WRAPPERS = re.compile(r'(_orig_mod\.|module\.|model\.)*')
 _LAYER = re.compile(r'(?:vit\.)?(?:encoder\.layer|layers|(?:model\.)?layer)\.(\d+)\.')
 _QKV = re.compile(r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)')
 _BLOCK = re.compile(r'backbone\.blocks\.(\d+)\.')
+
+
+def unwrapped(tensors: dict) -> dict:
+    """Tensors without the prefixes of torch.compile, DDP and Lightning, and AveragedModel's counter."""
+    result = {}
+    for name, tensor in tensors.items():
+        if name != 'n_averaged':
+            names.add(result, _WRAPPERS.sub('', name, count=1), tensor)
+    return result
 
 
 def has_names(tensors: dict) -> bool:

@@ -1,6 +1,5 @@
 """Reads and writes detectors as .pth files of the original code (hustvl/YOLOS)."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +26,7 @@ def read(
         InputError: tensors are missing or of another shape, or neither the file, nor the arguments, nor a
             published model of its size say the heads and grids.
     """
-    wrappers = re.compile(r'(_orig_mod\.|module\.|model\.)*')  # of torch.compile, DDP and Lightning
-    state = {}
-    for name, tensor in file.tensors.items():
-        if name != 'n_averaged':  # a number of torch's AveragedModel
-            names.add(state, wrappers.sub('', name, count=1), tensor)
+    state = hf_names.unwrapped(file.tensors)
     is_hf = hf_names.has_names(state)
     state = hf_names.to_reference(state) if is_hf else state
     for name in ('backbone.pos_embed', 'backbone.det_token'):
