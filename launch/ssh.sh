@@ -2,6 +2,7 @@
 # Train on machines that you reach by ssh: the same checkout at the same path on each, and a workdir that
 # all of them see (NFS, say). Run it on any machine; Ctrl-C asks the run to save and stop.
 set -euo pipefail
+((BASH_VERSINFO[0] >= 5)) || { echo 'this script needs bash 5 (wait -n)' >&2; exit 2; }
 
 # Edit 1: the machines; the first one coordinates
 HOSTS=(host0 host1)
@@ -11,10 +12,11 @@ TRAIN=(--config=configs/yolos_ti.py --workdir=/shared/runs/ti --config.data=/dat
 
 PORT=9731
 RUN="/tmp/yolos-$(hostname)-$$" # on every machine: a file with the id of the process started there
+TRAIN_QUOTED=$(printf '%q ' "${TRAIN[@]}") HERE=$(printf '%q' "$PWD")
 pids=()
 for i in "${!HOSTS[@]}"; do
-  (ssh -tt "${HOSTS[$i]}" "cd '$PWD' && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py ${TRAIN[*]} \
-    --coordinator=${HOSTS[0]}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /") &
+  (ssh -tt "${HOSTS[$i]}" "cd $HERE && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py $TRAIN_QUOTED\
+    --coordinator=${HOSTS[0]#*@}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed "s/^/[$i] /") &
   pids+=($!)
 done
 stop() { for i in "${!HOSTS[@]}"; do ssh "${HOSTS[$i]}" "kill -TERM \$(cat $RUN-$i)" || true; done; }
@@ -22,8 +24,8 @@ trap stop INT TERM
 while jobs -pr | grep -q .; do
   code=0
   wait -n || code=$?
-  # one process failed, perhaps before the others knew of it; a signal (128 and more) reaches all of them
-  if ((code > 0 && code < 128)); then stop; fi
+  # one process failed, perhaps before the others knew of it, or ssh did (255); a signal (128 and more) reaches all
+  if (((code > 0 && code < 128) || code == 255)); then stop; fi
 done
 status=0
 for pid in "${pids[@]}"; do

@@ -217,4 +217,4 @@ def test_a_storage_that_does_not_answer_is_no_unreadable_image(coco_folder):
 
     a = annotations.read(coco_folder / 'annotations' / 'instances_val2017.json')
     with pytest.raises(StorageError, match='no answer'):
-        check_data.check_images(Failing(), a)
+        check_data.check_images(Failing(), a, 0)

@@ -178,6 +178,22 @@ def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_pat
     assert labels == {7: 10_002} and 'same name, only the last can be detected' in ' '.join(notes)
 
 
+@pytest.mark.parametrize(
+    ('own', 'data', 'expected'),
+    [
+        ({0: 'cat'}, [0, 1], {0: 1}),  # a detector from YOLO's labels, on an export with an unused category
+        ({0: 'cat', 1: 'cat'}, [0], {0: 0, 1: 0}),  # the other way
+        ({0: 'cat', 1: 'cat'}, [0, 1], {0: 1, 1: 1}),
+    ],
+)
+def test_of_categories_with_one_name_the_used_one_counts(own, data, expected, tmp_path):
+    content = coco_content() | {'categories': [{'id': i, 'name': 'cat'} for i in data]}
+    for annotation in content['annotations']:
+        annotation['category_id'] = data[-1]
+    labels, notes = evaluation.category_ids(known(own), records.read(write_coco(tmp_path, content), 'val'))
+    assert labels == expected and 'cannot be detected' not in ' '.join(notes)
+
+
 def test_an_evaluation_and_predictions_are_in_different_folders(tmp_path):
     for module, name in ((evaluate, 'predictions.jsonl'), (predict, 'metrics.json')):
         folder = tmp_path / name.partition('.')[0]

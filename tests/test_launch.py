@@ -63,19 +63,20 @@ def test_ssh_starts_one_numbered_process_on_every_machine(tmp_path):
         assert {'--coordinator=host0:9731', '--num_processes=2', f'--process_id={i}'} <= set(words)
 
 
-def test_ssh_ends_the_others_when_one_fails_at_its_start(tmp_path):
+@pytest.mark.parametrize('code', [5, 255])  # of the process, and of an ssh that cannot connect
+def test_ssh_ends_the_others_when_one_fails_at_its_start(code, tmp_path):
     """With an ssh to a host that fails, and one that runs until it is told to end."""
     fake = tmp_path / 'ssh'
     told = tmp_path / 'told'
     fake.write_text(
         '#!/bin/sh\n'
         f'[ "$1" = -tt ] || {{ echo "$*" >> {told}; exit 0; }}\n'
-        '[ "$2" = host1 ] && exit 5\n'
+        f'[ "$2" = host1 ] && exit {code}\n'
         f'until grep -q "host0 kill -TERM" {told} 2> /dev/null; do sleep 0.1; done\nexit 143\n'
     )
     fake.chmod(0o755)
     path = {'PATH': f'{tmp_path}:/usr/bin:/bin'}
     command = ['bash', ROOT / 'launch' / 'ssh.sh']
     done = subprocess.run(command, env=path, capture_output=True, text=True)
-    assert done.returncode == 143, done.stderr  # the largest of both
+    assert done.returncode == max(code, 143), done.stderr
     assert sum('kill -TERM' in line for line in told.read_text().splitlines()) == 2

@@ -122,14 +122,19 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     classes, ids = pretrained.classes, pretrained.category_ids
     data_names = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
     own_names = {ids[label]: name.lower() for label, name in classes.items()}
-    if all(own_names.get(number) == name for number, name in data_names.items()):
+    names = {*data_names.values()}
+    if data_names == {number: name for number, name in own_names.items() if name in names}:
         return ids, []
-    by_name = {name: number for number, name in data_names.items()}
-    labels = {
-        label: ids[label] if data_names.get(ids[label]) == name.lower() else by_name[name.lower()]
-        for label, name in classes.items()
-        if name.lower() in by_name
+    used = {records.category_ids[label] for label in np.unique(records.labels).tolist()}
+    # of one name the last that has objects: exports of Roboflow have an unused category beside one
+    by_name = {
+        name: number for number, name in sorted(data_names.items(), key=lambda item: item[0] in used)
     }
+    labels = {}
+    for label, name in ((label, name.lower()) for label, name in classes.items()):
+        if name in by_name:
+            same = data_names.get(ids[label]) == name and (ids[label] in used or by_name[name] not in used)
+            labels[label] = ids[label] if same else by_name[name]
     if not labels:
         raise InputError(
             f'{records.source.path}: none of its classes ({shown(data_names.values())}) is among the '
@@ -137,10 +142,13 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         )
     notes = []
     if len(by_name) < len(data_names):
-        notes.append(f'{records.source.path}: of classes with the same name, only the last can be detected')
+        notes.append(
+            f'{records.source.path}: of classes with the same name, only the last with objects can be detected'
+        )
     if any(ids[label] != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
-    absent = [name for number, name in data_names.items() if number not in labels.values()]
+    detected = {data_names[number] for number in labels.values()}
+    absent = [name for name in data_names.values() if name not in detected]
     if absent:
         notes.append(f'{records.source.path}: classes that cannot be detected: {shown(absent)}')
     return labels, notes

@@ -37,11 +37,17 @@ TURNED = 'turned by EXIF'
 
 
 def examine(
-    root: str | Path, split: str, recipe: geometry.Recipe = RECIPE, *, trains: bool = False, **options: int
+    root: str | Path,
+    split: str,
+    recipe: geometry.Recipe = RECIPE,
+    *,
+    trains: bool = False,
+    bad_images: int | None = None,
+    **options: int,
 ) -> Findings:
     """Examine a split: its problems, tables of its content, and batches of it.
 
-    trains: whether a run would train on it. options: of `TrainBatches.make`; given ones are those of a run.
+    trains: whether a run would train on it. bad_images: as for `records.from_source`. options: of `TrainBatches.make`; given ones are those of a run.
     """
     given, options = options, OPTIONS | options
     source = sources.find(root, split)
@@ -57,7 +63,8 @@ def examine(
         return Findings(split, [Problem(str(error), 0, [], True)])
     problems += [Problem(note, 0, [], False) for note in a.notes]
     a = dataclasses.replace(a, files=names)
-    of_images, bad_images = check_images(images, a)
+    most_bad = tolerated(len(a.ids)) if bad_images is None else bad_images
+    of_images, bad = check_images(images, a, most_bad)
     problems += of_images
     data = records.Records(**records.flatten(a), images=images, source=source, bad_images=len(a.ids))
     problems += of_training(data, options, trains=trains, of_run='batch_size' in given)
@@ -68,11 +75,14 @@ def examine(
         lengths, waste = batches.waste()
         rows = [('lengths', ' '.join(map(str, lengths))), ('padding', f'{waste:.1%}')]
         described.append(('Sequences', rows))
-    return Findings(split, problems, described, data, batches, a, images, bad_images)
+    return Findings(split, problems, described, data, batches, a, images, bad)
 
 
-def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
-    """Decode every image of `Annotations`: a list of `Problem`, and {kind: indices of images}."""
+def check_images(images: object, a: Annotations, most_bad: int) -> tuple[list[Problem], dict]:
+    """Decode every image of `Annotations`: a list of `Problem`, and {kind: indices of images}.
+
+    most_bad: how many may be unreadable, or of another size, in a run.
+    """
     missing = set(images.missing(a.files))
     bad_images, texts = collections.defaultdict(list), collections.defaultdict(list)
     with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
@@ -82,7 +92,7 @@ def check_images(images: object, a: Annotations) -> tuple[list[Problem], dict]:
                 bad_images[kind].append(i)
                 texts[kind].append(text)
     bad = sum(len(where) for kind, where in bad_images.items() if not kind.startswith(TURNED))
-    too_many = bad > tolerated(len(a.ids))
+    too_many = bad > most_bad
     stops = lambda kind: kind == 'missing' or too_many and not kind.startswith(TURNED)
     problems = [Problem(f'images {kind}', len(x), x[:5], stops(kind)) for kind, x in texts.items()]
     return problems, bad_images
@@ -195,8 +205,10 @@ def run_options(config: ConfigDict, name: str) -> dict:
     """The options of `examine` for a run of a config; raises InputError if it is not a detector's."""
     if config_files.is_pretraining(config):
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
-    special = 1 + config.model.registers + config.model.num_det_tokens
-    values = {key: config[key] for key in ('num_lengths', 'batch_size', 'max_targets')}
+    tokens = config.model.num_det_tokens  # 0: those of the weights
+    special = 1 + config.model.registers + tokens
+    values = {key: config[key] for key in ('num_lengths', 'batch_size', 'bad_images')}
+    values['max_targets'] = min(config.max_targets, tokens or MAX_TARGETS)
     return {'recipe': geometry.Recipe.from_fields(config.augment), 'special': special} | values
 
 

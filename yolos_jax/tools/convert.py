@@ -41,7 +41,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     change.add_argument('--new_det_tokens', type=int, metavar='N')
     change.add_argument('--new_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
     change.add_argument('--seed', type=int, default=0, help='seed of new parameters')
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.seed < 0:
+        raise InputError(f'seed is {args.seed}, less than 0', 'seed')
+    return args
 
 
 def from_backbone(source: weights.Source, seed: int) -> Pretrained:

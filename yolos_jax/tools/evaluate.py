@@ -46,11 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--json', help='a COCO file, in place of --data')
     parser.add_argument('--images', help='with --json: the folder of its images (the folder of the file)')
     parser.add_argument('--output', required=True, help='a folder, or URL in a bucket, for the results')
-    parser.add_argument(
-        '--split',
-        default='val2017',
-        help='name of the split in --data (val2017; or val, valid, validation)',
-    )
+    parser.add_argument('--split', help='name of the split in --data (val2017; or val, valid, validation)')
     parser.add_argument('--batch_size', type=int, help='images per step (one per device)')
     parser.add_argument('--size', type=int, help='shorter side in pixels (default: from the weights)')
     parser.add_argument('--max_size', type=int, help='bound of the longer side (in proportion to --size)')
@@ -83,6 +79,8 @@ def read_data(args: argparse.Namespace) -> records.Records:
     """The images to evaluate on."""
     if args.json and args.data:
         raise InputError('data and json are both given; the images of json are in --images', 'data')
+    if args.json and args.split:
+        raise InputError(f'split is {args.split}, which has no effect with json', 'split')
     if args.json:
         return records.from_source(sources.of_files(args.json, args.images))
     if not args.data:
@@ -90,7 +88,7 @@ def read_data(args: argparse.Namespace) -> records.Records:
     if args.images:
         raise InputError(f'images is {args.images}, which has no effect without json', 'images')
     try:
-        return records.read(args.data, args.split)
+        return records.read(args.data, args.split or 'val2017')
     except InputError as error:
         own = Path(args.weights) / 'val.json'
         if error.argument != 'split' or not own.is_file():
@@ -222,6 +220,7 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     about = {
         'weights': args.weights,
         'data': str(data.source.path),
+        'dataset': Path(args.data or args.json).name,
         'split': data.source.split,
         'size': [size, max_size],
         'dtype': args.dtype,

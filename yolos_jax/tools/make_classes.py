@@ -82,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
+    if all((Path(args.folder) / split).is_dir() for split in SPLITS):
+        print(f'{args.folder}: has a data set already, which is left unchanged')
+        return
     write(args.folder)
     classes = len(FORMS) * len(KINDS)
     counts = ', '.join(f'{count * classes} images in {split}' for split, count in SPLITS.items())

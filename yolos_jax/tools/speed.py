@@ -110,7 +110,8 @@ def _rates(run: Callable, inputs: Iterable) -> dict[str, float]:
 
 def table(numbers: dict, model: Yolos, size: int) -> str:
     """The numbers as text."""
-    paper = PUBLISHED.get((model.width, model.depth))
+    is_published = not model.registers and not model.rope and model.num_det_tokens == 100
+    paper = PUBLISHED.get((model.width, model.depth)) if is_published else None
     beside = f'   (paper, at {paper[1]}: {paper[0]})' if paper else ''
     rows = [
         ('images', f'{numbers["images"]}, shorter side {size}'),

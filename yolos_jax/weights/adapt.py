@@ -31,7 +31,9 @@ def with_classes(
     name has some, as in Roboflow's exports.
     """
     last = pretrained.params['class_embed']['layers_2']
-    old = {name.lower(): number for number, name in pretrained.classes.items()}
+    # of one name, a used class: the bias of an unused one is NEVER
+    by_use = sorted(pretrained.classes.items(), key=lambda item: last['bias'][item[0]] > NEVER)
+    old = {name.lower(): number for number, name in by_use}
     count = max(classes) + 1
     sizes.check(pretrained.model.clone(num_classes=count))
     bound = last['kernel'].shape[0] ** -0.5

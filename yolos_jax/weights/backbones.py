@@ -107,7 +107,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     return model, names.to_params(tensors, model)
 
 
-def _check_config(config: dict, *, has_table: bool) -> None:
+def check_config(config: dict, *, has_table: bool) -> None:
     """Raises InputError if a config.json asks for other activations or rotary positions than ours."""
     for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
         if (activation := config.get(key) or GELUS[0]) not in GELUS:
@@ -147,9 +147,7 @@ def _heads(file: TensorFile, width: int) -> int | None:
     for name, tensor in file.tensors.items():
         if name.endswith('/query/kernel') and len(tensor.shape) > 2:  # Google's [..., D, H, d]
             return tensor.shape[-2]
-    config = statistics.json_beside(file, CONFIG)
-    heads = file.about.get('heads') or config.get('num_attention_heads') or config.get('num_heads')
-    return heads if type(heads) is int else None
+    return statistics.heads(file)
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:
@@ -214,7 +212,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
         report.append(f'resampled 1: patches of {side} pixels -> {PATCH}')
     report += statistics.fold(tensors, 'patch_embed.proj.', mean, std)
-    _check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in tensors)
+    check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in tensors)
     return _Vit(tensors, ignored, report)
 
 

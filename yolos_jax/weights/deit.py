@@ -13,7 +13,7 @@ import numpy as np
 from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import names, sizes, statistics, tensors, torchfile
+from yolos_jax.weights import backbones, names, sizes, statistics, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILE = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
@@ -58,8 +58,9 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     if distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)
     (width,), (num_classes, _) = by_name['patch_embed.proj.bias'].shape, by_name['head.weight'].shape
-    heads = file.about.get('heads') or sizes.HEADS.get(width, width / 64)
-    if not isinstance(heads, int | float) or heads != heads // 1 or heads < 1 or width % heads:
+    backbones.check_config(statistics.json_beside(file, tensors.CONFIG), has_table=True)
+    heads = statistics.heads(file) or sizes.HEADS.get(width, width / 64)
+    if heads != heads // 1 or heads < 1 or width % heads:
         raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
     model = Classifier(
         width=width,

@@ -12,6 +12,7 @@ RECIPE = (  # (what a reader calls it, key of the config)
     ('epochs', 'epochs'),
     ('global batch size', 'batch_size'),
     ('learning rate', 'learning_rate'),
+    ('learning rate of heads and [DET] tokens', 'fresh_learning_rate'),
     ('weight decay', 'weight_decay'),
     ('gradient clipping, norm', 'clip_norm'),
     ('moving average of the weights', 'ema'),
@@ -83,14 +84,15 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # here, since it takes half a second
 
     results, dataset = None, _dataset(pretrained.about)
+    measured = (metrics or {}).get('about', {}).get('dataset') or (not metrics and dataset) or 'not known'
     ap = (metrics or pretrained.about).get('AP')
     if ap is not None and ap >= 0:  # -1: of a split without objects
         split = (metrics or {}).get('about', {}).get('split') or _val_split(pretrained.about)
         results = [
             EvalResult(
                 task_type='object-detection',
-                dataset_type=dataset or 'not known',
-                dataset_name=dataset or 'not known',
+                dataset_type=measured,
+                dataset_name=measured,
                 dataset_split=split,
                 metric_type='AP',
                 metric_name='COCO AP',
@@ -120,7 +122,8 @@ def _training_split(about: dict[str, Any]) -> str:
 
 def _dataset(about: dict[str, Any]) -> str:
     """The name of the data folder; its path is private."""
-    return PurePath(str(about.get('config', {}).get('data') or '')).name
+    config = about.get('config', {})
+    return PurePath(str(config.get('data') or config.get('train_json') or '')).name
 
 
 def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
@@ -226,7 +229,9 @@ def _evaluation(
         options += f' --dtype={dtype}'
     command = f'yolos eval --weights=PATH {data}{options} --output=DIR'
     numbers = [(name, f'{x:.3f}') for name, x in metrics.items() if isinstance(x, float) and x > -1]
-    lines = ['By pycocotools:', '', f'    {command}', '', *_table(numbers, ('', split))]
+    dataset = metrics['about'].get('dataset')
+    where = f' on {dataset}' if dataset else ''
+    lines = [f'By pycocotools{where}:', '', f'    {command}', '', *_table(numbers, ('', split))]
     classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
     lines += ['', *_table(classes, ('class', 'AP'))]
     interval = lambda ends: '{:.3f} to {:.3f}'.format(*ends) if ends else ''

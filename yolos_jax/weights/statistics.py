@@ -8,7 +8,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.patches import MEAN, STD
-from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG, Tensor, TensorFile
+from yolos_jax.weights.tensors import BESIDE, CONFIG, WITH_CONFIG, Tensor, TensorFile
 
 
 def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +33,13 @@ def json_beside(file: TensorFile, name: str) -> dict:
     return config | (config.get('pretrained_cfg') or {}) | (config.get('model_args') or {})
 
 
+def heads(file: TensorFile) -> int | None:
+    """The number of heads that a file or the config.json beside it says; None if neither does."""
+    config = json_beside(file, CONFIG)
+    count = file.about.get('heads') or config.get('num_attention_heads') or config.get('num_heads')
+    return count if type(count) is int else None
+
+
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation [3] of pixels in 0..1 that a preprocessor's config asks for.
 
@@ -43,8 +50,8 @@ def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
     std = config.get('image_std', config.get('std', STD.tolist()))
     if not config.get('do_normalize', True):
         mean, std = [0, 0, 0], [1, 1, 1]
-    scale = 255 * config.get('rescale_factor', 1 / 255) if config.get('do_rescale', True) else 255
     try:
+        scale = 255 * config.get('rescale_factor', 1 / 255) if config.get('do_rescale', True) else 255
         mean, std = (np.array(x, np.float32).reshape(3) / np.float32(scale) for x in (mean, std))
     except (TypeError, ValueError):
         raise InputError(
