@@ -37,7 +37,7 @@ def test_runs_are_ordered_by_their_best_ap_with_what_differs(tmp_path, capsys):
         '|' + ' --- |' * 10,
         r'| dei\|t | deit.pth | 0.0002 | 1 | 30.0 | 60.0 |  |  |  |  |',
         '| plain | from scratch | 0.0001 | 3 | 20.0 | 40.0 |  |  |  |  |',
-        '| young | from scratch | 0.0001 | 0 |  |  |  |  |  |  |',
+        '| young | from scratch | 0.0001 | 0.5 |  |  |  |  |  |  |',
     ]
     assert (tmp_path / 'out' / 'compare.png').stat().st_size > 10_000
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -18,6 +19,7 @@ from helpers import ROOT, TINY, launch, tiny_config
 from ml_collections import ConfigDict
 from yolos_jax.configs import common
 
+from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import config_checks, setup, workdir
@@ -69,6 +71,18 @@ def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
         config, _, _ = setup.resumed(config, common.get_config(), work)
         config_checks.check_numbers(config)
     assert error.value.argument in changed
+
+
+@pytest.mark.parametrize(
+    'location', ['S3://bucket/run', 'gcs://bucket/run', 'gs:/bucket/run', 'https://x/y']
+)
+def test_a_misspelt_url_is_no_folder(location, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match='not a local path'), workdir.opened(location):
+        pass
+    with pytest.raises(InputError, match='not a local path'):
+        files.check_folder(Path(location))
+    assert not os.listdir(tmp_path)
 
 
 def test_a_lock_that_the_file_system_refuses_is_no_other_run(tmp_path, monkeypatch):

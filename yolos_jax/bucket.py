@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +70,16 @@ class Bucket:
             self._store = tensorstore.KvStore.open(spec, context=context).result(timeout=WAIT)
 
     def names(self, inside: str = '') -> list[str]:
-        """The names of all objects, or of those that begin with `inside`; sorted."""
+        """The names of all objects, or of those that begin with `inside`; sorted.
+
+        Left out are those of a console's folders, and those that would lead out of a folder.
+        """
         with self._errors(inside):
-            return sorted(name.decode() for name in self._store.list(self._range(inside)).result(WAIT))
+            names = sorted(name.decode() for name in self._store.list(self._range(inside)).result(WAIT))
+        is_file = lambda name: (
+            not name.startswith('/') and not name.endswith('/') and '..' not in name.split('/')
+        )
+        return [name for name in names if is_file(name)]
 
     def start_read(self, name: str, span: slice | None = None) -> 'Reading':
         """Start to read an object, or its bytes in `span`."""
@@ -101,10 +108,14 @@ class Bucket:
         with self._errors(name):
             return self._store.write(name, content, if_equal=generation).result(WAIT).generation or None
 
-    def upload(self, paths: dict[str, Path]) -> None:
-        """Write {name: file}, several at a time; a missing file is skipped, `COMMITTED` files come last."""
+    def upload(self, paths: dict[str, Path], check: Callable[[], None] = lambda: None) -> None:
+        """Write {name: file}, several at a time; a missing file is skipped, `COMMITTED` files come last.
+
+        check: called before each; what it raises ends the upload.
+        """
 
         def put(name: str) -> None:
+            check()
             with contextlib.suppress(FileNotFoundError):
                 self.write(name, paths[name].read_bytes())
 

@@ -127,9 +127,8 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
         return ids, []
     used = {records.category_ids[label] for label in np.unique(records.labels).tolist()}
     # of one name the last that has objects: exports of Roboflow have an unused category beside one
-    by_name = {
-        name: number for number, name in sorted(data_names.items(), key=lambda item: item[0] in used)
-    }
+    by_use = sorted(data_names.items(), key=lambda item: item[0] in used)
+    by_name = {name: number for number, name in by_use}
     labels = {}
     for label, name in ((label, name.lower()) for label, name in classes.items()):
         if name in by_name:
@@ -143,7 +142,7 @@ def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, in
     notes = []
     if len(by_name) < len(data_names):
         notes.append(
-            f'{records.source.path}: of classes with the same name, only the last with objects can be detected'
+            f'{records.source.path}: of classes with one name, only the last with objects can be detected'
         )
     if any(ids[label] != number for label, number in labels.items()):
         notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -157,6 +158,7 @@ def check_file(path: Path, argument: str, suffix: str) -> None:
 
 def check_folder(folder: Path, argument: str = 'output') -> None:
     """Raises InputError if files cannot be written to a folder, which need not exist yet."""
+    check_local(folder, argument)
     folder = folder.absolute()
     # Path.exists raises PermissionError in a folder that may not be searched
     place = next(place for place in (folder, *folder.parents) if os.path.exists(place))
@@ -164,6 +166,14 @@ def check_folder(folder: Path, argument: str = 'output') -> None:
         raise InputError(f'{folder}: cannot be written to: {place} is a file', argument)
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f'{folder}: cannot be written to: {place} is read-only for this user', argument)
+
+
+def check_local(path: str | Path, argument: str = 'output') -> None:
+    """Raises InputError if a path is a link or a URL, perhaps misspelt: S3://, gcs://."""
+    if re.match(r'\w+:/', str(path)):
+        raise InputError(
+            f'{path}: not a local path; a bucket is gs:// or s3://, where one is taken', argument
+        )
 
 
 def why_not(folder: Path, error: OSError) -> str:
@@ -174,6 +184,7 @@ def why_not(folder: Path, error: OSError) -> str:
 
 def check_free(folder: str | Path) -> None:
     """Raises InputError if `folder` exists already, unless it is an empty folder."""
+    check_local(folder)
     folder = Path(folder)
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise InputError(f'{folder}: exists and is not empty; choose another output', 'output')

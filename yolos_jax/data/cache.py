@@ -4,6 +4,7 @@ Decoding JPEG is most of the work of loading: from the cache a core prepares 2.7
 (YOLOS-Ti) as many images a second (benchmarks/data.py), bit for bit the same.
 """
 
+import errno
 import functools
 import mmap
 import os
@@ -18,6 +19,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 
+RESERVE = 0.1  # of the disk is left for checkpoints, which are larger than many images
 CHANNELS = 4  # RGBX, as `pixels.decode` gives images
 
 
@@ -47,9 +49,10 @@ class DecodedImages:
             raise InputError(
                 f'{folder}: cannot keep decoded images ({error.strerror})', 'data_cache'
             ) from None
+        self._folder = folder
         self._kept, self._full, self._lock = np.zeros(len(heights), bool), False, threading.Lock()
         self.note = ''
-        if size > (free := shutil.disk_usage(folder).free):
+        if size > (free := max(self._room(), 0)):
             self.note = (
                 f'{folder} has room for {free / size:.0%} of the decoded images, {size / 1e9:.0f} GB'
             )
@@ -73,10 +76,17 @@ class DecodedImages:
             self._keep(index, place, image)
         return image
 
+    def _room(self) -> int:
+        """How many bytes may still be kept."""
+        usage = shutil.disk_usage(self._folder)
+        return usage.free - int(RESERVE * usage.total)
+
     def _keep(self, index: int, start: int, image: np.ndarray) -> None:
         """Write an image; unlike a store to the memory map, a write reports a full disk."""
         left = memoryview(np.ascontiguousarray(image)).cast('B')
         try:
+            if self._room() < len(left):
+                raise OSError(errno.ENOSPC, 'a tenth of the disk is left for other files')
             while left:
                 written = os.pwrite(self._file.fileno(), left, start)
                 left, start = left[written:], start + written

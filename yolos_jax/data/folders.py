@@ -196,8 +196,7 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
     """
     if bucket.is_url(root):
         store = Bucket(root)
-        # consoles mark folders by objects that end in /
-        if names := frozenset(name for name in store.names() if name and not name.endswith('/')):
+        if names := frozenset(filter(None, store.names())):
             return BucketFolder(store, names)
     elif os.path.isdir(root) or Path(root).suffix in YAML and os.path.isfile(root):
         return Folder(Path(root))

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from yolos_jax import files
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
 from yolos_jax.weights import checkpoint
@@ -74,14 +74,23 @@ class Checkpoints:
         known = self._manager.all_steps() if self._manager else []  # with those being written
         if cluster.broadcast(step in known):
             return
+        failed = None
         with self._failing_as('a save failed'):
-            self._finish()
+            try:
+                self._finish()
+            except (
+                StorageError
+            ) as error:  # of the upload before: this step is on the disk before it is raised
+                failed = error
             if self._mirror:
                 state = cluster.fetch(state)
             if not self._manager:
                 return
             items = checkpoint.contents(state, meta)
             self._manager.save(step, args=items, force=True)
+            if failed:
+                self._manager.wait_until_finished()
+                raise failed
         if self._mirror:
             self._mirror.start_push(after=self._manager.wait_until_finished)
 

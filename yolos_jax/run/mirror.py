@@ -20,7 +20,7 @@ from yolos_jax.weights.checkpoint import FOLDER, STATE
 
 STEP = re.compile(rf'{FOLDER}/(\d+|broken-[\w-]+)/(.+)')
 EVERY = 60  # seconds between two pushes of metrics
-PROGRAMS = 'compiled'
+PROGRAMS, CONFIG = 'compiled', 'config.json'
 
 
 class Mirror:
@@ -39,7 +39,7 @@ class Mirror:
         """Make the local folder equal to the bucket, but without the arrays of checkpoints (`fetch`)."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        names = [name for name in self.bucket.names() if not name.endswith('/')]  # a console's folders
+        names = self.bucket.names()
         steps = {match[1] for name in names if (match := STEP.fullmatch(name))}
         whole = {step for step in steps if f'{FOLDER}/{step}/{COMMITTED}' in names and step.isdecimal()}
         self._removed = {step for step in steps - whole if step.isdecimal()}  # incomplete
@@ -116,10 +116,16 @@ class Mirror:
         stamps = {name: _stamp(path) for name, path in paths.items()}
         changed = [name for name in paths if stamps[name] and stamps[name] != self._stamps.get(name)]
         changed = [name for name in changed if STEP.fullmatch(name) or not name.startswith(f'{FOLDER}/')]
-        self.bucket.upload({name: paths[name] for name in changed})
+        # first the file by which a folder is known as a run's
+        for names in (
+            [name for name in changed if name == CONFIG],
+            [name for name in changed if name != CONFIG],
+        ):
+            self.bucket.upload({name: paths[name] for name in names}, self._lease.check)
         self._stamps |= {name: stamps[name] for name in changed}
         for step in sorted(self._removed):
             if not (self.folder / FOLDER / step).exists():  # it may have been saved again
+                self._lease.check()
                 self.bucket.remove(f'{FOLDER}/{step}/{COMMITTED}')
                 self.bucket.remove_all(f'{FOLDER}/{step}/')
             self._removed.remove(step)
@@ -133,8 +139,11 @@ class Mirror:
 def _files(folder: Path) -> list[Path]:
     """The complete files below a folder, without those that are being written."""
     paths = folder.rglob('*') if folder.is_dir() else []
-    hidden = re.compile(r'(^|/)(\.|_trash)|\.orbax-checkpoint-tmp')
-    return [p for p in paths if not hidden.search(p.relative_to(folder).as_posix()) and p.is_file()]
+    # a picture may be called _trash.jpg, or .hidden.jpg
+    hidden = re.compile(
+        rf'(.*/)?\.[^/]*\.part|{re.escape(LOCK)}|{FOLDER}/(_trash/|.*\.orbax-checkpoint-tmp).*', re.S
+    )
+    return [p for p in paths if not hidden.fullmatch(p.relative_to(folder).as_posix()) and p.is_file()]
 
 
 def _stamp(path: Path) -> tuple | None:

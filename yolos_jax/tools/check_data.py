@@ -47,7 +47,8 @@ def examine(
 ) -> Findings:
     """Examine a split: its problems, tables of its content, and batches of it.
 
-    trains: whether a run would train on it. bad_images: as for `records.from_source`. options: of `TrainBatches.make`; given ones are those of a run.
+    trains: whether a run would train on it. bad_images: as for `records.from_source`. options: of
+    `TrainBatches.make`; given ones are those of a run.
     """
     given, options = options, OPTIONS | options
     source = sources.find(root, split)
