@@ -53,6 +53,19 @@ def test_processes_in_any_order_go_on_once_all_are_there_and_free_the_address(ad
     socket.create_server(('127.0.0.1', int(address.split(':')[1]))).close()
 
 
+def test_another_program_at_the_address_is_waited_for(address):
+    host, port = address.split(':')
+    with ThreadPoolExecutor(1) as pool:
+        with socket.create_server((host, int(port))) as earlier:
+            job = pool.submit(at, address, 1, 2)
+            connection, _ = earlier.accept()
+            with connection:
+                connection.sendall(b'\0\0\x18\4\0')  # how gRPC, of an earlier run's coordinator, begins
+                connection.recv(100)
+                assert not connection.recv(1)  # it goes, and comes again
+        assert at(address, 0, 2) is None and job.result() is None
+
+
 def test_one_that_dies_while_others_are_missing_is_named_to_all(address):
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(at, address, i, 4) for i in (0, 1)]
@@ -75,7 +88,7 @@ def test_two_of_one_id_are_refused(address):
         ('host', 0, 'give host:port'),
         (':80', 0, 'give host:port'),
         ('host:65536', 0, 'give host:port'),
-        ('localhost:1', 3, 'process_id is 3, of 3'),
+        ('localhost:1', 3, 'process_id is 3, not in 0..2'),
     ],
 )
 def test_an_invalid_address_or_process_id_is_refused(coordinator, process_id, says):

@@ -104,29 +104,33 @@ def _join(host: str, port: int, process_id: int, heartbeat: int) -> None:
     """Any other process: connect to process 0, and wait for its answer."""
     waiting = _Waiting()
     while True:
-        try:
-            connection = socket.create_connection((host, port), timeout=5)
-            break
-        except OSError:  # not started yet, or its name is not known yet
-            waiting.check(f'process 0 at {host}:{port}')
-            time.sleep(POLL)
-    with connection:
-        _keep_alive(connection, heartbeat)
-        connection.settimeout(POLL)
-        connection.sendall(HELLO.pack(GREETING, process_id))
-        while True:
-            waiting.check('the other processes (process 0 lists them)')
-            try:
-                word = connection.recv(1000)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                raise InputError(f'process 0 ended before all processes had joined ({error})') from None
-            if word == GO:
+        waiting.check(f'process 0 at {host}:{port}')
+        with contextlib.suppress(OSError):  # not started yet, or its name is not known yet
+            with socket.create_connection((host, port), timeout=5) as connection:
+                _keep_alive(connection, heartbeat)
+                connection.sendall(HELLO.pack(GREETING, process_id))
+                answer = _answer(connection, waiting)
+            if answer == GO:
                 return
-            raise InputError(
-                word.decode(errors='replace') or 'process 0 ended before all processes had joined'
-            )
+            if answer is not None:
+                raise InputError(answer.decode(errors='replace'))
+        time.sleep(POLL)
+
+
+def _answer(connection: socket.socket, waiting: _Waiting) -> bytes | None:
+    """What process 0 says; None if another program listens there, such as an earlier run that is ending."""
+    connection.settimeout(POLL)
+    while True:
+        waiting.check('the other processes (process 0 lists them)')
+        try:
+            word = connection.recv(1000)
+        except TimeoutError:
+            continue
+        except OSError as error:
+            raise InputError(f'process 0 ended before all processes had joined ({error})') from None
+        if not word:
+            raise InputError('process 0 ended before all processes had joined')
+        return word.removeprefix(GREETING) if word.startswith(GREETING) else None
 
 
 def _greeted(connection: socket.socket) -> int | None:
@@ -151,4 +155,4 @@ def _keep_alive(connection: socket.socket, heartbeat: int) -> None:
 def _tell(connections: dict[int, socket.socket], word: bytes) -> None:
     for connection in connections.values():
         with contextlib.suppress(OSError):
-            connection.sendall(word)
+            connection.sendall(GREETING + word)
