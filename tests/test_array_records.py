@@ -129,7 +129,7 @@ def test_a_data_set_without_our_category_file_must_have_the_classes_of_coco(data
 
 
 def test_an_unknown_split_is_named_with_those_there_are(data_set):
-    with pytest.raises(InputError, match='no split test, but train2017, val2017'):
+    with pytest.raises(InputError, match='no split test; it has train2017, val2017'):
         records.read(data_set, 'test')
 
 

@@ -391,9 +391,3 @@ def test_names_may_be_long_and_hidden_files_are_no_images(saved, photographs, tm
     (entry,) = run(saved, tmp_path / 'out', path.parent)
     assert (tmp_path / 'out' / entry['picture']).exists()
     assert len(run(saved, tmp_path, path.parent)) == 1  # the output is above the input
-
-
-@pytest.mark.parametrize('option', ['--max_detections=-1', '--batch_size=0'])
-def test_counts_below_the_least_are_named(option, saved, photographs, tmp_path):
-    with pytest.raises(InputError, match='less than'):
-        run(saved, tmp_path / 'out', photographs, option)

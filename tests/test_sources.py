@@ -155,7 +155,7 @@ def test_deviations_from_the_coco_format_are_noted(coco, tmp_path):
 def test_a_missing_split_is_an_error_that_lists_the_existing_splits(coco, tmp_path):
     for export in (roboflow, to_yolo):
         export(coco, tmp_path / export.__name__)
-        with pytest.raises(InputError, match=r'no split test, but train, val') as error:
+        with pytest.raises(InputError, match=r'no split test; it has train, val') as error:
             records.read(tmp_path / export.__name__, 'test')
         assert error.value.argument == 'split'
 
@@ -171,7 +171,7 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     written = annotations.read(tmp_path / 'run' / 'val.json')
     assert written.ids.tolist() == val.ids.tolist()
     np.testing.assert_allclose(written.boxes, val.truth().boxes)
-    with pytest.raises(InputError, match='no split val2017, but result; a part') as error:
+    with pytest.raises(InputError, match='no split val2017; it has result; a part') as error:
         detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_fraction'
     with pytest.raises(InputError, match='no split vla, but result') as error:
