@@ -174,7 +174,7 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     with pytest.raises(InputError, match='no split val2017; it has result; a part') as error:
         detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_fraction'
-    with pytest.raises(InputError, match='no split vla, but result') as error:
+    with pytest.raises(InputError, match='no split vla; it has result') as error:
         detection.read_data(tiny_config(data=tmp_path, val_split='vla'), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_split'
     moved = tiny_config(data=tmp_path, train_json=str(tmp_path / 'result.json'), train_images=str(coco))
