@@ -1,6 +1,7 @@
 import collections
 import gc
 import os
+import shutil
 
 import jax
 import pytest
@@ -114,6 +115,12 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f'{name:44} {passed + failed:6} trials, {failed} failed')
     if slowest:
         terminalreporter.write_line(f'slowest answer to a signal: {slowest:.1f} s')
+
+
+@pytest.fixture
+def photographs(coco_folder, tmp_path):
+    """Ten photographs in a folder of the user's."""
+    return shutil.copytree(coco_folder / 'val2017', tmp_path / 'photographs')
 
 
 @pytest.fixture(scope='session')

@@ -36,12 +36,6 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def photographs(coco_folder, tmp_path):
-    """Ten photographs in a folder of the user's."""
-    return shutil.copytree(coco_folder / 'val2017', tmp_path / 'photographs')
-
-
 def run(saved, out, *arguments):
     predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', *map(str, arguments)])
     return json.loads((out / 'predictions.json').read_text())
