@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,7 +74,8 @@ def test_a_full_disk_is_reported_once_and_images_are_decoded_again(tmp_path, cap
 
 def test_a_disk_with_too_little_room_is_noted(tmp_path, monkeypatch):
     assert not make(tmp_path).note
-    monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=11 * 10**8, total=10**9))
+    disk = SimpleNamespace(f_frsize=1, f_bavail=11 * 10**8, f_blocks=10**9)
+    monkeypatch.setattr(os, 'fstatvfs', lambda _: disk)
     side = int((10**9 / 3.2) ** 0.5)  # images of 1.25 times what is free
     note = cache.DecodedImages(tmp_path, np.array([side]), np.array([side])).note
     assert 79 <= int(re.search(r'has room for (\d+)% of the decoded images', note)[1]) <= 81
@@ -83,7 +83,8 @@ def test_a_disk_with_too_little_room_is_noted(tmp_path, monkeypatch):
 
 def test_a_tenth_of_the_disk_is_left_for_checkpoints(tmp_path, monkeypatch, capsys):
     kept, image = make(tmp_path), images()[0]
-    monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=10**6, total=10**7))
+    disk = SimpleNamespace(f_frsize=1, f_bavail=10**6, f_blocks=10**7)
+    monkeypatch.setattr(os, 'fstatvfs', lambda _: disk)
     for _ in range(2):
         np.testing.assert_array_equal(kept.start(0, lambda: lambda: image)(), image)
     assert not kept._kept.any()

@@ -1,5 +1,6 @@
 """Which files of a run's folder are uploaded to its bucket, and which are removed there."""
 
+import concurrent.futures
 import shutil
 from types import SimpleNamespace
 
@@ -100,6 +101,8 @@ def test_a_step_is_on_the_disk_before_the_error_of_the_last_upload_is_raised(pul
     store.fails = True
     state = lambda step: {'step': jnp.int32(step), 'params': {'x': jnp.ones(3)}}
     checkpoints.save(state(1), {})
+    concurrent.futures.wait([mirror._push])
+    mirror.push_now_and_then(every=0)  # as at a log line
     with pytest.raises(StorageError, match='no answer'):
         checkpoints.save(state(2), {})
     assert checkpoint.steps(mirror.folder / 'checkpoints') == [1, 2]

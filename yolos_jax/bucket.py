@@ -76,10 +76,8 @@ class Bucket:
         """
         with self._errors(inside):
             names = sorted(name.decode() for name in self._store.list(self._range(inside)).result(WAIT))
-        is_file = lambda name: (
-            not name.startswith('/') and not name.endswith('/') and '..' not in name.split('/')
-        )
-        return [name for name in names if is_file(name)]
+        is_file = lambda name: name.strip('/') == name != '' and '..' not in name.split('/')
+        return list(filter(is_file, names))
 
     def start_read(self, name: str, span: slice | None = None) -> 'Reading':
         """Start to read an object, or its bytes in `span`."""

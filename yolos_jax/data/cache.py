@@ -8,7 +8,6 @@ import errno
 import functools
 import mmap
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -49,7 +48,6 @@ class DecodedImages:
             raise InputError(
                 f'{folder}: cannot keep decoded images ({error.strerror})', 'data_cache'
             ) from None
-        self._folder = folder
         self._kept, self._full, self._lock = np.zeros(len(heights), bool), False, threading.Lock()
         self.note = ''
         if size > (free := max(self._room(), 0)):
@@ -78,8 +76,8 @@ class DecodedImages:
 
     def _room(self) -> int:
         """How many bytes may still be kept."""
-        usage = shutil.disk_usage(self._folder)
-        return usage.free - int(RESERVE * usage.total)
+        disk = os.fstatvfs(self._file.fileno())
+        return disk.f_frsize * (disk.f_bavail - int(RESERVE * disk.f_blocks))
 
     def _keep(self, index: int, start: int, image: np.ndarray) -> None:
         """Write an image; unlike a store to the memory map, a write reports a full disk."""

@@ -196,7 +196,7 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
     """
     if bucket.is_url(root):
         store = Bucket(root)
-        if names := frozenset(filter(None, store.names())):
+        if names := frozenset(store.names()):
             return BucketFolder(store, names)
     elif os.path.isdir(root) or Path(root).suffix in YAML and os.path.isfile(root):
         return Folder(Path(root))

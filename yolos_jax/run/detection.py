@@ -203,7 +203,7 @@ def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> N
     """Write FOLDER/val.json for a validation set without an annotation file of its own."""
     if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
         beside = config.train_json and (os.path.dirname(config.train_json) or '.')
-        root = config.train_images or beside or config.data
+        root = (config.train_images or beside or config.data) if config.val_fraction else config.data
         truth = val_set.truth_in(Path(root).parent if Path(root).is_file() else root)  # data.yaml
         files.write_json(folder / TRUTH, evaluation.coco_content(truth, upright=val_set.images.upright))
 

@@ -45,7 +45,7 @@ class Lease:
     def check(self) -> None:
         """Raises InputError if another run has taken the lock, or if this cannot be checked."""
         if time.monotonic() - self._renewed > FORGOTTEN - HEARTBEAT:  # was suspended or offline
-            self._renew()
+            self._renew(after=FORGOTTEN - HEARTBEAT)
         if self._lost:
             raise InputError(f'{self._bucket.url}: another run has taken it over ({self._lost})')
 
@@ -58,10 +58,15 @@ class Lease:
             if (owner := _owner(now)) and owner['token'] == self._token:
                 self._bucket.write_if(LOCK, None, now.generation)
 
-    def _renew(self) -> None:
-        """Write the lock again if it is unchanged, or note who has taken it over."""
+    def _renew(self, after: float = 0) -> None:
+        """Write the lock again if it is unchanged, or note who has taken it over.
+
+        after: seconds that must have passed since the last time; many threads may ask at once.
+        """
         with self._turn:
             start = time.monotonic()
+            if start - self._renewed < after:
+                return
             name = f'process {os.getpid()} on {socket.gethostname()}'
             content = json.dumps({'name': name, 'time': time.time(), 'token': self._token})
             generation = self._bucket.write_if(LOCK, content.encode(), self._generation)

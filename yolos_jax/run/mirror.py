@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolos_jax.bucket import COMMITTED, Bucket
-from yolos_jax.errors import InputError
+from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run.lease import LOCK, Lease
 from yolos_jax.weights.checkpoint import FOLDER, STATE
 
@@ -78,7 +78,9 @@ class Mirror:
         A failed push is retried by the next one: a run does not end because an upload of metrics failed.
         """
         if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > every:
-            self.finish_push()  # perhaps of a checkpoint, whose error must not be lost
+            if self._push and isinstance(self._push.exception(), StorageError):
+                return  # of a checkpoint: the next save raises it, once its own step is on the disk
+            self.finish_push()  # another run's lock, say
             self._push = self._pool.submit(self._try_push)
 
     def _try_push(self) -> None:

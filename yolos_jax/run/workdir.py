@@ -68,7 +68,7 @@ def opened(location: str | Path, *, removes: bool = False) -> Iterator[Workdir]:
         StorageError: what was written last could not be uploaded; the message names the copy, which stays.
     """
     if not bucket.is_url(location):
-        files.check_local(location, 'workdir')
+        files.check_local(location, 'output' if removes else 'workdir')
         with locked(Path(location).absolute()) as handle:
             work = Workdir(str(location), Path(location).absolute(), None, handle)
             work.check()

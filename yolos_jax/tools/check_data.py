@@ -206,10 +206,10 @@ def run_options(config: ConfigDict, name: str) -> dict:
     """The options of `examine` for a run of a config; raises InputError if it is not a detector's."""
     if config_files.is_pretraining(config):
         raise InputError(f'{name}: a config for pre-training, which has no boxes', 'config')
-    tokens = config.model.num_det_tokens  # 0: those of the weights
+    tokens = config.model.num_det_tokens or MAX_TARGETS  # 0: those of the weights
     special = 1 + config.model.registers + tokens
     values = {key: config[key] for key in ('num_lengths', 'batch_size', 'bad_images')}
-    values['max_targets'] = min(config.max_targets, tokens or MAX_TARGETS)
+    values['max_targets'] = min(config.max_targets, tokens)
     return {'recipe': geometry.Recipe.from_fields(config.augment), 'special': special} | values
 
 

@@ -104,7 +104,7 @@ def table(runs: Sequence[Run]) -> str:
         values = [run.best.get(name, -1) for name in names]  # -1 also if there is no such object
         numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
-        rows.append([run.name, run.start, *own, f'{run.epochs:.3g}', *numbers])
+        rows.append([run.name, run.start, *own, f'{round(run.epochs, 2):g}', *numbers])
     rows = [[str(cell).replace('|', r'\|').replace('\n', ' ') for cell in row] for row in rows]
     rows.insert(1, ['---'] * len(rows[0]))
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)

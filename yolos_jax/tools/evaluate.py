@@ -9,6 +9,7 @@ results) to the output folder; with --report also report.html: errors by kind, A
 import argparse
 import dataclasses
 import functools
+import os
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from yolos_jax import attention, evaluation, files, steps, weights
+from yolos_jax import attention, bucket, evaluation, files, steps, weights
 from yolos_jax.analysis import groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
@@ -220,7 +221,7 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     about = {
         'weights': args.weights,
         'data': str(data.source.path),
-        'dataset': Path(args.data or args.json).name,
+        'dataset': dataset_name(args.data or args.images or os.path.dirname(args.json) or '.'),
         'split': data.source.split,
         'size': [size, max_size],
         'dtype': args.dtype,
@@ -240,6 +241,12 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
         texts = {name: str(value) for name, value in about.items()}
         report.write(output, analysis, data, numbers, texts)
         print(f'report: {args.output}/report.html')
+
+
+def dataset_name(folder: str) -> str:
+    """The name of a data folder, given it, its URL, or the data.yaml in it."""
+    path = Path(folder) if bucket.is_url(folder) else Path(folder).resolve()
+    return path.parent.name if path.is_file() else path.name
 
 
 def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretrained) -> None:

@@ -120,10 +120,11 @@ def _frames(
             with contextlib.suppress(ValueError):  # Matroska's tag may hold any text
                 hours, minutes, rest = map(float, stream.metadata.get('DURATION', '').split(':'))
                 seconds = rest + 60 * minutes + 3600 * hours
-            # AVI counts the gaps between frames too; Matroska's duration includes a late start
-            if packets < stream.frames and source.format.name != 'avi':
+            if source.format.name == 'avi' and stream.average_rate:  # its frames include gaps between them
+                seconds = float(stream.frames / stream.average_rate)
+            elif packets < stream.frames:
                 ends.append(f'it ends after {packets} of {stream.frames} frames')
-            elif times and times[-1] < 0.9 * seconds - 1:
+            if not ends and times and times[-1] < 0.9 * seconds - 1:  # Matroska's includes a late start
                 ends.append(f'it ends after {times[-1]:.1f} of {seconds:.1f} seconds')
 
     with tqdm(total=stream.frames or None, unit='frame', desc=Path(source.name).name) as bar:

@@ -123,7 +123,7 @@ def _training_split(about: dict[str, Any]) -> str:
 def _dataset(about: dict[str, Any]) -> str:
     """The name of the data folder; its path is private."""
     config = about.get('config', {})
-    return PurePath(str(config.get('data') or config.get('train_json') or '')).name
+    return PurePath(str(config.get('train_json') or config.get('data') or '')).name
 
 
 def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
