@@ -23,6 +23,7 @@ from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, open
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM, round_up
 
+DTYPES = 'float32', 'bfloat16'  # of the activations
 SHAPES = 1, 4 / 3, 3 / 2  # long side / short side of common photographs
 WINDOW = 4  # batches that are read ahead, so that images of one length share a batch
 
@@ -58,8 +59,8 @@ class Detector:
             raise InputError(f'batch_size is {batch_size!r}, not a positive integer', 'batch_size')
         if not isinstance(device, jax.Device | None):
             raise InputError(f'device is {device!r}, not one of jax.devices()', 'device')
-        if dtype not in (None, 'float32', 'bfloat16'):
-            raise InputError(f'dtype is {dtype!r}, not float32 or bfloat16', 'dtype')
+        if dtype not in (None, *DTYPES):
+            raise InputError(f'dtype is {dtype!r}, not {" or ".join(DTYPES)}', 'dtype')
         device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
         kernel = attention.for_platform(attention.platform_of(device), dtype)
         self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=dtype)

@@ -78,9 +78,7 @@ class Checkpoints:
         with self._failing_as('a save failed'):
             try:
                 self._finish()
-            except (
-                StorageError
-            ) as error:  # of the upload before: this step is on the disk before it is raised
+            except StorageError as error:  # of the last upload: raised once this step is on the disk
                 failed = error
             if self._mirror:
                 state = cluster.fetch(state)

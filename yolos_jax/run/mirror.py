@@ -118,12 +118,9 @@ class Mirror:
         stamps = {name: _stamp(path) for name, path in paths.items()}
         changed = [name for name in paths if stamps[name] and stamps[name] != self._stamps.get(name)]
         changed = [name for name in changed if STEP.fullmatch(name) or not name.startswith(f'{FOLDER}/')]
-        # first the file by which a folder is known as a run's
-        for names in (
-            [name for name in changed if name == CONFIG],
-            [name for name in changed if name != CONFIG],
-        ):
-            self.bucket.upload({name: paths[name] for name in names}, self._lease.check)
+        upload = lambda names: self.bucket.upload({name: paths[name] for name in names}, self._lease.check)
+        upload(name for name in changed if name == CONFIG)  # first: by it a folder is known as a run's
+        upload(name for name in changed if name != CONFIG)
         self._stamps |= {name: stamps[name] for name in changed}
         for step in sorted(self._removed):
             if not (self.folder / FOLDER / step).exists():  # it may have been saved again

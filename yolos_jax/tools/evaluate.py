@@ -26,7 +26,7 @@ from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError, shown
-from yolos_jax.inference import Detector
+from yolos_jax.inference import DTYPES, Detector
 from yolos_jax.patches import PATCH
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
@@ -35,7 +35,6 @@ from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
 from yolos_jax.weights import checkpoint
 from yolos_jax.weights.pretrained import about_ids
 
-DTYPES = 'float32', 'bfloat16'
 NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 
 
