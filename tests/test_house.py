@@ -34,7 +34,7 @@ FLOORS = [
         'steps',
     },
     {'weights'},
-    {'analysis', 'detections', 'inference', 'evaluation', 'visualize'},
+    {'analysis', 'detections', 'evaluation', 'inference', 'pictures', 'visualize'},
     {'run'},
     {'tools', '__main__'},
 ]

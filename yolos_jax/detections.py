@@ -1,26 +1,18 @@
 """`Detections`: the objects found in an image, to iterate over, draw and export."""
 
 import dataclasses
-import http.client
 import itertools
-import string
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from yolos_jax import visualize
+from yolos_jax import pictures, visualize
 from yolos_jax.data import pixels
-from yolos_jax.errors import InputError, StorageError
-
-# what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
-NO_ARRAY = TypeError, ValueError, RuntimeError
-Picture = np.ndarray | Image.Image | str | Path | bytes | bytearray | BinaryIO
-LINK_SECONDS = 30  # to wait for an answer
+from yolos_jax.errors import InputError
+from yolos_jax.pictures import Picture
 
 
 class Detection(NamedTuple):
@@ -152,7 +144,7 @@ class Detections:
         if image is None:
             raise InputError('these detections have no image to draw on; pass image')
         kept = self[visualize.without_duplicates(self.boxes, self.labels, duplicates)]
-        array = pixels.to_rgb(to_rgbx(opened(image)))
+        array = pixels.to_rgb(pictures.to_rgbx(pictures.opened(image)))
         height, width = self.size or array.shape[:2]
         scale = np.float32([array.shape[1] / width, array.shape[0] / height] * 2)
         drawn = visualize.draw(array, kept.boxes * scale, kept.labels, kept.captions(), font)
@@ -167,54 +159,3 @@ def best_first(scores: np.ndarray, threshold: float) -> np.ndarray:
     """The indices of the scores that reach a threshold, best first."""
     order = np.argsort(-scores, kind='stable')
     return order[scores[order] >= threshold]
-
-
-def opened(image: Picture) -> Picture:
-    """The bytes behind an http(s) link or in a file object; other images as they are.
-
-    Raises:
-        InputError: they cannot be read (a link: `StorageError`).
-    """
-    if isinstance(image, str) and image.startswith(('http://', 'https://')):
-        try:
-            link = urllib.parse.quote(image, safe=string.punctuation)  # spaces, letters that are not ASCII
-            with urllib.request.urlopen(link, timeout=LINK_SECONDS) as response:
-                return response.read()
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise StorageError(f'{image}: cannot be fetched ({error})') from None
-    if isinstance(image, bytearray):
-        return bytes(image)
-    if not isinstance(image, Image.Image) and hasattr(image, 'read'):
-        try:
-            content = image.read()
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f'an image in an open file cannot be read ({error})') from None
-        if isinstance(content, str):
-            raise InputError("an image in an open file is text; open the file with 'rb'")
-        return content
-    return image
-
-
-def to_rgbx(image: Picture) -> np.ndarray:
-    """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
-    if isinstance(image, str) and '://' in image:
-        raise InputError(f'{image}: images are read from files and http(s) links; copy it first')
-    if isinstance(image, str | Path):
-        return pixels.read_image(Path(image), upright=True)
-    if isinstance(image, bytes):
-        return pixels.decode(image, 'an image in memory', upright=True)
-    if isinstance(image, Image.Image):
-        try:
-            return pixels.from_pillow(image, upright=True)
-        except pixels.UNREADABLE as error:
-            raise InputError(f'an image cannot be read ({error})') from None
-    if hasattr(image, '__array__'):  # of JAX or torch too
-        try:
-            array = np.asarray(image)
-        except NO_ARRAY as error:
-            raise InputError(f'an image is no array that numpy can read ({error})') from None
-        return pixels.from_array(array)
-    raise InputError(
-        f'an image is {type(image).__name__}; give an array, a PIL image, a path or the bytes of a file, '
-        'or a list of them; many go through `stream`'
-    )

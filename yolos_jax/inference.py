@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -17,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from yolos_jax import attention, cpus, steps, weights
+from yolos_jax import attention, cpus, pictures, steps, weights
 from yolos_jax.data import geometry, pixels
-from yolos_jax.detections import NO_ARRAY, Detections, Picture, best_first, opened, to_rgbx
+from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH, PATCH_DIM, round_up
+from yolos_jax.pictures import Picture
 
 DTYPES = 'float32', 'bfloat16'  # of the activations
 SHAPES = 1, 4 / 3, 3 / 2  # long side / short side of common photographs
@@ -124,7 +124,7 @@ class Detector:
             RuntimeError: the process was forked after a detector was made, which JAX does not survive.
         """
         if isinstance(images, list | tuple):
-            return list(self._stream(map(_loaded, images), threshold))
+            return list(self._stream(map(pictures.loaded, images), threshold))
         (detections,) = self._stream(iter([images]), threshold)
         return detections
 
@@ -149,7 +149,7 @@ class Detector:
         one = str | bytes | bytearray | os.PathLike | Image.Image
         if isinstance(images, one) or hasattr(images, 'read') or getattr(images, 'ndim', 4) in (2, 3):
             raise InputError('stream takes an iterable of images; for one image give [image]')
-        return self._stream(map(_copied, images), threshold, errors=errors, keep=pixels)
+        return self._stream(map(pictures.copied, images), threshold, errors=errors, keep=pixels)
 
     def _stream(
         self, images: Iterator[Picture], threshold: float, *, errors: bool = False, keep: bool = False
@@ -201,8 +201,8 @@ class Detector:
 
         keep: set `image` of the result to its RGB array, and not to the argument.
         """
-        image = opened(image)
-        array = to_rgbx(image)
+        image = pictures.opened(image)
+        array = pictures.to_rgbx(image)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
         count, most = int(resized.lengths[0]), self._lengths[-1]
@@ -263,39 +263,6 @@ def _least_score(threshold: object) -> float:
     if not score <= 1:
         raise InputError(f'threshold is {threshold!r}, not a number of at most 1', 'threshold')
     return score
-
-
-def _in_memory(image: Picture) -> Picture:
-    """The bytes of an open file or bytearray; links are fetched later, by the threads."""
-    if not isinstance(image, str):
-        with contextlib.suppress(InputError):  # reading it raises the error
-            return opened(image)
-    return image
-
-
-def _copied(image: Picture) -> Picture:
-    """A copy of an image in memory, so that the caller may change the original; a path as it is."""
-    image = _in_memory(image)
-    if isinstance(image, Image.Image):
-        try:
-            copy = image.copy()
-        except pixels.UNREADABLE:
-            return image  # reading it raises the error
-        copy.format = image.format
-        return copy
-    if hasattr(image, '__array__'):
-        with contextlib.suppress(*NO_ARRAY):  # reading it raises the error
-            return np.array(image)
-    return image
-
-
-def _loaded(image: Picture) -> Picture:
-    """The image, loaded now: Pillow reads a file at its first use, which is not thread-safe."""
-    image = _in_memory(image)
-    if isinstance(image, Image.Image):
-        with contextlib.suppress(*pixels.UNREADABLE):
-            image.load()
-    return image
 
 
 def sequence_lengths(size: int, max_size: int) -> list[int]:

@@ -12,10 +12,10 @@ from helpers import TINY, noise
 from PIL import Image
 
 from yolos_jax import weights
-from yolos_jax.detections import opened, to_rgbx
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.inference import Detector
 from yolos_jax.model import Yolos, init_params
+from yolos_jax.pictures import opened, to_rgbx
 
 
 @pytest.fixture
