@@ -13,9 +13,8 @@ def write(folder, aps, source='', measure='AP', digests=None, **config):
     """A workdir with an evaluation after each epoch, of the files that are read."""
     meta = folder / 'checkpoints' / '40' / checkpoint.META / 'metadata'
     meta.parent.mkdir(parents=True)
-    about = {'source': source, 'sha256': '0'} if source else {}
     config = {'init_from': source, 'data': str(folder)} | config
-    content = {'config': config, 'about': about, 'data': digests or {}}
+    content = {'config': config, 'data': digests or {}}
     meta.write_text(json.dumps(checkpoint.sealed(content)))
     lines = [{'step': 5, 'epoch': 0.5, 'loss': 3.0}]
     evaluated = [{measure: value, 'AP50': 2 * value, 'AP_large': -1} for value in aps]
@@ -65,13 +64,13 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
-def test_runs_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignored(tmp_path):
-    runs = [write(tmp_path / x / 'run', [0.5]) for x in ('a', 'b')]
+def test_runs_and_weights_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignored(tmp_path):
+    runs = [write(tmp_path / x / 'run', [0.5], f'runs/{x}/deit.pth') for x in ('a', 'b')]
     with open(runs[0] / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 2')
     compare.main([*map(str, runs), f'--output={tmp_path / "out"}'])
     text = (tmp_path / 'out' / 'compare.md').read_text()
-    assert '| a/run |' in text and '| b/run |' in text
+    assert '| a/run | a/deit.pth |' in text and '| b/run | b/deit.pth |' in text
 
 
 @pytest.mark.parametrize(

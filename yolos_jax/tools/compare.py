@@ -29,7 +29,6 @@ class Run(NamedTuple):
     """A run to compare; evaluations: the lines of metrics.jsonl that have the measure."""
 
     name: str
-    start: str
     config: dict
     digests: dict  # of the data, by split
     measure: str  # 'AP', of pre-training 'top1'
@@ -48,7 +47,7 @@ class Run(NamedTuple):
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Names of runs: their folders, with as much of the path as is needed to tell them apart."""
+    """Names of files or folders, with as much of the path as is needed to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     longest = max(map(len, parts))
     tails = (['/'.join(part[-count:]) for part in parts] for count in range(1, longest + 1))
@@ -75,10 +74,9 @@ def read(folder: Path, name: str) -> Run:
         raise InputError(f'{folder}: this run has saved no checkpoint yet')
     if not lines:
         raise InputError(f'{folder}/metrics.jsonl: has no lines')
-    config, about = meta.get('config', {}), meta.get('about', {})
-    start = about.get('source') or Path(config.get('init_from') or 'from scratch').name
+    config = meta.get('config', {})
     measure = 'top1' if config_files.is_pretraining(config) else 'AP'
-    return Run(name, start, config, meta.get('data', {}), measure, evaluations[measure], epochs)
+    return Run(name, config, meta.get('data', {}), measure, evaluations[measure], epochs)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -98,13 +96,14 @@ def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: a row for each run with the numbers of its best evaluation."""
     differing, names = differences(runs), NUMBERS[runs[0].measure]
+    starts = names_of([Path(run.config.get('init_from') or 'from scratch') for run in runs])
     percent = [f'{name} (%)' for name in names]
     rows = [['run', 'starts from', *differing, 'epochs trained', *percent]]
     for i, run in enumerate(runs):
         values = [run.best.get(name, -1) for name in names]  # -1 also if there is no such object
         numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
-        rows.append([run.name, run.start, *own, f'{round(run.epochs, 2):g}', *numbers])
+        rows.append([run.name, starts[i], *own, f'{round(run.epochs, 2):g}', *numbers])
     rows = [[str(cell).replace('|', r'\|').replace('\n', ' ') for cell in row] for row in rows]
     rows.insert(1, ['---'] * len(rows[0]))
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
