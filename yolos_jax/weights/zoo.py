@@ -64,8 +64,8 @@ def local(name: str | Path) -> Path:
 def from_bucket(url: str) -> Path:
     """A copy of a file or folder of weights in a bucket, in the cache.
 
-    Of a workdir or a folder of checkpoints the complete steps and deit.pth are fetched, of any other folder
-    the files of weights directly in it. Unchanged copies are not fetched again.
+    Of a workdir or a folder of checkpoints the complete steps and deit.pth are fetched, of a step all files,
+    of any other folder the files of weights directly in it. Unchanged copies are not fetched again.
 
     Raises:
         InputError: there is no such object, or it cannot be fetched.
@@ -77,6 +77,8 @@ def from_bucket(url: str) -> Path:
         raise InputError(f'{url}: no such file or folder in the bucket')
     if not names:
         return bucket.Bucket(parent).copy([name], files.cache()) / name
+    if bucket.COMMITTED in names and name.isdecimal():  # a step, which is read from the folder of all steps
+        return bucket.Bucket(parent).copy([f'{name}/{n}' for n in names], files.cache()) / name
     if steps := [PurePath(n).parent.parent for n in names if STEP.fullmatch(n)]:
         wanted = [n for n in names if n == deit.FILE or any(step in PurePath(n).parents for step in steps)]
     else:
