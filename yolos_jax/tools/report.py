@@ -233,12 +233,13 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
         return page.text(str(error))
     objects, rows = split.objects_of(image), np.flatnonzero(shown)
     names = split.class_names
-    truth = [names[k] for k in split.classes[objects]]
+    labels, crowd = split.classes[objects], split.crowd[objects]
+    truth = [names[k] + ' (crowd)' * is_crowd for k, is_crowd in zip(labels, crowd.tolist(), strict=True)]
     detected = split.detected_classes[rows]
     captions = [f'{names[k]} {score:.2f}' for k, score in zip(detected, split.scores[rows], strict=True)]
     boxes, detected_boxes = map(visualize.corners, (split.boxes[objects], split.detected_boxes[rows]))
     pair = [
-        visualize.draw(array, boxes, split.classes[objects], truth),
+        visualize.draw(array, boxes, labels, truth),
         visualize.draw(array, detected_boxes, detected, captions),
     ]
     gap = np.full((len(pair[0]), 8, 3), 128, np.uint8)

@@ -64,8 +64,8 @@ def local(name: str | Path) -> Path:
 def from_bucket(url: str) -> Path:
     """A copy of a file or folder of weights in a bucket, in the cache.
 
-    Of a workdir or a folder of checkpoints the complete steps and deit.pth are fetched, of a step all files,
-    of any other folder the files of weights directly in it. Unchanged copies are not fetched again.
+    Of a workdir or a folder of checkpoints the complete steps and deit.pth are fetched, of a step's folder
+    all files, of any other the files of weights directly in it. Unchanged copies are not fetched again.
 
     Raises:
         InputError: there is no such object, or it cannot be fetched.
