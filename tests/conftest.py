@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 import storage
-from helpers import ROOT
+from helpers import CLASSES, ROOT, TINY
 
 jax.config.update('jax_num_cpu_devices', 8)  # before any device is used
 # programs are compiled once, in whichever worker and run needs them first; `make clean` empties the folder
@@ -48,6 +48,19 @@ def class_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp('classes') / 'forms'
     make_classes.write(root, {'train': 3, 'val': 2})
     return root
+
+
+@pytest.fixture(scope='session')
+def saved(tmp_path_factory):
+    """The folder of a small detector of three classes with random weights."""
+    from yolos_jax import weights
+    from yolos_jax.model import Yolos, init_params
+    from yolos_jax.weights import checkpoint
+
+    yolos, folder = Yolos(**TINY, num_classes=4), tmp_path_factory.mktemp('weights') / 'x'
+    params = init_params(yolos, jax.random.key(0))
+    checkpoint.write(weights.Pretrained(yolos, params, CLASSES, 64, 128), folder)
+    return folder
 
 
 @pytest.fixture(scope='module', params=storage.SERVERS)

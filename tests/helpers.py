@@ -74,6 +74,7 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
 TINY = dict(width=32, depth=3, heads=2, pos_grid=(4, 6), mid_pos_grid=(4, 6), num_det_tokens=7)
 
 
@@ -164,6 +165,26 @@ def torches(vit, prefix=''):
     import torch
 
     return {prefix + name: torch.tensor(value) for name, value in vit.items()}
+
+
+def run_predict(weights, out, *arguments):
+    """Predict with every token; returns the content of predictions.json."""
+    from yolos_jax.tools import predict
+
+    predict.main([f'--weights={weights}', f'--output={out}', '--threshold=0', *map(str, arguments)])
+    return json.loads((out / 'predictions.json').read_text())
+
+
+def make_video(path, frames, rate=10):
+    """A video of RGB frames, uint8 [height, width, 3]."""
+    import av
+
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('libx264', rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuv420p'
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
 
 
 def tiny_config(**changes):

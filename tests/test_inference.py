@@ -8,31 +8,18 @@ import jax
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, forward, make_hf, noise, read_detector
+from helpers import CLASSES, TINY, forward, make_hf, noise, read_detector
 from PIL import Image
 
-from yolos_jax import evaluation, steps, weights
+from yolos_jax import evaluation, steps
 from yolos_jax.data import annotations, geometry, records
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.inference import Detector, sequence_lengths
-from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate
 from yolos_jax.weights import checkpoint
-
-CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-    """The folder of a small detector with random weights."""
-    yolos = Yolos(**TINY, num_classes=4)
-    params = init_params(yolos, jax.random.key(0))
-    folder = tmp_path_factory.mktemp('weights') / 'x'
-    checkpoint.write(weights.Pretrained(yolos, params, CLASSES, 64, 128), folder)
-    return folder
 
 
 def test_detections_are_those_of_evaluation(saved, coco_folder):

@@ -4,15 +4,13 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
-from helpers import TINY, annotated, make_hf, read_detector
+from helpers import TINY, annotated, make_hf, read_detector, run_predict
 from PIL import Image
 
 import yolos_jax
-from yolos_jax import visualize, weights
+from yolos_jax import visualize
 from yolos_jax.errors import InputError
-from yolos_jax.model import Yolos, init_params
 from yolos_jax.tools import attention, card, check_data, convert, evaluate, predict, speed, tokens
 from yolos_jax.weights import checkpoint
 
@@ -24,20 +22,6 @@ def get_config():
     c.max_targets, c.val_split = 1, 'other'
     return c
 """
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-    """The folder of a small detector with random weights."""
-    yolos, folder = Yolos(**TINY, num_classes=4), tmp_path_factory.mktemp('weights') / 'x'
-    params, classes = init_params(yolos, jax.random.key(0)), {1: 'circle', 2: 'square', 3: 'triangle'}
-    checkpoint.write(weights.Pretrained(yolos, params, classes, 64, 128), folder)
-    return folder
-
-
-def run(saved, out, *arguments):
-    predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', *map(str, arguments)])
-    return json.loads((out / 'predictions.json').read_text())
 
 
 @pytest.mark.parametrize('module', [attention, card, convert, evaluate, predict, speed, tokens])
@@ -95,13 +79,13 @@ def test_options_of_an_evaluation_from_python_are_those_of_the_command(
 )
 def test_values_out_of_bounds_are_named_before_any_work(option, says, saved, photographs, tmp_path):
     with pytest.raises(InputError, match=says) as error:
-        run(saved, tmp_path / 'out', photographs, option)
+        run_predict(saved, tmp_path / 'out', photographs, option)
     assert f'--{error.value.argument}=' in option and not (tmp_path / 'out').exists()
 
 
 def test_every_option_that_changes_what_is_written_is_a_setting(saved, photographs, tmp_path):
     one = sorted(photographs.iterdir())[0]
-    run(saved, tmp_path / 'out', one, one)
+    run_predict(saved, tmp_path / 'out', one, one)
     assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) == 1  # named twice
     others = [
         ('threshold', ['--threshold=0.4']),
@@ -111,10 +95,10 @@ def test_every_option_that_changes_what_is_written_is_a_setting(saved, photograp
     ]
     for name, options in others:
         with pytest.raises(InputError, match=rf'other settings \({name}\)'):
-            run(saved, tmp_path / 'out', one, *options)
+            run_predict(saved, tmp_path / 'out', one, *options)
     classes = ['--overwrite', '--classes', 'square', 'circle', 'square']
-    run(saved, tmp_path / 'out', one, *classes)
-    run(saved, tmp_path / 'out', one, '--classes', 'circle', 'square')  # the same in another order
+    run_predict(saved, tmp_path / 'out', one, *classes)
+    run_predict(saved, tmp_path / 'out', one, '--classes', 'circle', 'square')  # the same in another order
 
 
 def test_pictures_are_drawn_with_the_font_and_without_the_duplicates_that_were_asked_for(
@@ -123,7 +107,7 @@ def test_pictures_are_drawn_with_the_font_and_without_the_duplicates_that_were_a
     one, pictures = sorted(photographs.iterdir())[0], []
     serif = visualize.default_font().with_name('DejaVuSerif.ttf')
     for i, options in enumerate([['--nms=0'], ['--nms=1'], ['--nms=1', f'--font={serif}']]):
-        (entry,) = run(saved, tmp_path / f'{i}', one, *options)
+        (entry,) = run_predict(saved, tmp_path / f'{i}', one, *options)
         pictures.append((tmp_path / f'{i}' / entry['picture']).read_bytes())
     assert len({*pictures}) == 3
 
@@ -131,14 +115,14 @@ def test_pictures_are_drawn_with_the_font_and_without_the_duplicates_that_were_a
 def test_images_that_cannot_be_read_are_not_counted_as_seen(saved, photographs, tmp_path, capsys):
     (photographs / '000000000003.jpg').write_bytes(b'<html>')
     with pytest.raises(SystemExit):
-        run(saved, tmp_path / 'out', photographs)
+        run_predict(saved, tmp_path / 'out', photographs)
     printed = capsys.readouterr()
     assert 'objects in 9 images' in printed.out and '1 of 10 could not be read' in printed.err
 
 
 def test_a_picture_longer_than_a_jpeg_can_be_is_made_smaller(saved, tmp_path):
     Image.new('RGB', (66_000, 16)).save(tmp_path / 'long.png')
-    (entry,) = run(saved, tmp_path / 'out', tmp_path / 'long.png', '--threshold=1')
+    (entry,) = run_predict(saved, tmp_path / 'out', tmp_path / 'long.png', '--threshold=1')
     assert entry['width'] == 66_000 and Image.open(tmp_path / 'out' / entry['picture']).width == 65_500
 
 

@@ -3,42 +3,23 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, TINY
+from helpers import CLASSES, ROOT, TINY, make_video, run_predict
 from PIL import Image
 
 from yolos_jax import visualize, weights
 from yolos_jax.data import annotations
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.tools import predict, prediction_files
+from yolos_jax.tools import prediction_files
 from yolos_jax.weights import checkpoint
-
-CLASSES = {1: 'circle', 2: 'square', 3: 'triangle'}
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-    """The folder of a small detector with random weights."""
-    yolos, folder = Yolos(**TINY, num_classes=4), tmp_path_factory.mktemp('weights') / 'x'
-    params = init_params(yolos, jax.random.key(0))
-    checkpoint.write(weights.Pretrained(yolos, params, CLASSES, 64, 128), folder)
-    return folder
-
-
-def run(saved, out, *arguments):
-    predict.main([f'--weights={saved}', f'--output={out}', '--threshold=0', *map(str, arguments)])
-    return json.loads((out / 'predictions.json').read_text())
 
 
 def lines(out):
@@ -48,7 +29,7 @@ def lines(out):
 def test_pictures_and_json_are_written(saved, coco_folder, tmp_path):
     out = tmp_path / 'out'
     image = coco_folder / 'train2017' / '000000000001.jpg'
-    content = run(saved, out, image, coco_folder / 'val2017')
+    content = run_predict(saved, out, image, coco_folder / 'val2017')
     assert len(content) == 11 and len({entry['picture'] for entry in content}) == 11
     assert content == lines(out)
     for entry in content:
@@ -64,11 +45,11 @@ def test_photographs_are_never_replaced(saved, photographs):
     inputs = [photographs], [photographs / '000000000001.jpg'], [photographs.parent / '.' / 'photographs']
     for paths in inputs:
         with pytest.raises(InputError, match='is both input and output') as error:
-            run(saved, photographs, *paths)
+            run_predict(saved, photographs, *paths)
         assert error.value.argument == 'output'
     assert {path: path.read_bytes() for path in photographs.iterdir()} == before
     with pytest.raises(InputError, match='names a file'):
-        run(saved, photographs / 'out.jpg', photographs)
+        run_predict(saved, photographs / 'out.jpg', photographs)
 
 
 def test_files_that_are_in_the_output_already_are_never_replaced(saved, photographs, tmp_path):
@@ -82,35 +63,26 @@ def test_files_that_are_in_the_output_already_are_never_replaced(saved, photogra
     make_video(photographs / 'film.mp4', 2 * frames)
     theirs = {path: path.read_bytes() for path in photographs.iterdir() if path.is_file()}
     for _ in range(2):
-        run(saved, photographs, inside, '--threshold=0.05')
+        run_predict(saved, photographs, inside, '--threshold=0.05')
         assert all(path.read_bytes() == content for path, content in theirs.items())
     pictures = [entry['picture'] for entry in json.loads((photographs / 'predictions.json').read_text())]
     assert pictures == [f'{i:012}-2.jpg' for i in (1, 2)]
     assert (photographs / 'film-2.mp4').exists() and not (photographs / 'film-3.mp4').exists()
-    run(saved, photographs, inside, '--threshold=0.1', '--overwrite')
+    run_predict(saved, photographs, inside, '--threshold=0.1', '--overwrite')
     assert all(path.read_bytes() == content for path, content in theirs.items())
     assert not (photographs / f'{1:012}-3.jpg').exists()
 
 
-def test_a_video_that_has_changed_is_done_again(saved, tmp_path):
-    film, lines = tmp_path / 'film.mp4', tmp_path / 'out' / 'film.jsonl'
-    for count in (1, 3):
-        make_video(film, count * [np.zeros((96, 128, 3), np.uint8)])
-        os.utime(film, (count, count))
-        run(saved, tmp_path / 'out', film, '--no-pictures')
-        assert len(lines.read_text().splitlines()) == count
-
-
 def test_an_output_within_the_input_is_no_input(saved, photographs):
     for _ in range(2):
-        content = run(saved, photographs / 'out', photographs, '--overwrite')
+        content = run_predict(saved, photographs / 'out', photographs, '--overwrite')
         assert len(content) == 10
 
 
 def test_a_bad_image_gives_an_error_entry_a_message_and_exit_status_1(saved, photographs, tmp_path, capsys):
     (photographs / '000000000003.jpg').write_bytes(b'<html>')
     with pytest.raises(SystemExit) as end:
-        run(saved, tmp_path / 'out', photographs)
+        run_predict(saved, tmp_path / 'out', photographs)
     assert end.value.code == 1
     errors = [entry for entry in lines(tmp_path / 'out') if 'error' in entry]
     assert (
@@ -121,47 +93,47 @@ def test_a_bad_image_gives_an_error_entry_a_message_and_exit_status_1(saved, pho
 
 def test_a_call_counts_its_own_images(saved, photographs, tmp_path, capsys):
     first, *others = sorted(photographs.iterdir())
-    run(saved, tmp_path / 'out', *others)
-    run(saved, tmp_path / 'out', first)
+    run_predict(saved, tmp_path / 'out', *others)
+    run_predict(saved, tmp_path / 'out', first)
     assert f'{TINY["num_det_tokens"]} objects in 1 images' in capsys.readouterr().out
 
 
 def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_path):
     """After a kill in the middle of a line; a picture that was done is not made again."""
     out = tmp_path / 'out'
-    expected = run(saved, out, photographs)
+    expected = run_predict(saved, out, photographs)
     written = (out / 'predictions.jsonl').read_bytes()
     at = [i for i, byte in enumerate(written) if byte == ord('\n')][4] + 30
     (out / 'predictions.jsonl').write_bytes(written[:at])
     times = {path.name: path.stat().st_mtime_ns for path in out.glob('*.jpg')}
-    assert run(saved, out, photographs) == expected
+    assert run_predict(saved, out, photographs) == expected
     assert (out / 'predictions.jsonl').read_bytes() == written
     same = [name for name, at in times.items() if (out / name).stat().st_mtime_ns == at]
     assert len(same) == 5
 
 
 def test_predictions_with_other_settings_are_not_mixed(saved, photographs, tmp_path):
-    run(saved, tmp_path / 'out', photographs)
+    run_predict(saved, tmp_path / 'out', photographs)
     with pytest.raises(InputError, match=r'other settings \(font\)'):
-        run(saved, tmp_path / 'out', photographs, f'--font={visualize.default_font()}')
+        run_predict(saved, tmp_path / 'out', photographs, f'--font={visualize.default_font()}')
     with pytest.raises(InputError, match=r'other settings \(max_detections\).*overwrite') as error:
-        run(saved, tmp_path / 'out', photographs, '--max_detections=1')
+        run_predict(saved, tmp_path / 'out', photographs, '--max_detections=1')
     assert error.value.argument == 'output'
-    content = run(saved, tmp_path / 'out', photographs, '--max_detections=1', '--overwrite')
+    content = run_predict(saved, tmp_path / 'out', photographs, '--max_detections=1', '--overwrite')
     assert {len(entry['detections']) for entry in content} == {1}
 
 
 def test_predictions_of_other_weights_at_the_same_path_are_not_mixed(saved, photographs, tmp_path):
     out, folder = tmp_path / 'out', tmp_path / 'weights'
     shutil.copytree(saved, folder)
-    run(folder, out, photographs)
-    run(saved, out, photographs)  # the same weights elsewhere
+    run_predict(folder, out, photographs)
+    run_predict(saved, out, photographs)  # the same weights elsewhere
     shutil.rmtree(folder)
     yolos = Yolos(**TINY, num_classes=4)
     trained = weights.Pretrained(yolos, init_params(yolos, jax.random.key(1)), CLASSES, 64, 128)
     checkpoint.write(trained, folder)
     with pytest.raises(InputError, match=r'other settings .weights.'):
-        run(folder, out, photographs)
+        run_predict(folder, out, photographs)
 
 
 @pytest.mark.parametrize('count', [400, pytest.param(10_000, marks=pytest.mark.trials)])
@@ -205,81 +177,14 @@ def done_lines(out):
 
 def test_classes_pictures_and_format_can_be_chosen(saved, photographs, tmp_path):
     out = tmp_path / 'out'
-    content = run(saved, out, photographs, '--classes', 'circle', '--no-pictures', '--format=coco')
+    content = run_predict(saved, out, photographs, '--classes', 'circle', '--no-pictures', '--format=coco')
     assert not list(out.glob('*.jpg')) and len(content['images']) == 10
     assert {a['category_id'] for a in content['annotations']} <= {1}
     (tmp_path / 'coco.json').write_text(json.dumps(content))
     a = annotations.read(tmp_path / 'coco.json')
     assert len(a.ids) == 10 and dict(a.categories) == CLASSES
     with pytest.raises(InputError, match='no class dog; the model has circle, square, triangle'):
-        run(saved, out, photographs, '--classes', 'dog', 'circle')
-
-
-def make_video(path, frames, rate=10):
-    with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx264', rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuv420p'
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
-        container.mux(stream.encode())
-
-
-def test_a_video_is_annotated_frame_by_frame(saved, photographs, tmp_path):
-    frames = [np.asarray(Image.open(p).resize((128, 96))) for p in sorted(photographs.iterdir())]
-    make_video(tmp_path / 'film.mp4', frames)
-    out = tmp_path / 'out'
-    run(saved, out, tmp_path / 'film.mp4')
-    entries = [json.loads(line) for line in (out / 'film.jsonl').read_text().splitlines()]
-    assert [entry['frame'] for entry in entries] == list(range(10))
-    assert [entry['seconds'] for entry in entries] == pytest.approx([0.1 * i for i in range(10)])
-    assert all(len(entry['detections']) == TINY['num_det_tokens'] for entry in entries)
-    with av.open(str(out / 'film.mp4')) as annotated:
-        pictures = [frame.to_ndarray(format='rgb24') for frame in annotated.decode(video=0)]
-    assert len(pictures) == 10 and pictures[0].shape == (384, 512, 3)
-    plain = np.asarray(Image.fromarray(frames[0]).resize((512, 384)), np.int32)
-    assert np.abs(pictures[0] - plain).max() > 100  # boxes
-
-
-def test_a_file_that_is_no_video_is_named_and_the_others_are_done(saved, tmp_path, capsys):
-    (tmp_path / 'film.mp4').write_bytes(b'<html>')
-    make_video(tmp_path / 'good.mp4', [np.zeros((96, 128, 3), np.uint8)])
-    with pytest.raises(SystemExit):
-        run(saved, tmp_path / 'out', tmp_path / 'film.mp4', tmp_path / 'good.mp4')
-    assert 'film.mp4: no video that can be read' in capsys.readouterr().err
-    assert not (tmp_path / 'out' / 'film.mp4').exists() and (tmp_path / 'out' / 'good.mp4').exists()
-
-
-def turn(path):
-    """Write into an .mp4 that its pictures are to be turned by 90 degrees, clockwise."""
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b'tkhd') + 4 + 40
-    data[matrix : matrix + 36] = struct.pack('>9i', 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
-    path.write_bytes(data)
-
-
-def test_a_video_of_a_phone_held_upright_is_seen_upright(saved, tmp_path):
-    frame = np.zeros((96, 128, 3), np.uint8)
-    frame[:, :64] = 255  # above, after the turn
-    make_video(tmp_path / 'film.mp4', [frame] * 3)
-    turn(tmp_path / 'film.mp4')
-    run(saved, tmp_path / 'out', tmp_path / 'film.mp4', '--threshold=1')
-    with av.open(str(tmp_path / 'out' / 'film.mp4')) as annotated:
-        picture = next(annotated.decode(video=0)).to_ndarray(format='rgb24')
-    height, width, _ = picture.shape
-    assert height * 96 == width * 128
-    assert picture[: height // 3].min() > 200 and picture[-height // 3 :].max() < 50
-
-
-def test_videos_removed_by_overwrite_are_processed_again(saved, tmp_path):
-    film, image, out = tmp_path / 'film.mp4', tmp_path / 'image.jpg', tmp_path / 'out'
-    make_video(film, [np.zeros((96, 128, 3), np.uint8)])
-    Image.new('RGB', (64, 64)).save(image)
-    run(saved, out, film)
-    assert (out / 'film.mp4').exists()
-    run(saved, out, image, '--overwrite', '--max_detections=1')
-    assert not (out / 'film.mp4').exists()
-    run(saved, out, film, image, '--max_detections=1')
-    assert len(json.loads((out / 'film.jsonl').read_text())['detections']) == 1
+        run_predict(saved, out, photographs, '--classes', 'dog', 'circle')
 
 
 def test_a_coco_file_has_the_category_of_every_detection():
@@ -289,60 +194,21 @@ def test_a_coco_file_has_the_category_of_every_detection():
     assert content['categories'] == [{'id': 1, 'name': 'cat'}, {'id': 7, 'name': 'class 7'}]
 
 
-def test_videos_of_one_name_are_numbered(saved, tmp_path, capsys):
-    paths = [tmp_path / name for name in ('a/film.mp4', 'b/film.mp4', 'predictions.mp4')]
-    for count, path in enumerate(paths, 1):
-        path.parent.mkdir(exist_ok=True)
-        make_video(path, [np.zeros((96, 128, 3), np.uint8)] * count)
-    out = tmp_path / 'out'
-    run(saved, out, *paths, '--no-pictures')
-    assert capsys.readouterr().out.splitlines()[-2] == '3 videos'
-    counts = [
-        len((out / f'{n}.jsonl').read_text().splitlines()) for n in ('film', 'film-2', 'predictions-2')
-    ]
-    assert counts == [1, 2, 3]
-    (tmp_path / 'c').mkdir()
-    make_video(tmp_path / 'c' / 'film.mp4', [np.zeros((96, 128, 3), np.uint8)] * 4)
-    before = (out / 'film-2.jsonl').stat().st_mtime_ns
-    run(saved, out, *paths, tmp_path / 'c' / 'film.mp4', '--no-pictures')  # of another call
-    assert len((out / 'film-3.jsonl').read_text().splitlines()) == 4
-    assert (out / 'film-2.jsonl').stat().st_mtime_ns == before
-    (out / 'film-2.jsonl').unlink()
-    (out / 'videos.json').unlink()  # as of an earlier version
-    run(saved, out, tmp_path / 'b' / 'film.mp4', '--no-pictures')
-    assert len((out / 'film-2.jsonl').read_text().splitlines()) == 2
-
-
-def test_frames_of_one_time_follow_each_other(saved, tmp_path):
-    with av.open(str(tmp_path / 'film.mkv'), 'w') as container:
-        stream = container.add_stream('mjpeg', rate=25)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuvj420p'
-        for time_of in (0, 33, 33, 33, 34, 66):  # ms
-            (packet,) = stream.encode(av.VideoFrame.from_ndarray(np.zeros((96, 128, 3), np.uint8)))
-            packet.pts = packet.dts = time_of
-            packet.time_base = Fraction(1, 1000)
-            container.mux(packet)
-    run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1')
-    with av.open(str(tmp_path / 'out' / 'film.mp4')) as annotated:
-        times = [frame.time for frame in annotated.decode(video=0)]
-    assert len(times) == 6 and times == sorted(set(times))
-
-
 def test_images_of_one_name_are_told_apart_by_where_they_are(saved, photographs, tmp_path, monkeypatch):
     for folder, path in zip('ab', sorted(photographs.iterdir()), strict=False):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(shutil.copy(path, tmp_path / folder / 'x.jpg').parent)
-        content = run(saved, tmp_path / 'out', 'x.jpg')
+        content = run_predict(saved, tmp_path / 'out', 'x.jpg')
     assert [Path(entry['file']).parent.name for entry in content] == ['a', 'b']
     assert content[0]['picture'] != content[1]['picture']
 
 
 def test_an_image_that_was_replaced_is_done_again(saved, photographs, tmp_path):
     first, second, *_ = sorted(photographs.iterdir())
-    before, stat = run(saved, tmp_path / 'out', first, second), first.stat()
+    before, stat = run_predict(saved, tmp_path / 'out', first, second), first.stat()
     Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(first)
     os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as some tools leave it
-    after = run(saved, tmp_path / 'out', first, second)
+    after = run_predict(saved, tmp_path / 'out', first, second)
     (changed,) = (entry for entry in after if entry['image'] == str(first))
     assert changed['width'] == 70 and len(after) == 2 and before[1] in after
     assert (tmp_path / 'out' / changed['picture']).exists()
@@ -351,8 +217,8 @@ def test_an_image_that_was_replaced_is_done_again(saved, photographs, tmp_path):
 def test_linked_folders_are_searched_and_overwriting_removes_old_pictures(saved, photographs, tmp_path):
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'linked').symlink_to(photographs)
-    assert len(run(saved, tmp_path / 'out', tmp_path / 'in')) == 10
-    run(saved, tmp_path / 'out', sorted(photographs.iterdir())[0], '--overwrite')
+    assert len(run_predict(saved, tmp_path / 'out', tmp_path / 'in')) == 10
+    run_predict(saved, tmp_path / 'out', sorted(photographs.iterdir())[0], '--overwrite')
     assert len([*(tmp_path / 'out').glob('*.jpg')]) == 1
 
 
@@ -360,21 +226,11 @@ def test_links_to_nowhere_and_in_a_circle_stop_nothing(saved, photographs, tmp_p
     (photographs / 'nowhere.jpg').symlink_to(tmp_path / 'gone.jpg')
     (photographs / 'latest').symlink_to(photographs)
     with pytest.raises(SystemExit):
-        run(saved, tmp_path / 'out', photographs)
+        run_predict(saved, tmp_path / 'out', photographs)
     content = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
     assert len(content) == 11 and [entry['image'][-11:] for entry in content if 'error' in entry] == [
         'nowhere.jpg'
     ]
-
-
-def test_a_video_that_was_cut_off_is_named(saved, tmp_path, capsys):
-    frames = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), np.uint8)
-    make_video(tmp_path / 'film.mkv', frames)
-    data = (tmp_path / 'film.mkv').read_bytes()
-    (tmp_path / 'film.mkv').write_bytes(data[: len(data) // 2])
-    run(saved, tmp_path / 'out', tmp_path / 'film.mkv', '--threshold=1', '--no-pictures')
-    assert re.search(r'film.mkv: seems to be cut off: ', capsys.readouterr().err)
-    assert 0 < len((tmp_path / 'out' / 'film.jsonl').read_text().splitlines()) < 40
 
 
 def test_names_may_be_long_and_hidden_files_are_no_images(saved, photographs, tmp_path):
@@ -382,6 +238,6 @@ def test_names_may_be_long_and_hidden_files_are_no_images(saved, photographs, tm
     path.parent.mkdir()
     shutil.copy(next(photographs.iterdir()), path)
     (path.parent / '._x.jpg').write_bytes(b'of macOS')
-    (entry,) = run(saved, tmp_path / 'out', path.parent)
+    (entry,) = run_predict(saved, tmp_path / 'out', path.parent)
     assert (tmp_path / 'out' / entry['picture']).exists()
-    assert len(run(saved, tmp_path, path.parent)) == 1  # the output is above the input
+    assert len(run_predict(saved, tmp_path, path.parent)) == 1  # the output is above the input
