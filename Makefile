@@ -1,5 +1,5 @@
 # make quickstart   train a small detector from scratch and look at its detections
-# make test         run all tests
+# make test         run all tests but the long trials
 # make trials       run the long failure trials; ONLY=name chooses, SCALE=0.1 takes a tenth of the random ones
 # make docs         write the API pages to docs/api
 # make lint         what a commit must pass

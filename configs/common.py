@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.augment.crop_max = 600  # the greatest
     c.eval_size = 800  # shorter side of images in evaluations, in pixels
     c.eval_max_size = 1333  # bound of the longer
-    c.num_lengths = 8  # sequence lengths, each a compiled program; 8 leave 9 % padding on COCO, 4 16 %
+    c.num_lengths = 8  # sequence lengths, each a compiled program; 8 leave YOLOS-S 9 % padding, 4 16 %
     c.max_targets = 100  # as many as [DET] tokens; COCO's fullest train image has 93
 
     c.batch_size = 8  # images per step, the global batch size
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     c.epochs = 150  # passes over the training images
     c.learning_rate = 2.5e-5  # of AdamW, with a cosine to 1e-7
     c.fresh_learning_rate = 0.0  # for heads and [DET] tokens; 0: same as the rest, as in the reference
-    c.weight_decay = 1e-4  # of kernels and mid_pos_embed
+    c.weight_decay = 1e-4  # of kernels, mid_pos_embed and all of the heads
     c.clip_norm = 0.1  # gradients are clipped to this norm
     c.ema = 0.0  # decay of a moving average of the weights, used in evaluation; try 0.9998
     c.seed = 42  # the reference's

@@ -8,7 +8,7 @@ what Roboflow, CVAT, FiftyOne, Label Studio and YOLO's tools write. The classes 
 validation split in it, --config.val_fraction=0.1 takes a tenth of the images. WEIGHTS is anything
 `yolos_jax.load` takes; the model comes from the weights.
 
-An image takes as much memory and time as with the weights' own config; the AP depends on your data.
+An image takes at most as much memory and time as with the weights' own config; the AP depends on your data.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@ r"""YOLOS-S (dWr) on COCO (arXiv 2106.00666, table 6).
     python train.py --config=configs/yolos_s_dwr.py --workdir=DIR \
         --config.data=COCO --config.init_from=DEIT_S_DWR
 
-Published: 37.6 AP at 800 pixels after 150 epochs, about 10 days on 8 RTX 2080 Ti. After the first epoch:
+Published: 37.6 AP at 800 pixels after 150 epochs. After the first epoch:
 train loss 3.329, AP 0.0267.
 """
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from yolos_jax.errors import InputError
 from yolos_jax.run.energy import Energy
 from yolos_jax.tools import card
-from yolos_jax.weights import model_card
+from yolos_jax.weights import hf, model_card, native
 from yolos_jax.weights.pretrained import Pretrained
 
 CONFIG = {
@@ -114,6 +114,17 @@ def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(
         InputError, match=f'^{tmp_path} or {tmp_path}: one of its files is not of this version'
     ):
         card.main([*arguments, f'--speed={tmp_path}'])
+
+
+def test_a_card_names_the_library_that_loads_the_folder(pretrained, tmp_path):
+    for write, library in ((hf.write, 'transformers'), (native.write, 'yolos_jax')):
+        write(pretrained, tmp_path / library)
+        path = tmp_path / library / 'README.md'
+        cards = [path.read_text()]
+        card.main([f'--weights={tmp_path / library}', f'--output={path}'])
+        for text in (*cards, path.read_text()):
+            assert ModelCard(text).data.library_name == library
+            assert ("transformers' YOLOS" in text) == (library == 'transformers')
 
 
 def counter(folder, package, joules, around=10):

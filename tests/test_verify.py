@@ -1,14 +1,16 @@
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, make_hf, noise, to_torch
+from helpers import ROOT, TINY, make_hf, noise, to_torch
 from PIL import Image
 from transformers import YolosImageProcessor
 
 from yolos_jax.errors import InputError
 from yolos_jax.tools import verify
+from yolos_jax.weights import zoo
 
 
 @pytest.fixture(scope='module')
@@ -61,13 +63,14 @@ def test_ap_is_compared_and_a_finished_job_is_not_repeated(published, coco_folde
         measured.append(arguments)
         return verify.check_ap(*arguments)
 
-    jobs = {'tiny AP': (check, name, 0.0, str(coco_folder), tmp_path / 'tiny')}
+    jobs = {'tiny AP': (check, name, 0.0, str(coco_folder), tmp_path / 'tiny', 64)}
     for _ in range(2):
         different = verify.verify(jobs, tmp_path)
     assert len(measured) == 1 and capsys.readouterr().out.count('published 0.0, measured') == 2
-    ap = 100 * json.loads((tmp_path / 'tiny' / 'metrics.json').read_text())['AP']
-    assert (different == []) == (ap <= 0.1)
-    jobs = {'other AP': (check, name, 50.0, str(coco_folder), tmp_path / 'tiny')}
+    metrics = json.loads((tmp_path / 'tiny' / 'metrics.json').read_text())
+    assert (different == []) == (100 * metrics['AP'] <= 0.1)
+    assert metrics['about']['size'] == [64, 64 * 1333 // 800]  # as in the paper, not the 128 of the folder
+    jobs = {'other AP': (check, name, 50.0, str(coco_folder), tmp_path / 'tiny', 64)}
     assert verify.verify(jobs, tmp_path) == ['other AP']
 
 
@@ -101,3 +104,12 @@ def test_damaged_results_of_an_earlier_call_are_named(content, published, tmp_pa
     (tmp_path / 'verified.json').write_text(content)
     with pytest.raises(InputError, match='verified.json: damaged .* remove it'):
         verify.verify({}, tmp_path)
+
+
+def test_the_detectors_of_the_readme_are_those_that_are_verified():
+    """Names that do not exist at Hugging Face end the whole command; these five do."""
+    readme = (ROOT / 'README.md').read_text()
+    row = r'\| \[`(hustvl/[\w-]+)`\]\(https://huggingface.co/(hustvl/[\w-]+)\) \| ([\d.]+)'
+    published = {name: float(ap) for name, link, ap in re.findall(row, readme) if name == link}
+    assert published == {name: ap for name, (ap, _) in zoo.DETECTORS.items()}
+    assert verify.GOLDEN.keys() <= zoo.DETECTORS.keys()

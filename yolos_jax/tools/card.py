@@ -13,7 +13,7 @@ from yolos_jax import files, weights
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.tools.prediction_files import EVALUATION
-from yolos_jax.weights import checkpoint, model_card
+from yolos_jax.weights import checkpoint, hf, model_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measured['report'] = files.read_json(args.evaluation / 'report.json')
     if args.speed:
         measured['speed'] = files.read_json(args.speed / 'speed.json')
-    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
+    with weights.open(args.weights, args.step) as source:
+        pretrained = source.detector(log=print, **cli.hints(args))
+        library = 'transformers' if source.file and hf.has_config(source.file) else 'yolos_jax'
     about = {'fingerprint': checkpoint.fingerprint(pretrained.params), **pretrained.about}
     evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})
     for name, of_file in (('evaluation', evaluated), ('speed', timed)):
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folder = getattr(args, name)
                 raise InputError(f'{folder}: measured other weights, with {key} {of_file[key]}', name)
     try:
-        card = model_card.text(pretrained, **measured)
+        card = model_card.text(pretrained, library=library, **measured)
     except (LookupError, TypeError, AttributeError) as error:
         folders = ' or '.join(str(folder) for folder in (args.evaluation, args.speed) if folder)
         raise InputError(f'{folders}: one of its files is not of this version ({error!r})') from None

@@ -139,7 +139,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         files.write_json(part / CONFIG, _config(pretrained))
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
         tensors.write_hash(path, part / CONFIG, part / PREPROCESSOR)
-        files.write(part / 'README.md', model_card.text(pretrained).encode())
+        files.write(part / 'README.md', model_card.text(pretrained, library='transformers').encode())
 
 
 def check_form(model: Yolos) -> None:

@@ -49,15 +49,16 @@ def text(
     metrics: dict[str, Any] | None = None,
     report: dict[str, Any] | None = None,
     speed: dict[str, Any] | None = None,
+    library: str = 'yolos_jax',
 ) -> str:
     """The card as Markdown, with the metadata that Hugging Face reads.
 
     metrics, report: the content of metrics.json and report.json of `yolos eval`; speed: that of speed.json
-    of `yolos speed`.
+    of `yolos speed`. library: what loads the weights beside the card: 'yolos_jax', or 'transformers' too.
     """
     sections = {
         'The model': _model(pretrained),
-        'Input and output': _input_and_output(pretrained),
+        'Input and output': _input_and_output(pretrained, library),
         'Use': [USE.strip()],
         'Limits': _limits(pretrained, report),
         'Training': _training(pretrained.about),
@@ -69,7 +70,7 @@ def text(
         ],
         'Citation': [CITATION.strip()],
     }
-    body = [f'---\n{_metadata(pretrained, metrics)}\n---', '# YOLOS detector']
+    body = [f'---\n{_metadata(pretrained, metrics, library)}\n---', '# YOLOS detector']
     body.append(
         'You Only Look at One Sequence ([arXiv 2106.00666](https://arxiv.org/abs/2106.00666)): a plain ViT '
         'with [DET] tokens, written by yolos_jax.'
@@ -79,7 +80,7 @@ def text(
     return '\n\n'.join(body) + '\n'
 
 
-def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
+def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None, library: str) -> str:
     """YAML, with results as a model-index where there are any."""
     from huggingface_hub import EvalResult, ModelCardData  # here, since it takes half a second
 
@@ -100,7 +101,7 @@ def _metadata(pretrained: Pretrained, metrics: dict[str, Any] | None) -> str:
             )
         ]
     return ModelCardData(
-        library_name='yolos_jax' if pretrained.model.registers or pretrained.model.rope else 'transformers',
+        library_name=library,
         pipeline_tag='object-detection',
         tags=['object-detection', 'yolos', 'vision', 'jax'],
         datasets=[dataset] if dataset else None,
@@ -157,14 +158,19 @@ def _model(pretrained: Pretrained) -> list[str]:
     )
 
 
-def _input_and_output(pretrained: Pretrained) -> list[str]:
+def _input_and_output(pretrained: Pretrained, library: str) -> list[str]:
     model, classes = pretrained.model, pretrained.classes
     numbers = lambda values: ', '.join(f'{x:.3f}' for x in values)
+    one_by_one = (
+        " Give one image at a time to transformers' YOLOS: the padding of a batch changes its detections; "
+        'yolos_jax masks it.'
+    )
     return [
         f'An RGB image of any size. Its shorter side is resized to {pretrained.size} pixels, bilinear with '
         f'antialiasing, the longer one to at most {pretrained.max_size}; values in 0..1 lose a mean of '
-        f'{numbers(MEAN.tolist())} and are divided by {numbers(STD.tolist())}. Give one image at a time to '
-        "transformers' YOLOS: the padding of a batch changes its detections; yolos_jax masks it.",
+        f'{numbers(MEAN.tolist())} and are divided by {numbers(STD.tolist())}.'
+        + one_by_one
+        * (library == 'transformers'),
         '',
         f'`logits` [B, {model.num_det_tokens}, {model.num_classes + 1}], the last "no object", and '
         f'`pred_boxes` [B, {model.num_det_tokens}, 4], cxcywh in 0..1 of the image.',

@@ -24,9 +24,9 @@ STEP = re.compile(rf'({checkpoint.FOLDER}/)?\d+/{bucket.COMMITTED}')  # marks a 
 SUFFIXES = '.json', '.safetensors', '.bin', '.pth', '.sha256', '.npz'
 ELSEWHERE = 'hf download {} --local-dir FOLDER'  # the hub's own command
 
-DETECTORS = {  # repositories at Hugging Face: AP on COCO val2017, of 100
-    'hustvl/yolos-tiny': 28.7, 'hustvl/yolos-small-200': 36.1, 'hustvl/yolos-small-300': 36.1,
-    'hustvl/yolos-small-dwr': 37.6, 'hustvl/yolos-base': 42.0,
+DETECTORS = {  # repositories at Hugging Face: the paper's AP on COCO val2017, of 100, and its shorter side
+    'hustvl/yolos-tiny': (28.7, 512), 'hustvl/yolos-small': (36.1, 800), 'hustvl/yolos-base': (42.0, 800),
+    'hustvl/yolos-small-300': (36.1, 800), 'hustvl/yolos-small-dwr': (37.6, 800),
 }  # fmt: skip
 _META = 'https://dl.fbaipublicfiles.com/'
 FILES = {  # names of files: the links of their folders
