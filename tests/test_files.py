@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_parts_of_files_whose_writer_was_killed_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['y']
 
 
+def test_files_that_a_running_process_writes_are_left_alone(tmp_path):
+    script = 'import sys\nfrom yolos_jax import files\nfiles.write(sys.argv[1], b"whole")'
+    with files.replacing(tmp_path / 'x') as file:
+        subprocess.run([sys.executable, '-c', script, tmp_path / 'y'], cwd=ROOT, check=True)
+        file.write(b'all')
+    assert (tmp_path / 'x').read_bytes() == b'all' and (tmp_path / 'y').exists()
+    ended = subprocess.Popen([sys.executable, '-c', ''])
+    ended.wait()
+    assert files.is_running(str(os.getpid())) and files.is_running('1') and files.is_running('no id')
+    assert not files.is_running(str(ended.pid)) and not files.is_running(str(1 << 80))
+
+
 def test_a_folder_comes_before_links_to_it(tmp_path):
     """On every file system, or labels that lie beside the folder would be looked for beside a link."""
     (tmp_path / 'real').mkdir()
@@ -122,6 +135,12 @@ def test_a_folder_comes_before_links_to_it(tmp_path):
     for i in range(9):
         (tmp_path / f'link{i}').symlink_to('real')
     assert [*files.walk(tmp_path)] == ['real/x']
+
+
+def test_names_of_outputs_differ_in_more_than_their_case():
+    """On the disks of macOS and Windows Cat.jpg is cat.jpg."""
+    paths = [Path('a/Cat.png'), Path('b/cat.png'), Path('c/CAT.png')]
+    assert [*files.names_for(paths).values()] == ['Cat', 'cat-2', 'CAT-3']
 
 
 def test_names_of_outputs_are_utf8():

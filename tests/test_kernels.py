@@ -1,9 +1,14 @@
 """The vector code of the CPU's kernels equals plain loops."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numba import njit
 
+from yolos_jax.kernels.tiles import FASTMATH
 from yolos_jax.kernels.vectors import COLUMNS, LANES, ROWS, add_product, exp_of, max_of, product, transpose
 
 rng = np.random.default_rng(0)
@@ -69,7 +74,7 @@ def test_a_square_of_numbers_is_transposed_and_the_rest_left_alone():
     np.testing.assert_array_equal(out, expected)
 
 
-@njit
+@njit(fastmath=FASTMATH)
 def exponentials(x, size, top):
     return exp_of(x, 2, size, top)
 
@@ -112,3 +117,12 @@ def test_the_largest_of_a_row_is_found_in_every_lane():
 def test_the_largest_of_a_row_may_be_any_number():
     for value in np.float32([-3.3e38, -np.inf, np.inf]):
         assert largest(np.full(2 + COLUMNS, value, np.float32), COLUMNS) == value
+
+
+def test_the_same_holds_on_a_cpu_without_fma():
+    """There a product and a sum are two operations, which LLVM may combine with others."""
+    generic = {'NUMBA_CPU_NAME': 'generic', 'NUMBA_CPU_FEATURES': ''}
+    others = '-q', '-p', 'no:cacheprovider', '-k', 'not without_fma'
+    command = [sys.executable, '-m', 'pytest', __file__, *others]
+    done = subprocess.run(command, env=os.environ | generic, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

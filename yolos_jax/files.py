@@ -56,8 +56,19 @@ def _remove_parts(folder: Path) -> None:
     """Remove what processes of this host that were killed have left in a folder."""
     with contextlib.suppress(OSError):
         for part in folder.glob(f'.*.{glob.escape(socket.gethostname()[:60])}-*.part'):
-            if not Path('/proc', part.stem.rpartition('-')[2]).exists():
+            if not is_running(part.stem.rpartition('-')[2]):
                 part.unlink()
+
+
+def is_running(process: str) -> bool:
+    """Whether there is a process of this id on this machine."""
+    try:
+        os.kill(int(process), 0)  # macOS has no /proc
+    except (ProcessLookupError, OverflowError):
+        return False
+    except (ValueError, PermissionError):  # no id: not ours; another user's process
+        return True
+    return True
 
 
 def cache() -> Path:
@@ -103,12 +114,15 @@ def prune(folder: Path, most: int) -> None:
 
 
 def free_name(stem: str, taken: Container[str]) -> str:
-    """A name without its suffix, numbered if it is taken, and cut if it leaves no room for a suffix."""
+    """A name without its suffix, numbered if it is taken, and cut if it leaves no room for a suffix.
+
+    taken: names by `str.casefold`, since on many disks, such as macOS's, Cat.jpg is cat.jpg.
+    """
     stem = os.fsencode(stem).decode(errors='replace')  # the names in a bucket are UTF-8
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     numbered = (f'{stem}-{number}' for number in itertools.count(2))
-    return next(name for name in itertools.chain([stem], numbered) if name not in taken)
+    return next(name for name in itertools.chain([stem], numbered) if name.casefold() not in taken)
 
 
 def names_for(paths: Iterable[Path]) -> dict[Path, str]:
@@ -116,7 +130,7 @@ def names_for(paths: Iterable[Path]) -> dict[Path, str]:
     names, taken = {}, set()
     for path in dict.fromkeys(paths):
         names[path] = free_name(path.stem, taken)
-        taken.add(names[path])
+        taken.add(names[path].casefold())
     return names
 
 
@@ -223,7 +237,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 def remove_left(parent: Path, prefix: str) -> None:
     """Remove the folders in `parent` that are named `prefix` and a process id, if that process is gone."""
     for left in parent.glob(f'{glob.escape(prefix)}*'):
-        if not Path('/proc', left.name.removeprefix(prefix).partition('-')[0]).exists():
+        if not is_running(left.name.removeprefix(prefix).partition('-')[0]):
             shutil.rmtree(left, ignore_errors=True)
 
 

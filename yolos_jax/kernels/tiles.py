@@ -23,16 +23,16 @@ GROUP = 192  # keys; a multiple of ROWS and COLUMNS
 STRIDE = GROUP + 16  # between the rows of a group's scores: a power of 2 would share few lines of the cache
 LAYOUT = 0, 2, 1, 3  # of [B, H, M, d] in memory
 ONE, ZERO = np.float32(1), np.float32(0)
+# sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning
+FASTMATH = {'nsz', 'contract', 'reassoc'}
 
 
 def compiled(function: Callable) -> Callable:
     """Compile a function for the kernels.
 
-    Sums may be reordered, so that they are vectorised; infinities and NaN keep their meaning. A division by
-    0 gives them too: an exception would end a unit of work that its call then waits for.
+    A division by 0 gives an infinity or NaN: an exception would end a unit of work that its call waits for.
     """
-    options = {'nogil': True, 'cache': True, 'error_model': 'numpy'}
-    return njit(**options, fastmath={'nsz', 'contract', 'reassoc'})(renamed(function))
+    return njit(nogil=True, cache=True, error_model='numpy', fastmath=FASTMATH)(renamed(function))
 
 
 @compiled

@@ -63,7 +63,7 @@ class Predictions(contextlib.AbstractContextManager):
         self._videos, self._pictures = videos, settings.get('pictures', False)
         pictures = {Path(entry['picture']).stem for entry in kept if entry['picture']}
         self._others = self._names_of_others({*pictures, *videos})
-        self._names = pictures | self._others
+        self._names = {name.casefold() for name in pictures} | self._others
         self._file = open(self._path, 'ab')  # noqa: SIM115  closed by __exit__
 
     def __exit__(self, *error: object) -> None:
@@ -86,7 +86,8 @@ class Predictions(contextlib.AbstractContextManager):
             name = names.get(os.path.abspath(path))
             drawn = not self._pictures or (self._folder / f'{name}.mp4').exists()
             if name is None or name not in done_names or not drawn or _has_changed(self._videos[name]):
-                taken = {*self._videos, *done_names, *self._others, Path(LINES).stem}
+                own = {*self._videos, *done_names, Path(LINES).stem}
+                taken = {x.casefold() for x in own} | self._others
                 yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
 
     def add_video(self, entry: dict, target: Path) -> None:
@@ -97,7 +98,7 @@ class Predictions(contextlib.AbstractContextManager):
     def free_name(self, stem: str) -> str:
         """The file name of a picture: that of its image, numbered where several images share it."""
         name = files.free_name(stem, self._names)
-        self._names.add(name)
+        self._names.add(name.casefold())
         return f'{name}.jpg'
 
     def read(self) -> Iterator[dict]:
@@ -134,9 +135,9 @@ class Predictions(contextlib.AbstractContextManager):
         return not entry['picture'] or (self._folder / Path(entry['picture']).name).exists()
 
     def _names_of_others(self, own: set[str]) -> set[str]:
-        """The names, without their endings, of files in the folder that this command did not write."""
+        """The names, casefolded and without endings, of files in the folder that others wrote."""
         rest = [path for path in self._folder.iterdir() if path.is_file() and path.stem not in own]
-        return {path.stem for path in rest if not is_own(path)}
+        return {path.stem.casefold() for path in rest if not is_own(path)}
 
     def _check_settings(self, settings: dict) -> None:
         """Raises InputError if those of the predictions in the folder are others."""

@@ -9,6 +9,7 @@ split, one at a time. Prints a table, and writes speed.json.
 import argparse
 import functools
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def measure(detector: Detector, images: Sequence[Callable[[], np.ndarray]]) -> d
     for length in set(lengths):  # compile
         detector.outputs(inputs[lengths.index(length)])
     stats = jax.local_devices()[0].memory_stats() or {}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == 'darwin' else 1024  # macOS counts bytes
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         'images': len(images),
         'parameters': sum(x.size for x in arrays),
