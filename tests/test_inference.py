@@ -284,12 +284,26 @@ def test_arguments_of_another_kind_are_named(saved):
         dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
 
 
-def test_a_detector_says_that_it_does_not_survive_a_fork(saved, monkeypatch):
-    detector = Detector.from_pretrained(saved)
-    monkeypatch.setattr(os, 'getpid', lambda: -1)  # as in a child process; a real fork may hang in JAX
-    for of_child in (detector, pickle.loads(pickle.dumps(detector))):
-        with pytest.raises(RuntimeError, match='after a fork'):
-            of_child([noise(60, 80)])
+def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
+    """Where JAX would hang without a message, also if the parent has only read the weights."""
+    pretrained = read_detector(saved)
+    detector, image = Detector(pretrained), noise(60, 80)
+    calls = [
+        lambda: detector(image),
+        lambda: detector.outputs({}),
+        lambda: Detector(pretrained),
+        lambda: Detector.from_pretrained(saved),
+    ]
+    child = os.fork()
+    if not child:
+        try:
+            for call in calls:
+                with pytest.raises(RuntimeError, match='after a fork'):
+                    call()
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_detector_is_pickled_for_other_processes(saved):

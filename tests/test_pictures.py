@@ -11,7 +11,7 @@ import pytest
 from helpers import TINY, noise
 from PIL import Image
 
-from yolos_jax import weights
+from yolos_jax import pictures, weights
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.inference import Detector
 from yolos_jax.model import Yolos, init_params
@@ -26,6 +26,15 @@ def site(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
+        def do_GET(self):  # noqa: N802
+            if self.path == '/cut':
+                self.send_response(200)
+                self.send_header('Content-Length', '100')
+                self.end_headers()
+                self.wfile.write(b'a part')
+            else:
+                super().do_GET()
+
     monkeypatch.setenv('no_proxy', '*')
     Image.fromarray(noise(60, 80)).save(tmp_path / 'photo 1.png')
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp_path))
@@ -33,6 +42,15 @@ def site(tmp_path, monkeypatch):
     yield tmp_path, f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def detector():
+    """A small detector that answers anything."""
+    model = Yolos(**TINY, num_classes=4)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    return Detector(weights.Pretrained(model, zeros, {1: 'cat'}, 64, 96))
 
 
 def test_open_files_links_and_bytearrays_are_images(site):
@@ -56,6 +74,33 @@ def test_links_and_files_that_cannot_be_read_are_named(site):
     file.close()
     with pytest.raises(InputError, match='an image in an open file cannot be read'):
         opened(file)
+    with pytest.raises(InputError, match=r'has no bytes left; seek\(0\)'):
+        opened(io.BytesIO())
+
+    class Upload:
+        async def read(self):
+            pass
+
+    with pytest.raises(InputError, match='read by await'):
+        opened(Upload())
+
+
+def test_a_link_is_read_whole_and_not_without_bound(site, monkeypatch):
+    folder, address = site
+    with pytest.raises(StorageError, match=f'{address}/cut: cannot be fetched .*6 bytes read, 94 more'):
+        opened(f'{address}/cut')
+    monkeypatch.setattr(pictures, 'LINK_BYTES', (folder / 'photo 1.png').stat().st_size - 1)
+    with pytest.raises(StorageError, match='it has more than 0 MiB'):
+        opened(f'{address}/photo 1.png')
+
+
+def test_what_cannot_be_read_is_named_by_its_link_or_place_in_the_list(detector, site):
+    folder, address = site
+    (folder / 'page.html').write_text('<html>')
+    with pytest.raises(InputError, match=f'^{address}/page.html: not a readable image'):
+        detector(f'{address}/page.html')
+    with pytest.raises(InputError, match=r'^images\[2\]: an image in memory: not a readable image'):
+        detector([noise(60, 80), noise(60, 80), b'<html>', b'<html>'])
 
 
 def test_an_array_with_its_channels_first_is_told_so():
@@ -63,11 +108,8 @@ def test_an_array_with_its_channels_first_is_told_so():
         to_rgbx(noise(60, 80).transpose(2, 0, 1))
 
 
-def test_open_files_and_buffers_may_be_reused_while_a_stream_is_read(site):
+def test_open_files_and_buffers_may_be_reused_while_a_stream_is_read(detector):
     """The generator is ahead of the threads that decode."""
-    params = jax.eval_shape(lambda: init_params(Yolos(**TINY, num_classes=4), jax.random.key(0)))
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
-    detector = Detector(weights.Pretrained(Yolos(**TINY, num_classes=4), zeros, {1: 'cat'}, 64, 96))
     content = [Image.fromarray(np.full((60, 80, 3), 20 * i, np.uint8)) for i in range(12)]
 
     def images(make):

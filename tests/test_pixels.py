@@ -180,6 +180,13 @@ def test_a_file_that_is_no_image_is_named(data, tmp_path):
     assert ' at 0x' not in str(error.value)
 
 
+@pytest.mark.parametrize('kind', ['EPS', 'QOI'])
+def test_files_of_other_kinds_are_refused_and_start_no_program(kind):
+    """Pillow gives EPS to Ghostscript, whatever the file is called; its reader of QOI raises IndexError."""
+    with pytest.raises(InputError, match='^x: not a readable image .unknown format'):
+        pixels.decode(encode(smooth(), kind), 'x')
+
+
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match='gone.jpg: No such file'):
         pixels.read_image(tmp_path / 'gone.jpg')

@@ -9,14 +9,14 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from yolos_jax import attention, cpus, pictures, steps, weights
+from yolos_jax import attention, cpus, forks, pictures, steps, weights
 from yolos_jax.data import geometry, pixels
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
@@ -30,8 +30,6 @@ WINDOW = 4  # batches that are read ahead, so that images of one length share a 
 
 class Detector:
     """A detector ready for use: `Detector.from_pretrained(path)(image)`."""
-
-    _process: ClassVar[int | None] = None  # that made the first detector; children that it forks inherit it
 
     def __init__(
         self,
@@ -49,7 +47,9 @@ class Detector:
 
         Raises:
             InputError: an argument has a wrong type or value.
+            RuntimeError: the process was forked after weights were read, which JAX does not survive.
         """
+        forks.check()
         if not isinstance(pretrained, weights.Pretrained):
             raise InputError(
                 f'a Detector takes a Pretrained, not {type(pretrained).__name__}; for a path use '
@@ -69,7 +69,6 @@ class Detector:
         self.classes = {self._ids[label]: name for label, name in self._names.items()}
         self._lengths = sequence_lengths(self.size, self.max_size)
         self.batch_size = batch_size or (1 if device.platform == 'cpu' else 8)
-        Detector._process = Detector._process or os.getpid()
         self.params = jax.device_put(pretrained.params, device)
         self._step = steps.make_predict_step(model)
         self._pretrained = dataclasses.replace(pretrained, params={})
@@ -121,10 +120,15 @@ class Detector:
 
         Raises:
             InputError: an image cannot be read or has a wrong type, or the threshold is not a score.
-            RuntimeError: the process was forked after a detector was made, which JAX does not survive.
+            RuntimeError: the process was forked after the detector was made.
         """
         if isinstance(images, list | tuple):
-            return list(self._stream(map(pictures.loaded, images), threshold))
+            results = []
+            for i, item in enumerate(self._stream(map(pictures.loaded, images), threshold, errors=True)):
+                if isinstance(item, InputError):
+                    raise type(item)(f'images[{i}]: {item}')
+                results.append(item)
+            return results
         (detections,) = self._stream(iter([images]), threshold)
         return detections
 
@@ -154,11 +158,7 @@ class Detector:
     def _stream(
         self, images: Iterator[Picture], threshold: float, *, errors: bool = False, keep: bool = False
     ) -> Iterator[Detections | InputError]:
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                'a Detector does not work after a fork: start the process or the pool with '
-                "multiprocessing.get_context('spawn'), or make the first detector in it"
-            )
+        forks.check()
         least_score, size = _least_score(threshold), WINDOW * self.batch_size
         failed: list[Exception] = []  # what `images` raised: the results of those before it come first
         with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
@@ -201,8 +201,9 @@ class Detector:
 
         keep: set `image` of the result to its RGB array, and not to the argument.
         """
+        name = image if isinstance(image, str) else pictures.NAME
         image = pictures.opened(image)
-        array = pictures.to_rgbx(image)
+        array = pictures.to_rgbx(image, name)
         height, width = array.shape[:2]
         resized = geometry.fixed([height], [width], self.size, self.max_size)
         count, most = int(resized.lengths[0]), self._lengths[-1]
@@ -215,6 +216,7 @@ class Detector:
 
     def outputs(self, batch: dict) -> dict:
         """The outputs of `steps.make_predict_step` for a batch of 'patches' and 'grid', as numpy arrays."""
+        forks.check()
         return jax.device_get(self._step(self.params, batch))
 
     def _compute(self, images: list) -> list:

@@ -17,7 +17,8 @@ from yolos_jax.errors import InputError, StorageError
 # what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
 NO_ARRAY = TypeError, ValueError, RuntimeError
 Picture = np.ndarray | Image.Image | str | Path | bytes | bytearray | BinaryIO
-LINK_SECONDS = 30  # to wait for an answer
+NAME = 'an image in memory'  # in messages
+LINK_SECONDS, LINK_BYTES = 30, 1 << 28  # to wait for an answer, and the most that is read
 
 
 def opened(image: Picture) -> Picture:
@@ -27,33 +28,54 @@ def opened(image: Picture) -> Picture:
         InputError: they cannot be read (a link: `StorageError`).
     """
     if isinstance(image, str) and image.startswith(('http://', 'https://')):
-        try:
-            link = urllib.parse.quote(image, safe=string.punctuation)  # spaces, letters that are not ASCII
-            with urllib.request.urlopen(link, timeout=LINK_SECONDS) as response:
-                return response.read()
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise StorageError(f'{image}: cannot be fetched ({error})') from None
+        return _fetched(image)
     if isinstance(image, bytearray):
         return bytes(image)
-    if not isinstance(image, Image.Image) and hasattr(image, 'read'):
-        try:
-            content = image.read()
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f'an image in an open file cannot be read ({error})') from None
-        if isinstance(content, str):
-            raise InputError("an image in an open file is text; open the file with 'rb'")
-        return content
-    return image
+    if isinstance(image, Image.Image) or not hasattr(image, 'read'):
+        return image
+    try:
+        content = image.read()
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f'an image in an open file cannot be read ({error})') from None
+    if isinstance(content, str):
+        raise InputError("an image in an open file is text; open the file with 'rb'")
+    if hasattr(content, '__await__'):  # FastAPI's UploadFile
+        content.close()
+        raise InputError('an image in an open file is read by await; give the bytes, or upload.file')
+    if not content:
+        raise InputError('an open file has no bytes left; seek(0) if it was read before')
+    return content
 
 
-def to_rgbx(image: Picture) -> np.ndarray:
-    """The pixels of a picture turned upright, RGBX (`data.pixels`); raises InputError as `Detector`."""
+def _fetched(link: str) -> bytes:
+    """What is behind a link; raises StorageError."""
+    try:
+        quoted = urllib.parse.quote(link, safe=string.punctuation)  # spaces, letters that are not ASCII
+        with urllib.request.urlopen(quoted, timeout=LINK_SECONDS) as response:
+            content = response.read(LINK_BYTES + 1)
+        if len(content) > LINK_BYTES:
+            raise ValueError(f'it has more than {LINK_BYTES >> 20} MiB')
+        if response.length:  # what is missing
+            raise http.client.IncompleteRead(content, response.length)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise StorageError(f'{link}: cannot be fetched ({error})') from None
+    return content
+
+
+def to_rgbx(image: Picture, name: str = NAME) -> np.ndarray:
+    """The pixels of a picture turned upright, RGBX (`data.pixels`).
+
+    name: of bytes, for the message.
+
+    Raises:
+        InputError: as `Detector`.
+    """
     if isinstance(image, str) and '://' in image:
         raise InputError(f'{image}: images are read from files and http(s) links; copy it first')
     if isinstance(image, str | Path):
         return pixels.read_image(Path(image), upright=True)
     if isinstance(image, bytes):
-        return pixels.decode(image, 'an image in memory', upright=True)
+        return pixels.decode(image, name, upright=True)
     if isinstance(image, Image.Image):
         try:
             return pixels.from_pillow(image, upright=True)

@@ -20,6 +20,8 @@ from yolos_jax.errors import InputError
 EXIF_ORIENTATION, END_OF_JPEG = 0x0112, b'\xff\xd9'
 # endings of image files
 ENDINGS = tuple('.jpg .jpeg .jfif .png .webp .avif .bmp .tif .tiff .gif .ppm .pgm'.split())
+# Pillow's readers of these; others start programs (EPS: Ghostscript), or raise any error for damage (QOI)
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'GIF', 'PPM', 'JPEG2000'
 # by EXIF orientation: what undoes the turning of a TIFF by Pillow
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,13 +62,13 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
         if _is_jpeg(data):
             with _left_to_pillow():
                 return simplejpeg.decode_jpeg_header(data)[:2]
-        with Image.open(BytesIO(data)) as image:
+        with _opened(data) as image:
             return image.size if _pillow_turns(image) in range(5, 9) else (image.height, image.width)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), Image.open(path, formats=FORMATS) as image:
         turned = not _pillow_turns(image) and _orientation(image) in range(5, 9)
         return image.size if turned else (image.height, image.width)
 
@@ -86,12 +88,17 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
                 _check_size(height, width)
                 if colours not in ('CMYK', 'YCCK'):
                     return _decode_jpeg(data)
-        try:
-            opened = Image.open(BytesIO(data))
-        except UnidentifiedImageError:
-            raise InputError('not a readable image (unknown format)') from None
-        with opened as image:
+        with _opened(data) as image:
             return from_pillow(image, upright)
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise InputError('not a readable image (empty)')
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InputError('not a readable image (unknown format)') from None
 
 
 def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
@@ -203,9 +210,9 @@ def _check_size(height: int, width: int) -> None:
 def orientation(data: bytes) -> int:
     """The EXIF orientation of encoded bytes: 1 for an image that is stored upright, or does not say."""
     try:
-        with Image.open(BytesIO(data)) as image:
+        with _opened(data) as image:
             return _orientation(image)
-    except UNREADABLE:
+    except (InputError, *UNREADABLE):
         return 1
 
 

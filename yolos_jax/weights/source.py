@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from yolos_jax import forks
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Vit, Yolos
 from yolos_jax.weights import backbones, checkpoint, deit, hf, native, reference, tensors, zoo
@@ -125,7 +126,9 @@ class Source(contextlib.AbstractContextManager):
 
         Raises:
             InputError: there is no detector, or the file lacks a required value.
+            RuntimeError: the process was forked after another had read weights.
         """
+        forks.check()
         hints = {'heads': heads, 'pos_grid': pos_grid, 'mid_pos_grid': mid_pos_grid}
         if self.checkpoints:
             check_unused(hints, self.path)
