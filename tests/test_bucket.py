@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import storage
 from helpers import ROOT, read_detector, result, tiny_config
 
-from yolos_jax.bucket import Bucket
+from yolos_jax.bucket import Bucket, new_folder
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import lease, workdir
 from yolos_jax.run import mesh as meshes
@@ -75,6 +76,79 @@ def test_an_object_is_downloaded_to_the_cache_once_and_again_when_it_changes(pla
     assert (bucket.copy(['x.json'], tmp_path) / 'x.json').read_text() == '2'
 
 
+def test_copies_that_are_not_used_any_more_are_removed_from_the_cache(place, tmp_path):
+    bucket = Bucket(f'{place[0]}/pruned')
+    for name in 'ab':
+        bucket.write(name, b'x')
+    in_use, old = bucket.copy(['a'], tmp_path), tmp_path / 'buckets' / 'old'
+    old.mkdir()
+    with open(old / 'sparse', 'wb') as file:
+        file.truncate(30 * 10**9)
+    os.utime(in_use, (0, 0))
+    os.utime(old, (1000, 1000))
+    bucket.copy(['a'], tmp_path)
+    bucket.copy(['b'], tmp_path)
+    assert in_use.exists() and not old.exists()
+
+
+def test_a_download_that_the_disk_has_no_room_for_is_no_copy(place, tmp_path):
+    bucket = Bucket(f'{place[0]}/large')
+    bucket.write('x', content := os.urandom(20_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError, match='x: cannot be written'):
+            bucket.copy(['x'], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.rglob('x'))
+    assert (bucket.copy(['x'], tmp_path) / 'x').read_bytes() == content
+
+
+def test_an_upload_skips_what_is_gone_and_ends_before_the_meta_where_the_lock_is_lost(place, tmp_path):
+    bucket = Bucket(f'{place[0]}/uploaded')
+    (tmp_path / 'x').touch()
+    bucket.upload({'x': tmp_path / 'x', 'gone': tmp_path / 'gone'})
+    checks = []
+
+    def check():
+        checks.append(1)
+        if len(checks) == 2:
+            raise InputError('another run has taken it over')
+
+    step = {f'5/{name}': tmp_path / 'x' for name in ('meta/metadata', 'state/a')}
+    with pytest.raises(InputError, match='taken it over'):
+        bucket.upload(step, check)
+    assert bucket.names() == ['5/state/a', 'x']
+
+
+def test_an_address_for_s3_alone_is_used_before_that_of_all_services(place, monkeypatch):
+    if address := os.environ.get('AWS_ENDPOINT_URL'):
+        monkeypatch.setenv('AWS_ENDPOINT_URL_S3', address)
+        monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:1')
+    bucket = Bucket(f'{place[0]}/address')
+    bucket.write('x', b'1')
+    assert bucket.read('x') == b'1'
+
+
+def test_a_folder_whose_writer_failed_is_not_uploaded(place):
+    url = f'{place[0]}/new'
+    with pytest.raises(ZeroDivisionError), new_folder(url) as folder:
+        folder.mkdir()
+        (folder / 'x').touch()
+        raise ZeroDivisionError
+    assert not Bucket(url).names()
+
+
+def test_names_are_of_files_in_the_folder_alone(place):
+    """Not of a console's folders, of what leads out of it, and of a folder whose name begins as its own."""
+    bucket = Bucket(f'{place[0]}/names')
+    Bucket(f'{place[0]}/names-of-others').write('x', b'x')
+    for name in ('x', 'y..z', 'folder/', 'a/../../out'):
+        bucket.write(name, b'x')
+    assert bucket.names() == ['x', 'y..z']
+
+
 def test_files_that_a_command_removes_are_removed_from_its_bucket(place):
     bucket = Bucket(f'{place[0]}/results')
     bucket.write('a', b'x')
@@ -97,6 +171,20 @@ def test_files_that_could_not_be_uploaded_at_the_end_are_kept(tmp_path):
     with pytest.raises(StorageError, match='no answer; what was not uploaded is in .*/kept-'):
         workdir.push_last(Unreachable())
     (kept,) = tmp_path.glob('kept-*/x')
+
+
+def test_a_run_that_fails_uploads_what_it_has_and_raises_its_own_error(place):
+    bucket = Bucket(f'{place[0]}/failed')
+    with pytest.raises(InputError, match=f'^{bucket.url}/x: damaged') as error:
+        with workdir.opened(bucket.url) as work:
+            (work.folder / 'log.txt').write_text('x: damaged')
+            raise InputError(f'{work.folder}/x: damaged', 'workdir')
+    assert error.value.argument == 'workdir' and bucket.names() == ['log.txt']
+    with pytest.raises(ZeroDivisionError), workdir.opened(bucket.url) as work:
+        now = {'name': 'process 1 on elsewhere', 'time': time.time(), 'token': 'other'}
+        bucket.write(lease.LOCK, json.dumps(now).encode())
+        work.mirror._lease._renew()
+        raise ZeroDivisionError  # and not that the lock is lost
 
 
 def test_a_run_stopped_in_a_bad_network_ends_as_a_local_one(

@@ -282,6 +282,20 @@ def test_a_process_that_is_stuck_ends_with_its_stacks():
         assert subprocess.run([sys.executable, '-c', script], cwd=ROOT, stderr=full).returncode == 1
 
 
+def test_a_process_is_stuck_from_its_last_progress_on_and_not_after_the_block():
+    script = (
+        'import threading, time\nfrom yolos_jax.run import cluster\n'
+        'with cluster.watchdog(1):\n    pass\n'
+        'time.sleep(1.3)\n'
+        'with cluster.watchdog(1) as progress:\n'
+        '    for _ in range(30):\n        time.sleep(0.05)\n        progress()\n'
+        '    print("on", flush=True)\n    threading.Event().wait()'
+    )
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ('on\n', 1) and 'no progress in 1 seconds' in done.stderr
+
+
 def test_a_process_that_was_suspended_is_not_taken_for_stuck():
     script = (
         'from yolos_jax.run import cluster\n'
@@ -324,6 +338,12 @@ def test_a_multi_process_launcher_that_jax_does_not_recognise_is_refused(name, v
     assert f'{name} is {value}, so there are several processes' in done.stdout, done.stderr
 
 
+def test_one_process_of_a_launcher_is_alone(monkeypatch):
+    for name, value in (('OMPI_COMM_WORLD_SIZE', '1'), ('JOB_COMPLETION_INDEX', '0')):
+        monkeypatch.setenv(name, value)
+    cluster._check_alone()
+
+
 def test_processes_with_different_numbers_of_devices_are_refused():
     devices = [SimpleNamespace(process_index=i) for i in (0, 1, 1)]
     with pytest.raises(InputError, match='1 in process 0, 2 in process 1'):
@@ -333,6 +353,6 @@ def test_processes_with_different_numbers_of_devices_are_refused():
 def test_one_process_is_alone_and_agrees_with_itself():
     cluster.start(num_processes=1)
     assert cluster.is_alone() and cluster.is_first()
-    cluster.agree({'a': 1, 'b': 'x'})
+    cluster.agree({'a': 1, 'b': 'a path that is not UTF-8: caf\udce9'})
     x = np.array([[1 << 40], [3]])
     assert cluster.gather(x) is x and cluster.broadcast(0.1) == 0.1

@@ -1,3 +1,5 @@
+import argparse
+import gc
 import importlib
 import io
 import os
@@ -175,7 +177,44 @@ def test_a_config_is_found_by_name_and_a_file_of_that_name_wins(tmp_path, monkey
             config_files.find(other)
     (tmp_path / 'quickstart').touch()
     assert config_files.find('quickstart') == 'quickstart'
-    assert config_files.resolved(['x', '--config', 'yolos_b', '--a=1'])[2].endswith('yolos_b.py')
+    for named in (
+        ['--config', 'yolos_b'],
+        ['-config', 'yolos_b'],
+        ['--config=yolos_b'],
+        ['-config=yolos_b'],
+    ):
+        *_, last, other = config_files.resolved(['x', *named, '--a=1'])
+        assert last.endswith(f'{os.sep}yolos_b.py') and other == '--a=1'
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [('KeyboardInterrupt', 130), ('errors.DivergedError("x")', 3), ('ValueError("x")', 1)],
+)
+def test_the_exit_status_says_whether_a_command_was_interrupted_or_diverged(error, status):
+    script = 'from yolos_jax import errors\nfrom yolos_jax.run import cli\n'
+    script += f'def main():\n    raise {error}\ncli.run(main)'
+    done = subprocess.run([sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == status
+
+
+def test_the_garbage_collection_goes_on_once_a_command_is_imported():
+    cli.imported('speed')
+    assert gc.isenabled()
+
+
+def test_each_value_that_a_pth_lacks_has_its_own_flag():
+    cli.add_weights_flags(parser := argparse.ArgumentParser())
+    given = '--weights=x --heads=2 --pos_grid 3 4 --mid_pos_grid 5 6'.split()
+    expected = {'heads': 2, 'pos_grid': [3, 4], 'mid_pos_grid': [5, 6]}
+    assert cli.hints(parser.parse_args(given)) == expected
+
+
+def test_an_error_of_a_positional_argument_names_no_flag():
+    for argument, shown in (('data', None), ('output', 'output')):
+        with pytest.raises(InputError) as error, cli.positional('data'):
+            raise InputError('no such folder', argument)
+        assert error.value.argument == shown
 
 
 INTERRUPT = """

@@ -1,5 +1,6 @@
 """The values of a config reach the place that uses them: optimiser, loss, step, start and batches."""
 
+import dataclasses
 import shutil
 from types import SimpleNamespace
 
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from helpers import (
     TINY,
     make_targets,
+    make_vit,
     noise,
     pretraining_config,
     read_deit,
     swap_classes,
     tiny_config,
+    torches,
 )  # fmt: skip
 
 from yolos_jax import classification, classifier, losses, optim, steps
@@ -25,7 +29,7 @@ from yolos_jax.model import Yolos, init_params
 from yolos_jax.patches import patchify
 from yolos_jax.run import detection, pretraining, setup, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run.starting_point import make_start
+from yolos_jax.run.starting_point import make_start, start_from_detector
 from yolos_jax.weights import Pretrained, checkpoint, deit
 
 MODEL = Classifier(width=32, depth=2, heads=2, num_classes=20, size=64)
@@ -81,6 +85,27 @@ def test_the_seed_and_the_sizes_reach_the_start_of_a_run(coco_folder, tmp_path):
     config = tiny_config(init_from=str(tmp_path / 'saved'), eval_size=96, eval_max_size=160)
     start = make_start(config, train_set, 'cpu')
     assert (start.size, start.max_size) == (96, 160)
+
+
+def test_the_seed_is_that_of_what_a_backbone_lacks(coco_folder, tmp_path):
+    torch.save({'model': torches(make_vit())}, tmp_path / 'vit.pth')
+    train_set, tokens = records.read(coco_folder, 'train2017'), []
+    for seed in (1, 2):
+        config = tiny_config(seed=seed, init_from=str(tmp_path / 'vit.pth'))
+        tokens.append(make_start(config, train_set, 'cpu').params['backbone']['det_token'])
+    assert not np.array_equal(*tokens)
+
+
+def test_a_start_knows_which_classes_have_objects_and_the_ids_of_their_categories(coco_folder):
+    train_set, lines = records.read(coco_folder, 'train2017'), []
+    ids = {label: label + 10_000 for label in train_set.classes}
+    numbered = dataclasses.replace(train_set, category_ids=ids)
+    start = make_start(tiny_config(), numbered, 'cpu')
+    assert start.about['category_ids'] == {str(label): number for label, number in ids.items()}
+    classes = {0: train_set.classes[1]} | train_set.classes  # as Roboflow writes a supercategory
+    renamed = dataclasses.replace(train_set, classes=classes)
+    start_from_detector(tiny_config(reset_classes=True), start, renamed, lines.append)
+    assert '1 unused: others have their names' in lines[0]
 
 
 def test_the_labels_of_classes_matched_by_name_are_those_of_the_detector(coco_folder, tmp_path):

@@ -122,10 +122,38 @@ def test_files_that_a_running_process_writes_are_left_alone(tmp_path):
         subprocess.run([sys.executable, '-c', script, tmp_path / 'y'], cwd=ROOT, check=True)
         file.write(b'all')
     assert (tmp_path / 'x').read_bytes() == b'all' and (tmp_path / 'y').exists()
+    with files.new_folder(tmp_path / 'out') as first, files.new_folder(tmp_path / 'out'):
+        assert first.exists()
+
+
+def test_a_process_is_running_until_it_ends():
     ended = subprocess.Popen([sys.executable, '-c', ''])
     ended.wait()
     assert files.is_running(str(os.getpid())) and files.is_running('1') and files.is_running('no id')
     assert not files.is_running(str(ended.pid)) and not files.is_running(str(1 << 80))
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Or it would be empty after a power cut."""
+    calls = []
+    for name in ('fsync', 'replace'):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *x, name=name, call=call: calls.append(name) or call(*x))
+    files.write(tmp_path / 'x', b'x')
+    assert calls == ['fsync', 'replace']
+
+
+def test_an_error_in_a_new_folder_names_the_file_as_it_would_be_called(tmp_path):
+    with pytest.raises(StorageError, match=f'{tmp_path}/out/x: cannot be written'):
+        with files.new_folder(tmp_path / 'out') as part:
+            (part / 'x').mkdir()
+            files.write(part / 'x', b'')
+
+
+def test_json_that_is_no_object_is_named(tmp_path):
+    (tmp_path / 'x.json').write_text('[]')
+    with pytest.raises(InputError, match='x.json: damaged .not a JSON object'):
+        files.read_json(tmp_path / 'x.json')
 
 
 def test_a_folder_comes_before_links_to_it(tmp_path):
@@ -143,6 +171,7 @@ def test_names_of_outputs_differ_in_more_than_their_case():
     assert [*files.names_for(paths).values()] == ['Cat', 'cat-2', 'CAT-3']
 
 
-def test_names_of_outputs_are_utf8():
-    """As a bucket needs them."""
+def test_names_of_outputs_are_utf8_and_leave_room_for_a_suffix(tmp_path):
+    """As a bucket needs them, and a file system."""
+    (tmp_path / f'{files.free_name("é" * 200, set())}.jpg').touch()
     assert files.free_name('caf\udce9', set()) == 'caf\ufffd'

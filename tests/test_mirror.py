@@ -1,6 +1,7 @@
 """Which files of a run's folder are uploaded to its bucket, and which are removed there."""
 
 import concurrent.futures
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -79,6 +80,57 @@ def test_a_step_is_removed_where_the_run_did_so_its_meta_first(pulled):
     assert [name for name in store.removed if '/6/' in name][0] == 'checkpoints/6/meta/metadata'
 
 
+def test_a_step_that_was_cut_short_and_is_saved_again_stays(pulled):
+    store, mirror = pulled
+    again = {'checkpoints/12/meta/metadata', *CUT}
+    for name in again:
+        (mirror.folder / name).parent.mkdir(parents=True)
+        (mirror.folder / name).touch()
+    mirror.push()
+    assert store.objects == WHOLE | BROKEN | again
+    shutil.rmtree(mirror.folder / 'checkpoints' / '12')  # by whatever cleans /tmp
+    mirror.push()
+    assert store.objects == WHOLE | BROKEN | again
+
+
+def test_a_file_is_uploaded_when_it_changed_and_not_at_every_line_of_the_log(pulled):
+    store, mirror = pulled
+    log = mirror.folder / 'log.txt'
+    for text, uploaded in (('1', ['log.txt']), ('1', []), ('2', ['log.txt'])):
+        log.write_text(text)
+        os.utime(log, ns=(0, 10**18 + int(text)))  # two lines of one length in one second
+        store.uploads.clear()
+        mirror.push()
+        assert sum(store.uploads, []) == uploaded
+    log.write_text('another')
+    mirror._pushed -= 100
+    mirror.push_now_and_then()
+    mirror.finish_push()
+    log.write_text('and one more')
+    store.uploads.clear()
+    mirror.push_now_and_then()
+    mirror.finish_push()
+    assert not store.uploads
+
+
+def test_arrays_that_a_run_resumes_from_are_not_uploaded_again(pulled):
+    store, mirror = pulled
+    mirror.fetch(mirror.folder / 'checkpoints' / '9')
+    assert (mirror.folder / 'checkpoints' / '9' / 'state' / 'a').exists()
+    mirror.push()
+    assert not any(store.uploads)
+
+
+def test_compiled_programs_are_kept_in_the_bucket_for_a_start_on_another_host(pulled, tmp_path):
+    store, mirror = pulled
+    (tmp_path / 'programs').mkdir()
+    (tmp_path / 'programs' / 'x-cache').touch()
+    mirror.push()
+    shutil.rmtree(tmp_path / 'programs')
+    mirror.pull()
+    assert (tmp_path / 'programs' / 'x-cache').exists()
+
+
 def test_the_config_by_which_a_run_is_known_is_uploaded_first(pulled):
     store, mirror = pulled
     for name in (
@@ -92,6 +144,33 @@ def test_the_config_by_which_a_run_is_known_is_uploaded_first(pulled):
         (mirror.folder / name).touch()
     mirror.push()
     assert store.uploads[:2] == [['config.json'], ['.hidden.jpg', '_trash_can.jpg', 'log.txt']]
+
+
+def steps_of(store):
+    return {name.split('/')[1] for name in store.objects if name.startswith('checkpoints/')}
+
+
+def test_the_bucket_follows_what_becomes_of_the_checkpoints(pulled):
+    store, mirror = pulled
+    before = steps_of(store) - {'12'}
+    shutil.rmtree(mirror.folder)
+    folder = mirror.folder / 'checkpoints'
+    state = lambda step: {'step': jnp.int32(step), 'params': {'x': jnp.ones(3)}}
+    checkpoints = Checkpoints(folder, mirror)
+    for step in (20, 21, 22):
+        checkpoints.save(state(step), {})
+        mirror.finish_push()
+        assert f'checkpoints/{step}/meta/metadata' in store.objects  # and not only with the next
+    checkpoints.note_ap(22, 0.5)
+    mirror.finish_push()
+    assert 'checkpoints/22/AP.json' in store.objects
+    checkpoints.close()
+    mirror.push()
+    assert steps_of(store) == before | {'21', '22'}
+    (folder / '22' / 'meta' / 'metadata').write_text('{}')
+    assert Checkpoints(folder, mirror).restore(state(0))[0]['step'] == 21
+    mirror.push()
+    assert steps_of(store) == before | {'21', 'broken-22'}  # or the next start would find it damaged too
 
 
 def test_a_step_is_on_the_disk_before_the_error_of_the_last_upload_is_raised(pulled):

@@ -1,6 +1,8 @@
 """Programs are compiled ahead, kept in the workdir, and made again where they are damaged."""
 
+import concurrent.futures
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from helpers import ROOT
 from jax.experimental.layout import Format, Layout
 
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run.compiled import CompiledPrograms
 from yolos_jax.run.programs import Programs
 
 MESH = meshes.make_mesh(jax.devices()[:1])
@@ -77,6 +80,70 @@ def test_a_caller_waiting_for_a_program_is_called_back_and_gets_its_error():
         programs.of(5, on_wait)
     assert len(calls) >= 3
     programs.close()
+
+
+def test_a_closed_compiler_begins_no_other_program():
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(state, batch):
+        begun.set()
+        released.wait(60)
+        return add(state, batch)
+
+    programs = programs_of(jax.jit(slow), [5, 7], print)
+    assert begun.wait(60)
+    programs.close()
+    released.set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        programs.of(7, lambda: None)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts of runs that keep their programs in one folder."""
+    keys = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+    before = {key: getattr(jax.config, key) for key in keys}
+
+    def start():
+        jax.config.update('jax_compilation_cache_dir', None)
+        return CompiledPrograms(tmp_path)
+
+    yield start
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob('*-cache'))
+
+
+def test_programs_that_a_killed_run_did_not_note_are_removed_and_earlier_ones_stay(start, tmp_path):
+    for number in range(3):
+        programs = start()
+        (tmp_path / f'{number}-cache').write_bytes(b'program')
+        programs.note()
+        (tmp_path / 'half-cache').write_bytes(b'pro')
+    start()
+    assert names(tmp_path) == ['0-cache', '1-cache', '2-cache']
+
+
+def test_programs_that_a_full_disk_may_have_cut_are_removed(start, tmp_path):
+    programs = start()
+    (tmp_path / 'half-cache').write_bytes(b'pro')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        programs.note()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not names(tmp_path)
+
+
+def test_a_folder_of_programs_that_the_user_set_is_left_alone(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    (tmp_path / 'x-cache').touch()
+    CompiledPrograms(tmp_path).note()
+    assert jax.config.jax_compilation_cache_dir == before and names(tmp_path) == ['x-cache']
 
 
 def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):

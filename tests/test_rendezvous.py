@@ -76,6 +76,48 @@ def test_one_that_dies_while_others_are_missing_is_named_to_all(address):
         assert [job.result() for job in jobs] == ['process 2 ended before all processes had joined'] * 2
 
 
+def test_the_end_of_process_0_ends_those_that_wait(address):
+    host, port = address.split(':')
+    with ThreadPoolExecutor(1) as pool, socket.create_server((host, int(port))) as first:
+        job = pool.submit(at, address, 1, 2)
+        connection, _ = first.accept()
+        with connection:
+            connection.recv(100)
+        assert 'process 0 ended before all processes had joined' in job.result(20)
+
+
+def test_a_stranger_that_says_nothing_delays_nobody_for_long(address):
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(at, address, 0, 2)]
+        with connect(address, b''):  # as a probe of the port
+            jobs.append(pool.submit(at, address, 1, 2))
+            assert [job.result(20) for job in jobs] == [None] * 2
+
+
+def test_one_that_is_missing_is_waited_for_five_minutes():
+    waiting = rendezvous._Waiting()
+    waiting.check('process 1')
+    waiting._start -= rendezvous.LIMIT
+    with pytest.raises(InputError, match='process 1 did not connect within 300 seconds'):
+        waiting.check('process 1')
+
+
+def test_an_id_that_is_too_large_for_process_0_is_refused(address):
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(at, [address] * 2, (0, 2), (2, 3)))
+    assert all(text.startswith('two processes have the id 2, or the id is too large') for text in told)
+
+
+def test_an_ipv6_address_may_be_in_brackets(address):
+    try:
+        socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip('no IPv6')
+    address = f'[::1]:{address.split(":")[1]}'
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(at, [address] * 2, (0, 1), (2, 2))) == [None] * 2
+
+
 def test_two_of_one_id_are_refused(address):
     with ThreadPoolExecutor(3) as pool:
         told = list(pool.map(at, [address] * 3, (0, 1, 1)))

@@ -153,6 +153,7 @@ def test_a_freeze_that_is_no_number_of_blocks_is_named(freeze):
     with pytest.raises(InputError, match='nor a number of its 2 blocks') as error:
         frozen_blocks(tiny_config(freeze=freeze), _model(tiny_config()))
     assert error.value.argument == 'freeze'
+    assert frozen_blocks(tiny_config(freeze='2'), _model(tiny_config())) == 2
 
 
 def test_gradients_are_clipped_by_the_norm_of_the_trained_parameters_only():

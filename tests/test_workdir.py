@@ -106,6 +106,40 @@ def test_programs_of_another_user_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getuid', lambda: user + 1)
     with pytest.raises(InputError, match=f'yolos_jax-{user + 1}: belongs to another user'):
         workdir.local_copy('gs://bucket/run')
+    (tmp_path / f'yolos_jax-{user + 1}').rmdir()
+    (tmp_path / f'yolos_jax-{user + 1}').symlink_to('what the other user makes later')
+    with pytest.raises(InputError, match='belongs to another user'):
+        workdir.local_copy('gs://bucket/run')
+
+
+def test_copies_of_killed_runs_are_removed_and_those_of_other_processes_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    copies = workdir.local_copy('gs://bucket/run')
+    assert workdir.local_copy('gs://bucket/run/') == copies  # with its compiled programs
+    killed, other = copies / 'process-4194304', copies / f'process-{os.getppid()}'
+    for folder in (killed, other):
+        folder.mkdir(parents=True)
+    assert workdir.own_copy('gs://bucket/run') == copies / f'process-{os.getpid()}'
+    assert other.exists() and not killed.exists()
+
+
+def test_a_disk_that_does_not_answer_is_no_replaced_folder(tmp_path, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with workdir.opened(tmp_path) as work, monkeypatch.context() as m:
+        m.setattr(os, 'stat', stale)
+        work.check()
+
+
+def test_a_run_of_a_version_that_noted_fewer_digests_resumes(tmp_path):
+    saved, current = (
+        {'train': {'boxes': '1'}},
+        {'train': {'boxes': '1', 'sizes': '2'}, 'val': {'boxes': '3'}},
+    )
+    workdir.check_same_data(saved, current, tmp_path)
+    with pytest.raises(InputError, match='other data .boxes of train differ'):
+        workdir.check_same_data({'train': {'boxes': '4'}}, current, tmp_path)
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
