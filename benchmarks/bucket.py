@@ -18,15 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from data import write_coco
+from data import batches_of, write_coco
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 import storage
 from yolos_jax.configs import quickstart, yolos_s
 
-from yolos_jax.data import geometry, loader, records
-from yolos_jax.data.batches import TrainBatches
+from yolos_jax.data import loader, records
 from yolos_jax.run.train import Step, train
 from yolos_jax.tools import build_tfds, make_shapes
 
@@ -44,12 +42,8 @@ def serve(delay: float) -> None:
 
 def rate(data: records.Records, batches: int) -> float:
     """Images a second."""
-    recipe = geometry.Recipe(**yolos_s.get_config().augment)
-    source = TrainBatches.make(
-        data, recipe, num_lengths=8, special=101, batch_size=BATCH, max_targets=100, seed=0
-    )
     started = 0.0
-    for i, _ in enumerate(loader.load(source, range(WARM + batches))):
+    for i, _ in enumerate(loader.load(batches_of(data, yolos_s, BATCH), range(WARM + batches))):
         if i == WARM - 1:
             started = time.perf_counter()
     return batches * BATCH / (time.perf_counter() - started)

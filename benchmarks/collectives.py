@@ -33,9 +33,7 @@ def _add(programs, name, times, totals):
         call = re.search(rf'= (.*?) ({KINDS})(-start)?\(', line)
         if call:
             arrays = re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', call[1])
-            if (
-                call[3] and call[2] != 'all-reduce'
-            ):  # -start gives its operands too, and a permute two counters
+            if call[3] and call[2] != 'all-reduce':  # -start gives its operands too, a permute two counters
                 arrays = [array for array in arrays if array != ('u32', '')]
                 arrays = arrays[len(arrays) // 2 :]
             size = sum(

@@ -11,7 +11,6 @@ that were decoded before (config.data_cache), and the steps of a device that the
 
 import argparse
 import io
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from yolos_jax.configs import yolos_s, yolos_ti
 
 from yolos_jax import files
@@ -154,6 +151,13 @@ def reference(data, i, drawn):
     mask[0] = False
 
 
+def batches_of(data, config, batch_size=8):
+    """The training batches of a config's recipe."""
+    recipe = geometry.Recipe(**config.get_config().augment)
+    options = dict(num_lengths=8, special=101, batch_size=batch_size, max_targets=100, seed=0)
+    return TrainBatches.make(data, recipe, **options)
+
+
 def ours(source, drawn, i):
     """A row of a batch, as the loader's threads fill it."""
     batch = source.empty(1, int(drawn.counts[i]))
@@ -171,9 +175,8 @@ def main():
         size = np.mean([len(data.start_read(i)()) for i in range(len(data))]) / 1000
         print(f'{len(data)} images, {size:.0f} kB on average')
         for name, config in (('S', yolos_s), ('Ti', yolos_ti)):
-            recipe = geometry.Recipe(**config.get_config().augment)
-            compare(name, data, recipe)
-            feed(name, data, recipe)
+            compare(name, data, geometry.Recipe(**config.get_config().augment))
+            feed(name, data, config)
 
 
 def compare(name, data, recipe):
@@ -205,13 +208,12 @@ def compare(name, data, recipe):
     )
 
 
-def feed(name, data, recipe, step=0.05, count=150):
+def feed(name, data, config, step=0.05, count=150):
     """How much longer the steps of a device take because it waits for images.
 
     The device is a clock: as in JAX, a step is dispatched while the one before is still computed.
     """
-    options = dict(num_lengths=8, special=101, batch_size=8, max_targets=100, seed=0)
-    source, ready, start = TrainBatches.make(data, recipe, **options), 0.0, 0.0
+    source, ready, start = batches_of(data, config), 0.0, 0.0
     for number, _, _ in loader.load(source, range(count + 10)):
         now = time.perf_counter()
         ready = max(now, ready) + step  # when the device will have computed this step

@@ -68,19 +68,11 @@ class Table:
         gc.collect()
         jax.clear_caches()
         print(f'{what}: {text_of(self.rows[-1])}', flush=True)
-        about = {
-            'device': jax.devices()[0].device_kind,
-            'jax': jax.__version__,
-            'date': time.strftime('%F'),
-        }
+        device, date = jax.devices()[0].device_kind, time.strftime('%F')
+        about = {'device': device, 'jax': jax.__version__, 'date': date}
         files.write_json(self.folder / 'gpu.json', about | {'rows': self.rows})
         lines = [f'| {row["what"]} | {text_of(row)} |' for row in self.rows]
-        head = [
-            f'{about["device"]}, jax {about["jax"]}, {about["date"]}',
-            '',
-            '| what | measured |',
-            '|---|---|',
-        ]
+        head = [f'{device}, jax {jax.__version__}, {date}', '', '| what | measured |', '|---|---|']
         (self.folder / 'gpu.md').write_text('\n'.join([*head, *lines]) + '\n')
 
 

@@ -11,16 +11,13 @@ images are two lines.
 import argparse
 import importlib.util
 import random
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from peers import in_turns
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from yolos_jax.data import augmentation, class_batches, labelled
 
 SIZE, IMAGES, TURNS = 224, 96, 9
@@ -61,7 +58,7 @@ def timms(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('auto_augment', help='the file of timm')
-    transform, times = timms(parser.parse_args().auto_augment), {}
+    transform = timms(parser.parse_args().auto_augment)
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
         records = labelled.read(folder, 'train')
@@ -82,14 +79,9 @@ def main():
             'ours, each image once': lambda: ours(1),
             'ours, each image three times': lambda: ours(3),
         }
-        for _ in range(TURNS):
-            for name, side in sides.items():
-                clock = time.perf_counter()
-                side()
-                times.setdefault(name, []).append((time.perf_counter() - clock) / IMAGES)
+        times = in_turns(sides, TURNS)
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(times['timm'], seconds, strict=True)]
-        rate, ratio = 1 / statistics.median(seconds), statistics.median(ratios)
+        rate, ratio = IMAGES / np.median(seconds), np.median(times['timm'] / seconds)
         print(f'{name:30} {rate:6.0f} images/s, {ratio:.2f} times timm')
 
 

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from data import write_data
+from data import batches_of, write_data
 from yolos_jax.configs import yolos_s
 
 from yolos_jax import cpus
-from yolos_jax.data import geometry, loader
-from yolos_jax.data.batches import TrainBatches
+from yolos_jax.data import loader
 from yolos_jax.data.records import Records
 
 BATCH, STEPS, WARM = 16, 40, 5
@@ -27,9 +26,7 @@ BATCH, STEPS, WARM = 16, 40, 5
 def load(data: Records, process: int, processes: int, barrier) -> None:
     """Load the rows of one process."""
     threads = max(cpus.usable() // processes, 1)
-    recipe = geometry.Recipe(**yolos_s.get_config().augment)
-    options = dict(num_lengths=8, special=101, batch_size=BATCH, max_targets=100, seed=0)
-    source = TrainBatches.make(data, recipe, **options)
+    source = batches_of(data, yolos_s, BATCH)
     rows = slice(process * BATCH // processes, (process + 1) * BATCH // processes)
     for _ in loader.load(source, range(WARM), rows, threads):
         pass

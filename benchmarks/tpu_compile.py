@@ -11,20 +11,17 @@ called send goes to another slice, over the data centre's network; all the other
 
 import argparse
 import os
-import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no metadata server to ask
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import jax.numpy as jnp
+from collectives import collectives
 from jax.experimental import topologies
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import yolos_jax
-from benchmarks.collectives import collectives
 from yolos_jax import attention, optim, steps
 from yolos_jax.model import Yolos, param_shapes
 from yolos_jax.run import mesh as meshes
@@ -60,16 +57,21 @@ def compile_step(fields, length, mesh, per_chip, shard_params=False):
         'boxes': ((B, T, 4), jnp.float32),
         'valid': ((B, T), bool),
     }
+    step = steps.make_train_step(model, optimizer, per_chip)
+    return compiled(step, state, batch, mesh, shard_params), params
+
+
+def compiled(step, state, batch, mesh, shard_params=False):
+    """A step compiled for a state, of shapes, and a batch {name: (shape, type)}."""
     rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     layout = meshes.largest_axis(state, mesh) if shard_params else jax.tree.map(lambda _: whole, state)
     layout = meshes.in_memory(state, layout)
     batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in batch.items()}
     placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     state = jax.tree.map(placed, state, layout)
-    step = steps.make_train_step(model, optimizer, per_chip)
     with jax.set_mesh(mesh):
         step = jax.jit(step, donate_argnums=0, out_shardings=(layout, whole))
-        return step.lower(state, batch).compile(), params
+        return step.lower(state, batch).compile()
 
 
 def gigabytes(program):

@@ -9,16 +9,13 @@ takes, and the bytes of each kind of collective.
 
 import argparse
 import importlib
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
+from collectives import collectives
+from tpu_compile import compiled, devices_of, gigabytes  # first: it keeps JAX from looking for a TPU
 
-from benchmarks.collectives import collectives
-from benchmarks.tpu_compile import devices_of, gigabytes  # first: it keeps JAX from looking for a TPU
 from yolos_jax import attention, classification, optim, steps
 from yolos_jax.classifier import Classifier, param_shapes
 from yolos_jax.run import mesh as meshes
@@ -43,13 +40,9 @@ def compile_step(config, mesh):
         'weight': ((B,), jnp.float32),
         'share': ((B,), jnp.float32),
     }
-    rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=rows) for name, shape in batch.items()}
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
     options = dict(smoothing=config.smoothing, drop_path=config.drop_path, group=config.augment.mix_group)
     step = steps.make_update(classification.make_loss(model, **options), optimizer)
-    with jax.set_mesh(mesh):
-        return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    return compiled(step, state, batch, mesh)
 
 
 def main():

@@ -108,12 +108,7 @@ class Detections:
     def to_list(self) -> list[dict]:
         """The objects as plain dicts: 'box' (xyxy), 'score', 'label', 'name'."""
         return [
-            {
-                'box': [round(float(x), 2) for x in one.box],
-                'score': round(one.score, 4),
-                'label': one.label,
-                'name': one.name,
-            }
+            one._asdict() | {'box': [round(float(x), 2) for x in one.box], 'score': round(one.score, 4)}
             for one in self
         ]
 

@@ -178,7 +178,10 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
         names, coco = class_names(truth.categories), ground_truth(truth)
         known = set(coco.getCatIds())
         results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
-        evaluation = COCOeval(coco, coco.loadRes(results or _nothing(coco)), 'bbox')
+        if not results:  # loadRes refuses an empty list; this one can match nothing
+            of_first = {'image_id': coco.getImgIds()[0], 'category_id': coco.getCatIds()[0]}
+            results = [of_first | {'bbox': [0, 0, 0, 0], 'score': 0.0}]
+        evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -224,9 +227,3 @@ def table(numbers: dict[str, float]) -> str:
     """COCO's twelve numbers as text."""
     values = [f'{name:>10} {numbers[name]:6.3f}' for name in METRICS]
     return '\n'.join(''.join(values[i : i + 6]) for i in (0, 6))
-
-
-def _nothing(truth: COCO) -> list[dict]:
-    """A detection that can match nothing: loadRes refuses an empty list."""
-    image, category = truth.getImgIds()[0], truth.getCatIds()[0]
-    return [{'image_id': image, 'category_id': category, 'bbox': [0, 0, 0, 0], 'score': 0.0}]

@@ -13,7 +13,6 @@ Letters: B batch, N patches of the longest sequence, P tokens before them, S sho
 D width.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import attention, spmd
+from yolos_jax import attention
 from yolos_jax.patches import longest_side, round_up
 
 ALIGNED = 8  # summed axes are padded to a multiple of it: a GPU reads 16 bytes at a time
@@ -125,10 +124,6 @@ def from_taps(
     special: jax.Array, table: jax.Array, taps: tuple, dtype: jnp.dtype = jnp.float32
 ) -> jax.Array:
     """As `sequences`, from the result of `taps`; only the result is of `dtype`, sums are float32."""
-    return spmd.over_batch(functools.partial(_from_taps, dtype=dtype), shared=2)(special, table, taps)
-
-
-def _from_taps(special: jax.Array, table: jax.Array, taps: tuple, dtype: jnp.dtype) -> jax.Array:
     rows, of_rows, columns, of_columns = taps
     table = jnp.asarray(table)  # NumPy's have no `at`
 
@@ -184,11 +179,6 @@ def sequences(
         layout: the result of `layout`.
         dtype: of the products and the result.
     """
-    # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
-    return spmd.over_batch(functools.partial(_sequences, dtype=dtype), shared=2)(special, table, layout)
-
-
-def _sequences(special: jax.Array, table: jax.Array, layout: tuple, dtype: jnp.dtype) -> jax.Array:
     first, second, cells, patches = layout
     special, table, first, second = (x.astype(dtype) for x in (special, table, first, second))
     gh, gw, _ = table.shape

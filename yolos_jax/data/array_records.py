@@ -112,12 +112,8 @@ class Split:
 
     @functools.cached_property
     def _stored(self) -> str:
-        """The name that the split has in the data set."""
-        names = self._builder.info.splits.keys()
-        stored = self.split if self.split in names else SPLITS.get(self.split, self.split)
-        if stored not in names:
-            raise InputError(f'{self.folder}: has no split {stored}; it has {", ".join(names)}')
-        return stored
+        """The name that the split, one of `splits`, has in the data set."""
+        return self.split if self.split in self._builder.info.splits else SPLITS[self.split]
 
     @property
     def features(self) -> Any:

@@ -66,8 +66,10 @@ class Folder:
         return functools.partial(self._read, file)
 
     def _read(self, file: str) -> bytes:
+        # else it would wait where a pipe is that nothing writes to
+        at_once = lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
         try:
-            with open(os.path.join(self.path, file), 'rb', buffering=0, opener=_without_waiting) as stream:
+            with open(os.path.join(self.path, file), 'rb', buffering=0, opener=at_once) as stream:
                 return stream.read() or b''
         except OSError as error:
             raise InputError(f'{self.path / file}: {error.strerror}') from None
@@ -203,8 +205,3 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
     elif os.path.exists(root):
         raise InputError(f'{root}: a file; name the data folder that it is in', argument)
     raise InputError(f'{root}: no such data folder', argument)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file without blocking, even if it is a pipe that nothing writes to."""
-    return os.open(path, flags | os.O_NONBLOCK)

@@ -53,9 +53,8 @@ def description(root: Path) -> Path | None:
     described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
-    described = [
-        file for file in described if contents[file].keys() & set(SPLITS)
-    ]  # one of a model has none
+    # one of a model has no splits
+    described = [file for file in described if contents[file].keys() & set(SPLITS)]
     if len(described) > 1:
         names = ', '.join(file.name for file in described)
         raise InputError(f'{root}: has several data set files ({names}); name one of them', 'data')
@@ -207,10 +206,8 @@ def _size(image: Path) -> tuple[int, int] | InputError:
 
 
 def labels_of(image: Path) -> Path:
-    """The file of labels of an image: the last folder named images becomes labels."""
-    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix(
-        '.txt'
-    )  # of an absolute path
+    """The file of labels of an image, an absolute path: the last folder named images becomes labels."""
+    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix('.txt')
 
 
 def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:

@@ -42,13 +42,14 @@ FORMS = {  # polygons in a square of side 1
 }  # fmt: skip
 
 
-def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
+def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> bool:
     """Write the data set to `root`, whole or not at all; an existing one is left as it is.
 
-    Each shape makes two classes: filled, and outlined. splits: {name: images of each class}.
+    Each shape makes two classes: filled, and outlined. splits: {name: images of each class}. Returns
+    whether it was written.
     """
     if all((Path(root) / split).is_dir() for split in splits):
-        return
+        return False
     with files.new_folder(root) as part:
         for number, (split, count) in enumerate(splits.items()):
             rng = np.random.default_rng([seed, number])
@@ -57,6 +58,7 @@ def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> N
                 folder.mkdir(parents=True)
                 for i in range(count):
                     picture(rng, label).save(folder / f'{i:04d}.jpg', quality=90)
+    return True
 
 
 def picture(rng: np.random.Generator, label: int) -> Image.Image:
@@ -82,13 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
-    if all((Path(args.folder) / split).is_dir() for split in SPLITS):
-        print(f'{args.folder}: has a data set already, which is left unchanged')
-        return
-    write(args.folder)
     classes = len(FORMS) * len(KINDS)
     counts = ', '.join(f'{count * classes} images in {split}' for split, count in SPLITS.items())
-    print(f'{args.folder}: {classes} classes, {counts}')
+    if write(args.folder):
+        print(f'{args.folder}: {classes} classes, {counts}')
+    else:
+        print(f'{args.folder}: has a data set already, which is left unchanged')
 
 
 if __name__ == '__main__':

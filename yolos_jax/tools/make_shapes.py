@@ -19,18 +19,18 @@ SIZES = ((96, 96), (96, 128), (128, 96), (112, 112), (96, 144), (144, 96), (120,
 SPLITS = {'train2017': 2000, 'val2017': 200}  # COCO's own names, so that every path is COCO's
 
 
-def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
+def write(root: str | Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> bool:
     """Write the data set to `root`, whole or not at all; an existing one is left as it is.
 
-    splits: {name: number of images}.
+    splits: {name: number of images}. Returns whether it was written.
     """
-    root = Path(root)
-    if (root / 'annotations').is_dir():
-        return
+    if (Path(root) / 'annotations').is_dir():
+        return False
     with files.new_folder(root) as part:
         (part / 'annotations').mkdir()
         for number, (split, count) in enumerate(splits.items()):
             _write_split(part, split, count, np.random.default_rng([seed, number]))
+    return True
 
 
 def _write_split(root: Path, split: str, count: int, rng: np.random.Generator) -> None:
@@ -42,21 +42,10 @@ def _write_split(root: Path, split: str, count: int, rng: np.random.Generator) -
         picture.save(root / split / name, quality=90)
         images.append({'id': image_id, 'file_name': name, 'width': picture.width, 'height': picture.height})
         for category, box, crowd in objects:
-            annotations.append(
-                {
-                    'id': len(annotations) + 1,
-                    'image_id': image_id,
-                    'category_id': category,
-                    'bbox': box,
-                    'area': round(box[2] * box[3], 2),
-                    'iscrowd': crowd,
-                }
-            )
-    content = {
-        'images': images,
-        'annotations': annotations,
-        'categories': [{'id': i, 'name': name} for i, name in enumerate(CLASSES, 1)],
-    }
+            one = {'id': len(annotations) + 1, 'image_id': image_id, 'category_id': category, 'bbox': box}
+            annotations.append(one | {'area': round(box[2] * box[3], 2), 'iscrowd': crowd})
+    categories = [{'id': i, 'name': name} for i, name in enumerate(CLASSES, 1)]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
 
 
@@ -128,11 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
-    if (Path(args.folder) / 'annotations').is_dir():
+    if write(args.folder):
+        print(f'{args.folder}: ' + ', '.join(f'{n} images in {split}' for split, n in SPLITS.items()))
+    else:
         print(f'{args.folder}: has a data set already, which is left unchanged')
-        return
-    write(args.folder)
-    print(f'{args.folder}: ' + ', '.join(f'{n} images in {split}' for split, n in SPLITS.items()))
 
 
 if __name__ == '__main__':

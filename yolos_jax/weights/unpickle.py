@@ -128,10 +128,7 @@ class Interpreter:
         self._update(self._to_mark())
 
     def _update(self, items):
-        target = self.stack[-1]
-        if not isinstance(target, dict) or not all(isinstance(k, KEYS) for k in items[::2]):
-            raise InputError('refused: a dict with keys that are neither text nor numbers')
-        target.update(zip(items[::2], items[1::2], strict=True))
+        _fill(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
     def _do_binput(self, argument):
         self.memo[argument] = self.stack[-1]
@@ -216,13 +213,12 @@ def _tensor(storage, offset, shape, stride, *_):
     return Tensor(shape, read)
 
 
-def _ordered_dict(items=()):
-    result = {}
+def _fill(target, items):
     for key, value in items:
-        if not isinstance(key, KEYS):
+        if not isinstance(target, dict) or not isinstance(key, KEYS):
             raise InputError('refused: a dict with keys that are neither text nor numbers')
-        result[key] = value
-    return result
+        target[key] = value
+    return target
 
 
 def _first(value, *_):
@@ -239,7 +235,7 @@ _VALUES = set(
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8'.split()
 )
 _MAKERS = {
-    ('collections', 'OrderedDict'): _ordered_dict,
+    ('collections', 'OrderedDict'): lambda items=(): _fill({}, items),
     ('argparse', 'Namespace'): Namespace,
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
