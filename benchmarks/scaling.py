@@ -13,8 +13,8 @@ import argparse
 # bf16 peak in FLOP/s; bytes/s a chip sends over its links in one direction; the chips of the largest slice;
 # bytes/s of a chip's share of the network between slices
 CHIPS = {
-    'v5e': (197e12, 100e9, 256, 3.1e9),
-    'v5p': (459e12, 300e9, 8960, 12.5e9),
+    'v5e': (197e12, 200e9, 256, 3.1e9),
+    'v5p': (459e12, 600e9, 8960, 6.25e9),
     'H100': (989e12, 450e9, 8, 50e9),
 }
 # width, depth, mean tokens of the recipe on COCO with [CLS] and [DET], images per chip, bytes of gradients

@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     c.augment.max_size = 1333
 
     c.epochs = 36  # a quarter of the published 150: such features need fewer
-    c.learning_rate = 2e-5  # this and the next as for plain-ViT detectors from DINOv3 (MixMatchDet)
+    c.learning_rate = 2e-5  # this and the next as for plain-ViT detectors from DINOv2 (MixMatchDet)
     c.fresh_learning_rate = 2e-4
     return c.lock()

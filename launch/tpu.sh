@@ -24,7 +24,8 @@ case "${1:-}" in
     tar czf /tmp/yolos_jax.tgz --exclude=.venv --exclude=.git --exclude=runs .
     gcloud compute tpus tpu-vm scp /tmp/yolos_jax.tgz "$NAME": --zone="$ZONE" --worker=all
     everywhere "mkdir -p yolos_jax && tar xzf yolos_jax.tgz -C yolos_jax && cd yolos_jax \
-      && python3.11 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
+      && pip install -q --user uv && ~/.local/bin/uv venv -q --python 3.12 --seed .venv \
+      && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
     ;;
   train)
     everywhere "cd yolos_jax && .venv/bin/python train.py $TRAIN"

@@ -10,10 +10,11 @@ from helpers import ROOT
 from yolos_jax.tools import train  # noqa: F401  defines the flags
 
 FILES = sorted((ROOT / 'launch').iterdir())
-OF_OTHERS = {  # flags of srun, sbatch and scancel, and of gcloud
+OF_OTHERS = {  # flags of srun, sbatch and scancel, of gcloud, and of uv
+    'skypilot.yaml': 'python seed',
     'slurm.sh': 'cpus-per-task dependency gpus-per-node job-name kill-on-bad-exit name nodes '
     'ntasks-per-node open-mode signal state time user',
-    'tpu.sh': 'accelerator-type command exclude force node-id runtime-version worker zone',
+    'tpu.sh': 'accelerator-type command exclude force node-id python runtime-version seed user worker zone',
 }
 
 

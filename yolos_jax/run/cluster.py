@@ -36,7 +36,7 @@ def start(
 ) -> None:
     """Join the other processes of this run, before any device is used.
 
-    jax.distributed detects TPU pods, Slurm, Open MPI and Kubernetes; without one of them, and without
+    jax.distributed detects TPU pods, Slurm, Open MPI 4 and Kubernetes; without one of them, and without
     arguments, the process is alone.
 
     Args:
