@@ -34,7 +34,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 
 docs: .venv/installed-test
-	$(BIN)/python -m pdoc -d google -o docs/api yolos_jax
+	$(BIN)/python docs/api.py docs/api
 
 clean:
 	rm -rf .venv .cache build docs/api *.egg-info

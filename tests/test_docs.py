@@ -212,3 +212,11 @@ def test_every_excluded_command_is_still_in_the_documentation():
     assert len(every) > 20
     for pattern in NOT_RUN:
         assert any(re.match(pattern, command) for command in every), pattern
+
+
+def test_the_api_pages_have_the_classes_and_their_calls(tmp_path):
+    command = [sys.executable, ROOT / 'docs' / 'api.py', tmp_path, 'yolos_jax', r'!yolos_jax\.']
+    subprocess.run(command, cwd=ROOT, check=True)
+    page = (tmp_path / 'yolos_jax.html').read_text()
+    for name in ('Detector.stream', 'Detector.__call__', 'Detections.draw', 'Yolos.__call__', 'evaluate'):
+        assert f'id="{name}"' in page, name

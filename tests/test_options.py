@@ -10,6 +10,7 @@ from PIL import Image
 
 import yolos_jax
 from yolos_jax import visualize
+from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.tools import attention, card, check_data, convert, evaluate, predict, speed, tokens
 from yolos_jax.weights import checkpoint
@@ -64,6 +65,9 @@ def test_options_of_an_evaluation_from_python_are_those_of_the_command(
     assert yolos_jax.evaluate(without, coco_folder, 'train2017', log=notes.append) != written
     assert len(notes) == 1 and notes[0].endswith('classes that cannot be detected: triangle')
     assert not capsys.readouterr().out
+    data = records.read(coco_folder, 'train2017')
+    with pytest.raises(InputError, match='no images are left to evaluate'):
+        yolos_jax.evaluate(saved, records.select(data, data.heights > 5000))
 
 
 @pytest.mark.parametrize(

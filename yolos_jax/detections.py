@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -78,11 +78,17 @@ class Detections:
         best = ', '.join(self[:5].captions())
         return f'<{len(self)} detections{": " if best else ""}{best}{", ..." if len(self) > 5 else ""}>'
 
-    def select(self, rows: Sequence[int]) -> 'Detections':
+    def select(self, rows: Sequence[int] | np.ndarray) -> 'Detections':
         """Some of the objects, by their position, or by a mask, bool [n]."""
         rows = np.arange(len(self))[np.asarray(rows, None if len(rows) else np.int64)]
         arrays = self.boxes[rows], self.scores[rows], self.labels[rows]
         return Detections(*arrays, [self.names[i] for i in rows], self.image, self.size)
+
+    @overload
+    def __getitem__(self, rows: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> 'Detections': ...
 
     def __getitem__(self, rows: Any) -> 'Detection | Detections':
         """One object by its position, or some by a slice or as `select` takes them."""

@@ -9,7 +9,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class Detector:
         if not isinstance(device, jax.Device | None):
             raise InputError(f'device is {device!r}, not one of jax.devices()', 'device')
         if dtype not in (None, *DTYPES):
-            raise InputError(f'dtype is {dtype!r}, not {" or ".join(DTYPES)}', 'dtype')
+            raise InputError(f'dtype is {dtype!r}, not {" or ".join(map(repr, DTYPES))}', 'dtype')
         device, dtype = device or jax.devices()[0], jnp.dtype(dtype or pretrained.model.dtype)
         kernel = attention.for_platform(attention.platform_of(device), dtype)
         self.model = model = pretrained.model.clone(attention_kernel=kernel, dtype=dtype)
@@ -108,6 +108,12 @@ class Detector:
         hints = {name: options.pop(name) for name in weights.HINTS if name in options}
         return cls(weights.read(path, step, log=log, **hints), **options)
 
+    @overload
+    def __call__(self, images: Picture, threshold: float = 0.5) -> Detections: ...
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...], threshold: float = 0.5) -> list[Detections]: ...
+
     def __call__(
         self, images: Picture | Sequence[Picture], threshold: float = 0.5
     ) -> Detections | list[Detections]:
@@ -131,6 +137,21 @@ class Detector:
             return results
         (detections,) = self._stream(iter([images]), threshold)
         return detections
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[Picture],
+        threshold: float = 0.5,
+        *,
+        errors: Literal[False] = False,
+        pixels: bool = False,
+    ) -> Iterator[Detections]: ...
+
+    @overload
+    def stream(
+        self, images: Iterable[Picture], threshold: float = 0.5, *, errors: bool, pixels: bool = False
+    ) -> Iterator[Detections | InputError]: ...
 
     def stream(
         self,

@@ -19,10 +19,10 @@ from yolos_jax.patches import PATCH_DIM
 from yolos_jax.vit import Backbone, Dense, torch_uniform
 
 # The published models. Their grids are the reference's init_pe_size and mid_pe_size // 16.
-YOLOS_TI = dict(width=192, depth=12, heads=3, pos_grid=(50, 83))
-YOLOS_S = dict(width=384, depth=12, heads=6, pos_grid=(32, 54), mid_pos_grid=(32, 54))
-YOLOS_S_DWR = dict(width=330, depth=14, heads=6, pos_grid=(32, 54), mid_pos_grid=(32, 54))
-YOLOS_B = dict(width=768, depth=12, heads=12, pos_grid=(50, 84), mid_pos_grid=(50, 84))
+YOLOS_TI: dict[str, Any] = dict(width=192, depth=12, heads=3, pos_grid=(50, 83))
+YOLOS_S: dict[str, Any] = dict(width=384, depth=12, heads=6, pos_grid=(32, 54), mid_pos_grid=(32, 54))
+YOLOS_S_DWR: dict[str, Any] = dict(width=330, depth=14, heads=6, pos_grid=(32, 54), mid_pos_grid=(32, 54))
+YOLOS_B: dict[str, Any] = dict(width=768, depth=12, heads=12, pos_grid=(50, 84), mid_pos_grid=(50, 84))
 
 
 class Head(nn.Module):

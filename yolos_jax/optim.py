@@ -16,8 +16,9 @@ def learning_rate(base: float, epochs: int, steps_per_epoch: int) -> Callable[[i
     """The rate of each step, as a function of the step.
 
     A cosine from `base` to 1e-7 that changes once per epoch, without warm-up. The reference steps its
-    schedule at the end of an epoch with that epoch's number, so epochs 0 and 1 both run at `base` and
-    the last one ends just above 1e-7.
+    schedule at the end of an epoch with that epoch's number, so epochs 0 and 1 both run at `base`, and
+    of n epochs the last has the cosine's rate at epoch n - 2: just above 1e-7 if they are many, half of
+    `base` if they are 4.
     """
     return warmup_cosine(base, epochs, 0, steps_per_epoch, final=LAST_RATE)
 
@@ -71,7 +72,7 @@ def trainable(params: dict, frozen_blocks: int) -> dict:
         raise ValueError(f'frozen_blocks is {frozen_blocks}; the backbone has {depth} blocks')
     whole = frozen_blocks == depth
 
-    def is_trained(path: tuple, x: jax.Array) -> np.ndarray:
+    def is_trained(path: tuple, x: jax.Array) -> np.ndarray | np.float32:
         top, name, *_ = [key.key for key in path] + ['']
         if top != 'backbone':
             return np.float32(1)

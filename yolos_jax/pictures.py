@@ -6,7 +6,7 @@ import string
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,16 @@ from yolos_jax.errors import InputError, StorageError
 
 # what an array of another library raises that numpy cannot read (torch's bfloat16, or with a gradient)
 NO_ARRAY = TypeError, ValueError, RuntimeError
-Picture = np.ndarray | Image.Image | str | Path | bytes | bytearray | BinaryIO
+
+
+class Array(Protocol):
+    """An array of numpy, JAX or torch."""
+
+    def __array__(self) -> Any:
+        """The array as numpy's."""
+
+
+Picture = Array | Image.Image | str | Path | bytes | bytearray | BinaryIO
 NAME = 'an image in memory'  # in messages
 LINK_SECONDS, LINK_BYTES = 30, 1 << 28  # to wait for an answer, and the most that is read
 

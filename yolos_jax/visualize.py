@@ -22,7 +22,7 @@ DUPLICATE = 0.7  # a picture leaves out a detection with a larger IoU with a bet
 def draw(
     image: np.ndarray,
     boxes: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     captions: Sequence[str],
     font: str | Path | None = None,
 ) -> np.ndarray:

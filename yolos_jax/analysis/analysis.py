@@ -55,7 +55,7 @@ def analyse(
 ) -> Analysis:
     """Match a split's detections and run all analyses.
 
-    fields: as `read_fields` gives them.
+    fields: as `groups.read_fields` gives them.
     """
     matched = outcomes.match(split)
     thresholds = confidence.best_thresholds(matched)

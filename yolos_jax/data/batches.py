@@ -124,6 +124,8 @@ class EvalBatches(_Batches):
     ) -> None:
         """max_targets: of an image, for its losses. alter: (RGB image, image id) -> changed image."""
         super().__init__(records, max_targets)
+        if not len(records):
+            raise InputError(f'{records.source.path}: no images are left to evaluate')
         self._alter = alter
         truth = records.source.truth
         if truth and not truth.is_file():

@@ -172,7 +172,7 @@ def evaluate(
         InputError: the detector or the data cannot be read, or have no class in common.
     """
     if dtype not in DTYPES:
-        raise InputError(f'dtype is {dtype!r}, not {" or ".join(DTYPES)}', 'dtype')
+        raise InputError(f'dtype is {dtype!r}, not {" or ".join(map(repr, DTYPES))}', 'dtype')
     pretrained = detector.pretrained if isinstance(detector, Detector) else detector
     if not isinstance(pretrained, weights.Pretrained):
         pretrained = weights.read(pretrained)

@@ -8,7 +8,7 @@ beside how often objects have it; tokens.json has the paper's two correlations.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -39,6 +39,9 @@ def correlation(tokens: np.ndarray, centres: np.ndarray, average_images: bool = 
     Args:
         tokens: [Q, D], the learned embeddings. centres: [I, Q, 2], of the boxes they predict in I images.
         average_images: average distances over images first; else correlate all pairs in all images.
+
+    Returns:
+        rho; None where one of the two is constant.
     """
     return _pearson(cosine(tokens), (distances(x) for x in centres), average_images)
 
@@ -62,7 +65,7 @@ def distances(x: np.ndarray) -> np.ndarray:
     return np.linalg.norm(x[first] - x[second], axis=-1)
 
 
-def _pearson(similarity: np.ndarray, of_images: object, average_images: bool) -> float | None:
+def _pearson(similarity: np.ndarray, of_images: Iterable[np.ndarray], average_images: bool) -> float | None:
     """rho of a vector with the vectors of images, not in memory together; None where either is constant."""
     count, mean, squares, products = 0, np.zeros_like(similarity), 0.0, 0.0
     centred = similarity - similarity.mean()

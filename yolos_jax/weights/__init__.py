@@ -4,8 +4,12 @@ Read a detector (`read`); or open a file (`open`), look at what it holds (`Sourc
 (`Pretrained`) or a backbone.
 """
 
+from yolos_jax.weights import checkpoint
 from yolos_jax.weights.pretrained import Pretrained
-from yolos_jax.weights.source import HINTS, Source, init_from_backbone, load, read
-from yolos_jax.weights.source import open_source as open  # noqa: F401  `import *` would hide Python's
+from yolos_jax.weights.source import HINTS, Source, init_from_backbone, load, open_source, read
 
-__all__ = ['HINTS', 'Pretrained', 'Source', 'init_from_backbone', 'load', 'read']
+open = open_source  # not in the list below, as `import *` would hide Python's
+
+__all__ = [
+    'HINTS', 'Pretrained', 'Source', 'checkpoint', 'init_from_backbone', 'load', 'open_source', 'read',
+]  # fmt: skip

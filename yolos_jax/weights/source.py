@@ -82,7 +82,7 @@ def _open(path: Path, step: int | None) -> 'Source':
 
 
 @dataclasses.dataclass(frozen=True)
-class Source(contextlib.AbstractContextManager):
+class Source(contextlib.AbstractContextManager['Source']):
     """An open file of tensors, or a folder of our checkpoints; a context manager that closes it."""
 
     path: Path
