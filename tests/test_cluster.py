@@ -313,6 +313,39 @@ def test_a_process_that_was_suspended_is_not_taken_for_stuck():
         assert process.communicate('\n')[0] == 'on\n' and process.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [
+        ({}, None),
+        ({'SLURM_STEP_TASKS_PER_NODE': '8(x2)'}, None),
+        ({'SLURM_STEP_TASKS_PER_NODE': '1(x2)'}, []),
+        ({'SLURM_STEP_TASKS_PER_NODE': '1'}, []),
+        ({'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, []),
+        ({'SLURM_STEP_TASKS_PER_NODE': '4', 'CUDA_VISIBLE_DEVICES': '3'}, []),
+        ({'SLURM_STEP_TASKS_PER_NODE': '4', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, None),
+        ({'SLURM_STEP_TASKS_PER_NODE': '1', 'JAX_LOCAL_DEVICE_IDS': '2'}, None),
+    ],
+)
+def test_a_process_that_shares_its_gpus_with_none_uses_all_that_it_sees(variables, expected, monkeypatch):
+    for name in ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'CUDA_VISIBLE_DEVICES'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cluster._own_devices() == expected
+
+
+def test_the_only_process_of_a_slurm_step_uses_all_gpus():
+    step = {
+        'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0',
+        'SLURM_LOCALID': '0', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_STEP_TASKS_PER_NODE': '1',
+    }  # fmt: skip
+    script = 'from jax._src import xla_bridge\nfrom yolos_jax.run import cluster\n'
+    script += 'cluster.start()\nprint(xla_bridge.CUDA_VISIBLE_DEVICES.value)'
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | step, capture_output=True, text=True)
+    assert done.stdout == 'all\n', done.stderr
+
+
 def test_a_half_described_cluster_is_refused():
     with pytest.raises(InputError, match='need num_processes and process_id too') as error:
         cluster.start(coordinator='localhost:1')

@@ -272,3 +272,10 @@ def test_commands_that_read_a_pth_take_flags_for_missing_values(module, capsys):
     with pytest.raises(SystemExit):
         module.main(['--help'])
     assert '--heads' in capsys.readouterr().out
+
+
+def test_a_device_that_is_full_gets_advice():
+    script = 'import jax.numpy as jnp\nfrom yolos_jax.run import cli\ncli.run(lambda: jnp.ones(1 << 43))'
+    done = subprocess.run([sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.startswith("error: out of the device's memory; docs/training.md")
+    assert done.returncode == 1

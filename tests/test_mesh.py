@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 from helpers import TINY, make_targets, noise
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.layout import Format, Layout
 
 from benchmarks.collectives import collectives
-from yolos_jax import optim, steps
+from yolos_jax import attention, optim, steps
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
@@ -185,3 +186,17 @@ def test_devices_of_a_slice_are_neighbours_and_so_are_those_of_a_process():
     ordered = sorted(devices, key=meshes.place_of)
     assert [device.id for device in ordered] == [9, 1, 3, 7]
     assert meshes.place_of(jax.devices()[0])[0] == 0  # a CPU is in no slice
+
+
+def test_a_program_for_several_gpus_has_no_address_of_this_process_in_it(monkeypatch):
+    """Divided by JAX, cuDNN's attention has one, and no later start would find the compiled program."""
+    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000)  # needs a GPU
+    mesh = meshes.make_mesh(jax.devices()[:4])
+    rows = meshes.batch_sharding(mesh)
+    q = jax.ShapeDtypeStruct((8, 2, 64, 16), jnp.bfloat16, sharding=rows)
+    lengths = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=rows)
+    loss = lambda q, k, v, lengths: attention.fused(q, k, v, lengths).astype(jnp.float32).sum()
+    with jax.set_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, q, q, lengths)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    assert text.count('__cudnn$fmha') >= 2 and 'CustomSPMDPartitioning' not in text

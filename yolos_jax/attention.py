@@ -103,6 +103,11 @@ def fused(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, implementation: str = 'cudnn'
 ) -> jax.Array:
     """cuDNN's flash attention; head widths are padded to the multiple of 8 it asks for."""
+    # divided by JAX the kernel has an address of this process in it: no start would find its program again
+    return spmd.over_batch(functools.partial(_fused, implementation=implementation))(q, k, v, lengths)
+
+
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, implementation: str) -> jax.Array:
     width = q.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -width % 8)]
     out = jax.nn.dot_product_attention(

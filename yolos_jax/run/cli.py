@@ -146,6 +146,8 @@ def _line(error: Exception, flag: Callable[[str], str]) -> str:
     if isinstance(error, InputError):
         return f'{error} ({flag(error.argument)})' if error.argument else str(error)
     text = ' '.join(str(error).split())[:500]
+    if 'RESOURCE_EXHAUSTED' in text:
+        return f"out of the device's memory; docs/training.md, Troubleshooting, has advice ({text})"
     return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
 
 

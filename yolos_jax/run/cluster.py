@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import hashlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -64,7 +65,7 @@ def start(
         rendezvous.meet(coordinator, num_processes, process_id, heartbeat)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id,
+            coordinator, num_processes, process_id, _own_devices(),
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=STUCK,  # the first process scores and uploads when the others are done
         )  # fmt: skip
@@ -75,6 +76,20 @@ def start(
     except RuntimeError as error:
         where = coordinator or 'the cluster (num_processes 1 always runs alone)'
         raise InputError(f'cannot join {where}: {error}', 'num_processes') from None
+
+
+def _own_devices() -> list | None:
+    """Which GPUs of its machine are this process's: [] for all that it sees, None for JAX's choice.
+
+    Under Slurm and Open MPI JAX chooses the one with the process's number on the machine. That is wrong for
+    the only process of a machine, and for one that sees a single GPU.
+    """
+    if os.environ.get('JAX_LOCAL_DEVICE_IDS'):
+        return None
+    is_alone = re.fullmatch(r'1(\(x\d+\))?', os.environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
+    is_alone = is_alone or os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
+    sees_one = re.fullmatch(r'[^,]+', os.environ.get('CUDA_VISIBLE_DEVICES', ''))
+    return [] if is_alone or sees_one else None
 
 
 def _check_alone() -> None:
