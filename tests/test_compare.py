@@ -66,11 +66,13 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
 
 def test_runs_and_weights_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignored(tmp_path):
     runs = [write(tmp_path / x / 'run', [0.5], f'runs/{x}/deit.pth') for x in ('a', 'b')]
+    runs.append(write(tmp_path / 'c' / 'run', [0.5]))
     with open(runs[0] / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 2')
     compare.main([*map(str, runs), f'--output={tmp_path / "out"}'])
     text = (tmp_path / 'out' / 'compare.md').read_text()
     assert '| a/run | a/deit.pth |' in text and '| b/run | b/deit.pth |' in text
+    assert '| c/run | from scratch |' in text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import threading
+import types
 
 import jax
 import numpy as np
@@ -27,7 +28,11 @@ def site(tmp_path, monkeypatch):
             pass
 
         def do_GET(self):  # noqa: N802
-            if self.path == '/cut':
+            if self.path == '/moved':
+                self.send_response(302)
+                self.send_header('Location', 'ftp://127.0.0.1:9/x')
+                self.end_headers()
+            elif self.path == '/cut':
                 self.send_response(200)
                 self.send_header('Content-Length', '100')
                 self.end_headers()
@@ -94,6 +99,11 @@ def test_a_link_is_read_whole_and_not_without_bound(site, monkeypatch):
         opened(f'{address}/photo 1.png')
 
 
+def test_a_link_that_leads_to_another_protocol_is_named(site):
+    with pytest.raises(StorageError, match=f'{site[1]}/moved: cannot be fetched'):
+        opened(f'{site[1]}/moved')
+
+
 def test_what_cannot_be_read_is_named_by_its_link_or_place_in_the_list(detector, site):
     folder, address = site
     (folder / 'page.html').write_text('<html>')
@@ -101,6 +111,12 @@ def test_what_cannot_be_read_is_named_by_its_link_or_place_in_the_list(detector,
         detector(f'{address}/page.html')
     with pytest.raises(InputError, match=r'^images\[2\]: an image in memory: not a readable image'):
         detector([noise(60, 80), noise(60, 80), b'<html>', b'<html>'])
+
+
+def test_an_open_reader_of_pixels_is_an_image(detector):
+    reader = types.SimpleNamespace(read=lambda: noise(60, 80))
+    (detections,) = detector.stream([reader], threshold=0)
+    assert len(detections) == len(detector(reader, threshold=0)) > 0
 
 
 def test_an_array_with_its_channels_first_is_told_so():

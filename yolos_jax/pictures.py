@@ -51,7 +51,7 @@ def opened(image: Picture) -> Picture:
     if hasattr(content, '__await__'):  # FastAPI's UploadFile
         content.close()
         raise InputError('an image in an open file is read by await; give the bytes, or upload.file')
-    if not content:
+    if isinstance(content, bytes) and not content:
         raise InputError('an open file has no bytes left; seek(0) if it was read before')
     return content
 
@@ -64,8 +64,8 @@ def _fetched(link: str) -> bytes:
             content = response.read(LINK_BYTES + 1)
         if len(content) > LINK_BYTES:
             raise ValueError(f'it has more than {LINK_BYTES >> 20} MiB')
-        if response.length:  # what is missing
-            raise http.client.IncompleteRead(content, response.length)
+        if missing := getattr(response, 'length', None):  # a link may lead to FTP, which has none
+            raise http.client.IncompleteRead(content, missing)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise StorageError(f'{link}: cannot be fetched ({error})') from None
     return content

@@ -95,10 +95,7 @@ def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
 def _opened(data: bytes) -> Image.Image:
     if not data:
         raise InputError('not a readable image (empty)')
-    try:
-        return Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InputError('not a readable image (unknown format)') from None
+    return Image.open(BytesIO(data), formats=FORMATS)
 
 
 def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
@@ -171,6 +168,8 @@ def _naming(name: str | Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f'{name}: {error}') from None
+    except UnidentifiedImageError:
+        raise InputError(f'{name}: not a readable image (none of {", ".join(FORMATS)})') from None
     except UNREADABLE as error:
         raise InputError(f'{name}: not a readable image ({error})') from None
 

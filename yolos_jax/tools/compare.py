@@ -48,8 +48,8 @@ class Run(NamedTuple):
 
 def names_of(folders: Sequence[Path]) -> list[str]:
     """Names of files or folders, with as much of the path as is needed to tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    longest = max(map(len, parts))
+    parts = [folder.parts for folder in folders]
+    longest = max(1, *map(len, parts))
     tails = (['/'.join(part[-count:]) for part in parts] for count in range(1, longest + 1))
     return next(names for names in tails if len(set(names)) == len(set(parts)))
 
@@ -96,14 +96,14 @@ def of_data(runs: Sequence[Run], split: str | None = None) -> set[str]:
 def table(runs: Sequence[Run]) -> str:
     """Markdown: a row for each run with the numbers of its best evaluation."""
     differing, names = differences(runs), NUMBERS[runs[0].measure]
-    starts = names_of([Path(run.config.get('init_from') or 'from scratch') for run in runs])
+    starts = names_of([Path(run.config.get('init_from') or '') for run in runs])
     percent = [f'{name} (%)' for name in names]
     rows = [['run', 'starts from', *differing, 'epochs trained', *percent]]
     for i, run in enumerate(runs):
         values = [run.best.get(name, -1) for name in names]  # -1 also if there is no such object
         numbers = [f'{100 * value:.1f}' if value >= 0 else '' for value in values]
         own = [texts[i] for texts in differing.values()]
-        rows.append([run.name, starts[i], *own, f'{round(run.epochs, 2):g}', *numbers])
+        rows.append([run.name, starts[i] or 'from scratch', *own, f'{round(run.epochs, 2):g}', *numbers])
     rows = [[str(cell).replace('|', r'\|').replace('\n', ' ') for cell in row] for row in rows]
     rows.insert(1, ['---'] * len(rows[0]))
     return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
-    runs = [read(*run) for run in zip(args.runs, names_of(args.runs), strict=True)]
+    names = names_of([run.resolve() for run in args.runs])
+    runs = [read(*run) for run in zip(args.runs, names, strict=True)]
     if len({run.measure for run in runs}) > 1:
         raise InputError('some of these runs train detectors and some pre-train: compare them separately')
     runs.sort(key=lambda run: -run.reached)

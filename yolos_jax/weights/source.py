@@ -173,6 +173,7 @@ class Source(contextlib.AbstractContextManager['Source']):
         Raises:
             InputError: this is not a ViT, is a detector, or is a ViT of another shape.
         """
+        forks.check()
         with _naming(self._backbone_file().path):
             params, report = backbones.start(self.file, model, rng)
         log(f'{self.file.path}: SHA-256 {self.file.sha256}')
@@ -189,6 +190,7 @@ class Source(contextlib.AbstractContextManager['Source']):
         Raises:
             InputError: this is not a ViT, is a detector, or its heads are unknown.
         """
+        forks.check()
         with _naming(self._backbone_file().path):
             return backbones.features(self.file, heads)
 
