@@ -1,3 +1,4 @@
+import codecs
 import json
 
 import pytest
@@ -115,6 +116,14 @@ def test_an_object_under_two_ids_is_noted(tmp_path):
     path = write_coco(tmp_path, content) / 'annotations' / 'instances_val.json'
     (problem,) = (p for p in find_problems(annotations.read(path)) if 'another id' in p.what)
     assert problem.examples == ['annotation id 8 in b.jpg'] and not problem.stops
+
+
+def test_a_field_is_read_from_every_file_that_is_taken(tmp_path):
+    """With a byte order mark, numbers as text, and not in every image."""
+    path = write_coco(tmp_path, change(images__0__id='7', images__0__time='day')) / 'annotations'
+    path = path / 'instances_val.json'
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert annotations.read_field(path, 'images', 'time') == ([7, 3], ['day', None])
 
 
 def test_every_problem_is_found_not_only_the_first(tmp_path):

@@ -119,6 +119,9 @@ def test_corrected_labels_are_read_though_an_index_is_there(data_set, coco_folde
     shutil.copytree(build_tfds.build(corrected, tmp_path / 'anew'), copy, dirs_exist_ok=True)
     again = records.read(copy, 'val2017', tmp_path / 'index')
     assert set(again.labels.tolist()) == {content['categories'][0]['id']}
+    names = copy / array_records.CATEGORIES
+    names.write_text(names.read_text().replace('circle', 'disc'))
+    assert records.read(copy, 'val2017', tmp_path / 'index').classes[1] == 'disc'
 
 
 def test_a_data_set_without_our_category_file_must_have_the_classes_of_coco(data_set, tmp_path):
@@ -149,8 +152,9 @@ def test_evaluation_asks_for_the_official_file(data_set):
     truth = data.source.truth
     moved = truth.rename(truth.with_suffix('.away'))
     try:
-        with pytest.raises(InputError, match='instances_val2017.json: no such file'):
-            EvalBatches(data, size=112, max_size=176, batch_size=4)
+        for of_split in (data, records.read(data_set, 'val2017')):
+            with pytest.raises(InputError, match='instances_val2017.json: no such file'):
+                EvalBatches(of_split, size=112, max_size=176, batch_size=4)
     finally:
         moved.rename(truth)
 

@@ -197,6 +197,12 @@ def test_many_threads_and_devices_attend_at_once_on_a_cpu():
         np.testing.assert_array_equal(result, expected)
 
 
+def test_scores_of_bfloat16_are_not_rounded_to_it():
+    q, k, _, lengths = inputs(dtype=jnp.bfloat16)
+    exact_weights = attention.weights(*(x.astype(jnp.float32) for x in (q, k)), lengths)
+    np.testing.assert_allclose(attention.weights(q, k, lengths), exact_weights, atol=1e-6)
+
+
 def test_bfloat16_stays_near_float32():
     exact_out = attention.flash(*inputs())
     *qkv, lengths = inputs(dtype=jnp.bfloat16)

@@ -149,7 +149,7 @@ def test_an_image_no_crop_fits_is_cut_in_the_middle():
             assert 1 <= h <= height and 1 <= w <= width
 
 
-@pytest.mark.parametrize(('height', 'width'), [(160, 208), (208, 160), (100, 100)])
+@pytest.mark.parametrize(('height', 'width'), [(160, 208), (208, 160), (100, 114)])
 def test_evaluation_cuts_the_middle_out_of_the_image_resized(height, width):
     image, out = photograph(height, width), np.zeros((16, 768), np.uint8)
     augmentation.eval_image(pixels.to_rgbx(image), 64, out)

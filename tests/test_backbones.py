@@ -243,6 +243,11 @@ def test_big_vision_without_class_token_in_bfloat16_with_fixed_positions(tmp_pat
     assert 'has no positions: sincos2d of 14x14' in report and 'has no class token' in report
     expected = make_vit()['blocks.1.mlp.fc1.weight'].astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(params['backbone']['blocks']['mlp']['fc1']['kernel'][1], expected.T)
+    with weights.open(tmp_path / 'x.npz') as source:
+        table = source.vit()[1]['backbone']['pos_embed'][0, 1:].reshape(14, 14, D)
+    omega = 1 / 10_000 ** (np.arange(D // 4) / (D // 4 - 1))  # big_vision's posemb_sincos_2d, of y 3, x 5
+    expected = np.concatenate([np.sin(5 * omega), np.cos(5 * omega), np.sin(3 * omega), np.cos(3 * omega)])
+    np.testing.assert_allclose(table[3, 5], expected, atol=1e-6)
     content['Transformer/posembed_input/pos_embedding'] = make_vit(SIDE**2)['pos_embed']
     params, report = load(tmp_path / 'x.npz', content)
     assert not params['backbone']['pos_embed'][0, 0].any()

@@ -37,6 +37,13 @@ def test_each_token_learns_from_its_own_labels_and_they_predict_together():
     jax.eval_shape(classification.make_evaluation_step(few), classifier.param_shapes(few), part)
 
 
+def test_the_logits_of_a_bfloat16_classifier_are_float32():
+    model = MODEL.clone(dtype=jnp.bfloat16, distilled=True)
+    apply = lambda params: model.apply({'params': params}, np.zeros((2, 16, 768), np.uint8))
+    logits = jax.eval_shape(apply, classifier.param_shapes(model))
+    assert logits.shape == (2, 2, 20) and logits.dtype == jnp.float32
+
+
 def test_teacher_labels_are_mixed_with_those_of_the_partner_image():
     batch = {'teacher': jnp.arange(4), 'share': jnp.full(4, 0.3)}
     taught = classification.of_labels(5, 4)(None, batch, {})

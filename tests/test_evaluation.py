@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -6,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import TINY, coco_content, forward, write_coco
+from helpers import TINY, annotated, coco_content, forward, write_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -37,8 +38,11 @@ def noisy_truth(path, seed=0):
     return results
 
 
-def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder):
-    path = coco_folder / 'annotations' / 'instances_val2017.json'
+def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder, tmp_path):
+    path, content = tmp_path / 'with_crowds.json', annotated(coco_folder, 'val2017')
+    for annotation in content['annotations'][::4]:
+        annotation['iscrowd'] = 1
+    path.write_text(json.dumps(content))
     results = noisy_truth(path)
     numbers, _ = evaluation.score(annotations.read(path), results)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -52,9 +56,11 @@ def test_the_numbers_are_cocoevals_to_the_last_digit(coco_folder):
 
 def test_the_ap_of_all_classes_is_the_mean_of_each(coco_folder):
     path = coco_folder / 'annotations' / 'instances_val2017.json'
-    numbers, classes = evaluation.score(annotations.read(path), noisy_truth(path))
+    results = noisy_truth(path)
+    before = [r | {'bbox': [0, 0, 1, 1], 'score': 2.0} for r in results for _ in range(10)]
+    numbers, classes = evaluation.score(annotations.read(path), results + before)
     assert set(classes) == {'circle', 'square', 'triangle'}
-    assert np.mean(list(classes.values())) == pytest.approx(numbers['AP'])
+    assert np.mean(list(classes.values())) == pytest.approx(numbers['AP']) and numbers['AP'] > 0
 
 
 def test_a_negative_area_counts_as_a_missing_one(tmp_path):
@@ -137,9 +143,17 @@ def test_a_split_without_objects_has_losses():
     assert values['val_loss_ce'] == 0.5 and values['val_loss_bbox'] == values['val_loss_giou'] == 0
 
 
+def test_losses_of_few_objects_in_many_images_are_divided_as_in_training():
+    one = np.array([1, 0, 0, 0])
+    outputs = {'objects': one, 'loss_bbox': 0.4 * one, 'loss_giou': 0.8 * one, 'loss_ce': one}
+    values = evaluation.mean_losses(outputs)
+    assert values['val_loss_bbox'] == pytest.approx(0.1) and values['val_loss_giou'] == pytest.approx(0.2)
+
+
 def test_objects_get_the_labels_of_the_detector_and_unknown_classes_are_left_out(coco_folder):
     data = records.read(coco_folder, 'val2017')
-    changed = evaluation.relabelled(data, {7: 1, 0: 3})
+    data = dataclasses.replace(data, category_ids={label: 10_000 + label for label in data.classes})
+    changed = evaluation.relabelled(data, {7: 10_001, 0: 10_003})
     for i in range(len(data)):
         (boxes, labels), (new_boxes, new_labels) = data.objects(i), changed.objects(i)
         kept = labels != 2
@@ -156,6 +170,7 @@ def test_classes_with_different_numbers_are_matched_by_name_with_a_note(tmp_path
     data = records.read(write_coco(tmp_path, coco_content()), 'val')  # 2 cat, 5 dog
     same, notes = evaluation.category_ids(known({2: 'cat', 5: 'dog', 7: 'bird'}), data)
     assert same == {label: label for label in range(8)} and notes == []
+    assert evaluation.category_ids(known({2: 'dog', 5: 'cat'}), data)[0] == {2: 5, 5: 2}
     labels, (note,) = evaluation.category_ids(known({0: 'Dog', 1: 'cat', 3: 'bird'}), data)
     assert labels == {0: 5, 1: 2} and 'matched by name' in note
     labels, notes = evaluation.category_ids(known({2: 'cat', 5: 'bird'}), data)

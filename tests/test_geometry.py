@@ -81,6 +81,15 @@ def test_crops_lie_inside_the_image_and_within_their_bounds():
     np.testing.assert_array_equal(drawn.before[plain], np.stack([heights, widths], 1)[plain])
 
 
+def test_a_recipe_has_the_values_it_is_given_and_else_the_published_ones_for_the_size():
+    given = dict(sizes=(480, 512), max_size=900, crop_from=(400,), crop_min=100, crop_max=200)
+    assert Recipe.from_fields(given, 512, 853) == Recipe(**given)
+    assert Recipe.from_fields(given | {'max_size': 0}, 512, 853) == Recipe(**given | {'max_size': 853})
+    assert Recipe.from_fields(given | {'sizes': ()}) == S
+    half = Recipe(tuple(range(240, 401, 16)), 666, crop_from=(200, 250, 300), crop_min=192, crop_max=300)
+    assert Recipe.from_fields(given | {'sizes': ()}, 400, 666) == half
+
+
 def test_no_draw_has_more_patches_than_announced():
     heights, widths = np.random.default_rng(0).integers(200, 900, (2, 200))
     most = geometry.most_patches(heights, widths, S)
@@ -103,13 +112,13 @@ def test_boxes_follow_flip_and_crop():
     place = geometry.Geometry(
         flip=True,
         crop=True,
-        before=np.array([400, 800]),  # the image is 200 x 400
+        before=np.array([400, 800]),  # the image is 100 x 400
         box=np.array([100, 500, 200, 200]),
         shape=np.array([320, 320]),
     )
-    boxes = np.array([[50.0, 60.0, 100.0, 90.0], [300.0, 60.0, 390.0, 90.0]])
-    moved, kept = move_boxes(boxes, 200, 400, place)
-    # flipped: x 300..350, scaled by 2: 600..700 x 120..180, in the crop: 100..200 x 20..80
+    boxes = np.array([[50.0, 30.0, 100.0, 45.0], [300.0, 30.0, 390.0, 45.0]])
+    moved, kept = move_boxes(boxes, 100, 400, place)
+    # flipped: x 300..350, scaled by 2 and 4: 600..700 x 120..180, in the crop: 100..200 x 20..80
     np.testing.assert_allclose(moved, [[0.75, 0.25, 0.5, 0.3]], atol=1e-6)
     assert kept.tolist() == [0]  # the other lies outside the crop
 

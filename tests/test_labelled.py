@@ -79,6 +79,15 @@ def test_each_seed_epoch_and_step_has_its_own_images_and_draws(class_folder):
         assert (other != plans[0]).any() and values[0] != filled[0][0] and values[1] != filled[0][1]
 
 
+def test_an_image_has_the_label_that_its_teacher_gave_it(class_folder):
+    images = labelled.read(class_folder, 'train')
+    recipe = augmentation.Recipe(size=64, repeats=3, erasing=0, mixup=0, cutmix=0, group=8)
+    of_image = np.arange(100, 100 + len(images), dtype=np.int32)
+    source = class_batches.TrainBatches(images, recipe, batch_size=16, seed=0, teacher=of_image)
+    ((_, batch, indices),) = loader.load(source, [1], slice(4, 12))
+    assert batch['teacher'].tolist() == of_image[indices].tolist() and len(set(indices)) > 2
+
+
 class Imagenet(tfds.core.GeneratorBasedBuilder):
     """A data set in the form of imagenet2012, from folders of classes."""
 
@@ -128,11 +137,14 @@ def test_a_data_set_of_tensorflow_gives_the_same_images(class_folder, tmp_path):
     swapped = dataclasses.replace(copy, images=labelled.read(tmp_path / 'copy', 'train').images)
     assert swapped.digests['examples'] != copy.digests['examples']
     sizes, examples = copy.images.sizes, copy.images.examples
-    of_one_class = examples._replace(
-        start_read=lambda row: lambda: examples.start_read(row)() | {'label': 0}
+    labelled_by = lambda label: examples._replace(
+        start_read=lambda row: lambda: examples.start_read(row)() | {'label': label}
     )
+    unlabelled = types.SimpleNamespace(examples=labelled_by(-1))  # as imagenet2012's test split
+    with pytest.raises(InputError, match='a label is -1, of 20 classes'):
+        dataclasses.replace(copy, images=unlabelled).start_read(0)()
     for other in (
-        types.SimpleNamespace(sizes=sizes, examples=of_one_class),
+        types.SimpleNamespace(sizes=sizes, examples=labelled_by(0)),
         types.SimpleNamespace(sizes=lambda: [*sizes(), 1], examples=examples),
     ):
         assert dataclasses.replace(copy, images=other).digests['examples'] != copy.digests['examples']

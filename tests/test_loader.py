@@ -102,6 +102,19 @@ def test_boxes_lie_on_their_objects(train_set):
     assert np.median(inside) > 3 * np.median(outside)
 
 
+def test_objects_keep_their_labels_where_a_crop_removes_others(train_set):
+    source, removed = make(train_set), 0
+    drawn = source.plan(0).geometry
+    for _, batch, indices in loader.load(source, range(6)):
+        for i, labels, valid in zip(indices, batch['labels'], batch['valid'], strict=True):
+            boxes, of_image = train_set.objects(i)
+            size = train_set.heights[i], train_set.widths[i]
+            _, kept = geometry.move_boxes(boxes, *size, drawn[i])
+            assert labels[valid].tolist() == of_image[kept].tolist()
+            removed += of_image[kept].tolist() != of_image[: len(kept)].tolist()
+    assert removed > 0
+
+
 def test_targets_beyond_the_slots_are_the_smallest(train_set):
     full = batches_of(loader.load(make(train_set), range(6)))
     dropped = 0
@@ -117,7 +130,8 @@ def test_targets_beyond_the_slots_are_the_smallest(train_set):
 def test_of_a_wide_a_square_and_a_tall_target_the_square_is_the_largest(tmp_path):
     content, boxes = coco_content(), [[0, 0, 90, 2], [0, 0, 20, 20], [0, 0, 2, 90]]
     content['annotations'] = [
-        {'id': i, 'image_id': 7, 'category_id': 5, 'bbox': box} for i, box in enumerate(boxes)
+        {'id': i, 'image_id': 7, 'category_id': category, 'bbox': box}
+        for i, (category, box) in enumerate(zip((5, 2, 5), boxes, strict=True))
     ]
     data = records.read(write_coco(tmp_path, content), 'val')
     source = EvalBatches(data, size=96, max_size=192, batch_size=1, max_targets=1)
@@ -125,6 +139,18 @@ def test_of_a_wide_a_square_and_a_tall_target_the_square_is_the_largest(tmp_path
     row = {name: values[0, ...] for name, values in source.empty(1, 99).items()}
     source.rows(0).fill(0, index, np.zeros((100, 200, 4), np.uint8), row)
     np.testing.assert_allclose(row['boxes'], [[0.05, 0.1, 0.1, 0.2]], rtol=1e-6)
+    assert row['labels'].tolist() == [2]
+
+
+def test_a_batch_with_a_panorama_is_as_long_as_its_positions_need(tmp_path):
+    content = coco_content()
+    content['images'][0] |= {'height': 32, 'width': 16 * 150}
+    data, needed = records.read(write_coco(tmp_path, content), 'val'), 75**2
+    assert EvalBatches(data, size=32, max_size=4000, batch_size=2).rows(0).length >= needed
+    options = dict(lengths=(400, 6000), batch_size=2, max_targets=3, seed=0)
+    source = TrainBatches(data, dataclasses.replace(RECIPE, sizes=(32,), max_size=4000), **options)
+    lengths = {(bool(source.plan(step).geometry.crop[1]), source.rows(step).length) for step in range(8)}
+    assert lengths == {(False, 6000), (True, 400)}  # a crop is no panorama
 
 
 @pytest.fixture(scope='module')

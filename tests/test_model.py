@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers import TINY, forward, make_hf, noise, reference_tensors, to_torch
 
-from yolos_jax import attention, model
+from yolos_jax import attention, model, posembed
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.ops import gelu, layer_norm
+from yolos_jax.ops import add_bias, gelu, layer_norm
 from yolos_jax.patches import patchify
 from yolos_jax.vit import Block, LayerNorm, PatchEmbed
 from yolos_jax.weights import names
@@ -75,8 +75,6 @@ def test_each_level_is_that_of_transformers(grid):
 
 def run_blocks(yolos, backbone, image, depth):
     """The sequence [S, D] that goes into block `depth`, by our own layers put together here."""
-    from yolos_jax import posembed
-
     patches, grid = patchify([image])
     layout = posembed.layout(yolos.pos_grid, jnp.asarray(grid), patches.shape[1])
     Q = yolos.num_det_tokens
@@ -159,6 +157,17 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     assert 0 < difference < 0.05 * np.abs(exact['pred_logits']).max()
 
 
+@pytest.mark.parametrize('kernel', [attention.dense, attention.flash])
+def test_the_tokens_of_a_bfloat16_model_are_bfloat16(kernel):
+    """Before the blocks and after them; of float32 they would take twice the memory."""
+    yolos = Yolos(**TINY, num_classes=5, dtype=jnp.bfloat16, attention_kernel=kernel)
+    seen = lambda _, name: name in ('embed', 'encode')
+    kept = dict(mutable=['intermediates'], capture_intermediates=seen)
+    apply = lambda params: yolos.apply({'params': params}, *patchify([noise(64, 96)]), **kept)[1]
+    tokens = jax.tree.leaves(jax.eval_shape(apply, model.param_shapes(yolos)))
+    assert [x.dtype for x in tokens] == [jnp.bfloat16] * 2
+
+
 def test_patches_are_row_major_pixels():
     image = noise(32, 48)
     patches, grid = patchify([image], 8)
@@ -206,6 +215,11 @@ def test_fresh_layers_and_tokens_are_as_large_as_torchs_and_the_references():
         assert 0.9 * inputs**-0.5 < largest <= inputs**-0.5 and layer['bias'].any()
     for name in ('det_token', 'mid_pos_embed'):
         assert float(backbone[name].std()) == pytest.approx(0.02, rel=0.2)
+    table, patches = backbone['pos_embed'][0], 4 * 6
+    np.testing.assert_array_equal(table[1 : 1 + patches], posembed.sine((4, 6), 32))
+    assert 0.01 < float(jnp.std(table[1 + patches :])) < 0.03  # of [DET] tokens
+    first, *others = backbone['blocks']['mlp']['fc1']['kernel']
+    assert not any((first == other).any() for other in others)
 
 
 def test_padding_for_a_kernel_is_no_feature():
@@ -223,7 +237,9 @@ def test_gelu_and_its_slope_are_torchs():
     value.sum().backward()
     np.testing.assert_allclose(gelu(x), value.detach().numpy(), atol=1e-6)
     np.testing.assert_allclose(jax.grad(lambda x: gelu(x).sum())(x), theirs.grad.numpy(), atol=1e-6)
-    assert gelu(jnp.bfloat16(x)).dtype == jnp.bfloat16
+    half = jnp.bfloat16(x)
+    for function in (gelu, jax.vmap(jax.grad(gelu))):  # of the same numbers in float32, rounded at the end
+        np.testing.assert_array_equal(function(half), function(jnp.float32(half)).astype(jnp.bfloat16))
 
 
 def test_a_norm_and_its_gradients_are_torchs():
@@ -240,13 +256,23 @@ def test_a_norm_and_its_gradients_are_torchs():
 
 
 def test_a_norm_of_bfloat16_is_that_of_the_same_numbers_in_float32():
-    norm, x = LayerNorm(1e-6), np.random.default_rng(0).normal(1, 2, (2, 3, 64))
+    x = np.random.default_rng(0).normal(1, 2, (2, 3, 64))
     x[0, 0] = 1001.0  # no variance at all
     half = jnp.asarray(x, jnp.bfloat16)
-    params = norm.init(jax.random.key(0), half)
-    np.testing.assert_allclose(norm.apply(params, half), norm.apply(params, jnp.float32(half)), atol=1e-5)
+    for eps in (1e-6, 0.1):
+        norm = LayerNorm(eps)
+        params = norm.init(jax.random.key(0), half)
+        exact = norm.apply(params, jnp.float32(half))
+        np.testing.assert_allclose(norm.apply(params, half), exact, atol=1e-5)
     equal = jnp.broadcast_to(jnp.arange(100.0, 200)[:, None], (100, 330)).astype(jnp.bfloat16)
     assert jnp.isfinite(layer_norm(equal, jnp.ones(330), jnp.zeros(330), 1e-6)).all()
+
+
+def test_the_gradient_of_a_bias_of_heads_is_a_sum_over_images_and_tokens():
+    x, grad = (np.random.default_rng(i).normal(size=(3, 2, 5, 4)).astype(np.float32) for i in range(2))
+    y, gradients = jax.vjp(add_bias, x, x[0, :, 0])
+    np.testing.assert_array_equal(y, x + x[0, :, :1])
+    np.testing.assert_allclose(gradients(grad)[1], grad.sum(axis=(0, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,26 @@ def test_the_rate_is_the_references_in_every_step(base, epochs, per_epoch):
         current = 1e-7 + 0.5 * (base - 1e-7) * (1 + math.cos(math.pi * epoch / epochs))
 
 
+def test_a_warm_up_grows_linearly_to_the_rate_of_the_cosine_that_counts_it():
+    """timm's CosineLRScheduler, set at each epoch's end: epoch n has the rate of n - 1."""
+    rate, low, base = optim.warmup_cosine(1e-3, epochs=10, warmup_epochs=4, steps_per_epoch=2), 1e-6, 1e-3
+    warm = [low, low, *(low + (base - low) * epoch / 4 for epoch in (1, 2, 3))]
+    cosine = [1e-5 + 0.5 * (base - 1e-5) * (1 + math.cos(math.pi * epoch / 10)) for epoch in range(4, 9)]
+    expected = np.repeat([*warm, *cosine], 2)
+    np.testing.assert_allclose([rate(step) for step in range(20)], expected, rtol=1e-6)
+
+
+def test_frozen_parameters_do_not_move_and_their_gradients_are_not_clipped_with_the_others():
+    ones = {'backbone': {'blocks': {'kernel': jnp.ones((2, 3))}}, 'class_embed': {'kernel': jnp.ones(4)}}
+    optimizer = optim.make_optimizer(ones, 1.0, weight_decay=0.1, frozen_blocks=1)
+    updates, state = optimizer.update(ones, optimizer.init(ones), ones)
+    moved = updates['backbone']['blocks']['kernel'].any(axis=1)
+    assert moved.tolist() == [False, True]
+    first_moment = optax.tree.get(state, 'mu')
+    assert float(optax.tree.norm(first_moment)) == pytest.approx(0.1 * (1 - 0.9), rel=1e-5)
+    assert not first_moment['backbone']['blocks']['kernel'][0].any()
+
+
 def test_gradients_are_clipped_to_a_global_norm(params):
     grads = jax.tree.map(np.ones_like, params)
     clip = optim.make_optimizer(params, 1.0)  # to 0.1, as the reference

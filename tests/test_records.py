@@ -8,7 +8,7 @@ import pytest
 from helpers import coco_content, write_coco
 
 from yolos_jax.data import folders, sources
-from yolos_jax.data.records import read, select
+from yolos_jax.data.records import from_source, read, select
 from yolos_jax.errors import InputError
 
 
@@ -21,6 +21,11 @@ def test_objects_are_clamped_and_crowds_and_flat_boxes_dropped(tmp_path):
     assert len(records.objects(0)[0]) == 0  # an image without objects stays
     assert records.classes == {2: 'cat', 5: 'dog'} and records.num_classes == 6
     assert records.dropped == {'crowd': 1, 'no area': 1}
+
+
+def test_no_image_may_be_bad_where_that_is_asked_for(tmp_path):
+    source = sources.find(write_coco(tmp_path, coco_content()), 'val')
+    assert [from_source(source, bad_images=most).bad_images for most in (0, 5, None)] == [0, 5, 3]
 
 
 def test_missing_folders_are_named(tmp_path):
@@ -91,7 +96,8 @@ def test_images_are_selected_by_index_from_either_end_or_by_a_mask(tmp_path):
     records = read(write_coco(tmp_path, coco_content()), 'val')
     for rows in ([1], [-1], np.array([False, True])):
         part = select(records, rows)
-        assert part.ids.tolist() == [7]
+        assert part.ids.tolist() == [7] and part.rows.tolist() == [0]  # of the file, which begins with it
+        assert (*part.files, *part.heights, *part.widths) == ('b.jpg', 100, 200)
         for selected, all_of_it in zip(part.objects(0), records.objects(-1), strict=True):
             np.testing.assert_array_equal(selected, all_of_it)
             assert len(selected) == 2

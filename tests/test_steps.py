@@ -142,6 +142,19 @@ def test_a_state_that_does_not_match_the_ema_setting_is_refused(yolos, params):
         )
 
 
+def test_of_a_batch_in_parts_counts_are_summed_and_other_metrics_averaged():
+    def loss(params, part, whole):
+        return params['x'] * part['y'].mean(), {'count': (part['y'] > 1).sum(), 'mean': part['y'].mean()}
+
+    optimizer = optax.sgd(0.1)
+    step = steps.make_update(loss, optimizer, accumulate_steps=2)
+    batch = {'y': np.float32([1, 2, 3, 6])}
+    state, metrics = step(steps.init_state({'x': jnp.float32(1)}, optimizer), batch)
+    assert (metrics['count'], metrics['mean'], metrics['loss']) == (3, 3, 3)
+    assert jnp.issubdtype(metrics['count'].dtype, jnp.integer)
+    assert state['params']['x'] == pytest.approx(1 - 0.1 * 3)
+
+
 def test_a_custom_loss_replaces_the_set_loss(yolos, params):
     optimizer, (batch, _, _) = optim.make_optimizer(params, 1e-3), make_batch((3, 1))
     loss = lambda outputs, part, group, whole: (outputs['pred_boxes'].sum(), {'group': jnp.float32(group)})

@@ -107,6 +107,11 @@ def test_the_pixel_statistics_of_timm_go_into_the_patch_projection(tmp_path):
     before, after = (p['backbone']['patch_embed']['proj'] for p in (params, folded))
     expected = theirs @ before['kernel'] + before['bias']
     np.testing.assert_allclose(ours @ after['kernel'] + after['bias'], expected, atol=1e-5)
+    (tmp_path / 'preprocessor_config.json').write_text('{"do_normalize": false}')  # pixels in 0..1
+    (tmp_path / 'model.safetensors.sha256').unlink()
+    after = read_deit(tmp_path / 'model.safetensors')[1]['backbone']['patch_embed']['proj']
+    expected = pixels.reshape(9, 768) @ before['kernel'] + before['bias']
+    np.testing.assert_allclose(ours @ after['kernel'] + after['bias'], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('content', ['empty', 'npz', 'nan', 'text', 'cut npz', 'header', 'few'])

@@ -239,6 +239,15 @@ def test_torch_reads_the_tensors_that_were_written(tmp_path):
     assert again['args'] == rest['args'] and again['model']['a'].numpy().tobytes() == tensors['a'].tobytes()
 
 
+def test_a_file_of_a_big_endian_machine_is_refused(tmp_path):
+    old = save(tmp_path / 'old', content(), 'legacy')
+    old.write_bytes(re.sub(rb'(little_endianq.)\x88', b'\\1\x89', old.read_bytes(), count=1))
+    raw(tmp_path / 'new', pickle.dumps({}, 2), [('archive/byteorder', b'big')])
+    for path in (old, tmp_path / 'new'):
+        with pytest.raises(InputError, match='big-endian'):
+            read(path)
+
+
 def test_a_file_of_another_kind_is_named(tmp_path):
     for name, data in {'text': b'hello', 'json': b'{"a": 1}', 'empty': b''}.items():
         (tmp_path / name).write_bytes(data)

@@ -152,5 +152,6 @@ def test_text_for_matplotlib_is_neither_a_formula_nor_hidden():
 
 def test_an_index_of_numpy_or_jax_is_an_index():
     best = detections()[0]
+    assert len(detections()[[]]) == 0
     for index in (np.argmax([1, 0]), np.array(0), jnp.argmax(jnp.array([1, 0]))):
         assert detections()[index].name == best.name

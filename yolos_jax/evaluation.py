@@ -70,10 +70,10 @@ def to_results(outputs: dict, records: Records, labels: dict[int, int]) -> list[
 def mean_losses(outputs: dict) -> dict[str, float]:
     """The set loss and its parts over all images, from the outputs of `detect` with an evaluation step.
 
-    The class loss is a mean over images, and the box losses over objects, as in training with one image a
-    group.
+    The class loss is a mean over images, and the box losses over objects (over images, where these are
+    more), as in training with one image a group.
     """
-    objects = max(int(outputs['objects'].sum()), 1)
+    objects = max(int(outputs['objects'].sum()), len(outputs['objects']))
     ce = float(outputs['loss_ce'].mean())
     bbox, giou = (float(outputs[name].sum()) / objects for name in ('loss_bbox', 'loss_giou'))
     return {
