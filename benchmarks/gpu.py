@@ -34,6 +34,7 @@ from yolos_jax.configs import yolos_ti
 from yolos_jax import attention, files, matcher, optim, steps
 from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_TI, init_params
 from yolos_jax.patches import PATCH
+from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
 from yolos_jax.tools import speed
 
@@ -225,7 +226,7 @@ def run_from_files(fields: dict, count: int, small: bool) -> dict:
             raise StopIteration
 
     with tempfile.TemporaryDirectory() as folder, config.unlocked():
-        write_coco(Path(folder) / 'data', 64, ('train2017', 'val2017'), objects=7)
+        write_coco(Path(folder) / 'data', 16 if small else 64, ('train2017', 'val2017'), objects=7)
         config.update(
             data=f'{folder}/data', num_lengths=2, log_every=10_000, eval_every=10_000, epochs=10_000
         )
@@ -234,7 +235,7 @@ def run_from_files(fields: dict, count: int, small: bool) -> dict:
             config.augment.update(sizes=(64,), max_size=96, crop_from=(64, 72), crop_min=32, crop_max=64)
             config.update(eval_size=64, eval_max_size=96, num_lengths=1)
         with contextlib.suppress(StopIteration):
-            train(config, f'{folder}/run', on_step=on_step)
+            train(config, f'{folder}/run', meshes.make_mesh(jax.devices()[:1]), on_step)
     per_step = (marks[1] - marks[0]) / (count - count // 4)
     timed = collections.Counter(lengths[count // 4 + 1 :])
     without = 0.0

@@ -280,6 +280,8 @@ def test_arguments_of_another_kind_are_named(saved):
         Detector.from_pretrained(saved, dtype='float16')
     with pytest.raises(InputError, match="device is 'cpu', not one of jax.devices"):
         Detector.from_pretrained(saved, device='cpu')
+    with pytest.raises(TypeError, match="argument 'batchsize'"):
+        Detector.from_pretrained('a name whose download takes a minute', batchsize=3)
     with pytest.raises(InputError, match='a class has the number 4, and the model 4 classes'):
         dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
 

@@ -98,15 +98,25 @@ class Detector:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, step: int | None = None, log: Callable | None = None, **options: Any
+        cls,
+        path: str | Path,
+        step: int | None = None,
+        log: Callable | None = None,
+        *,
+        device: jax.Device | None = None,
+        batch_size: int | None = None,
+        dtype: str | None = None,
+        **hints: Any,
     ) -> 'Detector':
         """A detector from any file, folder or name with a detector that `weights.open` takes.
 
-        step: as for `weights.open`. log, and heads, pos_grid and mid_pos_grid: as for `Source.detector`.
-        The other options are those of the constructor.
+        step: as for `weights.open`. log, and of hints heads, pos_grid and mid_pos_grid: as for
+        `Source.detector`. device, batch_size, dtype: as for the constructor.
         """
-        hints = {name: options.pop(name) for name in weights.HINTS if name in options}
-        return cls(weights.read(path, step, log=log, **hints), **options)
+        if unknown := sorted(hints.keys() - {*weights.HINTS}):  # before anything is downloaded
+            raise TypeError(f'from_pretrained() got an unexpected keyword argument {unknown[0]!r}')
+        pretrained = weights.read(path, step, log=log, **hints)
+        return cls(pretrained, device, batch_size, dtype)
 
     @overload
     def __call__(self, images: Picture, threshold: float = 0.5) -> Detections: ...
