@@ -7,7 +7,7 @@ from etils import epy as _epy
 
 from yolos_jax import numba_cache as _numba_cache
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 
 _numba_cache.set_up()
 with _epy.lazy_api_imports(globals()):
