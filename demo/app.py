@@ -87,15 +87,18 @@ class Demo:
 
     def overlay(self, seen: Seen, i: int) -> Image.Image:
         """The attention of detection i over the photograph, with its box."""
-        picture = attention.overlay(Image.fromarray(seen.detections.image), seen.attention[i])
-        corners = np.clip(seen.detections.boxes[i], 0, np.tile(picture.size, 2) - 1)
+        photograph = Image.fromarray(seen.detections.image)
+        scale = visualize.enlargement(*photograph.size)  # as the detections are drawn
+        photograph = photograph.resize((scale * photograph.width, scale * photograph.height))
+        picture = attention.overlay(photograph, seen.attention[i])
+        corners = np.clip(scale * seen.detections.boxes[i], 0, np.tile(picture.size, 2) - 1)
         ImageDraw.Draw(picture).rectangle(corners.tolist(), outline='white', width=2)
         return picture
 
 
 def make_page(demo: Demo) -> gr.Blocks:
     """The page; one photograph is processed at a time, others wait in a queue."""
-    images = dict(interactive=False, show_label=False, height=440, buttons=['download', 'fullscreen'])
+    images = dict(interactive=False, height=440, buttons=['download', 'fullscreen'])
     with gr.Blocks(title='YOLOS', analytics_enabled=False) as page:
         gr.Markdown(f'# YOLOS\n{HOW}')
         seen = gr.State()
@@ -105,8 +108,8 @@ def make_page(demo: Demo) -> gr.Blocks:
                 threshold = gr.Slider(0, 1, 0.5, step=0.01, label='Threshold', elem_id='threshold')
                 gr.Examples(EXAMPLES, file)
         with gr.Row():
-            picture = gr.Image(elem_id='detections', **images)
-            looked = gr.Image(elem_id='attention', **images)
+            picture = gr.Image(label='Detections', elem_id='detections', **images)
+            looked = gr.Image(label='Attention', elem_id='attention', **images)
         table = gr.Dataframe(headers=['object', 'score'], interactive=False, elem_id='objects')
         file.change(demo.show, [file, threshold], [seen, picture, table, looked])
         threshold.change(demo.draw, [seen, threshold], [picture, table], trigger_mode='always_last')

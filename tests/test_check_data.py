@@ -88,8 +88,9 @@ def test_images_in_both_splits_are_reported(coco_folder, tmp_path, capsys):
     root = tmp_path / 'data'
     shutil.copytree(coco_folder, root)
     shutil.copy(root / 'train2017' / '000000000009.jpg', root / 'val2017' / '000000000003.jpg')
-    _, printed = run(capsys, root, '--config=quickstart')
+    _, printed = run(capsys, root, '--config=quickstart', f'--html={tmp_path / "page.html"}')
     assert 'note: 1 images are in both splits' in printed
+    assert '<p class="">Note: 1 images are in both splits' in (tmp_path / 'page.html').read_text()
     for name, of_cvat in (('train2017', 'Train'), ('val2017', 'Validation')):
         (root / name).rename(root / of_cvat)
         folder = root / 'annotations'

@@ -72,7 +72,7 @@ def test_an_unwritable_path_is_named_as_it_was_given(folder, tmp_path):
     with pytest.raises(InputError, match='closed: is a folder; name a file in it'):
         files.check_file(tmp_path / 'closed', 'html', '.html')
     (tmp_path / 'data.json').touch()
-    with pytest.raises(InputError, match='data.json: exists and is not a .html file; name another file'):
+    with pytest.raises(InputError, match='data.json: does not end in .html; choose another name'):
         files.check_file(tmp_path / 'data.json', 'html', '.html')
 
 

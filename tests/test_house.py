@@ -14,7 +14,18 @@ PACKAGE = ROOT / 'yolos_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 # who may import whom: a file imports from its own floor and those before
 FLOORS = [
-    {'errors', 'files', 'patches', 'cpus', 'bucket', 'forks', 'numba_cache', 'lazy', 'kernels'},
+    {
+        'errors',
+        'files',
+        'patches',
+        'cpus',
+        'bucket',
+        'forks',
+        'numba_cache',
+        'lazy',
+        'kernels',
+        'progress_bar',
+    },
     {
         'data',
         'spmd',

@@ -59,10 +59,18 @@ def test_captions_do_not_lie_on_one_another_where_there_is_room():
     assert together > 0.9 * sum(apart)
 
 
+def test_where_captions_overlap_the_first_is_on_top():
+    image, box = np.zeros((480, 640, 3), np.uint8), [300, 200, 340, 240]
+    ground = lambda n: (
+        (visualize.draw(image, [box] * n, range(n), ['caption'] * n) == visualize.colour_of(0)).all(axis=2)
+    ).sum()
+    assert ground(40) == ground(8)  # a caption has eight places beside its box
+
+
 def test_letters_are_black_or_white_by_the_luminance_of_their_ground():
     image = np.zeros((480, 640, 3), np.uint8)
     for label in range(12):
-        colour = np.array(visualize._colour(label))
+        colour = np.array(visualize.colour_of(label))
         drawn = visualize.draw(image, [[100, 100, 300, 300]], [label], ['MMMM'])
         letters = (
             (drawn[70:100, 100:200] == 0).all(axis=2).sum(),

@@ -159,15 +159,15 @@ def read_json(path: Path) -> dict:
 
 
 def check_file(path: Path, argument: str, suffix: str) -> None:
-    """Raises InputError if a file cannot be written, or exists with another suffix.
+    """Raises InputError if a file cannot be written, or has another suffix than `suffix`.
 
-    argument: the name of the argument, for errors. suffix: a file without it is not replaced.
+    argument: the name of the argument, for errors.
     """
     if os.path.isdir(path):
         raise InputError(f'{path}: is a folder; name a file in it', argument)
-    if os.path.exists(path) and path.suffix != suffix:
-        raise InputError(f'{path}: exists and is not a {suffix} file; name another file', argument)
     check_folder(path.parent, argument)
+    if path.suffix != suffix:
+        raise InputError(f'{path}: does not end in {suffix}; choose another name', argument)
 
 
 def check_folder(folder: Path, argument: str = 'output') -> None:

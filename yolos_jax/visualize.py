@@ -28,9 +28,9 @@ def draw(
 ) -> np.ndarray:
     """A copy of an image, uint8 [height, width, 3], with boxes drawn on it.
 
-    Captions are within the image, beside their box and not on one another if there is room. An image with
-    a side below 320 pixels is enlarged by a whole number, so that the text fits, as long as the longer
-    side stays below 4096.
+    Captions are within the image, beside their box and not on one another if there is room; where boxes or
+    captions overlap, the first is on top. An image with a side below 320 pixels is enlarged by a whole
+    number, so that the text fits, as long as the longer side stays below 4096.
 
     boxes: [n, 4] xyxy in pixels; labels: [n], which give the colours; captions: n texts. font: a file of a
         TrueType or OpenType font; DejaVu Sans when None.
@@ -45,18 +45,21 @@ def draw(
     short = min(picture.size)
     thick = max(short // 200, 2)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale
-    colours = [_colour(int(label)) for label in labels]
-    for box, colour in zip(boxes, colours, strict=True):
+    colours = [colour_of(int(label)) for label in labels]
+    for box, colour in reversed([*zip(boxes, colours, strict=True)]):
         pen.rectangle(_inside(box, picture.size), outline=colour, width=thick)
     placed: list[np.ndarray] = []
-    for box, colour, text in zip(boxes, colours, captions, strict=True):
-        lettering, text = _fitted(font, max(short // 32, 13), text, picture.width)
+    letterings = []
+    for box, text in zip(boxes, captions, strict=True):
+        lettering, text = fitted(font, max(short // 32, 13), text, picture.width)
         area = np.array(lettering.getbbox(text, anchor='la')) + [0, 0, 6, 4]
         corner = _corner(_inside(box, picture.size), area[2:], picture.size, placed)
         placed.append(np.concatenate([corner, corner + area[2:]]))
-        pen.rectangle(placed[-1].tolist(), fill=colour)
+        letterings.append((lettering, text))
+    for area, colour, (lettering, text) in reversed([*zip(placed, colours, letterings, strict=True)]):
+        pen.rectangle(area.tolist(), fill=colour)
         ink = 'black' if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else 'white'
-        pen.text((corner + [3, 2]).tolist(), text, ink, lettering, anchor='la')
+        pen.text((area[:2] + [3, 2]).tolist(), text, ink, lettering, anchor='la')
     return np.asarray(picture)
 
 
@@ -108,9 +111,7 @@ def _shared(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(high - low, 0, None), axis=1)
 
 
-def _fitted(
-    font: str | Path | None, size: int, text: str, width: int
-) -> tuple[ImageFont.FreeTypeFont, str]:
+def fitted(font: str | Path | None, size: int, text: str, width: int) -> tuple[ImageFont.FreeTypeFont, str]:
     """A font in which a text is no wider than the picture, and the text, cut where it must be."""
     text = ''.join(c if c.isprintable() else ' ' for c in text)
     while (lettering := load_font(font, size)).getlength(text) > width - 8 and size > 9:
@@ -137,7 +138,8 @@ def load_font(file: str | Path | None, size: int) -> ImageFont.FreeTypeFont:
         raise InputError(f'{file}: no font that can be read ({error})', 'font') from None
 
 
-def _colour(label: int) -> tuple[int, int, int]:
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The colour of a class in pictures."""
     return rgb(label * 0.618034 % 1, 0.7, 1.0)  # steps of the golden ratio keep neighbouring labels apart
 
 
@@ -167,10 +169,12 @@ def curves(workdir: str | Path) -> None:
     shown = losses, ('AP', 'top1'), ('AP50', 'AP75', 'top5')
     for axes, names in zip(figure.subplots(1, 3), shown, strict=True):
         for name in names:
-            points = [(line['step'], line[name]) for line in lines if name in line]
+            # an AP of -1 is that of no objects
+            points = [(line['step'], line[name]) for line in lines if name in line and line[name] != -1]
             if points:
                 steps, values = zip(*points, strict=True)
-                axes.plot(steps, values, '-' if name in losses else '.-', label=f'{name} {values[-1]:.3f}')
+                style = '-' if name in losses and len(points) > 1 else '.-'
+                axes.plot(steps, values, style, label=f'{name} {values[-1]:.3f}')
         axes.set_xlabel('step')
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.4)

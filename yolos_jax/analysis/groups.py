@@ -18,11 +18,13 @@ from yolos_jax.errors import InputError
 FEW_IMAGES, FEW_OBJECTS = 20, 50  # below these a group's AP says little
 MOST_GROUPS = 30  # values of a field
 SIZES = {  # COCO's three, with small and large split in two: side of a square of the same area, in pixels
-    'tiny': (0, 16), 'small': (16, 32), 'medium': (32, 96), 'large': (96, 288), 'huge': (288, np.inf),
+    'tiny (side below 16 pixels)': (0, 16), 'small (16 to 32)': (16, 32), 'medium (32 to 96)': (32, 96),
+    'large (96 to 288)': (96, 288), 'huge (from 288)': (288, np.inf),
 }  # fmt: skip
 SHAPES = {  # width / height
-    'very tall': (0, 1 / 3), 'tall': (1 / 3, 2 / 3), 'square': (2 / 3, 3 / 2), 'wide': (3 / 2, 3),
-    'very wide': (3, np.inf),
+    'very tall (width : height below 1 : 3)': (0, 1 / 3), 'tall (1 : 3 to 2 : 3)': (1 / 3, 2 / 3),
+    'square (2 : 3 to 3 : 2)': (2 / 3, 3 / 2), 'wide (3 : 2 to 3 : 1)': (3 / 2, 3),
+    'very wide (from 3 : 1)': (3, np.inf),
 }  # fmt: skip
 CROWDING = {  # objects in the image
     '1': (1, 2), '2 to 4': (2, 5), '5 to 9': (5, 10), '10 to 19': (10, 20), '20 or more': (20, np.inf),
@@ -119,7 +121,8 @@ def by_frequency(outcomes: Outcomes) -> list[Group]:
             continue
         inside = outcomes.counted & np.isin(split.classes, part)
         images = len(np.unique(split.images[inside]))
-        title = f'{name} ({counts[part[0]]} to {counts[part[-1]]} objects a class)'
+        least, most = counts[part[[0, -1]]].tolist()
+        title = f'{name} ({least if least == most else f"{least} to {most}"} objects a class)'
         numbers = curve.ap(classes=part), curve.ap(0, part), curve.ar(part)
         result.append(Group(title, images, int(inside.sum()), *numbers))
     return result

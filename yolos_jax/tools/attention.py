@@ -93,18 +93,20 @@ def sheet(detections: Detections, weights: np.ndarray) -> Image.Image:
     heads = weights.shape[1]
     size = (2 + heads) * (width + GAP), max(len(detections), 1) * (height + MARGIN + GAP)
     result = Image.new('RGB', size, 'white')
-    pen, font = ImageDraw.Draw(result), visualize.load_font(None, 13)
-    columns = detections.boxes, detections.captions(), weights
-    for row, (box, caption, of_heads) in enumerate(zip(*columns, strict=True)):
+    pen = ImageDraw.Draw(result)
+    columns = detections.boxes, detections.labels, detections.captions(), weights
+    for row, (box, label, caption, of_heads) in enumerate(zip(*columns, strict=True)):
         top = row * (height + MARGIN + GAP)
         titles = [caption, 'mean of heads', *(f'head {h}' for h in range(heads))]
         panels = [small, *(overlay(small, w) for w in [of_heads.mean(axis=0), *of_heads])]
         for column, (title, panel) in enumerate(zip(titles, panels, strict=True)):
             left = column * (width + GAP)
             result.paste(panel, (left, top + MARGIN))
+            font, title = visualize.fitted(None, 13, title, width)
             pen.text((left + 2, top + 4), title, 'black', font)
             corners = np.clip(box * scale, 0, [width - 1, height - 1] * 2)
-            pen.rectangle((corners + [left, top + MARGIN] * 2).tolist(), outline='white')
+            colour = 'white' if column else visualize.colour_of(label)  # on the darkened ones
+            pen.rectangle((corners + [left, top + MARGIN] * 2).tolist(), outline=colour)
     return result
 
 

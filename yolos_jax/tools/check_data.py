@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from yolos_jax import cpus, files
 from yolos_jax.data import geometry, overlap, pixels, records, sources
@@ -26,6 +25,7 @@ from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
 from yolos_jax.data.problems import Problem, find_problems
 from yolos_jax.errors import InputError, StorageError
+from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, config_files
 from yolos_jax.tools import data_page
 from yolos_jax.tools.data_page import Findings
@@ -75,7 +75,7 @@ def examine(
         batches = TrainBatches.make(data, recipe, seed=0, **options)
         lengths, waste = batches.waste()
         rows = [('lengths', ' '.join(map(str, lengths))), ('padding', f'{waste:.1%}')]
-        described.append(('Sequences', rows))
+        described.append(('Sequences, in patches', rows))
     return Findings(split, problems, described, data, batches, a, images, bad)
 
 
@@ -88,7 +88,7 @@ def check_images(images: object, a: Annotations, most_bad: int) -> tuple[list[Pr
     bad_images, texts = collections.defaultdict(list), collections.defaultdict(list)
     with concurrent.futures.ThreadPoolExecutor(cpus.usable()) as pool:
         jobs = pool.map(lambda i: _look(images, a, i, missing), range(len(a.ids)))
-        for i, (kind, text) in enumerate(tqdm(jobs, total=len(a.ids), unit='image', leave=False)):
+        for i, (kind, text) in enumerate(progress_bar(jobs, total=len(a.ids), unit='image', leave=False)):
             if kind:
                 bad_images[kind].append(i)
                 texts[kind].append(text)
@@ -238,17 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         all_findings.append(findings)
         data[name] = findings.records
         print(text(findings), end='\n\n')
-    if data.get(train) and data.get(val):
-        for note in overlap.notes(data[train], data[val]):
-            print(f'note: {note}')
+    notes = overlap.notes(data[train], data[val]) if data.get(train) and data.get(val) else []
     if val is None:
         try:
             sources.find(args.data, val_split)
         except InputError as error:  # a data.yaml may name a folder that is not there
             advice = '--config.val_fraction=0.1 takes a tenth of the other images'
-            print(f'note: no validation split ({error}); {advice}')
+            notes.append(f'no validation split ({error}); {advice}')
+    for note in notes:
+        print(f'note: {note}')
     if args.html:
-        data_page.write(args.html, all_findings)
+        data_page.write(args.html, args.data, all_findings, notes)
         print(f'pictures: {args.html}')
     if any(problem.stops for findings in all_findings for problem in findings.problems):
         sys.exit(1)

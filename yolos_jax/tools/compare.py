@@ -24,6 +24,8 @@ NUMBERS = {  # the metrics to compare; the first one ranks the runs
     'top1': ('top1', 'top5'),
 }
 
+LINES = '-', '--', ':', '-.'
+
 
 class Run(NamedTuple):
     """A run to compare; evaluations: the lines of metrics.jsonl that have the measure."""
@@ -64,7 +66,8 @@ def read(folder: Path, name: str) -> Run:
         whole, _, _ = (folder / 'metrics.jsonl').read_text().rpartition('\n')  # the last may be cut off
         lines = [json.loads(line) for line in whole.splitlines()]
         epochs = max((line['epoch'] for line in lines), default=0)
-        evaluations = {name: [line for line in lines if name in line] for name in NUMBERS}
+        # an AP of -1 is that of no objects
+        evaluations = {name: [line for line in lines if line.get(name, -1) != -1] for name in NUMBERS}
     except OSError as error:
         raise InputError(f'{folder}: not the workdir of a run ({error.strerror}: metrics.jsonl)') from None
     except (ValueError, TypeError, KeyError) as error:
@@ -111,17 +114,18 @@ def table(runs: Sequence[Run]) -> str:
 
 def draw(runs: Sequence[Run], path: Path) -> None:
     """The measure in every evaluation by epochs, a line for each run."""
-    figure = Figure(figsize=(9, 5.5), layout='constrained')
+    figure = Figure(figsize=(9, 5.5 + 0.22 * len(runs)), layout='constrained')
     axes = figure.subplots()
     measure = runs[0].measure
-    for run in runs:
+    for i, run in enumerate(runs):
         label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
         epochs = [line['epoch'] for line in run.evaluations]
         values = [100 * line[measure] for line in run.evaluations]
-        axes.plot(epochs, values, '.-', label=visualize.plain(label))
+        style = LINES[i // 10 % len(LINES)]  # there are ten colours
+        axes.plot(epochs, values, marker='.', linestyle=style, label=visualize.plain(label))
     axes.set(xlabel='epochs', ylabel=f'{measure} (%)', xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.4)
-    axes.legend(title=f'best {measure}')
+    figure.legend(title=f'best {measure}', loc='outside lower left')
     visualize.save(figure, path)
 
 

@@ -38,23 +38,24 @@ class Findings:
     bad_images: dict = dataclasses.field(default_factory=dict)
 
 
-def write(path: str | Path, all_findings: list[Findings]) -> None:
-    """Write the report of a list of `Findings` to `path`."""
-    body = ''.join(_section(findings) for findings in all_findings)
-    files.write(path, page.document('Data check', body))
+def write(path: str | Path, data: str, all_findings: list[Findings], notes: Sequence[str]) -> None:
+    """Write the report of a data folder's `Findings`, with notes on its splits together, to `path`."""
+    parts = [page.heading(f'Data check: {data}', 1), *(page.text(f'Note: {note}') for note in notes)]
+    parts += [_section(findings) for findings in all_findings]
+    files.write(path, page.document('Data check', ''.join(parts)))
 
 
 def _section(findings: Findings) -> str:
-    parts = [page.heading(findings.split, 1)]
+    parts = [page.heading(f'Split {findings.split}')]
     for problem in findings.problems:
         word = 'Stops a run' if problem.stops else 'Note'
         parts.append(page.text(f'{word}: {problem}', 'stops' if problem.stops else ''))
     parts.append(page.row(*(page.table(rows, caption=title) for title, rows in findings.tables)))
     if findings.batches:
-        parts.append(page.heading('A batch as the model sees it') + _batch(findings.batches))
+        parts.append(page.heading('A batch as the model sees it', 3) + _batch(findings.batches))
     if findings.records:
         for title, images in worst(findings).items():
-            parts.append(page.heading(title) + ''.join(_stored(findings, i) for i in images))
+            parts.append(page.heading(title, 3) + ''.join(_stored(findings, i) for i in images))
     return ''.join(parts)
 
 

@@ -15,10 +15,8 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from yolos_jax import attention, bucket, evaluation, files, steps, weights
 from yolos_jax.analysis import groups, outcomes, precision
@@ -28,6 +26,7 @@ from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError, shown
 from yolos_jax.inference import DTYPES, Detector
 from yolos_jax.patches import PATCH
+from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
@@ -143,7 +142,7 @@ def make_detect(
     def detect(name: str = '', alter: Callable | None = None) -> dict:
         altered = EvalBatches(**batches, alter=alter)
         options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
-        with tqdm(total=len(altered), **options) as bar:
+        with progress_bar(total=len(altered), **options) as bar:
             options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update, threads=threads)
             return evaluation.detect(predict, altered, **options)
 
@@ -249,7 +248,7 @@ def dataset_name(folder: str) -> str:
 
 
 def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretrained) -> None:
-    """Raises InputError if the processes of an evaluation differ in options, data, weights or JAX."""
+    """Raises InputError if the processes of an evaluation differ in options, data, weights or software."""
     cluster.agree(
         {
             'the size of the images': (batches['size'], batches['max_size']),
@@ -259,8 +258,8 @@ def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretraine
             'the data': batches['records'].digests,
             'the detector': checkpoint.describe(pretrained)['model'],
             'the weights': checkpoint.checksums(pretrained.params),
-            'the version of jax': jax.__version__,
         }
+        | cluster.software()
     )
 
 

@@ -15,17 +15,25 @@ from yolos_jax import visualize
 
 STYLE = """
 :root { color-scheme: light dark;
-  --ink: #1b1f24; --paper: #fff; --faint: #d8dde3; --quiet: #667; --blue: #1f6feb }
+  --ink: #1b1f24; --paper: #fff; --faint: #d8dde3; --quiet: #667; --blue: #1f6feb; --stops: #c62828 }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --paper: #14171a; --faint: #343a42; --quiet: #9aa3ad; --blue: #6cb0ff }
+  :root { --ink: #e4e7eb; --paper: #14171a; --faint: #343a42; --quiet: #9aa3ad; --blue: #6cb0ff;
+    --stops: #ff7b72 }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2em auto;
   max-width: 1100px; padding: 0 1em; overflow-wrap: anywhere }
-h2 { margin-top: 2em } p { max-width: 46em } .quiet { color: var(--quiet) } .stops { color: #d33 }
+h2 { margin-top: 2em } p { max-width: 46em } .quiet { color: var(--quiet) } .stops { color: var(--stops) }
 .wide { overflow-x: auto; margin: 1em 0 } .row { display: flex; flex-wrap: wrap; gap: 1em 3em }
 table { border-collapse: collapse } caption { text-align: left; font-weight: 600; white-space: nowrap }
 th, td { padding: 2px 10px 2px 0; border-bottom: 1px solid var(--faint); text-align: left;
-  white-space: nowrap; font-variant-numeric: tabular-nums } td.number, th.number { text-align: right }
+  white-space: nowrap; font-variant-numeric: tabular-nums } td.number { text-align: right }
+td.words { white-space: normal; min-width: 6em; max-width: 28em }
+.matrix thead th { vertical-align: bottom } .matrix span { display: inline-block; writing-mode: vertical-rl;
+  transform: rotate(180deg); max-height: 12em; overflow: hidden; text-overflow: ellipsis }
+.matrix tbody th { position: sticky; left: 0; background: var(--paper); white-space: normal;
+  max-width: 14em }
+@media print { .wide { overflow: visible } .bar, td.cell { print-color-adjust: exact }
+  h1, h2, h2 + p { break-after: avoid } tr, figure { break-inside: avoid } }
 th.sorts { cursor: pointer } th[aria-sort=ascending]::after { content: " \\25b2" }
 th[aria-sort=descending]::after { content: " \\25bc" }
 figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; max-width: 100% }
@@ -46,12 +54,15 @@ for (const head of document.querySelectorAll('th.sorts')) {
     for (const other of head.parentNode.children) other.removeAttribute('aria-sort')
     head.setAttribute('aria-sort', rising ? 'ascending' : 'descending')
     const value = row => row.children[at].dataset.value ?? row.children[at].textContent
-    const order = (a, b) => isNaN(a) || isNaN(b) ? String(a).localeCompare(b) : a - b
+    const texts = (a, b) => String(a).localeCompare(b, undefined, {numeric: true})
+    const order = (a, b) => isNaN(a) || isNaN(b) ? texts(a, b) : a - b
     const rows = [...table.tBodies[0].rows].sort((a, b) => order(value(a), value(b)) * (rising ? 1 : -1))
     table.tBodies[0].append(...rows)
   }
   head.onclick = sort
-  head.onkeydown = event => { if (event.key === 'Enter') sort() }
+  head.onkeydown = event => {
+    if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); sort() }
+  }
 }
 """
 
@@ -95,7 +106,8 @@ def table(
     """A table of texts, numbers (None is blank) and bars; sorts: by a click on a column's head."""
     top = f'<caption>{html.escape(caption)}</caption>' if caption else ''
     if head:
-        cells = ''.join(f'<th class="{"sorts" * sorts}">{html.escape(name)}</th>' for name in head)
+        kind = ' class="sorts"' * sorts
+        cells = ''.join(f'<th scope="col"{kind}>{html.escape(name)}</th>' for name in head)
         top += f'<thead><tr>{cells}</tr></thead>'
     body = ''.join(f'<tr>{"".join(map(_cell, row))}</tr>' for row in rows)
     return f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div>'
@@ -106,7 +118,7 @@ def _cell(value: str | float | Bar | None) -> str:
         width = 12 * min(max(value.share, 0), 1)
         return f'<td>{html.escape(value.text)} <span class="bar" style="width:{width:.2f}em"></span></td>'
     if isinstance(value, str):
-        return f'<td>{html.escape(value)}</td>'
+        return f'<td class="words">{html.escape(value)}</td>'
     if value is None:
         return '<td data-value="-1"></td>'
     shown = f'{value:,}' if isinstance(value, int) else f'{value:.3f}'
@@ -115,16 +127,17 @@ def _cell(value: str | float | Bar | None) -> str:
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
     """Counts [n, m] as a table, each row's cells shaded by their share of it."""
-    head = ''.join(f'<th>{html.escape(name)}</th>' for name in ['', *columns])
+    head = ''.join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in columns)
     body = []
     for name, row in zip(rows, values, strict=True):
         shares = row / max(row.sum(), 1)
         cells = ''.join(
-            f'<td class="cell" style="background:rgb(31 111 235/{share:.2f})">{count or ""}</td>'
+            f'<td class="cell" style="background:rgb(31 111 235/{0.7 * share:.2f})">{count or ""}</td>'
             for count, share in zip(row.tolist(), shares.tolist(), strict=True)
         )
-        body.append(f'<tr><th>{html.escape(name)}</th>{cells}</tr>')
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+        body.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+    head = f'<thead><tr><td></td>{head}</tr></thead>'
+    return f'<div class="wide"><table class="matrix">{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def figure(image: np.ndarray, caption: str, side: int) -> str:
@@ -180,5 +193,6 @@ def chart(lines: Sequence[Line], x_name: str, y_name: str) -> str:
                 f'<span style="color:{line.colour}">&#9644;</span> {html.escape(line.name)} &ensp;'
             )
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    svg = f'<svg {size} role="img">{"".join(parts)}</svg>'
+    name = html.escape(f'{y_name} by {x_name}')
+    svg = f'<svg {size} role="img" aria-label="{name}">{"".join(parts)}</svg>'
     return f'<figure>{svg}<figcaption>{"".join(legend)}</figcaption></figure>'

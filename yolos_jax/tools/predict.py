@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from yolos_jax import Detector, files, visualize
 from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError, StorageError
+from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, workdir
 from yolos_jax.run.mirror import Mirror
 from yolos_jax.tools import video
@@ -134,7 +134,8 @@ def predict(
     is_done = lambda path: os.path.abspath(path) in predictions.done
     left = [path for path in paths if not video.is_video(path) and not is_done(path)]
     with predictions, concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
-        for entry in tqdm(_entries(detector, left, args, predictions, pool), total=len(left), unit='image'):
+        entries = _entries(detector, left, args, predictions, pool)
+        for entry in progress_bar(entries, total=len(left), unit='image'):
             predictions.add(entry)
             if mirror:
                 mirror.push_now_and_then()

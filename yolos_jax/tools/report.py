@@ -132,8 +132,11 @@ def _confusion(analysis: Analysis) -> str:
 
 
 def _calibration(analysis: Analysis) -> str:
+    title = page.heading('Can scores be trusted?')
     score, right, count, error = analysis.calibration
     filled = count > 0
+    if not filled.any():
+        return title + page.text(f'No detection has a score of at least {confidence.LEAST_SCORE}.', 'quiet')
     lines = [
         page.Line('perfect', np.array([0, 1]), np.array([0, 1]), COLOURS[2]),
         page.Line('detections', score[filled], right[filled], COLOURS[0]),
@@ -143,12 +146,14 @@ def _calibration(analysis: Analysis) -> str:
         f'IoU 0.5, by score. Its mean distance from the score, the calibration error (ECE), is {error:.3f}.'
     )
     chart = page.chart(lines, 'score', 'share that is right')
-    return page.heading('Can scores be trusted?') + page.text(words, 'quiet') + chart
+    return title + page.text(words, 'quiet') + chart
 
 
 def _groups(title: str, members: list[Group]) -> str:
     members = [x for x in members if x.objects]
-    most = max((x.ap for x in members), default=0)
+    if not members:
+        return ''
+    most = max(x.ap for x in members)
     rows = []
     for x in members:
         ap = page.Bar(f'{x.ap:.3f}', x.ap / max(most, 1e-9))
@@ -157,7 +162,7 @@ def _groups(title: str, members: list[Group]) -> str:
     interval = '95 % interval' if any(x.interval for x in members) else ''
     parts = [
         page.heading(title),
-        page.table(rows, ['', 'images', 'objects', 'AP', interval, 'AP50', 'AR100']),
+        page.table(rows, ['group', 'images', 'objects', 'AP', interval, 'AP50', 'AR100']),
     ]
     if small := [x.name for x in members if x.is_small]:
         words = (
@@ -192,18 +197,22 @@ def _pictures(analysis: Analysis, records: Records) -> str:
     wrong = np.flatnonzero(kinds >= 0)
     wrong = wrong[np.argsort(-split.scores[wrong], kind='stable')]
     mistakes: dict[int, str] = {}
+    with_mistakes = above.copy()
     for i in wrong.tolist():
         name, kind = split.class_names[split.detected_classes[i]], tide.Kind(kinds[i]).name.lower()
         mistakes.setdefault(int(split.detected_images[i]), f'{name} {split.scores[i]:.2f}: {kind}')
+        with_mistakes[i] = True  # also below the threshold of its class
         if len(mistakes) == SHOWN:
             break
-    how = 'Truth on the left, detections above the threshold of their class on the right.'
+    how = 'Truth first, then the detections above the threshold of their class'
     parts = []
-    worst = _worst(analysis, above)
-    for title, images in (('The worst images', worst), ('The most confident mistakes', mistakes)):
-        parts += [page.heading(title), page.text(how, 'quiet')]
-        for image, words in images.items():
-            parts.append(_beside(split, records, image, above & (split.detected_images == image), words))
+    for title, images, shown, words in (
+        ('The worst images', _worst(analysis, above), above, f'{how}.'),
+        ('The most confident mistakes', mistakes, with_mistakes, f'{how}, and the mistakes.'),
+    ):
+        parts += [page.heading(title), page.text(words if images else 'None.', 'quiet')]
+        for image, what in images.items():
+            parts.append(_beside(split, records, image, shown & (split.detected_images == image), what))
     return ''.join(parts)
 
 
@@ -239,10 +248,11 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     captions = [f'{names[k]} {score:.2f}' for k, score in zip(detected, split.scores[rows], strict=True)]
     boxes, detected_boxes = map(visualize.corners, (split.boxes[objects], split.detected_boxes[rows]))
     pair = [
-        visualize.draw(array, boxes, labels, truth),
-        visualize.draw(array, detected_boxes, detected, captions),
+        visualize.draw(array, boxes, split.class_ids[labels], truth),
+        visualize.draw(array, detected_boxes, split.class_ids[detected], captions),
     ]
-    gap = np.full((len(pair[0]), 8, 3), 128, np.uint8)
-    return page.figure(
-        np.concatenate([pair[0], gap, pair[1]], axis=1), f'{records.files[index]}: {words}', 960
-    )
+    height, width, _ = pair[0].shape
+    axis = 0 if width > 2 * height else 1  # a panorama above the other
+    gap = np.full((8, width, 3) if axis == 0 else (height, 8, 3), 128, np.uint8)
+    both = np.concatenate([pair[0], gap, pair[1]], axis=axis)
+    return page.figure(both, f'{records.files[index]}: {words}', 960)

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from yolos_jax import attention, evaluation, files, visualize, weights
 from yolos_jax.data import records
@@ -22,6 +21,7 @@ from yolos_jax.data.annotations import LARGE, SMALL
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
+from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli
 
 SHOWN = 10  # tokens in boxes.png, as in the paper's figure 4
@@ -88,7 +88,7 @@ def predictions(model: Yolos, params: dict, batches: EvalBatches) -> dict[str, n
     kernel = attention.for_platform(attention.platform_of(jax.devices()[0]), model.dtype)
     apply = jax.jit(model.clone(attention_kernel=kernel).apply)
     predict = lambda batch: jax.device_get(apply({'params': params}, batch['patches'], batch['grid']))
-    with tqdm(total=len(batches), unit='batch') as bar:
+    with progress_bar(total=len(batches), unit='batch') as bar:
         return evaluation.detect(predict, batches, on_batch=bar.update)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from yolos_jax import Detector, files
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError
+from yolos_jax.progress_bar import progress_bar
 
 ENDINGS = {'.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg'}
 TIME_BASE = Fraction(1, 90_000)  # of the video that is written, in seconds
@@ -127,7 +127,7 @@ def _frames(
             if not ends and times and times[-1] < 0.9 * seconds - 1:  # Matroska's includes a late start
                 ends.append(f'it ends after {times[-1]:.1f} of {seconds:.1f} seconds')
 
-    with tqdm(total=stream.frames or None, unit='frame', desc=Path(source.name).name) as bar:
+    with progress_bar(total=stream.frames or None, unit='frame', desc=Path(source.name).name) as bar:
         for number, detections in enumerate(detector.stream(read(), threshold)):
             yield times[number] - times[0], number, detections
             bar.update()

@@ -11,10 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path, PurePath
 
-from tqdm import tqdm
-
 from yolos_jax import bucket, files
 from yolos_jax.errors import InputError
+from yolos_jax.progress_bar import progress_bar
 from yolos_jax.weights import checkpoint, deit
 from yolos_jax.weights.tensors import BESIDE, WITH_CONFIG
 
@@ -160,7 +159,7 @@ def _download(link: str, part: Path) -> None:
             have = out.seek(0)  # else `tell` counts from where the part ended
             out.truncate()
         total = have + int(response.headers.get('Content-Length') or 0)
-        with tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
+        with progress_bar(total=total, initial=have, unit='B', unit_scale=True, desc=part.stem) as bar:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
                 bar.update(len(chunk))
