@@ -122,6 +122,7 @@ def test_published_models_are_read_from_their_files_and_give_the_same_outputs(na
     [
         ({'size': {'shortest_edge': 64, 'longest_edge': 96}}, (64, 96)),
         ({'size': 48, 'max_size': 80}, (48, 80)),
+        ({'size': 48}, (48, 1333)),
         ({'size': {'shortest_edge': 48}, 'max_size': 80}, (48, 80)),
         ({'size': {'shortest_edge': 48, 'longest_edge': None}}, (48, 100_000)),
         (
@@ -136,7 +137,9 @@ def test_the_size_to_detect_at_is_that_of_the_preprocessor(content, size, hf, tm
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(content))
     pretrained = read_detector(tmp_path)
     assert (pretrained.size, pretrained.max_size) == size
-    assert ('detections may differ a little' in capsys.readouterr().err) == ('max_height' in str(content))
+    printed = capsys.readouterr().err
+    assert ('detections may differ a little' in printed) == ('max_height' in str(content))
+    assert ('may not be how it was trained' in printed) == (content == {})
 
 
 @pytest.mark.parametrize(
@@ -277,8 +280,19 @@ def test_a_folder_of_several_files_of_weights_is_refused(tmp_path):
         (tmp_path / f'{name}.pth').touch()
     with pytest.raises(InputError, match='neither a checkpoint folder'):
         read_detector(tmp_path)
-    (tmp_path / 'model.safetensors.index.json').touch()
-    with pytest.raises(InputError, match='its weights are in several files; save them again as one'):
+    for name in ('model.safetensors.index.json', 'pytorch_model.bin.index.json'):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match='its weights are in several files; save them again as one'):
+            read_detector(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_a_folder_of_an_adapter_says_to_merge_it(tmp_path):
+    (tmp_path / 'rng_state.pth').touch()  # of Trainer, without weights
+    with pytest.raises(InputError, match='neither a checkpoint folder'):
+        read_detector(tmp_path)
+    (tmp_path / 'adapter_config.json').touch()
+    with pytest.raises(InputError, match='a PEFT adapter without its base model; merge them'):
         read_detector(tmp_path)
 
 

@@ -36,6 +36,12 @@ def read(file: TensorFile) -> Pretrained:
     by_name = hf_names.to_reference(hf_names.unwrapped(file.tensors))
     for line in statistics.fold(by_name, 'backbone.patch_embed.proj.', *statistics.read(preprocessor)):
         print(f'{file.path}: {line}', file=sys.stderr)
+    if 'size' not in preprocessor:
+        print(
+            f"{file.path}: no {PREPROCESSOR} with a size beside it: images are resized by transformers' "
+            f'default, to {SIZE[0]} pixels and at most {SIZE[1]}, which may not be how it was trained',
+            file=sys.stderr,
+        )
     if preprocessor.get('resample', BILINEAR) != BILINEAR:
         print(f'{file.path}: {PREPROCESSOR} resizes by another filter than bilinear', file=sys.stderr)
     grid = tuple(side // PATCH for side in config['image_size'])
@@ -96,7 +102,8 @@ def _size(preprocessor: dict, path: Path) -> tuple[int, int]:
         )
     if size == {}:
         return SIZE
-    size = {'shortest_edge': size} if isinstance(size, int) else size
+    if isinstance(size, int):
+        size, bound = {'shortest_edge': size}, bound or SIZE[1]  # transformers' default beside a number
     if isinstance(size, dict):
         size = {key: side for key, side in size.items() if side is not None}
     is_side = lambda side: isinstance(side, int) and PATCH <= side <= UNBOUNDED

@@ -238,12 +238,19 @@ def _find_file(path: Path) -> Path:
     for name in tensors.WITH_CONFIG:
         if (path / name).exists() and (path / tensors.CONFIG).exists():
             return path / name
-    if (path / f'{tensors.SAFETENSORS}.index.json').exists():
+    if any((path / f'{name}.index.json').exists() for name in tensors.WITH_CONFIG):
         raise InputError(
             f'{path}: its weights are in several files; save them again as one, in transformers by '
             "`save_pretrained(folder, max_shard_size='100GB')`"
         )
-    if len(torch_files := list(path.glob('*.pth'))) == 1:  # what `yolos convert` wrote, with a model card
+    if (path / 'adapter_config.json').exists():
+        raise InputError(
+            f'{path}: a PEFT adapter without its base model; merge them, in peft by '
+            '`merge_and_unload().save_pretrained(folder)`'
+        )
+    # what `yolos convert` wrote, with a model card; Trainer's rng_state.pth has no weights
+    torch_files = [file for file in path.glob('*.pth') if not file.name.startswith('rng_state')]
+    if len(torch_files) == 1:
         return torch_files[0]
     inside = sorted({str(file.parent) for name in tensors.WITH_CONFIG for file in path.glob(f'*/{name}')})
     raise InputError(
