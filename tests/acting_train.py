@@ -2,7 +2,8 @@
 
 python acting_train.py FOLDER WHAT ...: WHAT is 'run'; or 'term:3', 'raise:3', 'wait:3' or 'full:3' (no file
 can be written), which happens after step 3 in process 1, or in the only process; or 'unreadable': process 1
-cannot read the newest checkpoint. The other arguments are those of train.py.
+cannot read the newest checkpoint; or 'apart': process 1 makes other initial parameters, as another kind of
+CPU does. The other arguments are those of train.py.
 """
 
 import functools
@@ -54,6 +55,8 @@ def unreadable(self, path, args):
     return restore(self, path, args=args)
 
 
+if what == 'apart' and '--process_id=1' in sys.argv:
+    jax.config.update('jax_default_prng_impl', 'rbg')
 if what == 'unreadable':
     ocp.PyTreeCheckpointHandler.restore = unreadable
 del sys.argv[1:3]

@@ -73,7 +73,7 @@ def alone(coco_folder, tmp_path_factory):
 @pytest.mark.parametrize(('processes', 'devices'), LAYOUTS)
 def test_a_run_is_the_same_on_every_layout(processes, devices, alone, coco_folder, tmp_path):
     """Losses, the images of every step, and the AP of ten images in batches of eight."""
-    folder = run(coco_folder, tmp_path / 'run', processes, devices)
+    folder = run(coco_folder, tmp_path / 'run', processes, devices, what='apart')
     expected = losses(alone)
     assert len(expected) == 9
     np.testing.assert_allclose([*losses(folder).values()], [*expected.values()], rtol=1e-5)
@@ -386,6 +386,6 @@ def test_processes_with_different_numbers_of_devices_are_refused():
 def test_one_process_is_alone_and_agrees_with_itself():
     cluster.start(num_processes=1)
     assert cluster.is_alone() and cluster.is_first()
-    cluster.agree({'a': 1, 'b': 'a path that is not UTF-8: caf\udce9'})
+    cluster.agree({'a': 1, 'b': 'a path that is not UTF-8: caf\udce9'} | cluster.software())
     x = np.array([[1 << 40], [3]])
     assert cluster.gather(x) is x and cluster.broadcast(0.1) == 0.1

@@ -104,6 +104,15 @@ def test_characters_that_a_terminal_cannot_show_are_escaped(monkeypatch):
     assert file.getvalue() == b'caf\\xe9\n'
 
 
+def test_a_line_is_written_at_once_without_buffering(monkeypatch, tmp_path):
+    log, seen = tmp_path / 'log', []
+    with open(log, 'wb', buffering=0) as file:
+        # as PYTHONUNBUFFERED makes it
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(file, write_through=True))
+        cli.run(lambda: (print('a step'), seen.append(log.read_text())))
+    assert seen == ['a step\n']
+
+
 PRINTS = """
 from pathlib import Path
 from yolos_jax.run import cli

@@ -112,7 +112,8 @@ class _Output(io.RawIOBase):
         buffer = getattr(sys.stdout, 'buffer', None)
         self._file = getattr(buffer, 'raw', buffer)
         if self._file:
-            options = dict(errors='backslashreplace', line_buffering=sys.stdout.line_buffering)
+            by_line = sys.stdout.line_buffering or sys.stdout.write_through  # by PYTHONUNBUFFERED
+            options = dict(errors='backslashreplace', line_buffering=by_line)
             sys.stdout.flush()
             sys.stdout = io.TextIOWrapper(io.BufferedWriter(self), sys.stdout.encoding, **options)
 

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from yolos_jax import cpus
+import yolos_jax
+from yolos_jax import cpus, files
 from yolos_jax.errors import InputError
 from yolos_jax.run import rendezvous
 
@@ -123,6 +125,13 @@ def agree(facts: dict[str, Any]) -> None:
         raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from process 0')
 
 
+def software() -> dict[str, Any]:
+    """Facts for `agree`: the version of JAX, and the code of this package."""
+    root = Path(yolos_jax.__file__).parent
+    code = {str(file.relative_to(root)): files.sha256(file) for file in sorted(root.rglob('*.py'))}
+    return {'the version of jax': jax.__version__, 'the code of yolos_jax': code}
+
+
 def gather(x: np.ndarray) -> np.ndarray:
     """The rows of every process's array, [n, ...] each, in the order of processes; bit for bit."""
     x = np.ascontiguousarray(x)
@@ -130,6 +139,23 @@ def gather(x: np.ndarray) -> np.ndarray:
         return x
     raw = x.reshape(-1).view(np.uint8)  # other types would be cast: JAX has no 64 bits
     return multihost_utils.process_allgather(raw).reshape(-1).view(x.dtype).reshape(-1, *x.shape[1:])
+
+
+def from_first(tree: Any) -> Any:
+    """Process 0's arrays of a tree, bit for bit; they have the same shapes in every process.
+
+    Each process reads weights or makes parameters by itself: its copy of the file may be another one, and
+    other kinds of CPUs round differently.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def one(x: jax.Array | np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        bits = x.view(f'u{x.itemsize}')  # JAX adds zeros, after which -0.0 would be 0.0
+        return multihost_utils.broadcast_one_to_all(bits).view(x.dtype)
+
+    return jax.tree.map(one, tree)
 
 
 def threads() -> int:

@@ -141,7 +141,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     setup.write_config(config, work)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
-    state, train_step = setup.make_step(config, mesh, start.params, optimizer, loss)
+    params = start.params if saved else cluster.from_first(start.params)
+    state, train_step = setup.make_step(config, mesh, params, optimizer, loss)
     write_truth(config, val_set, folder)
     return DetectorSetup(
         start=start,

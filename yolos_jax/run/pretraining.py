@@ -124,6 +124,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     loss = classification.make_loss(
         model, smoothing=config.smoothing, drop_path=config.drop_path, group=group, teach=teacher.teach
     )
+    params = params if saved else cluster.from_first(params)
     state, train_step = setup.make_step(config, mesh, params, optimizer, loss, teacher.params)
     return PretrainingSetup(
         batches=batches,

@@ -62,6 +62,7 @@ class Programs:
 
     def close(self) -> None:
         """Cancel the compilations that have not begun; does not wait for the current one."""
+        self._log = lambda _: None  # its end would be logged in a later run of a notebook
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, length: int) -> Callable:

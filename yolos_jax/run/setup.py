@@ -162,7 +162,7 @@ def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
 
 
 def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, digests: dict) -> None:
-    """Raises InputError if the processes of a run differ in config, workdir, plan, data or JAX.
+    """Raises InputError if the processes of a run differ in config, workdir, plan, data or software.
 
     digests: of the data of each split, by its name.
     """
@@ -171,7 +171,7 @@ def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, dig
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
     facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
     facts |= {f'the {name} data': digest for name, digest in digests.items()}
-    cluster.agree(facts | {'the version of jax': jax.__version__})
+    cluster.agree(facts | cluster.software())
 
 
 def write_config(config: ConfigDict, work: workdir.Workdir) -> None:

@@ -185,6 +185,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
     except BaseException:
         if complete:
             rescue(run, state)
+        jax.tree.map(lambda x: x.delete(), state)  # a notebook keeps the traceback, which holds the state
         raise
     finally:
         programs.close()
