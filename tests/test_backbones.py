@@ -13,10 +13,11 @@ from transformers import ViTConfig, ViTModel
 
 import yolos_jax
 from yolos_jax import model, weights
+from yolos_jax.block import Block
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
-from yolos_jax.vit import Block, PatchEmbed
+from yolos_jax.vit import PatchEmbed
 from yolos_jax.weights import hf_names
 from yolos_jax.weights.tensors import Tensor
 

@@ -19,7 +19,7 @@ from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import checkpoints
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, integrity
 
 # Orbax leaves tasks behind where a file is damaged
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -334,18 +334,18 @@ def test_damaged_weights_are_refused(state, tmp_path):
 def test_a_checksum_sees_every_bit_under_every_sharding():
     mesh = meshes.make_mesh()
     x = np.random.default_rng(0).normal(size=(8, 33)).astype(np.float32)
-    whole = checkpoint.checksums({'x': x})
-    assert checkpoint.checksums(meshes.shard({'x': x}, mesh)) == whole
+    whole = integrity.checksums({'x': x})
+    assert integrity.checksums(meshes.shard({'x': x}, mesh)) == whole
     for y in (np.tile(x, (9, 99))[:, ::2], x.astype(jnp.bfloat16), np.int32(7)):  # on the host and a device
-        assert checkpoint.checksums({'x': np.asarray(y)}) == checkpoint.checksums({'x': jnp.asarray(y)})
+        assert integrity.checksums({'x': np.asarray(y)}) == integrity.checksums({'x': jnp.asarray(y)})
     bits = x.view(np.uint32)
     rng = random.Random(0)
     for _ in range(100):
         place = rng.randrange(8), rng.randrange(33)
         bits[place] ^= 1 << (bit := rng.randrange(32))
-        assert checkpoint.checksums({'x': x}) != whole
+        assert integrity.checksums({'x': x}) != whole
         bits[place] ^= 1 << bit
-    assert checkpoint.checksums({'x': x[:, ::-1].copy()}) != whole  # and every place
+    assert integrity.checksums({'x': x[:, ::-1].copy()}) != whole  # and every place
 
 
 def test_metadata_is_readable_by_people(state, tmp_path):

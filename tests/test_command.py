@@ -221,7 +221,7 @@ def test_each_value_that_a_pth_lacks_has_its_own_flag():
 
 def test_an_error_of_a_positional_argument_names_no_flag():
     for argument, shown in (('data', None), ('output', 'output')):
-        with pytest.raises(InputError) as error, cli.positional('data'):
+        with pytest.raises(InputError) as error, cli.without_flags('data'):
             raise InputError('no such folder', argument)
         assert error.value.argument == shown
 

@@ -15,12 +15,13 @@ from transformers import (
 )
 
 from yolos_jax import model, rope, weights
+from yolos_jax.block import Block, LayerNorm
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
-from yolos_jax.vit import Block, LayerNorm, PatchEmbed
+from yolos_jax.vit import PatchEmbed
 from yolos_jax.weights import Pretrained, checkpoint, dino, hf, native, reference
 from yolos_jax.weights.tensors import Tensor
 

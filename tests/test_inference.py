@@ -19,7 +19,7 @@ from yolos_jax.inference import Detector, sequence_lengths
 from yolos_jax.patches import patchify
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import integrity
 
 
 def test_detections_are_those_of_evaluation(saved, coco_folder):
@@ -346,7 +346,7 @@ def test_eval_at_another_size_bounds_the_longer_side_in_proportion(saved, coco_f
     evaluate.main([*options, '--size=96'])
     about = json.loads((tmp_path / 'metrics.json').read_text())['about']
     assert about['size'] == [96, 192] and about['dtype'] == 'float32'
-    assert about['fingerprint'] == checkpoint.fingerprint(read_detector(saved).params)
+    assert about['fingerprint'] == integrity.fingerprint(read_detector(saved).params)
 
 
 @pytest.mark.parametrize(

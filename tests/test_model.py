@@ -8,10 +8,11 @@ import torch
 from helpers import TINY, forward, make_hf, noise, reference_tensors, to_torch
 
 from yolos_jax import attention, model, posembed
+from yolos_jax.block import Block, LayerNorm
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.ops import add_bias, gelu, layer_norm
 from yolos_jax.patches import patchify
-from yolos_jax.vit import Block, LayerNorm, PatchEmbed
+from yolos_jax.vit import PatchEmbed
 from yolos_jax.weights import names
 
 PUBLISHED = {

@@ -13,7 +13,7 @@ from yolos_jax import visualize
 from yolos_jax.data import records
 from yolos_jax.errors import InputError
 from yolos_jax.tools import attention, card, check_data, convert, evaluate, predict, speed, tokens
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import integrity
 
 CONFIG = """
 from yolos_jax.configs import quickstart
@@ -180,7 +180,7 @@ def test_values_out_of_bounds_are_named_and_a_bad_image_is_an_exit_status(saved,
 def test_speed_says_of_which_weights_it_is(saved, coco_folder, tmp_path):
     speed.main([f'--weights={saved}', f'--data={coco_folder}', f'--output={tmp_path}', '--images=1'])
     numbers = json.loads((tmp_path / 'speed.json').read_text())
-    assert numbers['fingerprint'] == checkpoint.fingerprint(read_detector(saved).params)
+    assert numbers['fingerprint'] == integrity.fingerprint(read_detector(saved).params)
 
 
 def test_tokens_are_correlated_over_images_and_over_their_means(saved, coco_folder, tmp_path):

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import attention, spmd
+from yolos_jax.block import Dense
 from yolos_jax.patches import PATCH, PATCH_DIM
-from yolos_jax.vit import Backbone, Dense
+from yolos_jax.vit import Backbone
 
 _normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
 SINES = 4  # strength of fresh sines relative to a detector's: patch tokens grow as much in training

@@ -183,7 +183,7 @@ def check_folder(folder: Path, argument: str = 'output') -> None:
 
 
 def check_local(path: str | Path, argument: str = 'output') -> None:
-    """Raises InputError if a path is a link or a URL, perhaps misspelt: S3://, gcs://."""
+    """Raises InputError if a path is a URL, of the web or of a bucket, perhaps misspelt: S3://, gcs://."""
     if re.match(r'\w+:/', str(path)):
         raise InputError(
             f'{path}: not a local path; a bucket is gs:// or s3://, where one is taken', argument

@@ -1,4 +1,4 @@
-"""Says so where a process was forked after another read weights: there JAX hangs, without a message."""
+"""Raises an error in a process that was forked after its parent read weights: JAX would hang there."""
 
 import os
 

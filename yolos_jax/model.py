@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from yolos_jax import attention, spmd
+from yolos_jax.block import Dense, torch_uniform
 from yolos_jax.patches import PATCH_DIM
-from yolos_jax.vit import Backbone, Dense, torch_uniform
+from yolos_jax.vit import Backbone
 
 # The published models. Their grids are the reference's init_pe_size and mid_pe_size // 16.
 YOLOS_TI: dict[str, Any] = dict(width=192, depth=12, heads=3, pos_grid=(50, 83))

@@ -105,7 +105,7 @@ class Records:
         return max(self.classes) + 1
 
     @property
-    def without_objects(self) -> str:
+    def why_no_objects(self) -> str:
         """What a message says where `boxes` is empty."""
         counts = ', '.join(f'{count} {reason}' for reason, count in self.dropped.items() if count)
         return f'not one object to train on ({counts})' if counts else 'not one object is annotated'

@@ -21,11 +21,6 @@ UNITS = 12  # at least, if there are as many groups of keys, for threads to shar
 
 
 @tiles.compiled
-def _count_parts(B, H, N):
-    return min(tiles.count(UNITS, B * H), tiles.count(N, GROUP))
-
-
-@tiles.compiled
 def _inner_products(grads, D, out, query, step, rows, d, inners):
     """Of each query's output and its gradient."""
     for r in range(rows):
@@ -129,7 +124,8 @@ _address_of_task = xla.address_of(f'{NAME}_task')
 def _handler(frame):
     if not xla.answers_query(frame):
         B, H, _, N, _, _ = tiles.sizes(frame)
-        parts, dq = _count_parts(B, H, N), xla.floats(xla.results(frame)[0])
+        parts = min(tiles.count(UNITS, B * H), tiles.count(N, GROUP))
+        dq = xla.floats(xla.results(frame)[0])
         of_parts = np.empty(parts * len(dq), np.float32) if parts > 1 else dq
         xla.run(frame, B * H * parts, _address_of_task(), of_parts.ctypes.data)
         if parts > 1:

@@ -21,7 +21,7 @@ from yolos_jax import files
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, integrity
 from yolos_jax.weights.checkpoint import META, STATE
 from yolos_jax.weights.pretrained import by_path
 
@@ -138,7 +138,7 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore have no common error for damage
                 problem = error
             if not cluster.anywhere(problem):
-                problem = checkpoint.difference(state, meta['checksums'])  # a collective computation
+                problem = integrity.difference(state, meta['checksums'])  # a collective computation
             if cluster.anywhere(problem):
                 damaged[path] = problem or 'another process could not read it'
                 continue

@@ -243,8 +243,8 @@ def _help(main: Callable, keys: Callable) -> str:
 
 
 @contextlib.contextmanager
-def positional(*names: str) -> Iterator[None]:
-    """A decorator for a command with positional arguments: errors about these name no flag."""
+def without_flags(*names: str) -> Iterator[None]:
+    """A decorator for a command without flags of these names: errors about these arguments name none."""
     try:
         yield
     except InputError as error:

@@ -170,7 +170,7 @@ def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
     notes += [f'{train_split}: {note}' for note in train_set.notes]
     notes += [f'{val_split}: {note}' for note in val_set.notes]
     if not len(val_set.boxes):
-        notes.append(f'{val_split}: {val_set.without_objects}, so there will be no AP')
+        notes.append(f'{val_split}: {val_set.why_no_objects}, so there will be no AP')
     elif len(val_set) < FEW_IMAGES:
         notes.append(f'{val_split}: only {len(val_set)} images, so the AP is rough')
     return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])
@@ -295,7 +295,7 @@ def make_batches(config: ConfigDict, train_set: records.Records, start: Pretrain
     if not len(train_set.boxes):
         notes = ''.join(f'; {note}' for note in train_set.notes)
         raise InputError(
-            f'{train_set.source.path}: {train_set.without_objects} in {config.train_split}{notes}'
+            f'{train_set.source.path}: {train_set.why_no_objects} in {config.train_split}{notes}'
         )
     batches = TrainBatches.make(
         train_set,

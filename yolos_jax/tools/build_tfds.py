@@ -56,7 +56,7 @@ def build(root: str | Path, out: str | Path) -> Path:
     return folder
 
 
-@cli.positional('data')
+@cli.without_flags('data')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and build."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

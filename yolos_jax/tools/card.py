@@ -13,7 +13,7 @@ from yolos_jax import files, weights
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.tools.prediction_files import EVALUATION
-from yolos_jax.weights import checkpoint, hf, model_card
+from yolos_jax.weights import hf, integrity, model_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with weights.open(args.weights, args.step) as source:
         pretrained = source.detector(log=print, **cli.hints(args))
         library = 'transformers' if source.file and hf.has_config(source.file) else 'yolos_jax'
-    about = {'fingerprint': checkpoint.fingerprint(pretrained.params), **pretrained.about}
+    about = {'fingerprint': integrity.fingerprint(pretrained.params), **pretrained.about}
     evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})
     for name, of_file in (('evaluation', evaluated), ('speed', timed)):
         # earlier versions wrote no fingerprint

@@ -132,7 +132,7 @@ def of_training(data: records.Records, options: dict, *, trains: bool, of_run: b
     """
     problems, batch_size, most = [], options['batch_size'], options['max_targets']
     if not len(data.boxes):
-        problems.append(Problem(data.without_objects, 0, [], trains))
+        problems.append(Problem(data.why_no_objects, 0, [], trains))
     if len(data) < batch_size and trains:
         what = f'{len(data)} images are less than one batch of {batch_size} (--config.batch_size)'
         problems.append(Problem(what, 0, [], of_run))
@@ -150,38 +150,24 @@ def tables(r: records.Records) -> list:
     image = np.repeat(np.arange(len(r)), counts)
     objects = np.bincount(r.labels, minlength=r.num_classes)
     images = np.bincount(np.unique(np.stack([image, r.labels]), axis=1)[1], minlength=r.num_classes)
-    return [
-        (
-            'Images',
-            [
-                ('in all', f'{len(r):,}'),
-                ('without objects', part(counts == 0)),
-                ('objects in one', f'{counts.mean():.1f} on average, {counts.max()} at most'),
-            ],
-        ),
-        (
-            f'Sizes, the commonest of {len(shapes)}',
-            [(f'{w} x {h}', f'{n:,} ({n / len(r):.1%})') for (w, h), n in shapes.most_common(8)],
-        ),
-        (
-            'Objects',
-            [
-                ('to train on', f'{len(r.boxes):,}'),
-                ('crowds, left out', f'{r.dropped["crowd"]:,}'),
-                ('without an area, left out', f'{r.dropped["no area"]:,}'),
-                ('small, below 32 x 32', part(areas < SMALL)),
-                ('medium', part((areas >= SMALL) & (areas < LARGE))),
-                ('large, from 96 x 96', part(areas >= LARGE)),
-            ],
-        ),
-        (
-            'Classes',
-            [
-                (f'{c} {name}', f'{objects[c]:,} in {images[c]:,} images')
-                for c, name in sorted(r.classes.items())
-            ],
-        ),
+    of_images = [
+        ('in all', f'{len(r):,}'),
+        ('without objects', part(counts == 0)),
+        ('objects in one', f'{counts.mean():.1f} on average, {counts.max()} at most'),
     ]
+    of_sizes = [(f'{w} x {h}', f'{n:,} ({n / len(r):.1%})') for (w, h), n in shapes.most_common(8)]
+    of_objects = [
+        ('to train on', f'{len(r.boxes):,}'),
+        ('crowds, left out', f'{r.dropped["crowd"]:,}'),
+        ('without an area, left out', f'{r.dropped["no area"]:,}'),
+        ('small, below 32 x 32', part(areas < SMALL)),
+        ('medium', part((areas >= SMALL) & (areas < LARGE))),
+        ('large, from 96 x 96', part(areas >= LARGE)),
+    ]
+    in_class = lambda c: f'{objects[c]:,} in {images[c]:,} images'
+    of_classes = [(f'{c} {name}', in_class(c)) for c, name in sorted(r.classes.items())]
+    title = f'Sizes, the commonest of {len(shapes)}'
+    return [('Images', of_images), (title, of_sizes), ('Objects', of_objects), ('Classes', of_classes)]
 
 
 def chosen(split: str, splits: Sequence[str], root: str) -> str | None:
@@ -213,7 +199,7 @@ def run_options(config: ConfigDict, name: str) -> dict:
     return {'recipe': geometry.Recipe.from_fields(config.augment), 'special': special} | values
 
 
-@cli.positional('data')
+@cli.without_flags('data')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

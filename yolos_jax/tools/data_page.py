@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from yolos_jax import files, visualize
+from yolos_jax.boxes import cxcywh_to_xyxy
 from yolos_jax.data import loader, pixels
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.batches import TrainBatches
@@ -107,9 +108,7 @@ def _batch(batches: TrainBatches) -> str:
     for row, index in enumerate(indices):
         image = unpatchify(batch['patches'][row], batch['grid'][row])
         valid = batch['valid'][row]
-        centre, size = np.split(batch['boxes'][row][valid], 2, axis=1)
-        corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-        boxes = corners * np.tile([image.shape[1], image.shape[0]], 2)
+        boxes = cxcywh_to_xyxy(batch['boxes'][row][valid]) * np.tile(image.shape[1::-1], 2)
         labels = batch['labels'][row][valid]
         caption = f'{data.files[index]}, {image.shape[1]} x {image.shape[0]}'
         picture = visualize.draw(image, boxes, labels, [data.classes[label] for label in labels.tolist()])

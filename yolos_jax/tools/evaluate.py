@@ -31,7 +31,7 @@ from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import report
 from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, integrity
 from yolos_jax.weights.pretrained import about_ids
 
 NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@cli.positional('bad_images')  # a key that only a run has
+@cli.without_flags('bad_images')  # a key that only a run has
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and evaluate."""
     args = parse(arguments)
@@ -223,7 +223,7 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
         'split': data.source.split,
         'size': [size, max_size],
         'dtype': args.dtype,
-        'fingerprint': checkpoint.fingerprint(pretrained.params),
+        'fingerprint': integrity.fingerprint(pretrained.params),
     }
     about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
     files.write_json(output / LIST, results)
@@ -257,7 +257,7 @@ def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretraine
             'corruptions': args.corruptions,
             'the data': batches['records'].digests,
             'the detector': checkpoint.describe(pretrained)['model'],
-            'the weights': checkpoint.checksums(pretrained.params),
+            'the weights': integrity.checksums(pretrained.params),
         }
         | cluster.software()
     )

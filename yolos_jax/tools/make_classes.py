@@ -78,7 +78,7 @@ def picture(rng: np.random.Generator, label: int) -> Image.Image:
     return image
 
 
-@cli.positional('output')
+@cli.without_flags('output')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

@@ -111,7 +111,7 @@ def _overlap(a: list, b: list) -> float:
     return max(sides[0], 0) * max(sides[1], 0) / min(a[2] * a[3], b[2] * b[3])
 
 
-@cli.positional('output')
+@cli.without_flags('output')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

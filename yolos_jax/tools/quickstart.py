@@ -18,7 +18,7 @@ from yolos_jax.run.train import train
 from yolos_jax.tools import evaluate, make_shapes, predict
 
 
-@cli.positional('output', 'workdir')
+@cli.without_flags('output', 'workdir')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and train, evaluate and predict."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

@@ -24,7 +24,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
 from yolos_jax.run import cli
-from yolos_jax.weights import checkpoint, model_card
+from yolos_jax.weights import integrity, model_card
 
 PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which shorter side
     (192, 12): (18.8, 512),
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = [functools.partial(photograph, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)
     about = {'size': detector.size, 'method': METHOD}
-    about['fingerprint'] = checkpoint.fingerprint(jax.device_get(detector.params))
+    about['fingerprint'] = integrity.fingerprint(jax.device_get(detector.params))
     files.write_json(args.output / 'speed.json', numbers | about)
     print(table(numbers, detector.model, detector.size))
     print(METHOD)

@@ -121,7 +121,7 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
     visualize.save(figure, path)
 
 
-@cli.positional('bad_images')  # which a run has as a key, and this command does not
+@cli.without_flags('bad_images')  # which a run has as a key, and this command does not
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and examine."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])

@@ -233,9 +233,9 @@ def _with_class_row(table: Tensor, report: list[str], *, keep: bool) -> Tensor:
     """
     shape = 1, table.shape[1] - 1, table.shape[2]
     if keep:
-        return Tensor(shape, lambda: np.delete(table.numpy(), 1, axis=1))
+        return table.then(lambda x: np.delete(x, 1, axis=1), shape)
     report.append('distilled: the distillation position becomes that of [CLS]')
-    return Tensor(shape, lambda: table.numpy()[:, 1:])
+    return table.then(lambda x: x[:, 1:], shape)
 
 
 def _with_zero_row(table: Tensor, report: list[str]) -> Tensor:
@@ -244,8 +244,7 @@ def _with_zero_row(table: Tensor, report: list[str]) -> Tensor:
         return table
     _, rows, D = table.shape
     report.append('its class token has no position: zero')
-    zero = np.zeros((1, 1, D), np.float32)
-    return Tensor((1, rows + 1, D), lambda: np.concatenate([zero, table.numpy()], axis=1))
+    return table.then(lambda x: np.pad(x, [(0, 0), (1, 0), (0, 0)]), (1, rows + 1, D))
 
 
 def _is_square(count: int) -> bool:

@@ -7,7 +7,6 @@ bit flipped on disk would load silently, so the meta has ours.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from yolos_jax import files
 from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
-from yolos_jax.weights import deit, sizes
+from yolos_jax.weights import deit, integrity, sizes
 from yolos_jax.weights.pretrained import Pretrained, by_path
 
 FOLDER = 'checkpoints'  # of a run, in its workdir
@@ -102,7 +101,7 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
         try:
             meta = read_meta(path)
             params = _read_arrays(path / STATE, meta)
-            problem = difference(params, meta['checksums'])
+            problem = integrity.difference(params, meta['checksums'])
         except Exception as error:  # Orbax and TensorStore have no common error for damage
             problem = error
         if not problem:
@@ -149,12 +148,7 @@ def sealed(meta: dict) -> dict:
 
 
 def _digest(meta: dict) -> str:
-    return _hash({key: value for key, value in meta.items() if key != 'sha256'})
-
-
-def _hash(content: Any) -> str:
-    """The SHA-256 of something as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return integrity.hash_of({key: value for key, value in meta.items() if key != 'sha256'})
 
 
 def _read_arrays(path: Path, meta: dict) -> dict:
@@ -230,46 +224,8 @@ def contents(state: dict, meta: dict) -> Any:
     """The two items as Orbax's arguments for a save; the checksums go into the meta."""
     import orbax.checkpoint as ocp
 
-    meta = sealed(meta | {'checksums': checksums(state)})
+    meta = sealed(meta | {'checksums': integrity.checksums(state)})
     return ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})
-
-
-def checksums(tree: dict) -> dict[str, int]:
-    """A checksum of every array, {path: int}: the same under every sharding, changed by any bit."""
-    of_array = lambda x: _host_checksum(x) if isinstance(x, np.ndarray) else int(_device_checksum(x))
-    return {path: of_array(x) for path, x in by_path(tree).items()}
-
-
-def fingerprint(params: dict) -> str:
-    """A hash of a detector's parameters on the host, the same in every form of file."""
-    return _hash(checksums(params))
-
-
-def _host_checksum(x: np.ndarray) -> int:
-    """As `_device_checksum`; YOLOS-S takes 0.04 s, where compiling for its shapes alone takes 1.7."""
-    bits = np.ascontiguousarray(x).view(f'u{x.itemsize}').ravel()
-    total, size = 0, 1 << 16  # in parts that stay in the cache of a core
-    for i in range(0, bits.size, size):
-        part = bits[i : i + size].astype(np.uint32, copy=False)
-        total += int(np.dot(part, 2 * np.arange(i, i + part.size, dtype=np.uint32) + np.uint32(1)))
-    return total % (1 << 32)
-
-
-@jax.jit
-def _device_checksum(x: jax.Array) -> jax.Array:
-    size = x.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * size}')).astype(jnp.uint32)
-    place, stride = jnp.uint32(0), 1
-    for axis in reversed(range(x.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
-        stride = stride * x.shape[axis] % (1 << 32)
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-
-def difference(state: dict, expected: dict) -> str | None:
-    """A text that names the arrays with unexpected checksums, or None."""
-    wrong = [name for name, value in checksums(state).items() if expected.get(name) != value]
-    return f'not what was saved: {", ".join(wrong[:5])}' if wrong else None
 
 
 def rank(ap: float | None) -> float:
@@ -279,7 +235,7 @@ def rank(ap: float | None) -> float:
 
 def write_ap(path: Path, ap: float) -> None:
     """Write the AP of a step to its folder, with a hash of it."""
-    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': _hash(ap)})
+    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': integrity.hash_of(ap)})
 
 
 def saved_ap(path: Path) -> float | None:
@@ -303,7 +259,8 @@ def _saved_ap(path: Path) -> tuple[float | None, bool]:
         file = path / AP_FILE if (path / AP_FILE).exists() else path / OLD_AP_FILE
         content = json.loads(file.read_text())
         ap = content['AP']
-        whole = content.get('sha256', _hash(ap)) == _hash(ap)  # version 0.1 had no hash
+        # version 0.1 had no hash
+        whole = 'sha256' not in content or content['sha256'] == integrity.hash_of(ap)
         whole &= (ap is None or isinstance(ap, float | int)) and content.keys() <= {'AP', 'sha256'}
         return (ap, False) if whole else (None, True)
     except FileNotFoundError:

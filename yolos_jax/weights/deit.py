@@ -84,9 +84,5 @@ def _ours(name: str) -> str:
 
 def _moved(table: Tensor, start: int, to: int) -> Tensor:
     """A table [1, rows, D] with the distillation token's row moved: in our parameters it is the last."""
-
-    def moved() -> np.ndarray:
-        rows = table.numpy()
-        return np.insert(np.delete(rows, start, axis=1), to % rows.shape[1], rows[:, start], axis=1)
-
-    return Tensor(table.shape, moved)
+    place = to % table.shape[1]
+    return table.then(lambda x: np.insert(np.delete(x, start, axis=1), place, x[:, start], axis=1))

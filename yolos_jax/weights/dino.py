@@ -62,22 +62,19 @@ def _complete_bias(tensors: dict, layer: str) -> None:
 def _without_keys(bias: Tensor) -> Tensor:
     """A bias of queries, keys and values with zeros for the keys."""
 
-    def read() -> np.ndarray:
-        queries, keys, values = np.split(bias.numpy(), 3)
+    def without(x: np.ndarray) -> np.ndarray:
+        queries, keys, values = np.split(x, 3)
         return np.concatenate([queries, np.zeros_like(keys), values])
 
-    return Tensor(bias.shape, read)
+    return bias.then(without)
 
 
 def _fold(tensors: dict, layer: str, scale: Tensor) -> None:
     """Multiply a layer's outputs by a factor per channel."""
-    factor = lambda value: scale.numpy().astype(np.float32).reshape(-1, *[1] * (value.ndim - 1))
+    factor = lambda x: scale.numpy().astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
     for name in (f'{layer}.weight', f'{layer}.bias'):
         if name in tensors:  # missing tensors are reported later, all at once
-            old = tensors[name]
-            tensors[name] = Tensor(
-                old.shape, lambda old=old: (value := old.numpy().astype(np.float32)) * factor(value)
-            )
+            tensors[name] = tensors[name].then(lambda x: x.astype(np.float32) * factor(x))
 
 
 def resample_patch(weight: Tensor, patch: int) -> Tensor:
@@ -94,5 +91,5 @@ def resample_patch(weight: Tensor, patch: int) -> Tensor:
         np.add.at(enlarge, (np.arange(patch), np.clip(tap, 0, side - 1).astype(int)), share)
     # [patch, p], for one axis: the inverse for both axes is the product of theirs
     inverse = np.linalg.pinv(enlarge).T
-    read = lambda: np.einsum('yi,xj,dcij->dcyx', inverse, inverse, weight.numpy(), optimize=True)
-    return Tensor((*weight.shape[:2], patch, patch), lambda: read().astype(np.float32))
+    resample = lambda x: np.einsum('yi,xj,dcij->dcyx', inverse, inverse, x, optimize=True)
+    return weight.then(lambda x: resample(x).astype(np.float32), (*weight.shape[:2], patch, patch))

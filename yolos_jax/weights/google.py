@@ -26,8 +26,8 @@ def to_timm(tensors: dict) -> dict:
         kind = 'bias' if leaf == 'bias' else 'weight'
         if path == ['embedding'] and leaf == 'kernel':
             H, W, channels, D = tensor.shape
-            conv = lambda t=tensor: t.numpy().astype(np.float32).transpose(3, 2, 0, 1)
-            result['patch_embed.proj.weight'] = Tensor((D, channels, H, W), conv)
+            conv = lambda x: x.astype(np.float32).transpose(3, 2, 0, 1)
+            result['patch_embed.proj.weight'] = tensor.then(conv, (D, channels, H, W))
         elif path == ['embedding']:
             result['patch_embed.proj.bias'] = tensor
         elif path == ['encoder_norm']:
@@ -53,7 +53,7 @@ def _of_block(tensor: Tensor, index: object, leaf: str, layer: str) -> Tensor:
     flat = (math.prod(shape),)
     if leaf == 'kernel':
         flat = (math.prod(shape[:-1]), shape[-1]) if layer == 'out' else (shape[0], math.prod(shape[1:]))
-    return Tensor(flat[::-1], lambda: tensor.numpy()[index].astype(np.float32).reshape(flat).T)
+    return tensor.then(lambda x: x[index].astype(np.float32).reshape(flat).T, flat[::-1])
 
 
 def fill(tensors: dict) -> list[str]:

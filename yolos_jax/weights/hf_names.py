@@ -131,10 +131,10 @@ def from_reference(tensors: dict) -> dict:
     return result
 
 
-def _thirds(tensor: Any) -> list[Tensor]:
-    rows = tensor.shape[0] // 3
-    part = lambda i: lambda: tensor.numpy()[i * rows : (i + 1) * rows]
-    return [Tensor((rows, *tensor.shape[1:]), part(i)) for i in range(3)]
+def _thirds(tensor: Tensor) -> list[Tensor]:
+    shape = tensor.shape[0] // 3, *tensor.shape[1:]
+    part = lambda i: tensor.then(lambda x: np.split(x, 3)[i], shape)
+    return [part(i) for i in range(3)]
 
 
 def rename(name: str, table: Any) -> str:

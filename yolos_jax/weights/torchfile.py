@@ -8,7 +8,6 @@ import math
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +23,7 @@ ZIP = b'PK\x03\x04'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DAMAGED = (  # what Python's modules and `Interpreter` raise for a file that is
     ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
-    NotImplementedError, struct.error, zipfile.BadZipFile,
+    NotImplementedError, EOFError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 
@@ -55,6 +54,10 @@ def _read_zip(file: BinaryIO) -> Any:
         root = pickles[0].removesuffix('data.pkl')
         if f'{root}constants.pkl' in members:
             raise InputError('a TorchScript archive; save the state_dict() of the model instead')
+        if secret := next((x for x in members.values() if x.compress_type or x.flag_bits & 1), None):
+            raise InputError(f'{secret.filename!r} is compressed or encrypted; torch stores plain data')
+        if damaged := archive.testzip():
+            raise InputError(f'damaged: the checksum of {damaged!r} does not match')
         places = {name: _place(file, info) for name, info in members.items()}
         if f'{root}byteorder' in members and archive.read(f'{root}byteorder') != b'little':
             raise InputError('written on a big-endian machine')
@@ -70,21 +73,10 @@ def _read_zip(file: BinaryIO) -> Any:
 
 
 def _place(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """The position of a member's bytes; raises InputError if they do not match its CRC."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise InputError(f'{info.filename!r} is compressed or encrypted; torch stores plain data')
+    """The position of a member's bytes."""
     file.seek(info.header_offset)
-    signature, name_length, extra_length = struct.unpack('<4s22xHH', file.read(30))
-    place = info.header_offset + 30 + name_length + extra_length
-    file.seek(place)
-    left, crc = info.file_size, 0
-    while left and (chunk := file.read(min(left, 1 << 20))):
-        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
-    if signature != ZIP or left:
-        raise InputError(f'cut short at {info.filename!r}')
-    if crc != info.CRC:
-        raise InputError(f'damaged: the checksum of {info.filename!r} does not match')
-    return place
+    name_length, extra_length = struct.unpack('<26xHH', file.read(30))
+    return info.header_offset + 30 + name_length + extra_length
 
 
 def _read_stream(file: BinaryIO) -> Any:

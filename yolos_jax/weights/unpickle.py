@@ -34,6 +34,10 @@ class Tensor:
     shape: tuple
     numpy: Callable
 
+    def then(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple | None = None) -> 'Tensor':
+        """This tensor after a function of its array; shape: of the result, where it is another."""
+        return Tensor(self.shape if shape is None else shape, lambda: function(self.numpy()))
+
 
 class Storage:
     """A run of numbers in the file; `place` is known once the pickle has been read."""
