@@ -101,7 +101,8 @@ def test_a_closed_compiler_begins_no_other_program():
 @pytest.fixture
 def start(tmp_path):
     """Starts of runs that keep their programs in one folder."""
-    keys = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+    names = 'enable_xla_caches', 'min_compile_time_secs'
+    keys = 'jax_compilation_cache_dir', *(f'jax_persistent_cache_{name}' for name in names)
     before = {key: getattr(jax.config, key) for key in keys}
 
     def start():
@@ -146,7 +147,7 @@ def test_a_folder_of_programs_that_the_user_set_is_left_alone(tmp_path):
     assert jax.config.jax_compilation_cache_dir == before and names(tmp_path) == ['x-cache']
 
 
-def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
+def test_programs_are_kept_also_in_a_moved_folder_and_a_damaged_one_is_made_again(tmp_path):
     script = (
         'import sys, pathlib, jax, jax.numpy as jnp\nfrom yolos_jax.run import compiled\n'
         'programs = compiled.CompiledPrograms(pathlib.Path(sys.argv[1]) / "compiled")\n'
@@ -156,8 +157,8 @@ def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_COMPIL', 'JAX_PERSIST'))}
 
-    def run():
-        command = [sys.executable, '-c', script, tmp_path]
+    def run(folder=tmp_path):
+        command = [sys.executable, '-c', script, folder]
         done = subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -166,6 +167,10 @@ def test_programs_are_kept_and_a_damaged_one_is_made_again(tmp_path):
 
     value, hit, _ = run()
     assert not hit and run() == (value, True, '')
+    (elsewhere := tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'compiled').rename(elsewhere / 'compiled')
+    assert run(elsewhere) == (value, True, '')
+    (elsewhere / 'compiled').rename(tmp_path / 'compiled')
     cut, flipped = (lambda x: x[:100]), (lambda x: x[:50] + bytes([x[50] ^ 1]) + x[51:])
     for damaged in (cut, flipped):
         for path in (tmp_path / 'compiled').glob('*-cache'):

@@ -318,6 +318,7 @@ def test_a_run_of_an_earlier_version_with_unknown_keys_resumes(coco_folder, tmp_
     state = next((tmp_path / 'checkpoints' / '6' / 'meta').glob('metadata'))
     meta = json.loads(state.read_text())
     meta['config'] |= {'train_images': 'unread', 'note': 'unread'}
+    meta['training']['software'] = 'yolos_jax 0.1'
     del meta['sha256'], meta['format']  # as version 0.1
     state.write_text(json.dumps(meta))
     with config.unlocked():
@@ -325,6 +326,7 @@ def test_a_run_of_an_earlier_version_with_unknown_keys_resumes(coco_folder, tmp_
         del config.spike_factor
     launch(config, tmp_path)
     assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
+    assert 'saved with yolos_jax 0.1, now yolos_jax' in (tmp_path / 'log.txt').read_text()
 
 
 def test_a_folder_that_orbax_takes_for_a_pattern_is_refused(coco_folder, averaged, tmp_path):

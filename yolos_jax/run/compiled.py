@@ -33,6 +33,9 @@ class CompiledPrograms:
             cluster.barrier('compiled programs')
             jax.config.update('jax_compilation_cache_dir', str(folder))
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+            # with XLA's own caches JAX 0.10 has the folder's path in the key of a program: one that was
+            # moved, or lies elsewhere on another host, would have none
+            jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
     def note(self) -> None:
         """Write the checksums of the programs that are new or have changed.

@@ -62,10 +62,7 @@ class Setup(abc.ABC):
     def computers(self) -> dict[str, str]:
         """The hardware and software of the run, for a model card."""
         hardware = f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
-        return {
-            'hardware': f'{hardware}, {jax.process_count()} processes',
-            'software': f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}',
-        }
+        return {'hardware': f'{hardware}, {jax.process_count()} processes', 'software': software()}
 
     def detect(self, state: dict, on_batch: Callable[[], None]) -> dict:
         """The outputs of `predict` for the validation split, by `evaluation.detect`."""
@@ -146,11 +143,19 @@ def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tup
             notes.append(f'init_from stays {began!r}: a resumed run uses its own weights')
             with config.unlocked():
                 config.init_from = began
+        before = saved.get('training', {}).get('software', software())
+        if before != software():
+            notes.append(f'saved with {before}, now {software()}: results agree within rounding')
         return config, saved, notes
     # new runs only: a saved run of an earlier version may have other keys
     config_checks.check_keys(config, known)
     workdir.check_new(work.folder)
     return config, {}, []
+
+
+def software() -> str:
+    """The versions that a run's numbers depend on."""
+    return f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}'
 
 
 def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:

@@ -106,7 +106,7 @@ def sheet(detections: Detections, weights: np.ndarray) -> Image.Image:
             pen.text((left + 2, top + 4), title, 'black', font)
             corners = np.clip(box * scale, 0, [width - 1, height - 1] * 2)
             colour = 'white' if column else visualize.colour_of(label)  # on the darkened ones
-            pen.rectangle((corners + [left, top + MARGIN] * 2).tolist(), outline=colour)
+            pen.rectangle((corners + [left, top + MARGIN] * 2).tolist(), outline=colour, width=2)
     return result
 
 
