@@ -116,6 +116,21 @@ def test_pictures_are_drawn_with_the_font_and_without_the_duplicates_that_were_a
     assert len({*pictures}) == 3
 
 
+def test_pages_are_drawn_with_the_font_that_was_asked_for(saved, coco_folder, tmp_path):
+    serif, image = visualize.default_font().with_name('DejaVuSerif.ttf'), '000000000001.jpg'
+    pages = []
+    for i, font in enumerate([[], [f'--font={serif}']]):
+        (folder := tmp_path / f'{i}').mkdir()
+        check_data.main([str(coco_folder), '--split=val2017', f'--html={folder}/check.html', *font])
+        common = [f'--weights={saved}', f'--output={folder}', *font]
+        attention.main([*common, '--threshold=0', str(coco_folder / 'val2017' / image)])
+        evaluate.main([*common, f'--data={coco_folder}', '--report', '--num_processes=1'])
+        pages.append(
+            [(folder / name).read_bytes() for name in ('check.html', '000000000001.png', 'report.html')]
+        )
+    assert all(plain != serifed for plain, serifed in zip(*pages, strict=True))
+
+
 def test_images_that_cannot_be_read_are_not_counted_as_seen(saved, photographs, tmp_path, capsys):
     (photographs / '000000000003.jpg').write_bytes(b'<html>')
     with pytest.raises(SystemExit):

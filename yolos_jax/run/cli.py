@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -267,6 +268,11 @@ def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
     group.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
     return group
+
+
+def add_font_flag(parser: argparse._ActionsContainer) -> None:
+    """The argument for the `font` of `visualize.draw`."""
+    parser.add_argument('--font', type=Path, help='a font file, for scripts that DejaVu Sans lacks')
 
 
 def hints(args: argparse.Namespace) -> dict[str, Any]:

@@ -84,8 +84,11 @@ def look(
     return detector.detections(prepared, outputs, tokens), weights
 
 
-def sheet(detections: Detections, weights: np.ndarray) -> Image.Image:
-    """A row for each detection of `look`: the image with its box, the mean of all heads, and each head."""
+def sheet(detections: Detections, weights: np.ndarray, font: Path | None = None) -> Image.Image:
+    """A row for each detection of `look`: the image with its box, the mean of all heads, and each head.
+
+    font: as for `visualize.draw`.
+    """
     image = detections.image
     scale = SIDE / max(image.shape[:2])
     height, width = (max(round(side * scale), 1) for side in image.shape[:2])
@@ -102,8 +105,8 @@ def sheet(detections: Detections, weights: np.ndarray) -> Image.Image:
         for column, (title, panel) in enumerate(zip(titles, panels, strict=True)):
             left = column * (width + GAP)
             result.paste(panel, (left, top + MARGIN))
-            font, title = visualize.fitted(None, 13, title, width)
-            pen.text((left + 2, top + 4), title, 'black', font)
+            lettering, title = visualize.fitted(font, 13, title, width)
+            pen.text((left + 2, top + 4), title, 'black', lettering)
             corners = np.clip(box * scale, 0, [width - 1, height - 1] * 2)
             colour = 'white' if column else visualize.colour_of(label)  # on the darkened ones
             pen.rectangle((corners + [left, top + MARGIN] * 2).tolist(), outline=colour, width=2)
@@ -129,10 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--output', required=True, type=Path, help='a folder for the pages')
     parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
+    cli.add_font_flag(parser)
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     cli.check_threshold(args.threshold)
+    visualize.load_font(args.font, 13)  # raises before any work is done
     inputs = find_images(args.images, args.output)
     for path in filter(video.is_video, inputs):
         print(f'left out: {path}: a video', file=sys.stderr)
@@ -159,9 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not len(detections):
             print(f'{path}: nothing above {args.threshold}')
             continue
-        made_by = PngInfo()
+        made_by, page = PngInfo(), sheet(detections, weights, args.font)
         made_by.add_text('comment', prediction_files.MADE_BY)
-        files.write(target, visualize.encoded(sheet(detections, weights), 'png', pnginfo=made_by))
+        files.write(target, visualize.encoded(page, 'png', pnginfo=made_by))
         print(target)
     if bad:
         print(f'{bad} of {len(paths)} could not be read', file=sys.stderr)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from yolos_jax import cpus, files
+from yolos_jax import cpus, files, visualize
 from yolos_jax.data import geometry, overlap, pixels, records, sources
 from yolos_jax.data.annotations import LARGE, SMALL, Annotations, tolerated
 from yolos_jax.data.batches import TrainBatches
@@ -206,10 +206,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--split', nargs='*', help='the splits to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
+    cli.add_font_flag(parser)
     parser.add_argument('--config', help='the config whose recipe to check with (YOLOS-S)')
     args = parser.parse_args(arguments)
     if args.html:
         files.check_file(args.html, 'html', '.html')
+        visualize.load_font(args.font, 13)  # raises before any work is done
     options, train_split, val_split = {}, *(names[0] for names in sources.SYNONYMS)
     if args.config:
         config = config_files.read(args.config)
@@ -234,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in notes:
         print(f'note: {note}')
     if args.html:
-        data_page.write(args.html, args.data, all_findings, notes)
+        data_page.write(args.html, args.data, all_findings, notes, args.font)
         print(f'pictures: {args.html}')
     if any(problem.stops for findings in all_findings for problem in findings.problems):
         sys.exit(1)

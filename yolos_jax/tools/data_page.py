@@ -39,24 +39,33 @@ class Findings:
     bad_images: dict = dataclasses.field(default_factory=dict)
 
 
-def write(path: str | Path, data: str, all_findings: list[Findings], notes: Sequence[str]) -> None:
-    """Write the report of a data folder's `Findings`, with notes on its splits together, to `path`."""
+def write(
+    path: str | Path,
+    data: str,
+    all_findings: list[Findings],
+    notes: Sequence[str],
+    font: Path | None = None,
+) -> None:
+    """Write the report of a data folder's `Findings`, with notes on its splits together, to `path`.
+
+    font: as for `visualize.draw`.
+    """
     parts = [page.heading(f'Data check: {data}', 1), *(page.text(f'Note: {note}') for note in notes)]
-    parts += [_section(findings) for findings in all_findings]
+    parts += [_section(findings, font) for findings in all_findings]
     files.write(path, page.document('Data check', ''.join(parts)))
 
 
-def _section(findings: Findings) -> str:
+def _section(findings: Findings, font: Path | None) -> str:
     parts = [page.heading(f'Split {findings.split}')]
     for problem in findings.problems:
         word = 'Stops a run' if problem.stops else 'Note'
         parts.append(page.text(f'{word}: {problem}', 'stops' if problem.stops else ''))
     parts.append(page.row(*(page.table(rows, caption=title) for title, rows in findings.tables)))
     if findings.batches:
-        parts.append(page.heading('A batch as the model sees it', 3) + _batch(findings.batches))
+        parts.append(page.heading('A batch as the model sees it', 3) + _batch(findings.batches, font))
     if findings.records:
         for title, images in worst(findings).items():
-            parts.append(page.heading(title, 3) + ''.join(_stored(findings, i) for i in images))
+            parts.append(page.heading(title, 3) + ''.join(_stored(findings, i, font) for i in images))
     return ''.join(parts)
 
 
@@ -80,7 +89,7 @@ def worst(findings: Findings) -> dict[str, list[int]]:
     }
 
 
-def _stored(findings: Findings, i: int) -> str:
+def _stored(findings: Findings, i: int, font: Path | None) -> str:
     """Image i of the annotations with all its boxes; captions mark crowds."""
     a = findings.annotations
     name = findings.images.name(a.files[i])
@@ -95,10 +104,10 @@ def _stored(findings: Findings, i: int) -> str:
     names = dict(a.categories)
     captions = [names[a.labels[k]] + (' (crowd)' if a.crowd[k] else '') for k in rows]
     caption = f'{a.files[i]} (id {a.ids[i]}), {image.shape[1]} x {image.shape[0]}, {len(rows)} annotations'
-    return page.figure(visualize.draw(image, boxes, a.labels[rows], captions), caption, SIDE)
+    return page.figure(visualize.draw(image, boxes, a.labels[rows], captions, font), caption, SIDE)
 
 
-def _batch(batches: TrainBatches) -> str:
+def _batch(batches: TrainBatches, font: Path | None) -> str:
     data = batches.records
     try:
         ((_, batch, indices),) = loader.load(batches, [0])
@@ -111,6 +120,7 @@ def _batch(batches: TrainBatches) -> str:
         boxes = cxcywh_to_xyxy(batch['boxes'][row][valid]) * np.tile(image.shape[1::-1], 2)
         labels = batch['labels'][row][valid]
         caption = f'{data.files[index]}, {image.shape[1]} x {image.shape[0]}'
-        picture = visualize.draw(image, boxes, labels, [data.classes[label] for label in labels.tolist()])
+        captions = [data.classes[label] for label in labels.tolist()]
+        picture = visualize.draw(image, boxes, labels, captions, font)
         figures.append(page.figure(picture, caption, SIDE))
     return ''.join(figures)

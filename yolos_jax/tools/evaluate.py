@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from yolos_jax import attention, bucket, evaluation, files, steps, weights
+from yolos_jax import attention, bucket, evaluation, files, steps, visualize, weights
 from yolos_jax.analysis import groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
@@ -58,6 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
     )
+    cli.add_font_flag(parser)
     hints.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
     cli.add_cluster_flags(parser)
     return parser.parse_args(arguments)
@@ -208,7 +209,9 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     if not cluster.is_alone():
         agree(args, batches, pretrained)
     truth = data.truth()
-    fields = groups.read_fields(data, truth, args.by)  # raises before any work is done
+    # both raise before any work is done
+    fields = groups.read_fields(data, truth, args.by)
+    visualize.load_font(args.font, 13)
     detect = make_detect(args.dtype, pretrained, batches, mesh)
     results = evaluation.to_results(detect(), data, labels)
     corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else None
@@ -237,7 +240,7 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
         split = outcomes.columns(truth, results)
         analysis = analyse(split, fields, corrupted)
         texts = {name: str(value) for name, value in about.items()}
-        report.write(output, analysis, data, numbers, texts)
+        report.write(output, analysis, data, numbers, texts, args.font)
         print(f'report: {args.output}/report.html')
 
 

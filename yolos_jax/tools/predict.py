@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     drawing.add_argument('--no-pictures', action='store_true', help='write no pictures')
     hidden = 'hide what overlaps a better detection of its class by more (0.7; 1: nothing)'
     drawing.add_argument('--nms', type=float, default=visualize.DUPLICATE, metavar='IOU', help=hidden)
-    drawing.add_argument('--font', type=Path, help='a font file, for scripts that DejaVu Sans lacks')
+    cli.add_font_flag(drawing)
     parser.add_argument('images', nargs='+', help='image files, videos, folders of them, or cameras')
     return parser.parse_args(arguments)
 
@@ -99,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
     if not 0 <= args.nms <= 1:
         raise InputError(f'nms is {args.nms}, not between 0 and 1', 'nms')
-    if args.font:
-        visualize.load_font(args.font, 13)  # raises before any work is done
+    visualize.load_font(args.font, 13)  # raises before any work is done
     args.classes = args.classes and sorted(set(args.classes))
     with workdir.opened(args.output, removes=True) as work:
         args.output = work.folder

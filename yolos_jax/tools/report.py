@@ -32,11 +32,17 @@ ERRORS = {
 
 
 def write(
-    folder: Path, analysis: Analysis, records: Records, numbers: dict[str, float], about: dict[str, str]
+    folder: Path,
+    analysis: Analysis,
+    records: Records,
+    numbers: dict[str, float],
+    about: dict[str, str],
+    font: Path | None = None,
 ) -> None:
     """Write report.html and report.json.
 
-    numbers: COCO's twelve (`evaluation.score`); about: what the reader should know of the evaluation.
+    numbers: COCO's twelve (`evaluation.score`); about: what the reader should know of the evaluation; font:
+    as for `visualize.draw`.
     """
     split = analysis.outcomes.split
     crowds = int(split.crowd.sum())
@@ -56,7 +62,7 @@ def write(
         _calibration(analysis),
         *(_groups(title, members) for title, members in analysis.groups.items()),
         _corrupted(analysis),
-        _pictures(analysis, records),
+        _pictures(analysis, records, font),
     ]
     page_file, numbers_file = (folder / name for name in FILES)
     files.write(page_file, page.document('Evaluation', ''.join(body)))
@@ -191,7 +197,7 @@ def _corrupted(analysis: Analysis) -> str:
     return page.heading('When the world changes') + page.text(words) + table
 
 
-def _pictures(analysis: Analysis, records: Records) -> str:
+def _pictures(analysis: Analysis, records: Records, font: Path | None) -> str:
     kinds, split = analysis.errors.kinds, analysis.outcomes.split
     above = split.scores >= analysis.least_scores[split.detected_classes]
     wrong = np.flatnonzero(kinds >= 0)
@@ -212,7 +218,8 @@ def _pictures(analysis: Analysis, records: Records) -> str:
     ):
         parts += [page.heading(title), page.text(words if images else 'None.', 'quiet')]
         for image, what in images.items():
-            parts.append(_beside(split, records, image, shown & (split.detected_images == image), what))
+            of_image = shown & (split.detected_images == image)
+            parts.append(_beside(split, records, image, of_image, what, font))
     return ''.join(parts)
 
 
@@ -233,7 +240,9 @@ def _worst(analysis: Analysis, above: np.ndarray) -> dict[int, str]:
     }
 
 
-def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words: str) -> str:
+def _beside(
+    split: Split, records: Records, image: int, shown: np.ndarray, words: str, font: Path | None
+) -> str:
     """An image twice: its objects, and the detections to show bool [d]."""
     index = int(np.searchsorted(records.ids, split.image_ids[image]))
     try:
@@ -248,8 +257,8 @@ def _beside(split: Split, records: Records, image: int, shown: np.ndarray, words
     captions = [f'{names[k]} {score:.2f}' for k, score in zip(detected, split.scores[rows], strict=True)]
     boxes, detected_boxes = map(visualize.corners, (split.boxes[objects], split.detected_boxes[rows]))
     pair = [
-        visualize.draw(array, boxes, split.class_ids[labels], truth),
-        visualize.draw(array, detected_boxes, split.class_ids[detected], captions),
+        visualize.draw(array, boxes, split.class_ids[labels], truth, font),
+        visualize.draw(array, detected_boxes, split.class_ids[detected], captions, font),
     ]
     height, width, _ = pair[0].shape
     axis = 0 if width > 2 * height else 1  # a panorama above the other
