@@ -48,10 +48,7 @@ def set_loss(
     _check_groups(B, images_per_group, len(of_whole))
     targets = _harmless(targets)
     query = matcher.match(outputs, targets)  # [B, T]
-    parts = len(of_whole) // B
-    # the reference divides by the objects of each GPU, at least 1; so there is at least one per group
-    num_boxes = jnp.maximum(of_whole.sum(), len(of_whole) // images_per_group) / parts
-    num_matched = jnp.minimum(of_whole.sum(axis=1), Q).sum() / parts
+    num_boxes, num_matched = _objects_of_part(of_whole, len(of_whole) // B, Q, images_per_group)
 
     wanted = _class_of_query(query, targets['labels'], Q, classes - 1)  # [B, Q]
     logits = outputs['pred_logits'].astype(jnp.float32)
@@ -79,6 +76,15 @@ def set_loss(
 def weighted(ce: jax.Array | float, bbox: jax.Array | float, giou: jax.Array | float) -> jax.Array | float:
     """The set loss from its parts."""
     return CLASS_WEIGHT * ce + BOX_WEIGHT * bbox + GIOU_WEIGHT * giou
+
+
+def _objects_of_part(valid: jax.Array, parts: int, Q: int, images_per_group: int) -> tuple:
+    """The divisors of one of `parts` equal parts of a batch: its share of the objects and of those matched.
+
+    The reference divides by the objects of each GPU, at least 1; so there is at least one object per group.
+    """
+    objects = jnp.maximum(valid.sum(), len(valid) // images_per_group)
+    return objects / parts, jnp.minimum(valid.sum(axis=1), Q).sum() / parts
 
 
 def of_images(outputs: dict, targets: dict) -> dict[str, jax.Array]:
