@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import storage
-from helpers import ROOT, finish, metric_lines, spawn
+from helpers import ROOT, TINY, finish, make_hf, metric_lines, spawn
 
 from yolos_jax import cpus
 from yolos_jax.bucket import Bucket
@@ -216,6 +216,15 @@ def test_processes_with_different_configs_stop_and_name_the_differences(coco_fol
     (log,) = [log for log in logs if 'the processes disagree' in log][:1]
     assert 0 not in codes and all(f'{name} of process 1' in log for name in differ), logs
     assert 'Traceback' not in logs[0] and not (tmp_path / 'checkpoints').exists()
+
+
+def test_processes_whose_copies_of_the_weights_have_other_models_stop(coco_folder, tmp_path):
+    for i, heads in enumerate((2, 4)):
+        make_hf(TINY | {'heads': heads}, num_classes=4).save_pretrained(tmp_path / f'{i}' / 'weights')
+    config = f'--config={ROOT}/configs/finetune.py', '--config.init_from=weights', '--config.batch_size=2'
+    command = [SCRIPT, tmp_path, 'elsewhere', *config, f'--config.data={coco_folder}']
+    codes, logs = finish(spawn([*command, f'--workdir={tmp_path / "run"}'], tmp_path, 2, 1), tmp_path)
+    assert 0 not in codes and 'disagree: the model of process 1 differs' in ''.join(logs), logs
 
 
 def wait_for(file, processes):

@@ -126,9 +126,13 @@ def agree(facts: dict[str, Any]) -> None:
 
 
 def software() -> dict[str, Any]:
-    """Facts for `agree`: the version of JAX, and the code of this package."""
+    """Facts for `agree`: the version of JAX, and the code of this package.
+
+    Without its configs, which lie elsewhere in a clone than in a wheel.
+    """
     root = Path(yolos_jax.__file__).parent
-    code = {str(file.relative_to(root)): files.sha256(file) for file in sorted(root.rglob('*.py'))}
+    own = [file for file in sorted(root.rglob('*.py')) if file.parent.name != 'configs']
+    code = {str(file.relative_to(root)): files.sha256(file) for file in own}
     return {'the version of jax': jax.__version__, 'the code of yolos_jax': code}
 
 

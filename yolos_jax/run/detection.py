@@ -137,7 +137,8 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     notes += of_classes + notes_on(train_set, val_set)
     if (total := config.epochs * batches.steps_per_epoch) < FEW_STEPS:
         notes.append(f'only {total} steps in all: more epochs or a larger learning_rate may be needed')
-    setup.check_agreement(config, work, batches, digests)
+    model = checkpoint.describe(start)['model']
+    setup.check_agreement(config, work, batches=batches, digests=digests, model=model)
     setup.write_config(config, work)
     rate = optim.learning_rate(config.learning_rate, config.epochs, batches.steps_per_epoch)
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)

@@ -109,7 +109,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     batches = make_batches(config, train_set, group, teacher.labels)
     digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
     workdir.check_same_data(saved.get('data', {}), digests, work.folder)
-    setup.check_agreement(config, work, batches, digests)
+    setup.check_agreement(config, work, batches=batches, digests=digests, model=dict(config.model))
     setup.write_config(config, work)
     params = jax.device_get(init_params(model, jax.random.key(config.seed), xavier=config.xavier_init))
     if config.init_from and not saved:

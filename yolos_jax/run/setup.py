@@ -166,17 +166,19 @@ def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
     return result
 
 
-def check_agreement(config: ConfigDict, work: workdir.Workdir, batches: Any, digests: dict) -> None:
-    """Raises InputError if the processes of a run differ in config, workdir, plan, data or software.
+def check_agreement(
+    config: ConfigDict, work: workdir.Workdir, *, batches: Any, digests: dict, model: dict
+) -> None:
+    """Raises InputError if the processes of a run differ in config, workdir, plan, data, model or software.
 
-    digests: of the data of each split, by its name.
+    digests: of the data of each split, by its name. model: its fields, which may come from the weights.
     """
     cluster.barrier('workdir')
     plan = batches.plan(0)
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
     facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
     facts |= {f'the {name} data': digest for name, digest in digests.items()}
-    cluster.agree(facts | cluster.software())
+    cluster.agree(facts | {'the model': model} | cluster.software())
 
 
 def write_config(config: ConfigDict, work: workdir.Workdir) -> None:

@@ -118,7 +118,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     axes = figure.subplots()
     measure = runs[0].measure
     for i, run in enumerate(runs):
-        label = f'{run.name}: {100 * run.reached:.1f}' if run.best else f'{run.name}: not evaluated'
+        # the name last: a long one is cut
+        label = f'{100 * run.reached:.1f}  {run.name}' if run.best else f'not evaluated  {run.name}'
         epochs = [line['epoch'] for line in run.evaluations]
         values = [100 * line[measure] for line in run.evaluations]
         style = LINES[i // 10 % len(LINES)]  # there are ten colours

@@ -127,7 +127,8 @@ def _cell(value: str | float | Bar | None) -> str:
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
     """Counts [n, m] as a table, each row's cells shaded by their share of it."""
-    head = ''.join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in columns)
+    names = [html.escape(name) for name in columns]
+    head = ''.join(f'<th scope="col"><span title="{name}">{name}</span></th>' for name in names)
     body = []
     for name, row in zip(rows, values, strict=True):
         shares = row / max(row.sum(), 1)

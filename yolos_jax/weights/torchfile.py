@@ -54,8 +54,8 @@ def _read_zip(file: BinaryIO) -> Any:
         root = pickles[0].removesuffix('data.pkl')
         if f'{root}constants.pkl' in members:
             raise InputError('a TorchScript archive; save the state_dict() of the model instead')
-        if secret := next((x for x in members.values() if x.compress_type or x.flag_bits & 1), None):
-            raise InputError(f'{secret.filename!r} is compressed or encrypted; torch stores plain data')
+        for info in members.values():
+            _check_entry(info)
         if damaged := archive.testzip():
             raise InputError(f'damaged: the checksum of {damaged!r} does not match')
         places = {name: _place(file, info) for name, info in members.items()}
@@ -70,6 +70,14 @@ def _read_zip(file: BinaryIO) -> Any:
             raise InputError('cut short: data of some tensors is missing')
         storage.place = places[name]
     return result
+
+
+def _check_entry(info: zipfile.ZipInfo) -> None:
+    """Raises InputError if an entry of the archive's directory is not one that torch writes."""
+    if info.compress_type or info.flag_bits & 1:
+        raise InputError(f'{info.filename!r} is compressed or encrypted; torch stores plain data')
+    if info.compress_size != info.file_size or info.header_offset < 0:
+        raise InputError(f'damaged: the size or place of {info.filename!r} does not match')
 
 
 def _place(file: BinaryIO, info: zipfile.ZipInfo) -> int:
