@@ -242,6 +242,8 @@ def test_fields_that_a_file_lacks_are_asked_for(hf, tmp_path):
         ('hidden_act', 'relu', "hidden_act is 'relu'; only 'gelu'"),
         ('model_type', 'detr', "model_type is 'detr'"),
         ('num_hidden_layers', None, 'does not say num_hidden_layers'),
+        ('image_size', 96, r'image_size is 96, not \[height, width\]'),
+        ('id2label', ['a', 'b'], r'id2label is \["a", "b"\], not \{number: name\}'),
         ('num_hidden_layers', 4, '12 missing'),
         ('intermediate_size', 64, 'intermediate_size is 64; only 128'),
         ('qkv_bias', False, 'qkv_bias is False'),
@@ -300,10 +302,12 @@ def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / 'x').write_text('x')
     with pytest.raises(InputError, match='neither a checkpoint folder'):
         read_detector(tmp_path)
-    (tmp_path / 'checkpoint-20').mkdir()
-    (tmp_path / 'checkpoint-20' / 'model.safetensors').touch()
-    with pytest.raises(InputError, match='name one of those in it: .*/checkpoint-20$'):
-        read_detector(tmp_path)
+    for inside in ('checkpoint-20', 'snapshots/0a'):  # of Trainer, of the hub's cache
+        (tmp_path / inside).mkdir(parents=True)
+        (tmp_path / inside / 'model.safetensors').touch()
+        with pytest.raises(InputError, match=f'name one of those in it: .*/{inside}$'):
+            read_detector(tmp_path)
+        (tmp_path / inside / 'model.safetensors').unlink()
     with pytest.raises(InputError, match='no such file'):
         read_detector(tmp_path / 'nowhere')
 

@@ -83,6 +83,9 @@ def _read_config(file: TensorFile) -> dict:
     )  # fmt: skip
     if missing := [key for key in needed if key not in config]:
         raise InputError(f'{CONFIG} does not say {", ".join(missing)}')
+    for key, form, what in (('image_size', list, '[height, width]'), ('id2label', dict, '{number: name}')):
+        if not isinstance(config.get(key) or form(), form):
+            raise InputError(f'{CONFIG} says {key} is {json.dumps(config[key])[:80]}, not {what}')
     return config
 
 

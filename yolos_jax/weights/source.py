@@ -252,7 +252,13 @@ def _find_file(path: Path) -> Path:
     torch_files = [file for file in path.glob('*.pth') if not file.name.startswith('rng_state')]
     if len(torch_files) == 1:
         return torch_files[0]
-    inside = sorted({str(file.parent) for name in tensors.WITH_CONFIG for file in path.glob(f'*/{name}')})
+    levels = '*', 'snapshots/*'  # such as checkpoints of Trainer, and the hub's cache
+    inside = sorted(
+        str(folder)
+        for level in levels
+        for folder in path.glob(level)
+        if any((folder / name).exists() for name in tensors.WITH_CONFIG)
+    )
     raise InputError(
         f'{path}: neither a checkpoint folder of yolos_jax nor a Hugging Face folder (config.json with '
         f'{" or ".join(tensors.WITH_CONFIG)})'
