@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -274,6 +275,20 @@ def test_the_gradient_of_a_bias_of_heads_is_a_sum_over_images_and_tokens():
     y, gradients = jax.vjp(add_bias, x, x[0, :, 0])
     np.testing.assert_array_equal(y, x + x[0, :, :1])
     np.testing.assert_allclose(gradients(grad)[1], grad.sum(axis=(0, 2)), rtol=1e-5)
+
+
+def test_sums_over_a_batch_do_not_choose_the_layout_of_the_model():
+    yolos = Yolos(**TINY, attention_kernel=functools.partial(attention.fused, implementation='xla'))
+    patches, grid = patchify([noise(64, 80)] * 3)
+    loss = lambda params: yolos.apply({'params': params}, patches, grid)['pred_logits'].sum()
+    lines = jax.jit(jax.grad(loss)).lower(init(yolos)).as_text().splitlines()
+    sums = [
+        re.search(r'reduce\((%\w+) .*stablehlo.add.* dimensions = \[0\] : \(tensor<3x\d+x', x)
+        for x in lines
+    ]
+    summed = {match[1] for match in sums if match}
+    assert summed
+    assert {x.split()[0] for x in lines if '@LayoutConstraint' in x} >= summed
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The model's elementwise operations, written to be exact and fast: GELU, layer norm, bias.
+"""The model's small operations, written to be exact and fast: GELU, layer norm, bias, sums over a batch.
 
-Letters: B batch, H heads, S tokens, D width, d head width.
+Letters: B batch, H heads, S tokens, P tokens that all images share, D width, d head width.
 """
 
 import functools
@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from yolos_jax import attention
 
@@ -96,3 +97,21 @@ def _add_bias_backward(_: None, grad: jax.Array) -> tuple:
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeat(x: jax.Array, count: int) -> jax.Array:
+    """x [P, D] for each of `count` images, [B, P, D]; its gradient is `sum_over_batch`."""
+    return jnp.broadcast_to(x, (count, *x.shape))
+
+
+repeat.defvjp(lambda x, count: (repeat(x, count), None), lambda _, __, grad: (sum_over_batch(grad),))
+
+
+def sum_over_batch(x: jax.Array) -> jax.Array:
+    """The sum [P, D] of x [B, P, D].
+
+    The layout is fixed because XLA would make the batch the fastest axis of x for this sum on a GPU, if B
+    is 32 or more, and with x that of all tokens [B, S, D] in the model, which the products then transpose.
+    """
+    return with_layout_constraint(x, Layout((0, 1, 2))).sum(axis=0)

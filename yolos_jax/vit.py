@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from yolos_jax import attention, posembed, rope, spmd
+from yolos_jax import attention, ops, posembed, rope, spmd
 from yolos_jax.block import Block, Dense, LayerNorm, torch_uniform
 from yolos_jax.patches import MEAN, STD
 
@@ -122,8 +122,7 @@ class Backbone(nn.Module):
         B, N, _ = patches.shape
         special = [self.cls_token, *([self.reg_token] if self.registers else [])]
         special += [self.det_token] if self.num_det_tokens else []
-        special = jnp.concatenate([spmd.gathered(token) for token in special], axis=1)
-        special = jnp.broadcast_to(special, (B, *special.shape[1:]))
+        special = ops.repeat(jnp.concatenate([spmd.gathered(token)[0] for token in special]), B)
         tokens = self.patch_embed(patches)
         x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
         if self.pos_grid is None:
