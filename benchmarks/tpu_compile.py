@@ -42,9 +42,9 @@ LENGTHS = {  # of the recipes on COCO, as train.py chooses them
 SLICES = ('v5e:2x4', 'v5e:16x16', 'v5p:2x2x2', 'v5p:4x8x8')
 
 
-def compile_step(fields, length, mesh, per_chip, shard_params=False):
+def compile_step(fields, length, mesh, per_chip, shard_params=False, platform='tpu'):
     """The compiled step of a model on a mesh, from shapes alone."""
-    kernel = attention.for_platform('tpu', jnp.bfloat16)
+    kernel = attention.for_platform(platform, jnp.bfloat16)
     model = Yolos(**fields, num_classes=91, dtype=jnp.bfloat16, attention_kernel=kernel)
     params = param_shapes(model)
     optimizer = optim.make_optimizer(params, 1e-4)

@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 from helpers import ROOT
 
 HELP = """
@@ -37,3 +39,19 @@ def test_the_measurements_of_a_gpu_can_be_made(tmp_path):
     )
     assert rows['logits small, float32']['difference'] < 1e-5
     assert (tmp_path / 'gpu.md').read_text().count('\n') == 4 + len(rows)
+
+
+def test_the_memory_traffic_of_a_program_is_that_of_its_arrays(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    from gpu_model import kernels
+
+    table, x = jnp.ones((9, 500)), jnp.ones(500)
+
+    def traffic(function, *arrays, **options):
+        program = jax.jit(function, **options).lower(*arrays).compile()
+        return sum(cost for cost, _, _ in kernels(program.as_text()))
+
+    assert traffic(lambda x: jnp.sin(x) * 2 + x, x) == 2 * x.nbytes
+    assert traffic(lambda table, x: table[3] * x + 1, table, x) == 3 * x.nbytes
+    # in place, the row that is written
+    assert traffic(lambda table, x: table.at[2].set(x * 2), table, x, donate_argnums=0) == 2 * x.nbytes
