@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT
+from jax._src.cudnn import fused_attention_stablehlo
 
 from yolos_jax import attention
 
@@ -42,6 +43,14 @@ def test_the_fused_kernels_head_padding_is_exact():
     args = inputs()
     out = attention.fused(*args, implementation='xla')  # cuDNN's arguments, on the CPU
     np.testing.assert_allclose(out, exact(*args), atol=2e-6)
+
+
+@pytest.mark.parametrize('queries', [1, 2, 33])
+def test_a_gpu_trains_with_any_number_of_queries(queries, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91000)  # needs a GPU
+    loss = lambda *args: attention.fused(*args).astype(jnp.float32).sum()
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs(queries, jnp.bfloat16))
+    assert '__cudnn$fmhaSoftmaxBackward' in traced.lower(lowering_platforms=('cuda',)).as_text()
 
 
 def test_the_tpu_kernel_is_exact():

@@ -102,21 +102,23 @@ def weights(q: jax.Array, k: jax.Array, lengths: jax.Array) -> jax.Array:
 def fused(
     q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, implementation: str = 'cudnn'
 ) -> jax.Array:
-    """cuDNN's flash attention; head widths are padded to the multiple of 8 it asks for."""
+    """cuDNN's flash attention, of a number of keys that is even; heads are padded to a multiple of 8."""
     # divided by JAX the kernel has an address of this process in it: no start would find its program again
     return spmd.over_batch(functools.partial(_fused, implementation=implementation))(q, k, v, lengths)
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, implementation: str) -> jax.Array:
-    width = q.shape[-1]
-    pad = [(0, 0)] * 3 + [(0, -width % 8)]
+    _, _, M, width = q.shape
+    pad = lambda x, rows: jnp.pad(x, [(0, 0), (0, 0), (0, rows), (0, -width % 8)]).swapaxes(1, 2)
     out = jax.nn.dot_product_attention(
-        *(jnp.pad(x, pad).swapaxes(1, 2) for x in (q, k, v)),
+        pad(q, M % 2),  # JAX refuses the gradient of an odd number of queries
+        pad(k, 0),
+        pad(v, 0),
         scale=width**-0.5,
         key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return out[..., :width].swapaxes(1, 2)
+    return out[:, :M, :, :width].swapaxes(1, 2)
 
 
 def splash(
