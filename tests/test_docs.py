@@ -74,7 +74,7 @@ def workplace(coco_folder, tmp_path_factory):
     (place / 'hustvl').mkdir()  # a path that is there wins over the name of a repository
     for name in ('yolos-tiny', 'yolos-small-300'):
         hf.write(pretrained, place / 'hustvl' / name)
-    for name in ('runs/quickstart', 'runs/ti'):
+    for name in ('runs/quickstart', 'runs/ti', 'runs/mine'):
         checkpoint.write(pretrained, place / name / 'checkpoints')  # as a run's workdir has them
     line = {'step': 10, 'epoch': 1, 'AP': 0.4}
     (place / 'runs/quickstart/metrics.jsonl').write_text(json.dumps(line) + '\n')

@@ -51,7 +51,7 @@ def unrolls(kernel: Callable) -> bool:
 
     In a loop a GPU or TPU copies what the backward pass needs to a stack and back. Unrolled, YOLOS-S
     trains with 386 images/s instead of 300 on an H200, and on a TPU takes 23 ms outside the kernel instead
-    of 29, by estimate (docs/measurements.md).
+    of 29, by estimate (docs/experiments.md).
     """
     return _is(kernel, fused) or _is(kernel, splash)
 

@@ -66,7 +66,7 @@ def _exact_norm_backward(_: float, saved: tuple, grad: jax.Array) -> tuple:
     """The gradients of x, scale and bias.
 
     Sums over tokens and over the width are written as products: as reductions they take a CPU a tenth of a
-    YOLOS-Ti step (docs/measurements.md).
+    YOLOS-Ti step (docs/experiments.md).
     """
     x, scale, mean, inverse = saved
     normed, ones = (x - mean) * inverse, jnp.ones(x.shape[:-1], x.dtype)
