@@ -131,6 +131,16 @@ def test_a_data_set_without_our_category_file_must_have_the_classes_of_coco(data
         array_records._categories(Folder(tmp_path), names[:5])
 
 
+@pytest.mark.parametrize('change', [lambda data: b'', lambda data: data[: len(data) // 2]])
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'categories.json', '-train.'])
+def test_a_damaged_file_of_a_data_set_is_named(name, change, data_set, tmp_path):
+    shutil.copytree(data_set, tmp_path / 'copy')
+    (damaged,) = (tmp_path / 'copy').glob(f'*{name}*')
+    damaged.write_bytes(change(damaged.read_bytes()))
+    with pytest.raises(InputError, match=f'{name}.*damaged or incomplete .*; copy it again'):
+        records.read(tmp_path / 'copy', 'train2017')
+
+
 def test_an_unknown_split_is_named_with_those_there_are(data_set):
     with pytest.raises(InputError, match='no split test; it has train2017, val2017'):
         records.read(data_set, 'test')

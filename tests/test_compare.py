@@ -64,6 +64,13 @@ def test_runs_of_pre_training_are_compared_by_their_accuracy(tmp_path):
         compare.main([str(runs[0]), str(detector), f'--output={tmp_path / "mixed"}'])
 
 
+def test_a_run_of_an_earlier_version_whose_lines_say_no_epoch_is_compared(tmp_path):
+    run = write(tmp_path / 'run', [0.1, 0.2])
+    lines = [{'step': 5, 'loss': 3.0}, {'step': 10, 'epoch_loss': 2.0, 'AP': 0.1}, {'step': 20, 'AP': 0.2}]
+    (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert compare.read(run, 'run').epochs == 2
+
+
 def test_runs_and_weights_of_the_same_name_are_distinguished_and_an_unfinished_line_is_ignored(tmp_path):
     runs = [write(tmp_path / x / 'run', [0.5], f'runs/{x}/deit.pth') for x in ('a', 'b')]
     runs.append(write(tmp_path / 'c' / 'run', [0.5]))

@@ -95,6 +95,18 @@ def test_damaged_files_are_named_or_decode_and_never_crash(kind):
     assert refused > 200
 
 
+@pytest.mark.parametrize('upright', [False, True])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_a_damaged_photograph_is_refused_whether_it_is_turned_or_not(kind, upright):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encode(Image.fromarray(noise(96, 128)), kind, exif=exif))
+    middle = len(data) // 2
+    data[middle : middle + 999] = bytes(999)
+    with pytest.raises(InputError):
+        pixels.decode(bytes(data), 'x', upright)
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('upright', [False, True])
 def test_pixels_are_oriented_to_match_the_annotated_size(orientation, upright):

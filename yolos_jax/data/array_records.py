@@ -9,10 +9,11 @@ Examples in a bucket are read by byte ranges (`record_ranges`); the files that d
 copied. Evaluation always uses the official file, annotations/instances_val2017.json in the same folder.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,8 +32,21 @@ READERS = 128  # threads that read all examples: a bucket answers each after a w
 
 def splits(folder: Folder | BucketFolder) -> list[str]:
     """The splits of a data set, under COCO's names."""
-    stored = json.loads(folder.local(INFO).read_text())['splits']
-    return [coco_name(split['name']) for split in stored]
+    with _naming(f'{folder}/{INFO}'):
+        stored = json.loads(folder.local(INFO).read_text())['splits']
+        return [coco_name(split['name']) for split in stored]
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Raises InputError for a file that cannot be used: its readers raise any error."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = ' '.join(str(error).split())[:200]
+        raise InputError(f'{what}: damaged or incomplete ({text}); copy it again', 'data') from None
 
 
 def coco_name(split: str) -> str:
@@ -108,7 +122,8 @@ class Split:
         import tensorflow_datasets as tfds  # here, since it takes half a second
 
         names = [name for name in self.folder.glob('*') if name.endswith(('.json', '.txt'))]
-        return tfds.builder_from_directory(self.folder.copies(names))
+        with _naming(f'{self.folder}/{INFO} or features.json'):
+            return tfds.builder_from_directory(self.folder.copies(names))
 
     @functools.cached_property
     def _stored(self) -> str:
@@ -132,14 +147,25 @@ class Split:
                 'again with yolos tfds'
             )
         decoders = {'image': tfds.decode.SkipDecoding()}  # images are left encoded
+        names = sorted(info.splits[stored].filenames)
+        what = f'{self.folder}/{names[0]}' + (f' ... {names[-1]}' if len(names) > 1 else '')
+
+        def named(read: Callable[[], dict]) -> dict:
+            with _naming(what):
+                return read()
+
         if isinstance(self.folder, Folder):
-            source = self._builder.as_data_source(stored, decoders=decoders)
-            return Examples(len(source), lambda row: functools.partial(source.__getitem__, row))
-        records = self.folder.records(sorted(info.splits[stored].filenames))
+            with _naming(what):
+                source = self._builder.as_data_source(stored, decoders=decoders)
+                count = len(source)
+            read = lambda row: functools.partial(source.__getitem__, row)
+            return Examples(count, lambda row: functools.partial(named, read(row)))
+        records = self.folder.records(names)
 
         def start_read(row: int) -> Callable[[], dict]:
             record = records.start_read(row)
-            return lambda: info.features.deserialize_example_np(record(), decoders=decoders)
+            decode = lambda: info.features.deserialize_example_np(record(), decoders=decoders)
+            return functools.partial(named, decode)
 
         return Examples(len(records), start_read)
 
@@ -185,7 +211,17 @@ def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
 
 def _categories(folder: Folder | BucketFolder, names: list[str]) -> list:
     if folder.has(CATEGORIES):
-        return [(number, name) for number, name in json.loads(folder.local(CATEGORIES).read_text())]
+        with _naming(f'{folder}/{CATEGORIES}'):
+            pairs = [
+                (int(number), str(name))
+                for number, name in json.loads(folder.local(CATEGORIES).read_text())
+            ]
+        if len(pairs) != len(names):
+            raise InputError(
+                f'{folder}/{CATEGORIES}: has {len(pairs)} categories, and features.json {len(names)}',
+                'data',
+            )
+        return pairs
     if list(names) != list(coco_classes.COCO.values()):
         raise InputError(f'{folder}: the classes are not those of COCO, and there is no {CATEGORIES}')
     return list(coco_classes.COCO.items())

@@ -82,12 +82,12 @@ def _pillow_turns(image: Image.Image) -> int:
 def decode(data: bytes, name: str | Path, upright: bool = False) -> np.ndarray:
     """As `read_image`, of encoded bytes; `name` is for the message."""
     with _naming(name):
-        if _is_jpeg(data) and not (upright and orientation(data) != 1):
+        if _is_jpeg(data):
             with _left_to_pillow():
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 _check_size(height, width)
                 if colours not in ('CMYK', 'YCCK'):
-                    return _decode_jpeg(data)
+                    return _turned(_decode_jpeg(data), orientation(data) if upright else 1)
         with _opened(data) as image:
             return from_pillow(image, upright)
 
@@ -110,6 +110,7 @@ def from_pillow(image: Image.Image, upright: bool = False) -> np.ndarray:
     if not upright and (turn := _pillow_turns(image)):
         image = image.transpose(STORED[turn])
     if upright:
+        image.load()  # raises for damaged pixels; Pillow reads them as black once an error was ignored
         with contextlib.suppress(*UNREADABLE):  # unreadable EXIF data are ignored
             image = ImageOps.exif_transpose(image)
     if image.mode in ('F', 'I'):
@@ -193,6 +194,13 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
             raise
         whole = data.removesuffix(END_OF_JPEG).rstrip(b'\x00\xff') + END_OF_JPEG
         return simplejpeg.decode_jpeg(whole, 'RGBX')
+
+
+def _turned(image: np.ndarray, turn: int) -> np.ndarray:
+    """Stored pixels turned upright; turn: their EXIF orientation."""
+    image = image.swapaxes(0, 1) if turn > 4 else image
+    image = image[::-1] if turn in (3, 4, 7, 8) else image
+    return np.ascontiguousarray(image[:, ::-1] if turn in (2, 3, 6, 7) else image)
 
 
 def _is_jpeg(data: bytes) -> bool:

@@ -65,6 +65,10 @@ def read(folder: Path, name: str) -> Run:
     try:
         whole, _, _ = (folder / 'metrics.jsonl').read_text().rpartition('\n')  # the last may be cut off
         lines = [json.loads(line) for line in whole.splitlines()]
+        # the first mean of an epoch, named so before version 0.3, whose lines say no epoch
+        length = next((line['step'] for line in lines if 'epoch_loss' in line), None)
+        if length:
+            lines = [{'epoch': line['step'] / length} | line for line in lines]
         epochs = max((line['epoch'] for line in lines), default=0)
         # an AP of -1 is that of no objects
         evaluations = {name: [line for line in lines if line.get(name, -1) != -1] for name in NUMBERS}
