@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from yolos_jax.data.resize import resize
 from yolos_jax.data.slide import slide
+from yolos_jax.data.streams import Stream, generator
 from yolos_jax.patches import MEAN, patchify
 
 ATTEMPTS = 10  # to draw a rectangle that fits; after these the crop is the middle, and nothing is erased
@@ -46,7 +47,7 @@ class Recipe(NamedTuple):
 
 def draw(rows: int, seed: int, step: int) -> dict[str, np.ndarray]:
     """The random numbers of a batch: 'strength' [B, 2], 'noise' uint32 [B], and those of `DRAWS`."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 33)]))
+    rng = generator(Stream.AUGMENTATION, seed, step)
     numbers = {name: rng.random((rows, count)) for name, count in DRAWS.items()}
     numbers['strength'] = rng.normal(STRENGTH, STRENGTH_STD, (rows, LAYERS))
     return numbers | {'noise': rng.integers(1 << 32, size=rows, dtype=np.uint32)}
@@ -58,7 +59,7 @@ def draw_mix(rows: int, recipe: Recipe, seed: int, step: int) -> dict[str, np.nd
     They are as `mixing` takes them. If mixup and CutMix are both in use, each group gets one at random.
     """
     size, mixup, cutmix = recipe.size, recipe.mixup, recipe.cutmix
-    rng = np.random.Generator(np.random.Philox(key=[seed, step + (1 << 34)]))
+    rng = generator(Stream.MIXING, seed, step)
     groups = rows // recipe.group
     weight, share = np.ones((2, groups), np.float32)
     box = np.zeros((groups, 4), np.int32)

@@ -7,6 +7,7 @@ import numpy as np
 
 from yolos_jax.data import augmentation, loader, pixels
 from yolos_jax.data.labelled import LabelledImages
+from yolos_jax.data.streams import Stream, generator
 from yolos_jax.patches import PATCH, PATCH_DIM
 
 
@@ -63,8 +64,8 @@ class TrainBatches(_Batches):
         With R repeats an epoch sees 1 / R of the images, a different part each time (DeiT's RASampler).
         """
         if epoch != self._epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch + (1 << 32)]))
-            order = np.repeat(rng.permutation(len(self.records)), self._recipe.repeats)
+            shuffled = generator(Stream.ORDER, self._seed, epoch).permutation(len(self.records))
+            order = np.repeat(shuffled, self._recipe.repeats)
             steps, size = self.steps_per_epoch, self._recipe.size
             indices = order[: steps * self._batch_size].reshape(steps, self._batch_size)
             self._epoch, self._plan = epoch, Plan(indices, np.full(steps, (size // PATCH) ** 2))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numba
 import numpy as np
 
+from yolos_jax.data.streams import Stream, generator
 from yolos_jax.patches import PATCH, shortest_length
 
 
@@ -105,7 +106,7 @@ def resize_shape(
 
 def draw(heights: np.ndarray, widths: np.ndarray, recipe: Recipe, seed: int, epoch: int) -> Geometry:
     """The augmentation of every record in one epoch."""
-    uniform = np.random.Generator(np.random.Philox(key=[seed, epoch])).random((len(heights), 8))
+    uniform = generator(Stream.GEOMETRY, seed, epoch).random((len(heights), 8))
     flip, crop, size, crop_from, crop_height, crop_width, crop_top, crop_left = uniform.T
     whole = lambda u, count: (u * count).astype(np.int64)  # 0..count-1
     crop = crop >= 0.5

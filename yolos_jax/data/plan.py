@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from yolos_jax.data.streams import Stream, generator
 from yolos_jax.patches import round_up
 
 
@@ -51,7 +52,7 @@ def plan(
         record indices int64 [steps, batch_size] and the bucket length of each step int64 [steps].
     """
     counts, lengths = np.asarray(counts), np.asarray(lengths)
-    rng = np.random.Generator(np.random.Philox(key=[seed, epoch + (1 << 32)]))
+    rng = generator(Stream.ORDER, seed, epoch)
     steps = len(counts) // batch_size
     order = rng.permutation(len(counts))[: steps * batch_size]
     bucket = np.searchsorted(lengths, counts[order])
