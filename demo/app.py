@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from yolos_jax import Detections, Detector, visualize
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
-from yolos_jax.tools import attention
+from yolos_jax.tools import attention, flags
 
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / 'examples').glob('*.jpg'))
 LEAST = 0.05  # least score that the threshold can be set to show
@@ -122,7 +122,7 @@ def main() -> None:
     """Parse the arguments and serve until stopped."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
-        '--weights', default=os.environ.get('WEIGHTS', 'hustvl/yolos-tiny'), help=cli.WEIGHTS
+        '--weights', default=os.environ.get('WEIGHTS', 'hustvl/yolos-tiny'), help=flags.WEIGHTS
     )
     host = os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1')
     parser.add_argument('--host', default=host, help='address to serve (this machine only; 0.0.0.0: all)')

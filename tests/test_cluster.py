@@ -132,9 +132,10 @@ def test_processes_that_are_done_wait_for_the_first(tmp_path):
     """For longer than the heartbeat: it may score, or put a checkpoint into a bucket."""
     (tmp_path / 'script.py').write_text(
         'import argparse, time\n'
-        'from yolos_jax.run import cli, cluster\n'
+        'from yolos_jax.run import cluster\n'
+        'from yolos_jax.tools import flags\n'
         'parser = argparse.ArgumentParser()\n'
-        'cli.add_cluster_flags(parser)\n'
+        'flags.add_cluster(parser)\n'
         'args = parser.parse_args()\n'
         'cluster.start(args.coordinator, args.num_processes, args.process_id, 5)\n'
         'time.sleep(15 * cluster.is_first())\n'

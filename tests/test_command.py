@@ -15,7 +15,7 @@ from helpers import ROOT
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, workdir
-from yolos_jax.tools import attention, command, predict, speed, tokens
+from yolos_jax.tools import attention, command, flags, predict, speed, tokens
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
 YOLOS = [sys.executable, '-m', 'yolos_jax']
@@ -213,10 +213,10 @@ def test_the_garbage_collection_goes_on_once_a_command_is_imported():
 
 
 def test_each_value_that_a_pth_lacks_has_its_own_flag():
-    cli.add_weights_flags(parser := argparse.ArgumentParser())
+    flags.add_weights(parser := argparse.ArgumentParser())
     given = '--weights=x --heads=2 --pos_grid 3 4 --mid_pos_grid 5 6'.split()
     expected = {'heads': 2, 'pos_grid': [3, 4], 'mid_pos_grid': [5, 6]}
-    assert cli.hints(parser.parse_args(given)) == expected
+    assert flags.hints(parser.parse_args(given)) == expected
 
 
 def test_an_error_of_a_positional_argument_names_no_flag():

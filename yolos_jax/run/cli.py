@@ -1,4 +1,4 @@
-"""Code that all scripts share: error lines that name a flag, cluster flags, and memory settings."""
+"""How every script starts and ends: imports, error lines that name a flag, and memory settings."""
 
 import argparse
 import contextlib
@@ -14,9 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -24,8 +23,6 @@ from absl import logging as absl_logging
 from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 
-WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl/yolos-tiny)'
-STEP = 'the step of a run to read (the best by AP, else the newest)'
 TRACEBACK = '--traceback'
 PLACE_IN_CONFIG = r'File "(?!.*/ml_collections/)(.+)", line (\d+)'  # in a traceback of its loader
 
@@ -252,46 +249,6 @@ def without_flags(*names: str) -> Iterator[None]:
         if error.argument in names:
             raise type(error)(str(error)) from None
         raise
-
-
-def add_weights_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The arguments of `weights.read`; returns the group of those for a .pth."""
-    parser.add_argument('--weights', required=True, help=WEIGHTS)
-    parser.add_argument('--step', type=int, help=STEP)
-    return add_hint_flags(parser)
-
-
-def add_hint_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The arguments for `weights.HINTS`."""
-    group = parser.add_argument_group('for a .pth that is not of a published model')
-    group.add_argument('--heads', type=int)
-    group.add_argument('--pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
-    group.add_argument('--mid_pos_grid', type=int, nargs=2, metavar=('ROWS', 'COLUMNS'))
-    return group
-
-
-def add_font_flag(parser: argparse._ActionsContainer) -> None:
-    """The argument for the `font` of `visualize.draw`."""
-    parser.add_argument('--font', type=Path, help='a font file, for scripts that DejaVu Sans lacks')
-
-
-def hints(args: argparse.Namespace) -> dict[str, Any]:
-    """The values of `weights.HINTS` among the arguments."""
-    return {'heads': args.heads, 'pos_grid': args.pos_grid, 'mid_pos_grid': args.mid_pos_grid}
-
-
-def check_threshold(threshold: float) -> None:
-    """Raises InputError if the score threshold is not between 0 and 1."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f'threshold is {threshold}, not between 0 and 1', 'threshold')
-
-
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `cluster.start`, for a script that parses its flags with argparse."""
-    parser.add_argument('--coordinator', help='host:port of process 0, if no scheduler lists the hosts')
-    parser.add_argument('--num_processes', type=int, help='number of processes; 1 always runs alone')
-    parser.add_argument('--process_id', type=int, help='number of this process: 0, 1, ...')
-    parser.add_argument('--heartbeat', type=int, default=30, help='seconds until a silent process is dead')
 
 
 def keep_memory() -> None:

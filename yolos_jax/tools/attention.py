@@ -21,7 +21,7 @@ from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
-from yolos_jax.tools import prediction_files, video
+from yolos_jax.tools import flags, prediction_files, video
 from yolos_jax.tools.predict import find_images
 
 SIDE, GAP, MARGIN = 220, 6, 24  # pixels of a page's pictures, between them, and above them
@@ -128,15 +128,15 @@ def overlay(image: Image.Image, weight: np.ndarray) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    flags.add_weights(parser)
     parser.add_argument('--output', required=True, type=Path, help='a folder for the pages')
     parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')
     parser.add_argument('--block', type=int, default=-1, help='index of the block (-1, the last)')
-    cli.add_font_flag(parser)
+    flags.add_font(parser)
     parser.add_argument('images', nargs='+', help='image files or folders')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
-    cli.check_threshold(args.threshold)
+    flags.check_threshold(args.threshold)
     visualize.load_font(args.font, 13)  # raises before any work is done
     inputs = find_images(args.images, args.output)
     for path in filter(video.is_video, inputs):
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(
                 f'{target}: exists and is not an attention page; choose another output', 'output'
             )
-    options = dict(log=print, batch_size=1, **cli.hints(args))
+    options = dict(log=print, batch_size=1, **flags.hints(args))
     detector = Detector.from_pretrained(args.weights, args.step, **options)
     maps = make_maps(detector.model, args.block)
     bad = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from yolos_jax import files, weights
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 from yolos_jax.tools.prediction_files import EVALUATION
 from yolos_jax.weights import hf, integrity, model_card
 
@@ -19,7 +20,7 @@ from yolos_jax.weights import hf, integrity, model_card
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and write."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    flags.add_weights(parser)
     parser.add_argument('--output', required=True, type=Path, help='the file to write')
     parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')
     parser.add_argument('--speed', type=Path, help='an output folder of yolos speed')
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.speed:
         measured['speed'] = files.read_json(args.speed / 'speed.json')
     with weights.open(args.weights, args.step) as source:
-        pretrained = source.detector(log=print, **cli.hints(args))
+        pretrained = source.detector(log=print, **flags.hints(args))
         library = 'transformers' if source.file and hf.has_config(source.file) else 'yolos_jax'
     about = {'fingerprint': integrity.fingerprint(pretrained.params), **pretrained.about}
     evaluated, timed = measured.get('metrics', {}).get('about', {}), measured.get('speed', {})

@@ -27,7 +27,7 @@ from yolos_jax.data.problems import Problem, find_problems
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, config_files
-from yolos_jax.tools import data_page
+from yolos_jax.tools import data_page, flags
 from yolos_jax.tools.data_page import Findings
 
 RECIPE = geometry.Recipe.published()
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--split', nargs='*', help='the splits to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')
-    cli.add_font_flag(parser)
+    flags.add_font(parser)
     parser.add_argument('--config', help='the config whose recipe to check with (YOLOS-S)')
     args = parser.parse_args(arguments)
     if args.html:

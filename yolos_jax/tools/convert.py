@@ -21,6 +21,7 @@ from yolos_jax.data import annotations, coco_classes, records
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 from yolos_jax.weights import Pretrained, adapt, checkpoint, hf, native, reference
 from yolos_jax.weights.pretrained import about_ids
 from yolos_jax.weights.source import check_unused
@@ -31,11 +32,11 @@ WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write, 's
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--input', required=True, help=cli.WEIGHTS)
-    parser.add_argument('--step', type=int, help=cli.STEP)
+    parser.add_argument('--input', required=True, help=flags.WEIGHTS)
+    parser.add_argument('--step', type=int, help=flags.STEP)
     parser.add_argument('--output', required=True, help='a new folder, or its URL in a bucket')
     parser.add_argument('--to', default='jax', choices=WRITERS, help='the format to write (jax)')
-    cli.add_hint_flags(parser)
+    flags.add_hints(parser)
     change = parser.add_argument_group('for another task')
     change.add_argument('--new_classes', metavar='JSON', help='a COCO annotation file with the classes')
     change.add_argument('--new_det_tokens', type=int, metavar='N')
@@ -92,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with bucket.new_folder(args.output) as folder:
         with weights.open(args.input, args.step) as source:
             if source.is_detector:
-                pretrained = source.detector(**cli.hints(args), log=print)
+                pretrained = source.detector(**flags.hints(args), log=print)
             else:
-                check_unused(cli.hints(args), source.path)
+                check_unused(flags.hints(args), source.path)
                 pretrained = from_backbone(source, args.seed)
         pretrained = adapted(pretrained, args)
         WRITERS[args.to](pretrained, folder)

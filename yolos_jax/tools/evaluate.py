@@ -29,7 +29,7 @@ from yolos_jax.patches import PATCH
 from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, cluster, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.tools import report
+from yolos_jax.tools import flags, report
 from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
 from yolos_jax.weights import checkpoint, integrity
 from yolos_jax.weights.pretrained import about_ids
@@ -40,7 +40,7 @@ NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    hints = cli.add_weights_flags(parser)
+    hints = flags.add_weights(parser)
     parser.add_argument('--data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--json', help='a COCO file, in place of --data')
     parser.add_argument('--images', help='with --json: the folder of its images (the folder of the file)')
@@ -58,9 +58,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--corruptions', action='store_true', help='evaluate under 24 corruptions, for the report'
     )
-    cli.add_font_flag(parser)
+    flags.add_font(parser)
     hints.add_argument('--classes', metavar='JSON', help='a COCO annotation file with its class names')
-    cli.add_cluster_flags(parser)
+    flags.add_cluster(parser)
     return parser.parse_args(arguments)
 
 
@@ -103,7 +103,7 @@ def read_detector(
     args: argparse.Namespace, data: records.Records
 ) -> tuple[weights.Pretrained, dict[int, int]]:
     """The detector, and the category id in the data of each of its labels; prints notes on both."""
-    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
+    pretrained = weights.read(args.weights, args.step, log=print, **flags.hints(args))
     is_named = not all(re.fullmatch(NUMBERED, name) for name in pretrained.classes.values())
     if args.classes:
         if is_named:

@@ -25,7 +25,7 @@ from yolos_jax.errors import InputError, StorageError
 from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, workdir
 from yolos_jax.run.mirror import Mirror
-from yolos_jax.tools import video
+from yolos_jax.tools import flags, video
 from yolos_jax.tools.prediction_files import EVALUATION, LIST, MADE_BY, Predictions, as_coco, named
 
 WRITERS = 2  # threads that draw and write, beside those that read
@@ -70,7 +70,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    flags.add_weights(parser)
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')
     parser.add_argument(
@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     drawing.add_argument('--no-pictures', action='store_true', help='write no pictures')
     hidden = 'hide what overlaps a better detection of its class by more (0.7; 1: nothing)'
     drawing.add_argument('--nms', type=float, default=visualize.DUPLICATE, metavar='IOU', help=hidden)
-    cli.add_font_flag(drawing)
+    flags.add_font(drawing)
     parser.add_argument('images', nargs='+', help='image files, videos, folders of them, or cameras')
     return parser.parse_args(arguments)
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and detect."""
     args = parse(arguments)
     paths = find_images(args.images, Path(args.output))
-    cli.check_threshold(args.threshold)
+    flags.check_threshold(args.threshold)
     for name, least in (('max_detections', 0), ('batch_size', 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise InputError(f'{name} is {getattr(args, name)}, less than {least}', name)
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(
                 f'{work.name}: holds an evaluation, of which {LIST} would be replaced', 'output'
             )
-        options = dict(log=print, batch_size=args.batch_size, **cli.hints(args))
+        options = dict(log=print, batch_size=args.batch_size, **flags.hints(args))
         detector = Detector.from_pretrained(args.weights, args.step, **options)
         if unknown := set(args.classes or ()) - set(detector.classes.values()):
             known = ', '.join(sorted(detector.classes.values()))

@@ -24,6 +24,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import PATCH_DIM
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 from yolos_jax.weights import integrity, model_card
 
 PUBLISHED = {  # (width, depth): the paper's GFLOPs, table 6, and at which shorter side
@@ -132,7 +133,7 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    flags.add_weights(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder for speed.json')
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.images < 1:
         raise InputError(f'images is {args.images}, less than 1', 'images')
     data = records.read(args.data, args.split)
-    options = dict(log=print, batch_size=1, **cli.hints(args))
+    options = dict(log=print, batch_size=1, **flags.hints(args))
     detector = Detector.from_pretrained(args.weights, args.step, **options)
     images = [functools.partial(photograph, data, i) for i in range(min(args.images, len(data)))]
     numbers = measure(detector, images)

@@ -23,6 +23,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 
 SHOWN = 10  # tokens in boxes.png, as in the paper's figure 4
 METHOD = (
@@ -125,14 +126,14 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and examine."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    cli.add_weights_flags(parser)
+    flags.add_weights(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')
     parser.add_argument('--output', required=True, type=Path, help='a folder')
     args = parser.parse_args(arguments)
     files.check_folder(args.output)
     data = records.read(args.data, args.split)
-    pretrained = weights.read(args.weights, args.step, log=print, **cli.hints(args))
+    pretrained = weights.read(args.weights, args.step, log=print, **flags.hints(args))
     if pretrained.model.num_det_tokens < 3:
         raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
     labels, notes = evaluation.category_ids(pretrained, data)
