@@ -396,6 +396,6 @@ def test_processes_with_different_numbers_of_devices_are_refused():
 def test_one_process_is_alone_and_agrees_with_itself():
     cluster.start(num_processes=1)
     assert cluster.is_alone() and cluster.is_first()
-    cluster.agree({'a': 1, 'b': 'a path that is not UTF-8: caf\udce9'} | cluster.software())
+    cluster.agree({'a': 1, 'b': 'a path that is not UTF-8: caf\udce9'} | cluster.facts_of_code())
     x = np.array([[1 << 40], [3]])
     assert cluster.gather(x) is x and cluster.broadcast(0.1) == 0.1

@@ -47,7 +47,7 @@ def test_help_of_training_lists_every_key_of_a_config_with_its_comment(name, con
     configs = re.search('Configs by name: (.*)', done.stdout)[1].split(', ')
     assert ('finetune' in configs, 'deit_s' in configs) == (name == 'train', name == 'pretrain')
     assert re.search(rf"--config.seed={seed} +.*the reference's", done.stdout)
-    for key in workdir.flat(importlib.import_module(f'yolos_jax.configs.{config}').get_config()):
+    for key in config_files.flat(importlib.import_module(f'yolos_jax.configs.{config}').get_config()):
         assert f'--config.{key}=' in done.stdout, key
 
 

@@ -17,7 +17,7 @@ from yolos_jax.classifier import Classifier
 from yolos_jax.data import augmentation, class_batches, labelled, loader
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.run import config_checks, workdir
+from yolos_jax.run import config_checks, config_files
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.pretraining import group_size, pretrain
 from yolos_jax.weights import checkpoint, deit, names
@@ -373,7 +373,7 @@ def test_more_unreadable_images_than_tolerated_end_the_run(class_folder, tmp_pat
 
 
 def test_two_processes_pre_train_as_one_does(unbroken, class_folder, tmp_path):
-    values = workdir.flat(pretraining_config(class_folder)).items()
+    values = config_files.flat(pretraining_config(class_folder)).items()
     flags = [f'--config.{key}={value}' for key, value in values if value is not None]
     command = [
         ROOT / 'pretrain.py',

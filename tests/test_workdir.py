@@ -22,7 +22,7 @@ from yolos_jax.configs import common
 from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.run import config_checks, setup, workdir
+from yolos_jax.run import config_checks, config_files, resumption, workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
 from yolos_jax.weights import Pretrained, checkpoint
@@ -37,15 +37,15 @@ def test_a_new_run_writes_over_nothing(coco_folder, tmp_path):
     for name in ('val.json', 'curves.png'):
         (tmp_path / name).touch()
         with pytest.raises(InputError, match=f'README.md, .*{name}'):
-            workdir.check_new(tmp_path)
+            resumption.check_new(tmp_path)
         (tmp_path / name).unlink()
     (tmp_path / 'index').mkdir()  # of a run that ended before its first checkpoint
-    workdir.check_new(tmp_path)
+    resumption.check_new(tmp_path)
     (tmp_path / 'index').rmdir()
     (tmp_path / 'config.json').write_text(
         '{"learning_rate": 1, "init_from": "", "val_split": "val"}'
     )  # of a run whose other folders were removed
-    workdir.check_new(tmp_path)
+    resumption.check_new(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_config_made_by_hand_has_the_known_types(changed, says, tmp_path):
         with (part := config.model if of_model else config).ignore_type():
             part[key] = value
     with pytest.raises(InputError, match=says) as error:
-        config, _, _ = setup.resumed(config, common.get_config(), work)
+        config, _, _ = resumption.resumed(config, common.get_config(), work)
         config_checks.check_numbers(config)
     assert error.value.argument in changed
 
@@ -137,9 +137,9 @@ def test_a_run_of_a_version_that_noted_fewer_digests_resumes(tmp_path):
         {'train': {'boxes': '1'}},
         {'train': {'boxes': '1', 'sizes': '2'}, 'val': {'boxes': '3'}},
     )
-    workdir.check_same_data(saved, current, tmp_path)
+    resumption.check_same_data(saved, current, tmp_path)
     with pytest.raises(InputError, match='other data .boxes of train differ'):
-        workdir.check_same_data({'train': {'boxes': '4'}}, current, tmp_path)
+        resumption.check_same_data({'train': {'boxes': '4'}}, current, tmp_path)
 
 
 def test_a_folder_holds_one_run_at_a_time(tmp_path):
@@ -169,17 +169,17 @@ FREE = (
 
 
 def test_only_values_that_change_no_computation_may_differ_when_a_run_resumes(tmp_path):
-    saved, accepted = workdir.flat(common.get_config()), []
+    saved, accepted = config_files.flat(common.get_config()), []
     for key in saved:
         with contextlib.suppress(InputError):
-            workdir.check_same(saved, saved | {key: -1}, tmp_path)
+            resumption.check_same(saved, saved | {key: -1}, tmp_path)
             accepted.append(key)
     assert sorted(accepted) == FREE
     older = {key: value for key, value in saved.items() if key != 'ema'}
-    assert workdir.check_same(older, saved, tmp_path) == []  # it is off
+    assert resumption.check_same(older, saved, tmp_path) == []  # it is off
     for before, now in (older, saved | {'ema': 0.9}), (saved | {'gone': 1}, saved):
         with pytest.raises(InputError, match='(ema: None then, 0.9|gone: 1 then, None) now'):
-            workdir.check_same(before, now, tmp_path)
+            resumption.check_same(before, now, tmp_path)
 
 
 @pytest.mark.parametrize('by', ['nothing', 'another run'])
@@ -238,5 +238,5 @@ def test_a_run_does_not_resume_from_checkpoints_of_a_conversion(tmp_path):
     checkpoint.write(Pretrained(model, params, {1: 'cat'}, 64, 96), tmp_path / 'checkpoints')
     work = workdir.Workdir('', tmp_path, None, None)
     with pytest.raises(InputError, match='its checkpoints are not from a run') as error:
-        setup.resumed(tiny_config(), common.get_config(), work)
+        resumption.resumed(tiny_config(), common.get_config(), work)
     assert error.value.argument == 'workdir'

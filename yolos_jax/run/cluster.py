@@ -125,7 +125,7 @@ def agree(facts: dict[str, Any]) -> None:
         raise InputError(f'the processes disagree: {"; ".join(wrong)} differs from process 0')
 
 
-def software() -> dict[str, Any]:
+def facts_of_code() -> dict[str, Any]:
     """Facts for `agree`: the version of JAX, and the code of this package.
 
     Without its configs, which lie elsewhere in a clone than in a wheel.

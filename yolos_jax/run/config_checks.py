@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.run import config_files
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run import workdir
 
 RANGES = {  # of the numbers of a config: the least and the greatest
     'learning_rate': (0, 1),
@@ -52,8 +52,8 @@ RANGES = {  # of the numbers of a config: the least and the greatest
 
 def check_types(config: ConfigDict, known: ConfigDict) -> None:
     """Raises InputError if a value is of another type than in `known`, as `ConfigDict(dict)` allows."""
-    values = workdir.flat(config)
-    for name, default in workdir.flat(known).items():
+    values = config_files.flat(config)
+    for name, default in config_files.flat(known).items():
         value, kinds = values[name], (int, float) if isinstance(default, float) else type(default)
         if isinstance(value, list) and not all(type(x) is int for x in value):
             raise InputError(f'{name} is {value!r}, not all whole numbers', name)
@@ -68,14 +68,14 @@ def check_types(config: ConfigDict, known: ConfigDict) -> None:
 
 def check_text(config: ConfigDict) -> None:
     """Raises InputError if a value, such as a path, is not UTF-8: checkpoints keep it."""
-    for name, value in workdir.flat(config).items():
+    for name, value in config_files.flat(config).items():
         if isinstance(value, str) and not files.is_utf8(value):
             raise InputError(f'{name} is {value!r}, which is not UTF-8; rename that folder or file', name)
 
 
 def check_keys(config: ConfigDict, known: ConfigDict) -> None:
     """Raises InputError if a config has a key that nothing reads."""
-    names, expected = workdir.flat(config).keys(), workdir.flat(known).keys()
+    names, expected = config_files.flat(config).keys(), config_files.flat(known).keys()
     for name in sorted(names - expected):
         like = difflib.get_close_matches(name, expected, 1)
         raise InputError(f'no such key: {name}' + (f'; did you mean {like[0]}?' if like else ''), name)
@@ -83,7 +83,7 @@ def check_keys(config: ConfigDict, known: ConfigDict) -> None:
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises InputError if a number of the config is out of its range or not finite."""
-    values = workdir.flat(config)
+    values = config_files.flat(config)
     for name, (least, greatest) in RANGES.items():
         if values.get(name) is None:
             continue

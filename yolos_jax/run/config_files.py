@@ -1,6 +1,7 @@
 """Finds installed configs by name, and lists their keys with the comments on them."""
 
 import inspect
+import json
 import os
 import re
 import runpy
@@ -86,3 +87,8 @@ def values(config: ConfigDict | dict, parent: str = '') -> dict[str, Any]:
         is_inner = isinstance(value, ConfigDict | dict)
         result |= values(value, f'{parent}{name}.') if is_inner else {parent + name: value}
     return result
+
+
+def flat(config: ConfigDict) -> dict:
+    """The values of a config by their keys, as they come back from a file: lists in place of tuples."""
+    return values(json.loads(config.to_json()))

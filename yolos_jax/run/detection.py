@@ -17,7 +17,7 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, config_checks, config_files, setup, workdir
+from yolos_jax.run import cluster, config_checks, config_files, resumption, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
@@ -113,7 +113,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     """The data, the detector to start from, the batches, the optimiser and the steps of a run."""
     if config_files.is_pretraining(config):
         raise InputError('this config is one for pre-training, not for training a detector')
-    config, saved, notes = setup.resumed(config, common.get_config(), work)
+    config, saved, notes = resumption.resumed(config, common.get_config(), work)
     folder = work.folder
     check_values(config)
     config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
@@ -121,7 +121,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         check_used(config)
     train_set, val_set = read_data(config, folder, resumes=bool(saved))
     digests = {'train': train_set.digests, 'val': val_set.digests}
-    workdir.check_same_data(saved.get('data', {}), digests, folder)
+    resumption.check_same_data(saved.get('data', {}), digests, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved, log=notes.append)
     batches = make_batches(config, train_set, start)
     if batches.cache and batches.cache.note:
@@ -230,7 +230,7 @@ def source_of(config: ConfigDict, name: str) -> sources.Source:
 def check_values(config: ConfigDict) -> None:
     """Raises InputError if a number of the config is out of its range or not finite."""
     config_checks.check_numbers(config)
-    values = workdir.flat(config)
+    values = config_files.flat(config)
     for name in ('augment.sizes', 'augment.crop_from'):
         if not all(16 <= size <= 10_000 for size in values[name]):
             raise InputError(f'{name} is {values[name]}, not sides between 16 and 10000', name)
@@ -255,7 +255,7 @@ def check_used(config: ConfigDict) -> None:
         unused |= dict.fromkeys(('val_json', 'val_images'), 'with val_fraction')
     if not augment.sizes:
         unused |= {f'augment.{name}': 'without augment.sizes' for name in augment if name != 'sizes'}
-    values, defaults = workdir.flat(config), workdir.flat(common.get_config())
+    values, defaults = config_files.flat(config), config_files.flat(common.get_config())
     for name, needs in unused.items():
         if values[name] != defaults[name]:
             raise InputError(f'{name} is {values[name]}, which has no effect {needs}', name)

@@ -17,7 +17,7 @@ from yolos_jax.configs import deit_ti
 from yolos_jax.data import augmentation, class_batches, labelled
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.run import cluster, config_checks, config_files, setup, workdir
+from yolos_jax.run import cluster, config_checks, config_files, resumption, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.stop import StopSignal
@@ -97,7 +97,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     """The data, the classifier, the batches, the optimiser and the steps of a run."""
     if not config_files.is_pretraining(config):
         raise InputError('this config is one for training a detector, not for pre-training')
-    config, saved, notes = setup.resumed(config, deit_ti.get_config(), work)
+    config, saved, notes = resumption.resumed(config, deit_ti.get_config(), work)
     check_values(config)
     group = group_size(config)
     config_checks.check_batch_size(config, mesh, group, 'augment.mix_group')
@@ -108,7 +108,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> Pretrainin
     notes += teacher.notes
     batches = make_batches(config, train_set, group, teacher.labels)
     digests = {'train': train_set.digests | {'teacher': teacher.digest}, 'val': val_set.digests}
-    workdir.check_same_data(saved.get('data', {}), digests, work.folder)
+    resumption.check_same_data(saved.get('data', {}), digests, work.folder)
     setup.check_agreement(config, work, batches=batches, digests=digests, model=dict(config.model))
     setup.write_config(config, work)
     params = jax.device_get(init_params(model, jax.random.key(config.seed), xavier=config.xavier_init))

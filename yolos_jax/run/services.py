@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from yolos_jax import bucket
-from yolos_jax.run import cluster, workdir
+from yolos_jax.run import cluster, config_files, workdir
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
 from yolos_jax.run.progress import Goodput, Log, Means, Throughput
@@ -62,7 +62,7 @@ def resume(
     """The state to continue from, and the `Run` that goes with it."""
     folder = work.folder
     checkpoints = Checkpoints(folder / checkpoint.FOLDER, work.mirror, work.check)
-    meta = setup.describe() | {'config': workdir.flat(setup.config), 'data': setup.digests}
+    meta = setup.describe() | {'config': config_files.flat(setup.config), 'data': setup.digests}
     restored = checkpoints.restore(setup.state)
     if restored:  # else the initial state would stay in the devices' memory for the whole run
         jax.tree.map(lambda x: x.delete(), setup.state)

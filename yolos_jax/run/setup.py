@@ -14,13 +14,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import yolos_jax
 from yolos_jax import evaluation, files, steps
-from yolos_jax.errors import InputError
-from yolos_jax.run import cluster, config_checks, workdir
+from yolos_jax.run import cluster, config_files, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
-from yolos_jax.weights import checkpoint
+from yolos_jax.run.resumption import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Setup(abc.ABC):
     def computers(self) -> dict[str, str]:
         """The hardware and software of the run, for a model card."""
         hardware = f'{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}'
-        return {'hardware': f'{hardware}, {jax.process_count()} processes', 'software': software()}
+        return {'hardware': f'{hardware}, {jax.process_count()} processes', 'software': versions()}
 
     def detect(self, state: dict, on_batch: Callable[[], None]) -> dict:
         """The outputs of `predict` for the validation split, by `evaluation.detect`."""
@@ -117,55 +115,6 @@ class Setup(abc.ABC):
         """Write the run's last files. aps: of the steps saved. meta: of its checkpoints."""
 
 
-def resumed(config: ConfigDict, known: ConfigDict, work: workdir.Workdir) -> tuple:
-    """The completed config, the meta of the run in the folder ({} for a new run), and notes.
-
-    known: a config with all keys.
-
-    Raises:
-        InputError: the saved run has another config, the config of a new run has an unknown key, a value
-            is not UTF-8, or a new run would overwrite other files.
-    """
-    config = completed(config, known)
-    config_checks.check_types(config, known)
-    config_checks.check_text(config)
-    saved = checkpoint.newest_meta(work.folder / checkpoint.FOLDER)
-    if saved and 'config' not in saved:
-        raise InputError(
-            f'{work.folder}: its checkpoints are not from a run; use another folder, '
-            'and this one as init_from',
-            'workdir',
-        )
-    if saved:
-        notes = workdir.check_same(saved['config'], workdir.flat(config), work.folder)
-        began = saved['config'].get('init_from', config.init_from)  # for the model card
-        if began != config.init_from:
-            notes.append(f'init_from stays {began!r}: a resumed run uses its own weights')
-            with config.unlocked():
-                config.init_from = began
-        before = saved.get('training', {}).get('software', software())
-        if before != software():
-            notes.append(f'saved with {before}, now {software()}: results agree within rounding')
-        return config, saved, notes
-    # new runs only: a saved run of an earlier version may have other keys
-    config_checks.check_keys(config, known)
-    workdir.check_new(work.folder)
-    return config, {}, []
-
-
-def software() -> str:
-    """The versions that a run's numbers depend on."""
-    return f'yolos_jax {yolos_jax.__version__}, jax {jax.__version__}'
-
-
-def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
-    """A config with the default values of `known` for keys that are newer than the config."""
-    result = known.copy_and_resolve_references()
-    with result.unlocked(), result.ignore_type():
-        result.update(config.copy_and_resolve_references())
-    return result
-
-
 def check_agreement(
     config: ConfigDict, work: workdir.Workdir, *, batches: Any, digests: dict, model: dict
 ) -> None:
@@ -176,15 +125,15 @@ def check_agreement(
     cluster.barrier('workdir')
     plan = batches.plan(0)
     of_plan = [hashlib.sha256(x.tobytes()).hexdigest() for x in (plan.indices, plan.lengths)]
-    facts = workdir.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
+    facts = config_files.flat(config) | {'the workdir': workdir.owner(work), 'the plan of batches': of_plan}
     facts |= {f'the {name} data': digest for name, digest in digests.items()}
-    cluster.agree(facts | {'the model': model} | cluster.software())
+    cluster.agree(facts | {'the model': model} | cluster.facts_of_code())
 
 
 def write_config(config: ConfigDict, work: workdir.Workdir) -> None:
     """Write FOLDER/config.json, by which a folder is known as a run's: before any other file of it."""
     if cluster.is_first():
-        files.write_json(work.folder / 'config.json', workdir.flat(config))
+        files.write_json(work.folder / 'config.json', config_files.flat(config))
 
 
 def make_step(

@@ -1,9 +1,8 @@
-"""Opens and locks a run's folder, on a disk or in a bucket: one run at a time, with the same config."""
+"""Opens and locks a run's folder, on a disk or in a bucket: one run at a time."""
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -14,22 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
 from yolos_jax import bucket, files
 from yolos_jax.errors import InputError, StorageError
-from yolos_jax.run import cluster, config_files, lease
+from yolos_jax.run import cluster, lease
 from yolos_jax.run.lease import LOCK
 from yolos_jax.run.mirror import PROGRAMS, Mirror
-
-# keys that may differ when a run resumes: they change what is written, not what is computed
-FREE = set(
-    'data train_json train_images val_json val_images init_from teacher data_cache bad_images log_every '
-    'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
-)
-
-# what runs write in their folders
-WRITTEN = 'config.json README.md metrics.jsonl log.txt deit.pth curves.png val.json'.split()
 
 
 class Workdir(NamedTuple):
@@ -173,82 +161,7 @@ def locked(path: Path) -> Iterator[int | None]:
         yield handle
 
 
-def check_new(folder: Path) -> None:
-    """Raises InputError if a folder that no run left has files that a run writes."""
-    with contextlib.suppress(InputError):  # missing or damaged
-        if {'learning_rate', 'init_from', 'val_split'} <= files.read_json(folder / 'config.json').keys():
-            return
-    others = [name for name in WRITTEN if (folder / name).exists()]
-    if others and not (folder / 'index').exists():
-        raise InputError(
-            f'{folder}: holds no run, but {", ".join(others)}, which a run would overwrite; name another '
-            'folder',
-            'workdir',
-        )
-
-
 def owner(workdir: Workdir) -> str | None:
     """The owner of the lock on a run's folder; for a folder without a lock file, its name."""
     lock = workdir.folder / LOCK
     return lock.read_text() if lock.exists() else workdir.name
-
-
-def flat(config: ConfigDict) -> dict:
-    """The values of a config by their keys, as they come back from a file: lists in place of tuples."""
-    return config_files.values(json.loads(config.to_json()))
-
-
-def check_same_data(saved: dict, current: dict, workdir: Path) -> None:
-    """Raises InputError if a resumed run's data are not those it was trained on.
-
-    saved, current: {split: `Records.digests`}; where the data lie does not matter.
-    """
-    differ = [
-        f'{name} of {split}'
-        for split, digests in current.items()
-        for name, digest in digests.items()
-        if saved.get(split, {}).get(name, digest) != digest
-    ]
-    if differ:
-        raise InputError(
-            f'{workdir}: holds a run on other data ({", ".join(differ)} differ); use another workdir, or '
-            'the same data'
-        )
-
-
-def check_same(saved: dict, current: dict, workdir: Path) -> list[str]:
-    """Compare a resumed run's config with the saved one, both as `flat` makes them.
-
-    The only accepted change of the computation is a larger number of epochs.
-
-    Returns:
-        Notes for the user on that change.
-
-    Raises:
-        InputError: they differ.
-    """
-
-    def differs(key: str) -> bool:
-        if key not in saved:  # the version that saved it lacked this key: it was off
-            return key not in FREE and bool(current[key])
-        if key == 'epochs':
-            return current[key] < saved[key]
-        return key not in FREE and saved[key] != current.get(key)
-
-    kinds = ['a pre-training' if config_files.is_pretraining(x) else 'a detector' for x in (saved, current)]
-    if len(set(kinds)) > 1:
-        raise InputError(f'{workdir}: holds a run of {kinds[0]}; {kinds[1]} needs another workdir')
-    differ = [
-        f'{key}: {saved.get(key)!r} then, {current.get(key)!r} now'
-        for key in sorted(saved.keys() | current.keys())
-        if differs(key)
-    ]
-    if differ:
-        raise InputError(
-            f'{workdir}: holds a run with another config ({"; ".join(differ)}); use another workdir, or '
-            'the same values'
-        )
-    before, now = saved['epochs'], current['epochs']
-    if now <= before:
-        return []
-    return [f'{now} epochs instead of {before}: from here on the learning rate is that of {now} epochs']

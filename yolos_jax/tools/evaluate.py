@@ -262,7 +262,7 @@ def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretraine
             'the detector': checkpoint.describe(pretrained)['model'],
             'the weights': integrity.checksums(pretrained.params),
         }
-        | cluster.software()
+        | cluster.facts_of_code()
     )
 
 
