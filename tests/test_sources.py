@@ -13,7 +13,7 @@ from yolos_jax.data import annotations, loader, overlap, records, sources
 from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.run import detection
+from yolos_jax.run import detection_data
 from yolos_jax.weights import Pretrained
 
 SPLITS = {'train2017': 30, 'val2017': 15}
@@ -135,8 +135,8 @@ def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_pat
 def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp_path):
     export(coco, tmp_path / 'data')
     config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
-    _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
-    detection.write_truth(config, val, tmp_path / 'run')
+    _, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+    detection_data.write_truth(config, val, tmp_path / 'run')
     again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path / 'data'))
     assert again.ids.tolist() == val.ids.tolist()
     for i in range(len(val)):
@@ -165,25 +165,25 @@ def test_the_single_split_of_an_export_is_the_one_to_train_on(coco, tmp_path):
     (tmp_path / 'val.json').unlink()
     (tmp_path / 'train.json').rename(tmp_path / 'result.json')
     config = tiny_config(data=tmp_path, val_fraction=0.2)
-    train, val = detection.read_data(config, tmp_path / 'run', resumes=False)
-    detection.write_truth(config, val, tmp_path / 'run')
+    train, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+    detection_data.write_truth(config, val, tmp_path / 'run')
     assert (len(train), len(val)) == (24, 6)
     written = annotations.read(tmp_path / 'run' / 'val.json')
     assert written.ids.tolist() == val.ids.tolist()
     np.testing.assert_allclose(written.boxes, val.truth().boxes)
     with pytest.raises(InputError, match='no split val2017; it has result; a part') as error:
-        detection.read_data(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
+        detection_data.read(tiny_config(data=tmp_path), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_fraction'
     with pytest.raises(InputError, match='no split vla; it has result') as error:
-        detection.read_data(tiny_config(data=tmp_path, val_split='vla'), tmp_path / 'run', resumes=False)
+        detection_data.read(tiny_config(data=tmp_path, val_split='vla'), tmp_path / 'run', resumes=False)
     assert error.value.argument == 'val_split'
     moved = tiny_config(data=tmp_path, train_json=str(tmp_path / 'result.json'), train_images=str(coco))
     with pytest.raises(InputError, match='the images it names') as error:
-        detection.read_data(moved, tmp_path / 'run', resumes=False)
+        detection_data.read(moved, tmp_path / 'run', resumes=False)
     assert error.value.argument == 'train_images'
     config = tiny_config(data=coco)
-    detection.write_truth(
-        config, detection.read_data(config, tmp_path / 'other', resumes=False)[1], tmp_path / 'other'
+    detection_data.write_truth(
+        config, detection_data.read(config, tmp_path / 'other', resumes=False)[1], tmp_path / 'other'
     )
     assert not (tmp_path / 'other' / 'val.json').exists()  # its own file describes it
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from yolos_jax.data import pixels, records, sources, yolo
 from yolos_jax.data.batches import start_image
 from yolos_jax.errors import InputError
-from yolos_jax.run import detection, train, workdir
+from yolos_jax.run import detection, detection_data, train, workdir
 from yolos_jax.run.mesh import make_mesh
 
 
@@ -118,7 +118,7 @@ def test_a_validation_folder_that_is_not_there_is_no_split(coco, tmp_path):
     with pytest.raises(InputError, match='images/val does not exist'):
         records.read(tmp_path, 'val')
     config = tiny_config(data=tmp_path, val_fraction=0.2, train_split='train')
-    assert len(detection.read_data(config, tmp_path / 'run', resumes=False)[1])
+    assert len(detection_data.read(config, tmp_path / 'run', resumes=False)[1])
 
 
 def test_key_points_after_a_box_are_left_out(coco, tmp_path):
@@ -178,8 +178,8 @@ def test_the_validation_set_of_a_run_lies_on_upright_photographs_too(coco, tmp_p
         Image.open(file).rotate(180).save(file, exif=exif, quality=95)
     for root in (tmp_path, tmp_path / 'data.yaml'):
         config = tiny_config(data=root, val_fraction=0.3)
-        _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
-        detection.write_truth(config, val, tmp_path / 'run')
+        _, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+        detection_data.write_truth(config, val, tmp_path / 'run')
         again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path))
         assert again.files.tolist() and len(again) == len(val)
         for i in range(len(val)):
@@ -224,8 +224,8 @@ def test_a_description_elsewhere_names_the_images_of_a_validation_part_too(coco,
     file = tmp_path / 'elsewhere' / 'other.yaml'
     file.write_text(yaml.safe_dump(description))
     config = tiny_config(data=str(file), train_split='train', val_fraction=0.2)
-    _, val = detection.read_data(config, tmp_path / 'run', resumes=False)
-    detection.write_truth(config, val, tmp_path / 'run')
+    _, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+    detection_data.write_truth(config, val, tmp_path / 'run')
     for place in (file, file.parent):
         again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', place))
         np.testing.assert_array_equal(again.boxes, val.boxes)

@@ -1,7 +1,6 @@
 """Training of a detector: data, detector, batches, optimiser and steps, made once from a config."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,21 +11,20 @@ from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
-from yolos_jax.data import annotations, cache, geometry, overlap, records, sources
+from yolos_jax.data import cache, geometry, records
 from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
-from yolos_jax.errors import InputError, shown
+from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, config_checks, config_files, resumption, setup, workdir
+from yolos_jax.run import cluster, config_checks, config_files, detection_data, resumption, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
-FEW_STEPS, FEW_IMAGES = 500, 10  # of a run, and to evaluate on
+FEW_STEPS = 500  # of a run
 SHOWN = 8  # images of an evaluation, in TensorBoard
-TRUTH = 'val.json'  # in a run's folder: its validation set, if that has no annotation file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +117,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
         check_used(config)
-    train_set, val_set = read_data(config, folder, resumes=bool(saved))
+    train_set, val_set = detection_data.read(config, folder, resumes=bool(saved))
     digests = {'train': train_set.digests, 'val': val_set.digests}
     resumption.check_same_data(saved.get('data', {}), digests, folder)
     start = make_start(config, train_set, meshes.platform(mesh), saved, log=notes.append)
@@ -134,7 +132,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         batch_size=config.batch_size,
         max_targets=config.max_targets,
     )
-    notes += of_classes + notes_on(train_set, val_set)
+    notes += of_classes + detection_data.notes(train_set, val_set)
     if (total := config.epochs * batches.steps_per_epoch) < FEW_STEPS:
         notes.append(f'only {total} steps in all: more epochs or a larger learning_rate may be needed')
     model = checkpoint.describe(start)['model']
@@ -144,7 +142,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     optimizer, loss = make_optimizer(config, start, rate), make_loss(config, start)
     params = start.params if saved else cluster.from_first(start.params)
     state, train_step = setup.make_step(config, mesh, params, optimizer, loss)
-    write_truth(config, val_set, folder)
+    detection_data.write_truth(config, val_set, folder)
     return DetectorSetup(
         start=start,
         digests=digests,
@@ -160,71 +158,6 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         labels=labels,
         notes=notes,
     )
-
-
-def notes_on(train_set: records.Records, val_set: records.Records) -> list[str]:
-    """Notes on the data for the user, a line each; only process 0 compares the two sets."""
-    notes, seen = [], set(train_set.labels.tolist())
-    train_split, val_split = train_set.source.split, val_set.source.split
-    if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
-        notes.append(f'{train_split}: classes without an object: {shown(unseen)}')
-    notes += [f'{train_split}: {note}' for note in train_set.notes]
-    notes += [f'{val_split}: {note}' for note in val_set.notes]
-    if not len(val_set.boxes):
-        notes.append(f'{val_split}: {val_set.why_no_objects}, so there will be no AP')
-    elif len(val_set) < FEW_IMAGES:
-        notes.append(f'{val_split}: only {len(val_set)} images, so the AP is rough')
-    return notes + (overlap.notes(train_set, val_set) if cluster.is_first() else [])
-
-
-def read_data(
-    config: ConfigDict, folder: Path, *, resumes: bool
-) -> tuple[records.Records, records.Records]:
-    """The training and validation sets; their indices are kept in the folder.
-
-    resumes: keep the validation images of the earlier start.
-    """
-
-    def read(name: str) -> records.Records:
-        index = folder / 'index' / f'{config[f"{name}_split"]}.npz'
-        return records.from_source(source_of(config, name), index, config.bad_images)
-
-    train_set = read('train')
-    if not config.val_fraction:
-        return train_set, read('val')
-    if not resumes or not (folder / TRUTH).exists():
-        return records.split_by_fraction(train_set, config.val_fraction, config.seed)
-    try:
-        validation = annotations.read(folder / TRUTH).ids
-    except InputError as error:
-        raise InputError(f'{error}; if you delete that file, the same split is drawn again') from None
-    return records.split_by_ids(train_set, validation)
-
-
-def write_truth(config: ConfigDict, val_set: records.Records, folder: Path) -> None:
-    """Write FOLDER/val.json for a validation set without an annotation file of its own."""
-    if (config.val_fraction or not val_set.source.truth) and cluster.is_first():
-        beside = config.train_json and (os.path.dirname(config.train_json) or '.')
-        root = (config.train_images or beside or config.data) if config.val_fraction else config.data
-        truth = val_set.truth_in(Path(root).parent if Path(root).is_file() else root)  # data.yaml
-        files.write_json(folder / TRUTH, evaluation.coco_content(truth, upright=val_set.images.upright))
-
-
-def source_of(config: ConfigDict, name: str) -> sources.Source:
-    """The source of a split ('train' or 'val'); raises InputError if the config names none."""
-    if file := config[f'{name}_json']:
-        return sources.of_files(file, config[f'{name}_images'], argument=f'{name}_images')
-    if not config.data:
-        raise InputError('no data: name a folder', 'data')
-    try:
-        return sources.find(config.data, config[f'{name}_split'])
-    except InputError as error:
-        if error.argument != 'split':
-            raise
-        if name == 'val' and config.val_split == common.get_config().val_split:
-            advice = 'a part of the other images, such as 0.1, can be used'
-            raise InputError(f'{error}; {advice}', 'val_fraction') from None
-        raise InputError(str(error), f'{name}_split') from None
 
 
 def check_values(config: ConfigDict) -> None:
