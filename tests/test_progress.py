@@ -199,10 +199,10 @@ def test_a_disk_that_is_full_for_a_while_does_not_stop_tensorboards_files(tmp_pa
 
 def test_tensorboard_and_curves_load_neither_pytorch_nor_pyplot(tmp_path):
     script = (
-        'import importlib.util, pathlib, sys\nfrom yolos_jax import visualize\n'
+        'import importlib.util, pathlib, sys\nfrom yolos_jax.run import curves\n'
         'from yolos_jax.run.board import Board\n'
         'board = Board(pathlib.Path(sys.argv[1]), 0)\nboard.scalars(1, {"loss": 1.0})\n'
-        'board.close()\nvisualize.curves(sys.argv[1])\n'
+        'board.close()\ncurves.draw(sys.argv[1])\n'
         'print([name for name in ("torch", "boto3", "matplotlib.pyplot") if name in sys.modules])\n'
         'assert importlib.util.find_spec("torch") and importlib.util.find_spec("boto3")'
     )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from yolos_jax import visualize
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
+from yolos_jax.run import curves
 
 
 @pytest.mark.parametrize('scale', [4, 1])
@@ -149,7 +150,7 @@ def test_curves_are_labelled_with_their_last_values(tmp_path, monkeypatch):
     (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     figures = []
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure))
-    visualize.curves(tmp_path)
+    curves.draw(tmp_path)
     shown = [[(x.get_label(), [*x.get_xdata()]) for x in axes.lines] for axes in figures[0].axes]
     assert shown == [[('loss 2.000', [1, 2])], [('AP 0.250', [1, 3])], []]
 

@@ -16,7 +16,16 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.run import cluster, config_checks, config_files, detection_data, resumption, setup, workdir
+from yolos_jax.run import (
+    cluster,
+    config_checks,
+    config_files,
+    detection_data,
+    resumption,
+    run_files,
+    setup,
+    workdir,
+)
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
@@ -87,7 +96,7 @@ class DetectorSetup(setup.Setup):
         if aps[step] is not None:
             about['AP'] = aps[step]
         card = model_card.text(dataclasses.replace(self.start, about=about))
-        files.write(folder / 'README.md', card.encode())
+        files.write(folder / run_files.CARD, card.encode())
 
 
 def first_images(outputs: dict, data: records.Records, names: dict[int, str]) -> list[np.ndarray]:

@@ -10,9 +10,9 @@ from yolos_jax.configs import common
 from yolos_jax.data import annotations, overlap, records, sources
 from yolos_jax.errors import InputError, shown
 from yolos_jax.run import cluster
+from yolos_jax.run.run_files import TRUTH
 
 FEW_IMAGES = 10  # to evaluate on
-TRUTH = 'val.json'  # in a run's folder: its validation set, if that has no annotation file
 
 
 def read(config: ConfigDict, folder: Path, *, resumes: bool) -> tuple[records.Records, records.Records]:

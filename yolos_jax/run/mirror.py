@@ -16,11 +16,11 @@ from pathlib import Path
 from yolos_jax.bucket import COMMITTED, Bucket
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run.lease import LOCK, Lease
+from yolos_jax.run.run_files import CONFIG, PROGRAMS
 from yolos_jax.weights.checkpoint import FOLDER, STATE
 
 STEP = re.compile(rf'{FOLDER}/(\d+|broken-[\w-]+)/(.+)')
 EVERY = 60  # seconds between two pushes of metrics
-PROGRAMS, CONFIG = 'compiled', 'config.json'
 
 
 class Mirror:

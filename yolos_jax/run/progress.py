@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.run import run_files
 from yolos_jax.run.board import Board
 
 SPIKE_WINDOW = 50  # steps whose median a spike is compared with
@@ -54,7 +55,7 @@ class Log:
         self._writes, self._total, self._pending, self._failed = writes, total, '', False
         self._check = check
         self.folder = Path(workdir)
-        self._path, self._text = self.folder / 'metrics.jsonl', self.folder / 'log.txt'
+        self._path, self._text = self.folder / run_files.METRICS, self.folder / run_files.LOG
         self._per_epoch = per_epoch
         self.last_step = self._drop_after(first, evaluated) if writes else 0  # of the earlier start
         self._board = Board(self.folder, first)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import yolos_jax
 from yolos_jax import files
 from yolos_jax.errors import InputError
-from yolos_jax.run import config_checks, config_files
+from yolos_jax.run import config_checks, config_files, run_files
 from yolos_jax.run.workdir import Workdir
 from yolos_jax.weights import checkpoint
 
@@ -18,9 +18,6 @@ FREE = set(
     'data train_json train_images val_json val_images init_from teacher data_cache bad_images log_every '
     'save_every eval_every patience spike_factor model.remat shard_params accumulate_steps'.split()
 )
-
-# what runs write in their folders
-WRITTEN = 'config.json README.md metrics.jsonl log.txt deit.pth curves.png val.json'.split()
 
 
 def resumed(config: ConfigDict, known: ConfigDict, work: Workdir) -> tuple[ConfigDict, dict, list[str]]:
@@ -73,9 +70,9 @@ def completed(config: ConfigDict, known: ConfigDict) -> ConfigDict:
 def check_new(folder: Path) -> None:
     """Raises InputError if a folder that no run left has files that a run writes."""
     with contextlib.suppress(InputError):  # missing or damaged
-        if {'learning_rate', 'init_from', 'val_split'} <= files.read_json(folder / 'config.json').keys():
+        if {'learning_rate', 'init_from', 'val_split'} <= files.read_json(folder / run_files.CONFIG).keys():
             return
-    others = [name for name in WRITTEN if (folder / name).exists()]
+    others = [name for name in run_files.WRITTEN if (folder / name).exists()]
     if others and not (folder / 'index').exists():
         raise InputError(
             f'{folder}: holds no run, but {", ".join(others)}, which a run would overwrite; name another '

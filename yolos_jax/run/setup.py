@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from yolos_jax import evaluation, files, steps
-from yolos_jax.run import cluster, config_files, workdir
+from yolos_jax.run import cluster, config_files, run_files, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.progress import Log
 from yolos_jax.run.resumption import versions
@@ -133,7 +133,7 @@ def check_agreement(
 def write_config(config: ConfigDict, work: workdir.Workdir) -> None:
     """Write FOLDER/config.json, by which a folder is known as a run's: before any other file of it."""
     if cluster.is_first():
-        files.write_json(work.folder / 'config.json', config_files.flat(config))
+        files.write_json(work.folder / run_files.CONFIG, config_files.flat(config))
 
 
 def make_step(

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import bucket, visualize
+from yolos_jax import bucket
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError, InputError, shown
-from yolos_jax.run import cluster, detection, workdir
+from yolos_jax.run import cluster, curves, detection, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.programs import Programs
 from yolos_jax.run.progress import Means
@@ -130,7 +130,7 @@ def write_last_files(setup: Setup, run: Run) -> None:
     """Write what the folder has of a run that ended or stopped: the curves, and the setup's own files."""
     if not cluster.is_first():
         return
-    visualize.curves(run.work.folder)
+    curves.draw(run.work.folder)
     counts = {'goodput': run.goodput.state(), 'energy': run.energy.joules}
     aps = checkpoint.aps(run.checkpoints.folder)
     setup.finish(run.work.folder, aps, run.meta | counts, run.log)

@@ -17,7 +17,8 @@ from yolos_jax import bucket, files
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster, lease
 from yolos_jax.run.lease import LOCK
-from yolos_jax.run.mirror import PROGRAMS, Mirror
+from yolos_jax.run.mirror import Mirror
+from yolos_jax.run.run_files import PROGRAMS
 
 
 class Workdir(NamedTuple):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from yolos_jax import files, visualize
 from yolos_jax.errors import InputError
-from yolos_jax.run import cli, config_files
+from yolos_jax.run import cli, config_files, run_files
 from yolos_jax.weights import checkpoint
 
 NUMBERS = {  # the metrics to compare; the first one ranks the runs
@@ -63,7 +63,7 @@ def read(folder: Path, name: str) -> Run:
         InputError: it is not a workdir, or it has no checkpoint yet.
     """
     try:
-        whole, _, _ = (folder / 'metrics.jsonl').read_text().rpartition('\n')  # the last may be cut off
+        whole, _, _ = (folder / run_files.METRICS).read_text().rpartition('\n')  # the last may be cut off
         lines = [json.loads(line) for line in whole.splitlines()]
         # the first mean of an epoch, named so before version 0.3, whose lines say no epoch
         length = next((line['step'] for line in lines if 'epoch_loss' in line), None)

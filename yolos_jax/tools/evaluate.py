@@ -27,7 +27,7 @@ from yolos_jax.errors import InputError, shown
 from yolos_jax.inference import DTYPES, Detector
 from yolos_jax.patches import PATCH
 from yolos_jax.progress_bar import progress_bar
-from yolos_jax.run import cli, cluster, workdir
+from yolos_jax.run import cli, cluster, run_files, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import flags, report
 from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
@@ -90,7 +90,7 @@ def read_data(args: argparse.Namespace) -> records.Records:
     try:
         return records.read(args.data, args.split or 'val2017')
     except InputError as error:
-        own = Path(args.weights) / 'val.json'
+        own = Path(args.weights) / run_files.TRUTH
         if error.argument != 'split' or not own.is_file():
             raise
         raise InputError(
