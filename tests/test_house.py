@@ -46,7 +46,7 @@ FLOORS = [
         'steps',
     },
     {'weights'},
-    {'analysis', 'detections', 'evaluation', 'inference', 'pictures', 'visualize'},
+    {'analysis', 'class_matching', 'detections', 'evaluation', 'inference', 'pictures', 'visualize'},
     {'run'},
     {'tools', '__main__'},
 ]

@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY, annotated, coco_content, tiny_config, to_yolo
 from PIL import Image
 
-from yolos_jax import evaluation
+from yolos_jax import class_matching, evaluation
 from yolos_jax.data import annotations, loader, overlap, records, sources
 from yolos_jax.data.batches import EvalBatches, start_image
 from yolos_jax.errors import InputError
@@ -97,7 +97,7 @@ def objects(data):
 
 def scored(data):
     """The AP of detections that are the objects of every other image, moved by a tenth of their size."""
-    detector = evaluation.category_ids(detector_of(data.classes), data)[0]
+    detector = class_matching.match(detector_of(data.classes), data)[0]
     results = []
     for i in np.argsort([data.start_read(i)() for i in range(len(data))]):
         boxes, labels = data.objects(i)
@@ -274,7 +274,7 @@ def test_large_category_ids_are_numbered_in_their_order(tmp_path):
     r = records.read(tmp_path, 'val')
     assert r.classes == {0: 'dog', 1: 'cat'} and r.category_ids == {0: 41, 1: 700_000_123}
     assert r.labels.tolist() == [1, 0] and 'numbered in their order' in ' '.join(r.notes)
-    ids, _ = evaluation.category_ids(detector_of(r.classes), r)
+    ids, _ = class_matching.match(detector_of(r.classes), r)
     assert ids == r.category_ids
 
 

@@ -1,7 +1,6 @@
 """Evaluation: runs a detector over a data set and computes COCO's metrics by pycocotools."""
 
 import contextlib
-import dataclasses
 import io
 from collections.abc import Callable
 
@@ -13,8 +12,7 @@ from yolos_jax import losses
 from yolos_jax.data import loader, sources
 from yolos_jax.data.annotations import Annotations, class_names
 from yolos_jax.data.records import Records
-from yolos_jax.errors import InputError, shown
-from yolos_jax.weights.pretrained import Pretrained
+from yolos_jax.errors import InputError
 
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
 
@@ -54,16 +52,16 @@ def detect(
     return {name: values[order] for name, values in outputs.items()}
 
 
-def to_results(outputs: dict, records: Records, labels: dict[int, int]) -> list[dict]:
+def to_results(outputs: dict, records: Records, category_of: dict[int, int]) -> list[dict]:
     """The outputs of `detect` as COCO results.
 
-    labels: {label: category id} (`category_ids`); detections with another label are left out.
+    category_of: {label: category id} (`class_matching.match`); detections with another label are left out.
     """
     results = []
     for row, index in enumerate(outputs['index']):
         of_image = {name: outputs[name][row] for name in ('scores', 'labels', 'boxes')}
         size = records.heights[index], records.widths[index]
-        results += to_coco(records.ids[index], of_image, size, labels)
+        results += to_coco(records.ids[index], of_image, size, category_of)
     return results
 
 
@@ -84,11 +82,13 @@ def mean_losses(outputs: dict) -> dict[str, float]:
     }
 
 
-def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict[int, int]) -> list[dict]:
+def to_coco(
+    image_id: int, detections: dict, size: tuple[int, int], category_of: dict[int, int]
+) -> list[dict]:
     """One image's detections as COCO results: a list of dicts with 'bbox' xywh in pixels.
 
     detections: 'scores' [Q], 'labels' [Q] and 'boxes' [Q, 4] xyxy in 0..1, as `steps` predicts them.
-    size: height, width. labels: as for `to_results`.
+    size: height, width. category_of: as for `to_results`.
     """
     height, width = size
     boxes = np.asarray(detections['boxes'], np.float64) * [width, height, width, height]
@@ -96,73 +96,13 @@ def to_coco(image_id: int, detections: dict, size: tuple[int, int], labels: dict
     return [
         {
             'image_id': int(image_id),
-            'category_id': labels[int(label)],
+            'category_id': category_of[int(label)],
             'bbox': [round(float(x), 4) for x in box],
             'score': round(float(score), 8),
         }
         for box, label, score in zip(boxes, detections['labels'], detections['scores'], strict=True)
-        if int(label) in labels
+        if int(label) in category_of
     ]
-
-
-def category_ids(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], list[str]]:
-    """The category id in the annotations for each label of a detector, and notes for the reader.
-
-    The same number with the same name is the same class; where numbers differ, names decide.
-
-    Args:
-        pretrained: the detector. records: what it is evaluated on.
-
-    Returns:
-        {label: category id}, and lines for the reader.
-
-    Raises:
-        InputError: they have no class in common.
-    """
-    classes, ids = pretrained.classes, pretrained.category_ids
-    data_names = {records.category_ids[label]: name.lower() for label, name in records.classes.items()}
-    own_names = {ids[label]: name.lower() for label, name in classes.items()}
-    names = {*data_names.values()}
-    if data_names == {number: name for number, name in own_names.items() if name in names}:
-        return ids, []
-    used = {records.category_ids[label] for label in np.unique(records.labels).tolist()}
-    # of one name the last that has objects: exports of Roboflow have an unused category beside one
-    by_use = sorted(data_names.items(), key=lambda item: item[0] in used)
-    by_name = {name: number for number, name in by_use}
-    labels = {}
-    for label, name in ((label, name.lower()) for label, name in classes.items()):
-        if name in by_name:
-            same = data_names.get(ids[label]) == name and (ids[label] in used or by_name[name] not in used)
-            labels[label] = ids[label] if same else by_name[name]
-    if not labels:
-        raise InputError(
-            f'{records.source.path}: none of its classes ({shown(data_names.values())}) is among the '
-            f'classes of the detector ({shown(classes.values())})'
-        )
-    notes = []
-    if len(by_name) < len(data_names):
-        notes.append(
-            f'{records.source.path}: of classes with one name, only the last with objects can be detected'
-        )
-    if any(ids[label] != number for label, number in labels.items()):
-        notes.append(f'{records.source.path}: its classes are numbered differently, and matched by name')
-    detected = {data_names[number] for number in labels.values()}
-    absent = [name for name in data_names.values() if name not in detected]
-    if absent:
-        notes.append(f'{records.source.path}: classes that cannot be detected: {shown(absent)}')
-    return labels, notes
-
-
-def relabelled(records: Records, labels: dict[int, int]) -> Records:
-    """Records whose objects have the labels of a detector; objects that it cannot detect are left out.
-
-    labels: as `category_ids` gives them.
-    """
-    label = {category: label for label, category in labels.items()}
-    new = np.array([label.get(records.category_ids[x], -1) for x in records.labels.tolist()], np.int32)
-    kept = new >= 0
-    first = np.concatenate([[0], np.cumsum(kept)])[records.first]
-    return dataclasses.replace(records, labels=new[kept], boxes=records.boxes[kept], first=first)
 
 
 def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import evaluation, files, optim, steps, visualize
+from yolos_jax import class_matching, evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
 from yolos_jax.data import cache, geometry, records
 from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
@@ -41,7 +41,7 @@ class DetectorSetup(setup.Setup):
     """The setup of a run that trains a detector."""
 
     start: Pretrained
-    labels: dict  # {label: category id of the validation split}
+    category_of: dict  # {label: category id in the validation split}
 
     def describe(self) -> dict:
         """The meta of a checkpoint about the detector and its training."""
@@ -80,7 +80,7 @@ class DetectorSetup(setup.Setup):
         outputs, val_set = self.detect(state, on_batch), self.val_batches.records
         if not cluster.is_first():
             return np.nan
-        results = evaluation.to_results(outputs, val_set, self.labels)
+        results = evaluation.to_results(outputs, val_set, self.category_of)
         numbers, _ = evaluation.score(val_set.truth(), results)
         log.write(done, numbers | evaluation.mean_losses(outputs))
         log.print(evaluation.table(numbers))
@@ -133,9 +133,9 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
     batches = make_batches(config, train_set, start)
     if batches.cache and batches.cache.note:
         notes.append(f'data_cache: {batches.cache.note}')
-    labels, of_classes = evaluation.category_ids(start, val_set)
+    category_of, of_classes = class_matching.match(start, val_set)
     val_batches = EvalBatches(
-        evaluation.relabelled(val_set, labels),
+        class_matching.relabelled(val_set, category_of),
         size=start.size,
         max_size=start.max_size,
         batch_size=config.batch_size,
@@ -164,7 +164,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         config=config,
         mesh=mesh,
         threads=cluster.threads(),
-        labels=labels,
+        category_of=category_of,
         notes=notes,
     )
 

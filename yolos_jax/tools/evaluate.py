@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from yolos_jax import attention, bucket, evaluation, files, steps, visualize, weights
+from yolos_jax import attention, bucket, class_matching, evaluation, files, steps, visualize, weights
 from yolos_jax.analysis import groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import annotations, corruptions, records, sources
@@ -110,12 +110,12 @@ def read_detector(
             print(f'note: {args.classes} replaces the class names {shown(pretrained.classes.values())}')
         pretrained = with_names(pretrained, args.classes)
     try:
-        labels, notes = evaluation.category_ids(pretrained, data)
+        category_of, notes = class_matching.match(pretrained, data)
     except InputError as error:
         raise InputError(str(error), None if is_named else 'classes') from None
     for note in [*notes, *data.notes]:
         print(f'note: {note}')
-    return pretrained, labels
+    return pretrained, category_of
 
 
 def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
@@ -177,7 +177,7 @@ def evaluate(
     if not isinstance(pretrained, weights.Pretrained):
         pretrained = weights.read(pretrained)
     data = data if isinstance(data, records.Records) else records.read(data, split)
-    labels, notes = evaluation.category_ids(pretrained, data)
+    category_of, notes = class_matching.match(pretrained, data)
     for note in [*notes, *data.notes]:
         log(f'note: {note}')
     mesh = meshes.make_mesh()
@@ -185,7 +185,7 @@ def evaluate(
     meshes.check_divides(batch_size, mesh)
     size, max_size = pretrained.size, pretrained.max_size
     batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
-    results = evaluation.to_results(make_detect(dtype, pretrained, batches, mesh)(), data, labels)
+    results = evaluation.to_results(make_detect(dtype, pretrained, batches, mesh)(), data, category_of)
     numbers, classes = evaluation.score(data.truth(), results)
     return numbers | {'classes': classes}
 
@@ -198,7 +198,7 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     batch_size = mesh.size if args.batch_size is None else args.batch_size
     meshes.check_divides(batch_size, mesh)
     data = read_data(args)
-    pretrained, labels = read_detector(args, data)
+    pretrained, category_of = read_detector(args, data)
     size = pretrained.size if args.size is None else args.size
     bound = pretrained.max_size * size // pretrained.size  # in the same proportion
     max_size = bound if args.max_size is None else args.max_size
@@ -213,8 +213,8 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     fields = groups.read_fields(data, truth, args.by)
     visualize.load_font(args.font, 13)
     detect = make_detect(args.dtype, pretrained, batches, mesh)
-    results = evaluation.to_results(detect(), data, labels)
-    corrupted = corruptions_of(detect, data, truth, labels) if args.corruptions else None
+    results = evaluation.to_results(detect(), data, category_of)
+    corrupted = corruptions_of(detect, data, truth, category_of) if args.corruptions else None
     if not cluster.is_first():
         return
     numbers, classes = evaluation.score(truth, results)
@@ -270,7 +270,7 @@ def corruptions_of(
     detect: Callable[..., dict],
     data: records.Records,
     truth: annotations.Annotations,
-    labels: dict[int, int],
+    category_of: dict[int, int],
 ) -> dict[str, list[float]]:
     """The AP under each corruption at each strength."""
     result = {}
@@ -278,7 +278,7 @@ def corruptions_of(
         values = []
         for strength in corruptions.STRENGTHS:
             alter = lambda image, number, n=name, s=strength: corruptions.corrupt(image, n, s, number)
-            results = evaluation.to_results(detect(f'{name} {strength}', alter), data, labels)
+            results = evaluation.to_results(detect(f'{name} {strength}', alter), data, category_of)
             split = outcomes.columns(truth, results)
             values.append(precision.curves(outcomes.match(split)).ap())
         result[name] = values

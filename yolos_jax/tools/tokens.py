@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from yolos_jax import attention, evaluation, files, visualize, weights
+from yolos_jax import attention, class_matching, evaluation, files, visualize, weights
 from yolos_jax.data import records
 from yolos_jax.data.annotations import LARGE, SMALL
 from yolos_jax.data.batches import EvalBatches
@@ -136,10 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pretrained = weights.read(args.weights, args.step, log=print, **flags.hints(args))
     if pretrained.model.num_det_tokens < 3:
         raise InputError(f'{args.weights}: correlations need 3 [DET] tokens or more', 'weights')
-    labels, notes = evaluation.category_ids(pretrained, data)
+    category_of, notes = class_matching.match(pretrained, data)
     for note in notes:
         print(note)
-    data = evaluation.relabelled(data, labels)
+    data = class_matching.relabelled(data, category_of)
     model, size = pretrained.model, {'size': pretrained.size, 'max_size': pretrained.max_size}
     outputs = predictions(model, pretrained.params, EvalBatches(data, batch_size=1, **size))
     tokens, boxes = np.asarray(pretrained.params['backbone']['det_token'])[0], outputs['pred_boxes']
