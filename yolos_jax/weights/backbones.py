@@ -13,15 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from yolos_jax import posembed, rope
+from yolos_jax import posembed
 from yolos_jax.errors import InputError
 from yolos_jax.model import Vit, Yolos, init_params
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import dino, google, hf_names, names, sizes, statistics
+from yolos_jax.weights import dino, foreign_config, google, hf_names, names, sizes, statistics
 from yolos_jax.weights.tensors import CONFIG, Tensor, TensorFile, summary
 
-# the tanh forms differ by 4e-4 in features
-GELUS = 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'gelu_tanh', 'gelu_fast'
 DINOV3_EPS = 1e-5  # of LayerNorm; other ViTs have 1e-6, or their config gives it
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384
 FRESH = ('.det_token', '.mid_pos_embed')  # start fresh, as the heads do
@@ -91,7 +89,7 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     Raises:
         InputError: there is no ViT, or its heads are unknown.
     """
-    vit, config = _read(file, keeps_class_row=True), statistics.json_beside(file, CONFIG)
+    vit, config = _read(file, keeps_class_row=True), foreign_config.read(file, CONFIG)
     fields, table = _fields(vit.tensors), vit.tensors.get('pos_embed')
     width = fields['width']
     if heads is None:
@@ -105,20 +103,6 @@ def features(file: TensorFile, heads: int | None) -> tuple[Vit, dict]:
     model = Vit(**fields)
     tensors = {f'backbone.{name}': tensor for name, tensor in vit.tensors.items()}
     return model, names.to_params(tensors, model)
-
-
-def check_config(config: dict, *, has_table: bool) -> None:
-    """Raises InputError if a config.json asks for other activations or rotary positions than ours."""
-    for key in ('hidden_act', 'act_layer'):  # Hugging Face's, timm's
-        if (activation := config.get(key) or GELUS[0]) not in GELUS:
-            raise InputError(f'{CONFIG} says {key} is {activation!r}; only {GELUS[0]!r} works')
-    if (base := config.get('rope_theta', rope.BASE)) != rope.BASE:
-        raise InputError(f'{CONFIG} says rope_theta is {base!r}; only {rope.BASE:g} works')
-    for key in ('image_size', 'img_size', 'input_size'):  # timm's last has the channels first
-        if has_table and isinstance(size := config.get(key), list) and len(set(size[-2:])) > 1:
-            raise InputError(f'{CONFIG} says {key} is {size}; only positions of a square can be read')
-    if '_rope_' in (architecture := str(config.get('architecture'))):  # timm's, with a table too
-        raise InputError(f'{CONFIG} says architecture is {architecture!r}, whose positions are others')
 
 
 def fields(file: TensorFile) -> dict:
@@ -147,7 +131,7 @@ def _heads(file: TensorFile, width: int) -> int | None:
     for name, tensor in file.tensors.items():
         if name.endswith('/query/kernel') and len(tensor.shape) > 2:  # Google's [..., D, H, d]
             return tensor.shape[-2]
-    return statistics.heads(file)
+    return foreign_config.heads(file)
 
 
 def _positions(table: Tensor, fresh: Tensor, model: Yolos) -> Tensor:
@@ -180,7 +164,7 @@ def _unwrapped(tensors: dict) -> tuple[dict, list[str]]:
 def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
     """The ViT in a file; keeps_class_row: as `keep` of `_with_class_row`."""
     (tensors, ignored), report, has_no_row = _unwrapped(file.tensors), [], False
-    mean, std = statistics.beside(file)
+    mean, std = statistics.of_file(file)
     if 'embedding/kernel' in tensors:
         tensors, mean, std, has_no_row = google.to_timm(tensors), google.MEAN, google.STD, True
         report += google.fill(tensors)
@@ -212,7 +196,7 @@ def _read(file: TensorFile, *, keeps_class_row: bool = False) -> _Vit:
         tensors['patch_embed.proj.weight'] = dino.resample_patch(kernel, PATCH)
         report.append(f'resampled 1: patches of {side} pixels -> {PATCH}')
     report += statistics.fold(tensors, 'patch_embed.proj.', mean, std)
-    check_config(statistics.json_beside(file, CONFIG), has_table='pos_embed' in tensors)
+    foreign_config.check(file, has_table='pos_embed' in tensors)
     return _Vit(tensors, ignored, report)
 
 

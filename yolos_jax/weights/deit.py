@@ -13,7 +13,7 @@ import numpy as np
 from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
-from yolos_jax.weights import backbones, names, sizes, statistics, tensors, torchfile
+from yolos_jax.weights import foreign_config, names, sizes, statistics, tensors, torchfile
 from yolos_jax.weights.tensors import Tensor, TensorFile
 
 FILE = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
@@ -52,14 +52,14 @@ def read(file: TensorFile) -> tuple[Classifier, dict]:
     for name in ('pos_embed', 'patch_embed.proj.bias', 'head.weight'):
         if name not in by_name:
             raise InputError(f'{file.path}: no classifier: {name} is missing')
-    for line in statistics.fold(by_name, 'patch_embed.proj.', *statistics.beside(file)):
+    for line in statistics.fold(by_name, 'patch_embed.proj.', *statistics.of_file(file)):
         print(f'{file.path}: {line}', file=sys.stderr)
     distilled = 'dist_token' in by_name
     if distilled:
         by_name['pos_embed'] = _moved(by_name['pos_embed'], start=1, to=-1)
     (width,), (num_classes, _) = by_name['patch_embed.proj.bias'].shape, by_name['head.weight'].shape
-    backbones.check_config(statistics.json_beside(file, tensors.CONFIG), has_table=True)
-    heads = statistics.heads(file) or sizes.HEADS.get(width, width / 64)
+    foreign_config.check(file, has_table=True)
+    heads = foreign_config.heads(file) or sizes.HEADS.get(width, width / 64)
     if heads != heads // 1 or heads < 1 or width % heads:
         raise InputError(f'{file.path}: does not say how many heads a width of {width} has')
     model = Classifier(

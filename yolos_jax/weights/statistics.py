@@ -8,36 +8,15 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.patches import MEAN, STD
-from yolos_jax.weights.tensors import BESIDE, CONFIG, WITH_CONFIG, Tensor, TensorFile
+from yolos_jax.weights import foreign_config
+from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile
 
 
-def beside(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
+def of_file(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:
     """The statistics that a JSON beside a file of weights gives, or ImageNet's."""
-    configs = (json_beside(file, name) for name in reversed(BESIDE))
+    configs = (foreign_config.read(file, name) for name in reversed(BESIDE))
     given = (x for x in configs if {'image_mean', 'mean'} & x.keys() or x.get('do_normalize') is False)
     return read(next(given, {}))
-
-
-def json_beside(file: TensorFile, name: str) -> dict:
-    """The object in a JSON file of a Hugging Face folder, merged with those inside timm's; else empty.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if file.path.name not in WITH_CONFIG:
-        return {}
-    config = file.beside(name)
-    for inner in ('pretrained_cfg', 'model_args'):
-        if not isinstance(config.get(inner) or {}, dict):
-            raise InputError(f'{name}: its {inner} is no JSON object')
-    return config | (config.get('pretrained_cfg') or {}) | (config.get('model_args') or {})
-
-
-def heads(file: TensorFile) -> int | None:
-    """The number of heads that a file or the config.json beside it says; None if neither does."""
-    config = json_beside(file, CONFIG)
-    count = file.about.get('heads') or config.get('num_attention_heads') or config.get('num_heads')
-    return count if type(count) is int else None
 
 
 def read(config: dict) -> tuple[np.ndarray, np.ndarray]:
