@@ -27,7 +27,7 @@ from yolos_jax.run import (
     workdir,
 )
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run.progress import Log
+from yolos_jax.run.log import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes
 from yolos_jax.weights.pretrained import Pretrained

@@ -19,7 +19,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
 from yolos_jax.run import cluster, config_checks, config_files, resumption, setup, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run.progress import Log
+from yolos_jax.run.log import Log
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.teacher import make_teacher, other_classes, read_classifier, resized
 from yolos_jax.run.train import Step, check_arguments, run_to_end

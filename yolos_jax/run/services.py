@@ -9,7 +9,8 @@ from yolos_jax import bucket
 from yolos_jax.run import cluster, config_files, workdir
 from yolos_jax.run.checkpoints import Checkpoints
 from yolos_jax.run.energy import Energy
-from yolos_jax.run.progress import Goodput, Log, Means, Throughput
+from yolos_jax.run.log import Log
+from yolos_jax.run.meters import Goodput, Means, Throughput
 from yolos_jax.run.setup import Setup
 from yolos_jax.run.stop import StopRun, StopSignal
 from yolos_jax.weights import checkpoint

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from yolos_jax import evaluation, files, steps
 from yolos_jax.run import cluster, config_files, run_files, workdir
 from yolos_jax.run import mesh as meshes
-from yolos_jax.run.progress import Log
+from yolos_jax.run.log import Log
 from yolos_jax.run.resumption import versions
 
 

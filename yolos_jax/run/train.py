@@ -18,8 +18,8 @@ from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError, InputError, shown
 from yolos_jax.run import cluster, curves, detection, workdir
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run.meters import Means
 from yolos_jax.run.programs import Programs
-from yolos_jax.run.progress import Means
 from yolos_jax.run.services import Run, measurements, resume
 from yolos_jax.run.setup import Setup
 from yolos_jax.run.stop import StopRun, StopSignal, interrupts_held
