@@ -46,7 +46,16 @@ FLOORS = [
         'steps',
     },
     {'weights'},
-    {'analysis', 'class_matching', 'detections', 'evaluation', 'inference', 'pictures', 'visualize'},
+    {
+        'analysis',
+        'class_matching',
+        'detections',
+        'evaluation',
+        'inference',
+        'pictures',
+        'prepared',
+        'visualize',
+    },
     {'run'},
     {'tools', '__main__'},
 ]

@@ -15,8 +15,9 @@ from yolos_jax import evaluation, steps
 from yolos_jax.data import annotations, geometry, records
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
-from yolos_jax.inference import Detector, sequence_lengths
+from yolos_jax.inference import Detector
 from yolos_jax.patches import patchify
+from yolos_jax.prepared import sequence_lengths
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate
 from yolos_jax.weights import integrity

@@ -1,6 +1,5 @@
 """`Detector`: runs a detector on an image, a list or a stream of images."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -9,7 +8,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,12 @@ import numpy as np
 from PIL import Image
 
 from yolos_jax import attention, cpus, forks, pictures, steps, weights
-from yolos_jax.data import geometry, pixels
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
-from yolos_jax.patches import PATCH, PATCH_DIM, round_up
 from yolos_jax.pictures import Picture
+from yolos_jax.prepared import Prepared, in_batches, prepare, sequence_lengths
 
 DTYPES = 'float32', 'bfloat16'  # of the activations
-SHAPES = 1, 4 / 3, 3 / 2  # long side / short side of common photographs
 WINDOW = 4  # batches that are read ahead, so that images of one length share a batch
 
 
@@ -221,29 +218,18 @@ class Detector:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, image: Picture, keep: bool) -> 'Prepared | InputError':
+    def _read(self, image: Picture, keep: bool) -> Prepared | InputError:
         try:
             return self.prepare(image, keep)
         except InputError as error:
             return error
 
-    def prepare(self, image: Picture, keep: bool = False) -> 'Prepared':
+    def prepare(self, image: Picture, keep: bool = False) -> Prepared:
         """An image as patches in one of few sequence lengths; raises InputError as `__call__`.
 
         keep: set `image` of the result to its RGB array, and not to the argument.
         """
-        name = image if isinstance(image, str) else pictures.NAME
-        image = pictures.opened(image)
-        array = pictures.to_rgbx(image, name)
-        height, width = array.shape[:2]
-        resized = geometry.fixed([height], [width], self.size, self.max_size)
-        count, most = int(resized.lengths[0]), self._lengths[-1]
-        longer = round_up(count, most)  # for a panorama, if max_size allows one
-        length = next((length for length in self._lengths if length >= count), longer)
-        patches = np.zeros((length, PATCH_DIM), np.uint8)
-        pixels.place(array, resized[0], patches)
-        image = pixels.to_rgb(array) if keep else image
-        return Prepared(image, (height, width), patches, resized.grid[0])
+        return prepare(image, self.size, self.max_size, self._lengths, keep=keep)
 
     def outputs(self, batch: dict) -> dict:
         """The outputs of `steps.make_predict_step` for a batch of 'patches' and 'grid', as numpy arrays."""
@@ -252,39 +238,21 @@ class Detector:
 
     def _compute(self, images: list) -> list:
         """Start to compute; returns (image, outputs of its batch, its row) for each, or its error."""
-        items, by_length = list(images), collections.defaultdict(list)
-        for i, image in enumerate(images):
-            if isinstance(image, Prepared):
-                by_length[len(image.patches)].append(i)
-        for length, members in by_length.items():
-            for start in range(0, len(members), self.batch_size):
-                rows = dict(enumerate(members[start : start + self.batch_size]))
-                patches = np.zeros((self.batch_size, length, PATCH_DIM), np.uint8)
-                grid = np.ones((self.batch_size, 2), np.int32)  # a row without an image is one black patch
-                for row, i in rows.items():
-                    patches[row], grid[row] = images[i].patches, images[i].grid
-                outputs = self._step(self.params, {'patches': patches, 'grid': grid})
-                for row, i in rows.items():
-                    items[i] = images[i]._replace(patches=None), outputs, row
+        items = list(images)
+        for members, batch in in_batches(images, self.batch_size):
+            outputs = self._step(self.params, batch)
+            for row, i in enumerate(members):
+                items[i] = images[i]._replace(patches=None), outputs, row
         return items
 
-    def _best(self, prepared: 'Prepared', outputs: dict, row: int, threshold: float) -> Detections:
+    def _best(self, prepared: Prepared, outputs: dict, row: int, threshold: float) -> Detections:
         of_image = {name: np.asarray(values)[row] for name, values in outputs.items()}
         return self.detections(prepared, of_image, best_first(of_image['scores'], threshold))
 
-    def detections(self, prepared: 'Prepared', outputs: dict, tokens: np.ndarray) -> Detections:
+    def detections(self, prepared: Prepared, outputs: dict, tokens: np.ndarray) -> Detections:
         """The detections of some tokens from the outputs for an image (`Detections.of_tokens`)."""
         options = dict(ids=self._ids, image=prepared.image)
         return Detections.of_tokens(outputs, tokens, self._names, prepared.size, **options)
-
-
-class Prepared(NamedTuple):
-    """An image as the model takes it."""
-
-    image: Picture  # as it was given, or the bytes of a link or open file
-    size: tuple[int, int]  # height, width
-    patches: np.ndarray | None
-    grid: np.ndarray
 
 
 def _least_score(threshold: object) -> float:
@@ -296,15 +264,3 @@ def _least_score(threshold: object) -> float:
     if not score <= 1:
         raise InputError(f'threshold is {threshold!r}, not a number of at most 1', 'threshold')
     return score
-
-
-def sequence_lengths(size: int, max_size: int) -> list[int]:
-    """The sequence lengths, in patches, that a detector pads to: few, so that few programs are compiled.
-
-    Each of `SHAPES` has its own length, without padding. Other images get the shortest length that holds
-    them; the last one is for 2 : 1.
-    """
-    widths = [round(side * 1200) for side in SHAPES]
-    counts = geometry.fixed(np.full(len(widths), 1200), np.array(widths), size, max_size).counts
-    most = (size // PATCH) * (min(max_size, 2 * size) // PATCH)
-    return sorted({*counts.tolist(), most})
