@@ -46,7 +46,7 @@ def make_hf(fields, eps=1e-12, num_classes=91):
 def reference_tensors(hf):
     """The weights of a transformers YOLOS under the reference's names, as they are now."""
     from yolos_jax.weights import hf_names
-    from yolos_jax.weights.tensors import Tensor
+    from yolos_jax.weights.tensor import Tensor
 
     values = {name: value.detach().numpy().copy() for name, value in hf.state_dict().items()}
     return hf_names.to_reference({k: Tensor(v.shape, lambda v=v: v) for k, v in values.items()})

@@ -19,7 +19,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.vit import PatchEmbed
 from yolos_jax.weights import hf_names
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 DETECTOR = dict(width=D, depth=DEPTH, heads=H, pos_grid=(SIDE, SIDE), num_det_tokens=5, num_classes=3)
 

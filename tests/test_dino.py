@@ -23,7 +23,7 @@ from yolos_jax.run import mesh as meshes
 from yolos_jax.run.train import train
 from yolos_jax.vit import PatchEmbed
 from yolos_jax.weights import Pretrained, checkpoint, dino, hf, native, reference
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 D, DEPTH, H, R, SIDE = 32, 3, 2, 4, 3
 SIZES = dict(hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=H, patch_size=16)

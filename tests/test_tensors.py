@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from yolos_jax.errors import InputError
-from yolos_jax.weights import source, tensors
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights import safetensors, source, tensors
+from yolos_jax.weights.tensor import Tensor
 
 ARRAYS = {
     'a': np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
@@ -33,7 +33,7 @@ def test_safetensors_are_read(tmp_path):
 
 def test_safetensors_are_written_as_the_package_reads_them(tmp_path):
     lazy = {k: Tensor(v.shape, lambda v=v: v) for k, v in ARRAYS.items()}
-    tensors.write_safetensors(tmp_path / 'x', lazy)
+    safetensors.write(tmp_path / 'x', lazy)
     tensors_read = load_file(tmp_path / 'x')
     for name, value in ARRAYS.items():
         np.testing.assert_array_equal(tensors_read[name], value)

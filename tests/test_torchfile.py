@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from yolos_jax.errors import InputError
-from yolos_jax.weights import torchfile, unpickle
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights import torchfile
+from yolos_jax.weights.tensor import Tensor
 
 FORMATS = {'zip': True, 'legacy': False}
 
@@ -184,7 +184,7 @@ def test_hostile_files_do_run_something_in_torch(tmp_path):
 
 
 def values(content_read):
-    return [t.numpy().tobytes() for t in content_read['model'].values() if isinstance(t, unpickle.Tensor)]
+    return [t.numpy().tobytes() for t in content_read['model'].values() if isinstance(t, Tensor)]
 
 
 @pytest.mark.row('damaged weights', count=64)

@@ -12,7 +12,7 @@ from yolos_jax import classification, posembed
 from yolos_jax.classifier import Classifier
 from yolos_jax.data import labelled
 from yolos_jax.errors import InputError
-from yolos_jax.weights import deit, tensors, zoo
+from yolos_jax.weights import deit, npz, tensors, zoo
 
 
 class SavedClassifier(NamedTuple):
@@ -97,7 +97,7 @@ def read_logits(path: str, count: int, num_classes: int) -> np.ndarray:
     """A teacher's logits of all images, in the order of `labelled.read`: [count, num_classes]."""
     try:
         logits = np.load(path, mmap_mode='r')
-    except tensors.NPZ_DAMAGED as error:
+    except npz.DAMAGED as error:
         raise InputError(f'{path}: not a file that numpy.save wrote ({error})', 'teacher') from None
     if not isinstance(logits, np.ndarray) or logits.shape != (count, num_classes):
         shape = list(getattr(logits, 'shape', ['several arrays']))

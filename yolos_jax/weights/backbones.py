@@ -18,7 +18,8 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Vit, Yolos, init_params
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import dino, foreign_config, google, hf_names, names, sizes, statistics
-from yolos_jax.weights.tensors import CONFIG, Tensor, TensorFile, summary
+from yolos_jax.weights.tensor import Tensor
+from yolos_jax.weights.tensors import CONFIG, TensorFile, summary
 
 DINOV3_EPS = 1e-5  # of LayerNorm; other ViTs have 1e-6, or their config gives it
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}  # by width (MoCo-v3's vits.py); others have 6 for 384

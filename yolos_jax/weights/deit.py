@@ -14,7 +14,8 @@ from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError
 from yolos_jax.patches import PATCH
 from yolos_jax.weights import foreign_config, names, sizes, statistics, tensors, torchfile
-from yolos_jax.weights.tensors import Tensor, TensorFile
+from yolos_jax.weights.tensor import Tensor
+from yolos_jax.weights.tensors import TensorFile
 
 FILE = 'deit.pth'  # beside the checkpoints of a pre-training, once it was evaluated
 

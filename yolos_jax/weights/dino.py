@@ -10,7 +10,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.weights import names
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 RENAMED = {'register_tokens': 'reg_token', 'storage_tokens': 'reg_token'}  # DINOv2's, DINOv3's own files
 GAMMA = re.compile(r'(blocks\.\d+\.)gamma_([12])$')  # of layer scale, as BEiT's code names it

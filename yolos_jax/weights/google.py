@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from yolos_jax.weights import hf_names
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 MEAN = STD = np.full(3, 0.5, np.float32)  # pixels went in as -1..1
 NAMES = {

@@ -8,7 +8,7 @@ from yolos_jax import files
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
-from yolos_jax.weights import hf_names, model_card, names, sizes, statistics, tensors
+from yolos_jax.weights import hf_names, model_card, names, safetensors, sizes, statistics, tensors
 from yolos_jax.weights.pretrained import Pretrained, about_ids
 from yolos_jax.weights.tensors import CONFIG, PREPROCESSOR, SAFETENSORS, TensorFile
 
@@ -145,7 +145,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
         )
     with files.new_folder(folder) as part:
         path, by_name = part / SAFETENSORS, names.from_params(pretrained.params, model)
-        tensors.write_safetensors(path, hf_names.from_reference(by_name))
+        safetensors.write(path, hf_names.from_reference(by_name))
         files.write_json(part / CONFIG, _config(pretrained))
         files.write_json(part / PREPROCESSOR, _preprocessor(pretrained))
         tensors.write_hash(path, part / CONFIG, part / PREPROCESSOR)

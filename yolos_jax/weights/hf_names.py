@@ -10,7 +10,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.weights import names
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 NAMES = (  # (Hugging Face, reference): prefixes
     ('vit.embeddings.cls_token', 'backbone.cls_token'),

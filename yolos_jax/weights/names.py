@@ -19,7 +19,7 @@ from yolos_jax.classifier import Classifier
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Vit, Yolos
 from yolos_jax.patches import PATCH
-from yolos_jax.weights.tensors import Tensor
+from yolos_jax.weights.tensor import Tensor
 
 
 class _Parameter(NamedTuple):

@@ -7,7 +7,7 @@ the names of the original.
 from pathlib import Path
 
 from yolos_jax import files
-from yolos_jax.weights import checkpoint, model_card, names, tensors
+from yolos_jax.weights import checkpoint, model_card, names, safetensors, tensors
 from yolos_jax.weights.pretrained import Pretrained, about_ids
 from yolos_jax.weights.tensors import CONFIG, SAFETENSORS, TensorFile
 
@@ -37,7 +37,7 @@ def write(pretrained: Pretrained, folder: str | Path) -> None:
     pretrained.check()
     with files.new_folder(folder) as part:
         path = part / SAFETENSORS
-        tensors.write_safetensors(path, names.from_params(pretrained.params, pretrained.model))
+        safetensors.write(path, names.from_params(pretrained.params, pretrained.model))
         files.write_json(part / CONFIG, {'model_type': MODEL_TYPE} | checkpoint.describe(pretrained))
         tensors.write_hash(path, part / CONFIG)
         files.write(part / 'README.md', model_card.text(pretrained).encode())

@@ -9,7 +9,8 @@ import numpy as np
 from yolos_jax.errors import InputError
 from yolos_jax.patches import MEAN, STD
 from yolos_jax.weights import foreign_config
-from yolos_jax.weights.tensors import BESIDE, Tensor, TensorFile
+from yolos_jax.weights.tensor import Tensor
+from yolos_jax.weights.tensors import BESIDE, TensorFile
 
 
 def of_file(file: TensorFile) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, torch.save's and numpy's npz, read one tensor at a time.
+"""Opens files of named tensors, safetensors, torch.save's and numpy's npz, and compares their hashes.
 
 A file is opened once and stays open while tensors are read. No format's code is run, and no file is in
 memory as a whole: a tensor is a shape and a function that reads its values.
@@ -6,45 +6,26 @@ memory as a whole: a tensor is a shape and a function that reads its values.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-import math
-import os
 import re
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-import ml_dtypes
-import numpy as np
-
 from yolos_jax import files
 from yolos_jax.errors import InputError, StorageError, shown
-from yolos_jax.weights import torchfile
-from yolos_jax.weights.unpickle import Tensor
+from yolos_jax.weights import npz, safetensors, torchfile
+from yolos_jax.weights.tensor import Tensor
 
 # where training scripts keep the weights, the outermost first
 INNER = ('model', 'state_dict', 'teacher', 'module', 'model_ema', 'state_dict_ema', 'ema')
-MOST_PACKED = 20  # times its size that an .npz may unpack to
-NPZ_DAMAGED = (  # what numpy and zipfile raise for an .npz that is
-    OSError, ValueError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
-SAFETENSORS_TYPES = {
-    'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
-    'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
-}  # fmt: skip
 SIDECAR = '.sha256'
 # files of a Hugging Face folder, and those beside them that must not change either
 SAFETENSORS = 'model.safetensors'
 WITH_CONFIG = SAFETENSORS, 'pytorch_model.bin'
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 BESIDE = CONFIG, PREPROCESSOR
-LARGEST_HEADER = 100_000_000  # of a safetensors file, as its own library has it
 _HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
@@ -114,8 +95,8 @@ def _find_tensors(file: BinaryIO) -> tuple[dict, dict]:
     if start == b'version h':  # tps://git-lfs.github.com/spec/v1
         raise InputError(f'{file.name}: a pointer of Git LFS; `git lfs pull` fetches the weights')
     if start[8:9] == b'{':  # safetensors: the length of a header, then JSON
-        return _read_safetensors(file), {}
-    if start.startswith(b'PK') and (arrays := _read_npz(file)):
+        return safetensors.read(file), {}
+    if start.startswith(b'PK') and (arrays := npz.read(file)):
         return arrays, {}
     return _read_torch(file)
 
@@ -173,81 +154,6 @@ def _note_hash(path: Path, digest: str) -> str:
     return f'had no checksum: {path.name}{SIDECAR} was written, and is compared from now on'
 
 
-def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    The format's own library would open the file again and keep what it has read in memory.
-    """
-    try:
-        file.seek(0)
-        length, size = int.from_bytes(file.read(8), 'little'), os.fstat(file.fileno()).st_size
-        if not length <= min(LARGEST_HEADER, size - 8):
-            raise ValueError('its header is longer than the file')
-        header = json.loads(file.read(length))
-        header.pop('__metadata__', None)
-        tensors, end = {}, 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets']):
-            if entry['dtype'] not in SAFETENSORS_TYPES:
-                raise InputError(f'{file.name}: {name} is of type {entry["dtype"]}, which is not read')
-            dtype, shape = np.dtype(SAFETENSORS_TYPES[entry['dtype']]), tuple(entry['shape'])
-            if any(type(n) is not int or n < 0 for n in (*shape, *entry['data_offsets'])):
-                raise ValueError(f'{name} has an impossible shape')
-            begin, previous, end = entry['data_offsets'][0], end, entry['data_offsets'][1]
-            if begin != previous or end - begin != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f'{name} is not as long as its shape says')
-            tensors[name] = Tensor(shape, _reader(file, 8 + length + begin, shape, dtype))
-        if end != size - 8 - length:
-            raise ValueError('it is not as long as its header says')
-    except InputError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f'{file.name}: damaged, or no safetensors file ({error})') from None
-    return tensors
-
-
-def _reader(file: BinaryIO, start: int, shape: tuple, dtype: np.dtype) -> Callable[[], np.ndarray]:
-    """A function that reads an array of an open file."""
-    size = math.prod(shape) * dtype.itemsize
-    return lambda: files.read_at(file, start, size).view(dtype).reshape(shape)
-
-
-def _read_npz(file: BinaryIO) -> dict[str, Tensor]:
-    """The arrays of an .npz; nothing if it is another zip archive."""
-    try:
-        archive = zipfile.ZipFile(file)
-        members = [m for m in archive.infolist() if m.filename.endswith('.npy')]
-        if sum(m.file_size for m in members) > MOST_PACKED * os.fstat(file.fileno()).st_size:
-            raise ValueError(f'it unpacks to more than {MOST_PACKED} times its size, as no weights do')
-        headers = {m.filename: _npy_header(archive, m) for m in members}
-    except NPZ_DAMAGED as error:
-        raise InputError(f'{file.name}: damaged ({error})') from None
-    return {
-        name.removesuffix('.npy'): Tensor(shape, functools.partial(_npy_values, archive, name, dtype))
-        for name, (shape, dtype) in headers.items()
-    }
-
-
-def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple, np.dtype]:
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in reader:
-            raise ValueError(f'{member.filename} is of an unknown version')
-        shape, _, dtype = reader[version](file)
-        if member.file_size != file.tell() + math.prod(shape) * dtype.itemsize or dtype.hasobject:
-            raise ValueError(f'{member.filename} is not the array it says')
-    # numpy has no bfloat16 and saves it as two raw bytes
-    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
-
-
-def _npy_values(archive: zipfile.ZipFile, member: str, dtype: np.dtype) -> np.ndarray:
-    try:
-        with archive.open(member) as file:
-            return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-    except NPZ_DAMAGED as error:
-        raise InputError(f'{archive.filename}: damaged at {member} ({error})') from None
-
-
 def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
     content = torchfile.read(file)
     if not isinstance(content, dict):
@@ -264,21 +170,3 @@ def _read_torch(file: BinaryIO) -> tuple[dict, dict]:
         has = shown(content) or 'nothing'
         raise InputError(f'{file.name}: has no tensors, nor do its {", ".join(INNER)}; it has {has}')
     return tensors, about
-
-
-def write_safetensors(path: str | Path, tensors: dict) -> None:
-    """Write tensors {name: object with .shape and .numpy()} as float32, one at a time.
-
-    The safetensors package takes all of them in memory at once.
-    """
-    header, end = {'__metadata__': {'format': 'pt'}}, 0
-    for name, tensor in tensors.items():
-        size = 4 * math.prod(tensor.shape)
-        header[name] = {'dtype': 'F32', 'shape': list(tensor.shape), 'data_offsets': [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    text += b' ' * (-len(text) % 8)
-    with files.replacing(path) as file:
-        file.write(len(text).to_bytes(8, 'little') + text)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.numpy(), '<f4').data)

@@ -6,10 +6,8 @@ with an error. Nothing from the file is ever imported or called. `argparse.Names
 checkpoints carry, becomes a plain dict.
 """
 
-import dataclasses
 import math
 import pickletools
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -17,6 +15,7 @@ import numpy as np
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.weights.tensor import Tensor
 
 STORAGES = {
     'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
@@ -25,18 +24,6 @@ STORAGES = {
 }  # fmt: skip
 MOST_DIMENSIONS = 8
 KEYS = (str, int, float, bool, type(None))
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor that is read or computed when `numpy()` is called."""
-
-    shape: tuple
-    numpy: Callable
-
-    def then(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple | None = None) -> 'Tensor':
-        """This tensor after a function of its array; shape: of the result, where it is another."""
-        return Tensor(self.shape if shape is None else shape, lambda: function(self.numpy()))
 
 
 class Storage:
