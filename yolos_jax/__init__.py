@@ -17,9 +17,9 @@ with _epy.lazy_api_imports(globals()):
     from yolos_jax.inference import Detector
     from yolos_jax.model import YOLOS_B, YOLOS_S, YOLOS_S_DWR, YOLOS_TI, Yolos
     from yolos_jax.patches import patchify
+    from yolos_jax.run.evaluate import evaluate
     from yolos_jax.run.pretraining import pretrain
     from yolos_jax.run.train import train
-    from yolos_jax.tools.evaluate import evaluate
     from yolos_jax.weights import init_from_backbone, load
 
 __all__ = [

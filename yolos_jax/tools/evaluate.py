@@ -12,23 +12,20 @@ import functools
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
-from yolos_jax import attention, bucket, class_matching, evaluation, files, steps, visualize, weights
-from yolos_jax.analysis import groups, outcomes, precision
+from yolos_jax import bucket, class_matching, evaluation, files, visualize, weights
+from yolos_jax.analysis import groups, outcomes
 from yolos_jax.analysis.analysis import analyse
-from yolos_jax.data import annotations, corruptions, records, sources
+from yolos_jax.data import annotations, records, sources
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError, shown
-from yolos_jax.inference import DTYPES, Detector
+from yolos_jax.inference import DTYPES
 from yolos_jax.patches import PATCH
-from yolos_jax.progress_bar import progress_bar
 from yolos_jax.run import cli, cluster, run_files, workdir
 from yolos_jax.run import mesh as meshes
+from yolos_jax.run.evaluate import batch_size_on, corruptions_of, make_detect
 from yolos_jax.tools import flags, report
 from yolos_jax.tools.prediction_files import EVALUATION, LINES, LIST
 from yolos_jax.weights import checkpoint, integrity
@@ -128,107 +125,29 @@ def with_names(pretrained: weights.Pretrained, file: str) -> weights.Pretrained:
     return dataclasses.replace(pretrained, classes=classes, about=pretrained.about | about_ids(ids))
 
 
-def make_detect(
-    dtype: str, pretrained: weights.Pretrained, batches: dict, mesh: Mesh
-) -> Callable[..., dict]:
-    """A function that returns the detections in the batches, optionally with altered images."""
-    dtype = jnp.dtype(dtype)
-    kernel = attention.for_platform(meshes.platform(mesh), dtype)
-    step = steps.make_predict_step(pretrained.model.clone(dtype=dtype, attention_kernel=kernel))
-    predict = functools.partial(
-        meshes.make_predictor(step, mesh), meshes.replicate(pretrained.params, mesh)
-    )
-    rows, threads = meshes.rows_of_process(batches['batch_size'], mesh), cluster.threads()
-
-    def detect(name: str = '', alter: Callable | None = None) -> dict:
-        altered = EvalBatches(**batches, alter=alter)
-        options = dict(desc=name, unit='batch', leave=not name, disable=not cluster.is_first())
-        with progress_bar(total=len(altered), **options) as bar:
-            options = dict(rows=rows, gather=cluster.gather, on_batch=bar.update, threads=threads)
-            return evaluation.detect(predict, altered, **options)
-
-    return detect
-
-
-def evaluate(
-    detector: str | Path | Detector | weights.Pretrained,
-    data: str | Path | records.Records,
-    split: str = 'val2017',
-    *,
-    batch_size: int | None = None,
-    dtype: str = 'float32',
-    log: Callable[[str], None] = print,
-) -> dict:
-    """COCO's twelve numbers of a detector on a split of a data set, and the AP of each class.
-
-    detector: what `weights.read` takes or returns, or a `Detector`. data: what `records.read` takes (then
-        with split) or returns. batch_size: images per step; None: one per device. dtype: of the
-        activations. log: called with each note on the data.
-
-    Returns:
-        {'AP': ..., 'AP50': ..., ...} and, under 'classes', {name: AP}; -1 if there is no object.
-
-    Raises:
-        InputError: the detector or the data cannot be read, or have no class in common.
-    """
-    if dtype not in DTYPES:
-        raise InputError(f'dtype is {dtype!r}, not {" or ".join(map(repr, DTYPES))}', 'dtype')
-    pretrained = detector.pretrained if isinstance(detector, Detector) else detector
-    if not isinstance(pretrained, weights.Pretrained):
-        pretrained = weights.read(pretrained)
-    data = data if isinstance(data, records.Records) else records.read(data, split)
-    category_of, notes = class_matching.match(pretrained, data)
-    for note in [*notes, *data.notes]:
-        log(f'note: {note}')
-    mesh = meshes.make_mesh()
-    batch_size = mesh.size if batch_size is None else batch_size
-    meshes.check_divides(batch_size, mesh)
-    size, max_size = pretrained.size, pretrained.max_size
-    batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
-    results = evaluation.to_results(make_detect(dtype, pretrained, batches, mesh)(), data, category_of)
-    numbers, classes = evaluation.score(data.truth(), results)
-    return numbers | {'classes': classes}
-
-
 def write_evaluation(args: argparse.Namespace, output: Path) -> None:
     """Detect, score and write to the output folder."""
     if (output / LINES).exists():
         raise InputError(f'{output}: holds predictions, of which {LIST} would be replaced', 'output')
     mesh = meshes.make_mesh()
-    batch_size = mesh.size if args.batch_size is None else args.batch_size
-    meshes.check_divides(batch_size, mesh)
+    batch_size = batch_size_on(mesh, args.batch_size)
     data = read_data(args)
     pretrained, category_of = read_detector(args, data)
-    size = pretrained.size if args.size is None else args.size
-    bound = pretrained.max_size * size // pretrained.size  # in the same proportion
-    max_size = bound if args.max_size is None else args.max_size
-    for name, side in (('size', size), ('max_size', max_size)):
-        if side < PATCH:
-            raise InputError(f'{name} is {side}, less than a patch of {PATCH} pixels', name)
-    batches = dict(records=data, size=size, max_size=max_size, batch_size=batch_size)
+    size, max_size = image_size(args, pretrained)
     if not cluster.is_alone():
-        agree(args, batches, pretrained)
+        agree(args, data, pretrained, size=(size, max_size), batch_size=batch_size)
     truth = data.truth()
     # both raise before any work is done
     fields = groups.read_fields(data, truth, args.by)
     visualize.load_font(args.font, 13)
-    detect = make_detect(args.dtype, pretrained, batches, mesh)
-    results = evaluation.to_results(detect(), data, category_of)
-    corrupted = corruptions_of(detect, data, truth, category_of) if args.corruptions else None
+    detect = make_detect(pretrained, mesh, dtype=args.dtype, batch_size=batch_size)
+    batches = functools.partial(EvalBatches, data, size=size, max_size=max_size, batch_size=batch_size)
+    results = evaluation.to_results(detect(batches()), data, category_of)
+    corrupted = corruptions_of(detect, batches, truth, category_of) if args.corruptions else None
     if not cluster.is_first():
         return
     numbers, classes = evaluation.score(truth, results)
-
-    about = {
-        'weights': args.weights,
-        'data': str(data.source.path),
-        'dataset': dataset_name(args.data or args.images or os.path.dirname(args.json) or '.'),
-        'split': data.source.split,
-        'size': [size, max_size],
-        'dtype': args.dtype,
-        'fingerprint': integrity.fingerprint(pretrained.params),
-    }
-    about |= {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
+    about = about_evaluation(args, data, pretrained, [size, max_size])
     files.write_json(output / LIST, results)
     for name in (EVALUATION, *report.FILES):  # those of an earlier evaluation, of other predictions
         (output / name).unlink(missing_ok=True)
@@ -244,45 +163,60 @@ def write_evaluation(args: argparse.Namespace, output: Path) -> None:
         print(f'report: {args.output}/report.html')
 
 
+def image_size(args: argparse.Namespace, pretrained: weights.Pretrained) -> tuple[int, int]:
+    """The shorter side that images are resized to, and the bound of the longer."""
+    size = pretrained.size if args.size is None else args.size
+    bound = pretrained.max_size * size // pretrained.size  # in the same proportion
+    max_size = bound if args.max_size is None else args.max_size
+    for name, side in (('size', size), ('max_size', max_size)):
+        if side < PATCH:
+            raise InputError(f'{name} is {side}, less than a patch of {PATCH} pixels', name)
+    return size, max_size
+
+
+def about_evaluation(
+    args: argparse.Namespace, data: records.Records, pretrained: weights.Pretrained, size: list[int]
+) -> dict:
+    """What was evaluated on what, for metrics.json and the report."""
+    about = {
+        'weights': args.weights,
+        'data': str(data.source.path),
+        'dataset': dataset_name(args.data or args.images or os.path.dirname(args.json) or '.'),
+        'split': data.source.split,
+        'size': size,
+        'dtype': args.dtype,
+        'fingerprint': integrity.fingerprint(pretrained.params),
+    }
+    return about | {key: pretrained.about[key] for key in ('step', 'sha256') if key in pretrained.about}
+
+
 def dataset_name(folder: str) -> str:
     """The name of a data folder, given it, its URL, or the data.yaml in it."""
     path = Path(folder) if bucket.is_url(folder) else Path(folder).resolve()
     return path.parent.name if path.is_file() else path.name
 
 
-def agree(args: argparse.Namespace, batches: dict, pretrained: weights.Pretrained) -> None:
+def agree(
+    args: argparse.Namespace,
+    data: records.Records,
+    pretrained: weights.Pretrained,
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+) -> None:
     """Raises InputError if the processes of an evaluation differ in options, data, weights or software."""
     cluster.agree(
         {
-            'the size of the images': (batches['size'], batches['max_size']),
-            'batch_size': batches['batch_size'],
+            'the size of the images': size,
+            'batch_size': batch_size,
             'dtype': args.dtype,
             'corruptions': args.corruptions,
-            'the data': batches['records'].digests,
+            'the data': data.digests,
             'the detector': checkpoint.describe(pretrained)['model'],
             'the weights': integrity.checksums(pretrained.params),
         }
         | cluster.facts_of_code()
     )
-
-
-def corruptions_of(
-    detect: Callable[..., dict],
-    data: records.Records,
-    truth: annotations.Annotations,
-    category_of: dict[int, int],
-) -> dict[str, list[float]]:
-    """The AP under each corruption at each strength."""
-    result = {}
-    for name in corruptions.CORRUPTIONS:
-        values = []
-        for strength in corruptions.STRENGTHS:
-            alter = lambda image, number, n=name, s=strength: corruptions.corrupt(image, n, s, number)
-            results = evaluation.to_results(detect(f'{name} {strength}', alter), data, category_of)
-            split = outcomes.columns(truth, results)
-            values.append(precision.curves(outcomes.match(split)).ap())
-        result[name] = values
-    return result
 
 
 if __name__ == '__main__':
