@@ -17,7 +17,7 @@ import pytest
 import storage
 from helpers import ROOT, read_detector, result, tiny_config
 
-from yolos_jax.bucket import Bucket, new_folder
+from yolos_jax.bucket import Bucket, output_folder
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import lease, workdir
 from yolos_jax.run import mesh as meshes
@@ -133,7 +133,7 @@ def test_an_address_for_s3_alone_is_used_before_that_of_all_services(place, monk
 
 def test_a_folder_whose_writer_failed_is_not_uploaded(place):
     url = f'{place[0]}/new'
-    with pytest.raises(ZeroDivisionError), new_folder(url) as folder:
+    with pytest.raises(ZeroDivisionError), output_folder(url) as folder:
         folder.mkdir()
         (folder / 'x').touch()
         raise ZeroDivisionError

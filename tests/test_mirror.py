@@ -180,7 +180,7 @@ def test_a_step_is_on_the_disk_before_the_error_of_the_last_upload_is_raised(pul
     store.fails = True
     state = lambda step: {'step': jnp.int32(step), 'params': {'x': jnp.ones(3)}}
     checkpoints.save(state(1), {})
-    concurrent.futures.wait([mirror._push])
+    concurrent.futures.wait([mirror._pushing])
     mirror.push_now_and_then(every=0)  # as at a log line
     with pytest.raises(StorageError, match='no answer'):
         checkpoints.save(state(2), {})

@@ -16,7 +16,7 @@ from yolos_jax import pictures, weights
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.inference import Detector
 from yolos_jax.model import Yolos, init_params
-from yolos_jax.pictures import opened, to_rgbx
+from yolos_jax.pictures import decoded, opened
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_open_files_links_and_bytearrays_are_images(site):
     with open(folder / 'photo 1.png', 'rb') as file:
         for image in (file, io.BytesIO(content), bytearray(content), f'{address}/photo 1.png'):
             assert opened(image) == content
-    np.testing.assert_array_equal(to_rgbx(content)[..., :3], noise(60, 80))
+    np.testing.assert_array_equal(decoded(content)[..., :3], noise(60, 80))
 
 
 def test_links_and_files_that_cannot_be_read_are_named(site):
@@ -121,7 +121,7 @@ def test_an_open_reader_of_pixels_is_an_image(detector):
 
 def test_an_array_with_its_channels_first_is_told_so():
     with pytest.raises(InputError, match=r'uint8 \[3, 60, 80\] \(channels come last'):
-        to_rgbx(noise(60, 80).transpose(2, 0, 1))
+        decoded(noise(60, 80).transpose(2, 0, 1))
 
 
 def test_open_files_and_buffers_may_be_reused_while_a_stream_is_read(detector):

@@ -179,7 +179,7 @@ class Bucket:
 
 
 @contextlib.contextmanager
-def new_folder(location: str | Path) -> Iterator[Path]:
+def output_folder(location: str | Path) -> Iterator[Path]:
     """The path of a new folder to write to; if `location` is a URL, it is uploaded at the end.
 
     Raises:

@@ -145,7 +145,7 @@ class Detections:
         if image is None:
             raise InputError('these detections have no image to draw on; pass image')
         kept = self[visualize.without_duplicates(self.boxes, self.labels, duplicates)]
-        array = pixels.to_rgb(pictures.to_rgbx(pictures.opened(image)))
+        array = pixels.to_rgb(pictures.decoded(pictures.opened(image)))
         height, width = self.size or array.shape[:2]
         scale = np.float32([array.shape[1] / width, array.shape[0] / height] * 2)
         drawn = visualize.draw(array, kept.boxes * scale, kept.labels, kept.captions(), font)

@@ -71,7 +71,7 @@ def _fetched(link: str) -> bytes:
     return content
 
 
-def to_rgbx(image: Picture, name: str = NAME) -> np.ndarray:
+def decoded(image: Picture, name: str = NAME) -> np.ndarray:
     """The pixels of a picture turned upright, RGBX (`data.pixels`).
 
     name: of bytes, for the message.

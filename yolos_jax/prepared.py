@@ -31,7 +31,7 @@ def prepare(image: Picture, size: int, max_size: int, lengths: Sequence[int], *,
     """
     name = image if isinstance(image, str) else pictures.NAME
     image = pictures.opened(image)
-    array = pictures.to_rgbx(image, name)
+    array = pictures.decoded(image, name)
     height, width = array.shape[:2]
     resized = geometry.fixed([height], [width], size, max_size)
     count = int(resized.lengths[0])

@@ -77,7 +77,7 @@ class Checkpoints:
         failed = None
         with self._failing_as('a save failed'):
             try:
-                self._finish()
+                self._wait_and_prune()
             except StorageError as error:  # of the last upload: raised once this step is on the disk
                 failed = error
             if self._mirror:
@@ -175,7 +175,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait for the save under way, if any; raises InputError if it failed."""
         with self._failing_as('the last save failed'):
-            self._finish()
+            self._wait_and_prune()
 
     def close(self) -> None:
         """As `wait`; then close the manager."""
@@ -191,7 +191,7 @@ class Checkpoints:
             if self._mirror:
                 self._mirror.finish_push()
 
-    def _finish(self) -> None:
+    def _wait_and_prune(self) -> None:
         """Wait for the save under way, and remove the steps that are neither new nor the best.
 
         A step whose AP cannot be read may be the best, and stays.

@@ -32,7 +32,7 @@ class Mirror:
         self._stamps: dict[str, tuple] = {}  # of the files that equal their object in the bucket
         self._removed: set[str] = set()  # steps, until a push removes them from the bucket
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._push: concurrent.futures.Future | None = None
+        self._pushing: concurrent.futures.Future | None = None
         self._pushed = time.monotonic()
 
     def pull(self) -> None:
@@ -70,18 +70,18 @@ class Mirror:
     def start_push(self, after: Callable[[], None] = lambda: None) -> None:
         """Push in a thread, once `after` has returned; waits for a push in progress first."""
         self.finish_push()
-        self._push = self._pool.submit(self._push_now, after)
+        self._pushing = self._pool.submit(self._push_now, after)
 
     def push_now_and_then(self, every: float = EVERY) -> None:
         """Push in a thread if no push is under way and the last one was over `every` seconds ago.
 
         A failed push is retried by the next one: a run does not end because an upload of metrics failed.
         """
-        if (self._push is None or self._push.done()) and time.monotonic() - self._pushed > every:
-            if self._push and isinstance(self._push.exception(), StorageError):
+        if (self._pushing is None or self._pushing.done()) and time.monotonic() - self._pushed > every:
+            if self._pushing and isinstance(self._pushing.exception(), StorageError):
                 return  # of a checkpoint: the next save raises it, once its own step is on the disk
             self.finish_push()  # another run's lock, say
-            self._push = self._pool.submit(self._try_push)
+            self._pushing = self._pool.submit(self._try_push)
 
     def _try_push(self) -> None:
         with contextlib.suppress(InputError):
@@ -89,7 +89,7 @@ class Mirror:
 
     def finish_push(self) -> None:
         """Wait for the push under way; raises what it raised."""
-        push, self._push = self._push, None
+        push, self._pushing = self._pushing, None
         if push:
             push.result()
 

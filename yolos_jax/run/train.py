@@ -138,7 +138,8 @@ def write_last_files(setup: Setup, run: Run) -> None:
 
 def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int | None:
     """The training loop; returns what `train` returns."""
-    config, mesh, done = setup.config, setup.mesh, False
+    config, mesh = setup.config, setup.mesh
+    asked = False  # whether `on_step` asked to stop
     complete = False  # whether the state is that after a step of this start
     first = int(state['step'])
     todo, clip_norm = range(first, setup.total), config.get('clip_norm', np.inf)
@@ -166,9 +167,9 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
                 run.log.advance()
                 run.progress()
                 try:
-                    done = is_true(on_step(Step(step, ids, batch['patches'].shape[1], metrics)))
+                    asked = is_true(on_step(Step(step, ids, batch['patches'].shape[1], metrics)))
                 finally:
-                    stops = run.stops() or done
+                    stops = run.stops() or asked
                     finish_step(setup, run, state, step, stops=stops)
                     complete = True  # a checkpoint of this step continues as the run would have
             if stops:
@@ -181,7 +182,7 @@ def train_steps(setup: Setup, run: Run, state: dict, on_step: Callable) -> int |
         run.checkpoints.wait()
         where = 'here' if saved else 'from the last checkpoint, as the loss is not finite'
         run.log.print(f'stopped after step {int(state["step"])}; the same command resumes {where}')
-        return 0 if done else run.stop.number or signal.SIGTERM
+        return 0 if asked else run.stop.number or signal.SIGTERM
     except BaseException:
         if complete:
             rescue(run, state)

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     # an accelerator would not help, and may be in use
     jax.config.update('jax_platforms', 'cpu')
-    with bucket.new_folder(args.output) as folder:
+    with bucket.output_folder(args.output) as folder:
         with weights.open(args.input, args.step) as source:
             if source.is_detector:
                 pretrained = source.detector(**flags.hints(args), log=print)
