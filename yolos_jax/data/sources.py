@@ -63,30 +63,43 @@ def find(root: str | Path, split: str) -> Source:
     """
     folder = folders.open_folder(root)
     if folder.has(array_records.INFO):
-        name = choose(split, array_records.splits(folder), folder)
-        data_set, truth = array_records.Split(folder, name), f'annotations/{PREFIX}{name}.json'
-        return Source(
-            str(folder),
-            lambda files: (data_set, files),
-            data_set.read,
-            name,
-            stamped=folder.local(array_records.INFO),
-            version=data_set.version(),
-            truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
-        )
+        return _of_array_records(folder, split)
     if description := yolo_description(folder):
-        yolo_set = yolo.read_description(description)
-        try:
-            name = choose(split, list(yolo_set.splits), folder)
-        except InputError as error:
-            missing = [f'; {description}: {entry} does not exist' for entry in yolo_set.missing]
-            raise InputError(f'{error}{"".join(missing)}', error.argument) from None
-        return Source(
-            description,
-            lambda files: (Folder(yolo_set.root, upright=True), files),
-            lambda: yolo.read(yolo_set, name),
-            name,
-        )
+        return _of_yolo(folder, description, split)
+    return _of_coco(folder, split)
+
+
+def _of_array_records(folder: Folder | BucketFolder, split: str) -> Source:
+    name = choose(split, array_records.splits(folder), folder)
+    data_set, truth = array_records.Split(folder, name), f'annotations/{PREFIX}{name}.json'
+    return Source(
+        path=str(folder),
+        images=lambda files: (data_set, files),
+        load=data_set.read,
+        split=name,
+        stamped=folder.local(array_records.INFO),
+        version=data_set.version(),
+        truth=folder.local(truth) if folder.has(truth) else Path(f'{folder}/{truth}'),
+    )
+
+
+def _of_yolo(folder: Folder, description: Path, split: str) -> Source:
+    data_set = yolo.read_description(description)
+    try:
+        name = choose(split, list(data_set.splits), folder)
+    except InputError as error:
+        missing = [f'; {description}: {entry} does not exist' for entry in data_set.missing]
+        raise InputError(f'{error}{"".join(missing)}', error.argument) from None
+    return Source(
+        path=description,
+        images=lambda files: (Folder(data_set.root, upright=True), files),
+        load=lambda: yolo.read(data_set, name),
+        split=name,
+    )
+
+
+def _of_coco(folder: Folder | BucketFolder, split: str) -> Source:
+    """Its images may lie where COCO, CVAT, Roboflow, FiftyOne or Label Studio put them."""
     files = coco_files(folder)
     name = choose(split, list(files), folder)
     beside = os.path.dirname(files[name])
@@ -115,10 +128,10 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: st
         if content.read(len(mark)) == mark:  # of local files, as YOLO's are
             places = [dataclasses.replace(x, upright=True) if isinstance(x, Folder) else x for x in places]
     return Source(
-        file,
-        lambda names: locate(names, places, file, argument),
-        lambda: annotations.read(file),
-        split,
+        path=file,
+        images=lambda names: locate(names, places, file, argument),
+        load=lambda: annotations.read(file),
+        split=split,
         stamped=file,
         truth=file,
     )
