@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -11,14 +10,13 @@ from helpers import TINY, annotated, coco_content, forward, write_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolos_jax import class_matching, evaluation, losses, steps
+from yolos_jax import evaluation, losses, steps
 from yolos_jax.data import annotations, loader, records
 from yolos_jax.data.batches import EvalBatches
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import mesh as meshes
 from yolos_jax.tools import evaluate, predict
-from yolos_jax.weights.pretrained import Pretrained
 
 
 def noisy_truth(path, seed=0):
@@ -148,67 +146,6 @@ def test_losses_of_few_objects_in_many_images_are_divided_as_in_training():
     outputs = {'objects': one, 'loss_bbox': 0.4 * one, 'loss_giou': 0.8 * one, 'loss_ce': one}
     values = evaluation.mean_losses(outputs)
     assert values['val_loss_bbox'] == pytest.approx(0.1) and values['val_loss_giou'] == pytest.approx(0.2)
-
-
-def test_objects_get_the_labels_of_the_detector_and_unknown_classes_are_left_out(coco_folder):
-    data = records.read(coco_folder, 'val2017')
-    data = dataclasses.replace(data, category_ids={label: 10_000 + label for label in data.classes})
-    changed = class_matching.relabelled(data, {7: 10_001, 0: 10_003})
-    for i in range(len(data)):
-        (boxes, labels), (new_boxes, new_labels) = data.objects(i), changed.objects(i)
-        kept = labels != 2
-        np.testing.assert_array_equal(new_boxes, boxes[kept])
-        assert new_labels.tolist() == [{1: 7, 3: 0}[x] for x in labels[kept].tolist()]
-
-
-def known(classes, **about):
-    """A detector with these classes."""
-    return Pretrained(Yolos(**TINY, num_classes=max(classes) + 1), {}, classes, 64, 96, about)
-
-
-def test_classes_with_different_numbers_are_matched_by_name_with_a_note(tmp_path):
-    data = records.read(write_coco(tmp_path, coco_content()), 'val')  # 2 cat, 5 dog
-    same, notes = class_matching.match(known({2: 'cat', 5: 'dog', 7: 'bird'}), data)
-    assert same == {label: label for label in range(8)} and notes == []
-    assert class_matching.match(known({2: 'dog', 5: 'cat'}), data)[0] == {2: 5, 5: 2}
-    labels, (note,) = class_matching.match(known({0: 'Dog', 1: 'cat', 3: 'bird'}), data)
-    assert labels == {0: 5, 1: 2} and 'matched by name' in note
-    labels, notes = class_matching.match(known({2: 'cat', 5: 'bird'}), data)
-    assert labels == {2: 2} and 'cannot be detected: dog' in ' '.join(notes)
-    with pytest.raises(InputError, match='none of its classes .cat, dog. is among the .* .bird.'):
-        class_matching.match(known({2: 'bird'}), data)
-
-
-def test_labels_are_mapped_back_to_the_category_ids_of_the_training_data(tmp_path):
-    """Of names that differ in upper case alone too."""
-    content = coco_content()
-    content['categories'] = [{'id': 10_001, 'name': 'cat'}, {'id': 10_002, 'name': 'Cat'}]
-    for one in content['annotations']:
-        one['category_id'] += 9_999 if one['category_id'] == 2 else 9_997
-    data = records.read(write_coco(tmp_path, content), 'val')
-    detector = known(data.classes, category_ids={str(k): x for k, x in data.category_ids.items()})
-    assert class_matching.match(detector, data) == ({0: 10_001, 1: 10_002}, [])
-    assert class_matching.match(known({10_001: 'cat'}), data)[0] == {10_001: 10_001}
-    labels, notes = class_matching.match(known({7: 'cat'}), data)
-    assert labels == {7: 10_002} and 'one name, only the last with objects can be detected' in ' '.join(
-        notes
-    )
-
-
-@pytest.mark.parametrize(
-    ('own', 'data', 'expected'),
-    [
-        ({0: 'cat'}, [0, 1], {0: 1}),  # a detector from YOLO's labels, on an export with an unused category
-        ({0: 'cat', 1: 'cat'}, [0], {0: 0, 1: 0}),  # the other way
-        ({0: 'cat', 1: 'cat'}, [0, 1], {0: 0, 1: 1}),
-    ],
-)
-def test_of_categories_with_one_name_the_used_one_counts(own, data, expected, tmp_path):
-    content = coco_content() | {'categories': [{'id': i, 'name': 'cat'} for i in data]}
-    for annotation in content['annotations']:
-        annotation['category_id'] = data[-1]
-    labels, notes = class_matching.match(known(own), records.read(write_coco(tmp_path, content), 'val'))
-    assert labels == expected and 'cannot be detected' not in ' '.join(notes)
 
 
 def test_an_evaluation_and_predictions_are_in_different_folders(tmp_path):

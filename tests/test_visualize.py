@@ -1,15 +1,11 @@
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import noise
-from matplotlib.figure import Figure
 
 from yolos_jax import visualize
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
-from yolos_jax.run import curves
 
 
 @pytest.mark.parametrize('scale', [4, 1])
@@ -143,16 +139,6 @@ def test_duplicates_are_drawn_only_when_asked_for():
 
 def test_of_equal_scores_the_first_comes_first():
     assert best_first(np.float32([0.5, 0.9, 0.5, 0.5] * 9), 0.5).tolist()[9:12] == [0, 2, 3]
-
-
-def test_curves_are_labelled_with_their_last_values(tmp_path, monkeypatch):
-    lines = {'step': 1, 'loss': 3.0, 'AP': 0.1}, {'step': 2, 'loss': 2.0}, {'step': 3, 'AP': 0.25}
-    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    figures = []
-    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: figures.append(figure))
-    curves.draw(tmp_path)
-    shown = [[(x.get_label(), [*x.get_xdata()]) for x in axes.lines] for axes in figures[0].axes]
-    assert shown == [[('loss 2.000', [1, 2])], [('AP 0.250', [1, 3])], []]
 
 
 def test_text_for_matplotlib_is_neither_a_formula_nor_hidden():
