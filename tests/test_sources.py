@@ -135,7 +135,8 @@ def test_every_layout_gives_the_same_records_and_ap(export, split, coco, tmp_pat
 def test_the_validation_images_of_a_run_can_be_evaluated_again(export, coco, tmp_path):
     export(coco, tmp_path / 'data')
     config = tiny_config(data=tmp_path / 'data', train_split='train', val_fraction=0.2)
-    _, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+    train, val = detection_data.read(config, tmp_path / 'run', resumes=False)
+    assert 'the part of train to validate on: only' in ' '.join(detection_data.notes(train, val))
     detection_data.write_truth(config, val, tmp_path / 'run')
     again = records.from_source(sources.of_files(tmp_path / 'run' / 'val.json', tmp_path / 'data'))
     assert again.ids.tolist() == val.ids.tolist()

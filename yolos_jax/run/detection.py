@@ -122,10 +122,10 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         raise InputError('this config is one for pre-training, not for training a detector')
     config, saved, notes = resumption.resumed(config, common.get_config(), work)
     folder = work.folder
-    check_values(config)
-    config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     if not saved:
         check_used(config)
+    check_values(config)
+    config_checks.check_batch_size(config, mesh, config.images_per_group, 'images_per_group')
     train_set, val_set = detection_data.read(config, folder, resumes=bool(saved))
     digests = {'train': train_set.digests, 'val': val_set.digests}
     resumption.check_same_data(saved.get('data', {}), digests, folder)
@@ -193,8 +193,9 @@ def check_used(config: ConfigDict) -> None:
     """Raises InputError if a key is set that has no effect with the other values."""
     splits, augment = ('train', 'val'), config.augment
     unused = {f'{split}_images': f'without {split}_json' for split in splits if not config[f'{split}_json']}
+    unused |= {f'{split}_split': f'with {split}_json' for split in splits if config[f'{split}_json']}
     if config.val_fraction:
-        unused |= dict.fromkeys(('val_json', 'val_images'), 'with val_fraction')
+        unused |= dict.fromkeys(('val_split', 'val_json', 'val_images'), 'with val_fraction')
     if not augment.sizes:
         unused |= {f'augment.{name}': 'without augment.sizes' for name in augment if name != 'sizes'}
     values, defaults = config_files.flat(config), config_files.flat(common.get_config())

@@ -67,6 +67,8 @@ def notes(train_set: records.Records, val_set: records.Records) -> list[str]:
     """Notes on the data for the user, a line each; only process 0 compares the two sets."""
     lines, seen = [], set(train_set.labels.tolist())
     train_split, val_split = train_set.source.split, val_set.source.split
+    if val_set.source is train_set.source:
+        val_split = f'the part of {train_split} to validate on'
     if unseen := [name for label, name in train_set.classes.items() if label not in seen]:
         lines.append(f'{train_split}: classes without an object: {shown(unseen)}')
     lines += [f'{train_split}: {note}' for note in train_set.notes]

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise InputError(f'{folder}: measured other weights, with {key} {of_file[key]}', name)
     try:
         card = model_card.text(pretrained, library=library, **measured)
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         folders = ' or '.join(str(folder) for folder in (args.evaluation, args.speed) if folder)
         raise InputError(f'{folders}: one of its files is not of this version ({error!r})') from None
     files.write(args.output, card.encode())

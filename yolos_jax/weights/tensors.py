@@ -128,7 +128,7 @@ def _check_hash(path: Path, digest: str) -> bool:
         expected.append(("Hugging Face's hub", path, blob))
     sidecar = path.with_name(path.name + SIDECAR)
     if sidecar.exists():
-        for line in sidecar.read_text()[:10_000].strip().splitlines() or ['nothing']:
+        for line in sidecar.read_text(errors='replace')[:10_000].strip().splitlines() or ['nothing']:
             start, _, name = line.partition(' ')
             # sha256sum -b writes a * before the name
             file = path.with_name(Path(name.strip().removeprefix('*')).name or path.name)
