@@ -84,7 +84,7 @@ def test_the_exported_preprocessor_resizes_and_normalises_as_we_do(tmp_path):
     assert processor.resample == info['resample'] == 2
 
 
-@pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S', 'YOLOS_S_DWR', 'YOLOS_B'])
+@pytest.mark.parametrize('name', ['YOLOS_TI', 'YOLOS_S_DWR'])  # without tables between blocks and with
 def test_the_exported_file_has_the_names_shapes_and_types_of_the_references(name, tmp_path):
     fields = getattr(model, name)
     reference.write(make(fields, 91), tmp_path / 'x')

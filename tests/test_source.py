@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 import yolos_jax
 from yolos_jax import model
 from yolos_jax.errors import InputError
+from yolos_jax.model import Yolos
 from yolos_jax.patches import patchify
 from yolos_jax.weights import names
 
 C = 5
-PUBLISHED = {'YOLOS_TI': 163, 'YOLOS_S': 164, 'YOLOS_S_DWR': 188, 'YOLOS_B': 164}
+PUBLISHED = {'YOLOS_TI': 163, 'YOLOS_S': 164, 'YOLOS_S_DWR': 188}
 ARGS = argparse.Namespace(init_pe_size=[64, 96], mid_pe_size=[64, 96], lr=1e-4, backbone_name='small')
 
 
@@ -115,6 +116,18 @@ def test_published_models_are_read_from_their_files_and_give_the_same_outputs(na
     assert theirs.logits.abs().max() > 0.5
     np.testing.assert_allclose(ours['pred_logits'], theirs.logits, atol=2e-5)
     np.testing.assert_allclose(ours['pred_boxes'], theirs.pred_boxes, atol=2e-6)
+
+
+def test_the_largest_published_model_is_recognised_by_its_shapes(tmp_path):
+    """Its values would be half a gigabyte of random numbers."""
+    zeros = jax.tree.map(
+        lambda x: np.zeros(x.shape, np.float16), model.param_shapes(Yolos(**model.YOLOS_B))
+    )
+    tensors = names.from_params(zeros, Yolos(**model.YOLOS_B))
+    torch.save({'model': {k: torch.from_numpy(x.numpy()) for k, x in tensors.items()}}, tmp_path / 'x.pth')
+    pretrained = read_detector(tmp_path / 'x.pth')
+    assert len(tensors) == 164 and (pretrained.size, pretrained.max_size) == (800, 1333)
+    assert all(getattr(pretrained.model, field) == value for field, value in model.YOLOS_B.items())
 
 
 @pytest.mark.parametrize(
