@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from helpers import ROOT
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, workdir
-from yolos_jax.tools import attention, command, flags, predict, speed, tokens
+from yolos_jax.tools import attention, command, flags, predict, speed, tokens, train
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
 YOLOS = [sys.executable, '-m', 'yolos_jax']
@@ -63,23 +64,36 @@ def test_help_shows_the_values_of_the_config_that_is_named(tmp_path):
     ('arguments', 'says'),
     [
         (['--config=quickstart'], '--workdir must be given'),
-        (['--config=nowhere', '--workdir=w'], 'no installed one: deit_b'),
         (['--config=yolos_ti', '--workdir=w'], 'no data: name a folder (--config.data)'),
-        (['--config=quickstart', '--workdir=w', '--config.nochs=1'], 'no key nochs'),
         (['--config=yolos_ti', '--workdir=w', '--coordinator=a:1', '--num_processes=2'], '(--process_id)'),
-        (['--config=quickstart', '--workdir=w', '--config.epoch=1'], 'no key epoch. Did you mean "epochs"'),
-        (['--config=quickstart', '--workdir=w', '--config.epochs=x'], 'invalid literal for int()'),
         (['--config', 'quickstart', '--workdir=w', '--config.batch_size=0'], 'batch_size is 0'),
-        (['--config=quickstart', '--workdir=w', '--config.model.widht=1'], 'Did you mean "width"'),
-        (['--config=quickstart', '--workdir=w', '--wokdir=x'], 'Did you mean: workdir'),
-        (['--config=quickstart', '--workdir=w', '--width=9'], 'did you mean --config.model.width?'),
-        (['--config=quickstart', '--workdir=w', 'config.epochs=3'], 'config.epochs=3 is not a flag'),
     ],
 )  # fmt: skip
 def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says, tmp_path):
     done = yolos('train', *arguments, cwd=tmp_path)
     assert done.returncode == 1 and says in done.stderr, done.stderr
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--config=nowhere'], 'no installed one: deit_b'),
+        (['--config=quickstart', '--config.nochs=1'], 'no key nochs'),
+        (['--config=quickstart', '--config.epoch=1'], 'no key epoch. Did you mean "epochs"'),
+        (['--config=quickstart', '--config.epochs=x'], 'invalid literal for int()'),
+        (['--config=quickstart', '--config.model.widht=1'], 'Did you mean "width"'),
+        (['--config=quickstart', '--wokdir=x'], 'Did you mean: workdir'),
+        (['--config=quickstart', '--width=9'], 'did you mean --config.model.width?'),
+        (['--config=quickstart', 'config.epochs=3'], 'config.epochs=3 is not a flag'),
+    ],
+)
+def test_a_flag_or_key_that_is_none_is_answered_with_the_nearest(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['yolos train', '--workdir=w', *arguments])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+        cli.run_with_flags(pytest.fail, train.KEYS)
+    assert end.value.code.startswith('error: ') and says in end.value.code
+    assert '\n' not in end.value.code and not capsys.readouterr().err
 
 
 def test_a_config_imports_the_files_beside_it_and_its_errors_are_one_line(tmp_path):
