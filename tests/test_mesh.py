@@ -1,3 +1,4 @@
+import functools
 import types
 
 import jax
@@ -19,33 +20,48 @@ from yolos_jax.run import mesh as meshes
 B = 16
 
 
-@pytest.fixture(scope='module')
-def training():
-    """A small model and a batch of 16 images, four without objects and four with too many."""
-    model = Yolos(**TINY, num_classes=5)
+MODEL = Yolos(**TINY, num_classes=5)
+
+
+def make_batch():
+    """16 images, four without objects and four with too many."""
     patches, grid = patchify([noise(64, 96, i) for i in range(B)], 30)
-    batch = {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 9] * 4, 9, 5)[0]
-    params = jax.jit(model.init)(jax.random.key(0), patches[:1], grid[:1])['params']
+    return {'patches': patches, 'grid': grid} | make_targets([3, 1, 0, 9] * 4, 9, 5)[0]
+
+
+@functools.cache
+def start(model):
+    """The optimiser of a model, and its first state."""
+    patches, grid = make_batch()['patches'][:1], make_batch()['grid'][:1]
+    params = jax.jit(model.init)(jax.random.key(0), patches, grid)['params']
     # at the recipe's learning rate, since AdamW makes whole steps of rounding errors
     optimizer = optim.make_optimizer(params, 2.5e-5)
-    return model, optimizer, steps.init_state(params, optimizer), batch
+    return optimizer, steps.init_state(params, optimizer)
 
 
-def walk(training, devices, images_per_group=1, accumulate_steps=1, shard_params=False, count=5):
-    """The parameters and losses after a few steps on so many devices, and the compiled step."""
-    model, optimizer, state, batch = training
+@functools.cache
+def compiled(devices, images_per_group=1, accumulate_steps=1, shard_params=False, model=MODEL):
+    """The step on so many devices, how its state lies there, and their mesh."""
+    optimizer, state = start(model)
     mesh = meshes.make_mesh(jax.devices()[:devices])
     layout = jax.tree.map(lambda _: meshes.replicated(mesh), state)
     layout = meshes.largest_axis(state, mesh) if shard_params else layout
     step = steps.make_train_step(model, optimizer, images_per_group, accumulate_steps)
-    losses = []
     with jax.set_mesh(mesh):
-        state, batch = jax.device_put(state, layout), meshes.shard(batch, mesh)
-        step = jax.jit(step, out_shardings=(layout, meshes.replicated(mesh))).lower(state, batch).compile()
-        for _ in range(count):
+        placed = jax.device_put(state, layout), meshes.shard(make_batch(), mesh)
+        step = jax.jit(step, out_shardings=(layout, meshes.replicated(mesh))).lower(*placed).compile()
+    return step, layout, mesh
+
+
+def walk(batch, *arguments, **options):
+    """The parameters and losses after five steps of `compiled`."""
+    (step, layout, mesh), losses = compiled(*arguments, **options), []
+    with jax.set_mesh(mesh):
+        state, batch = jax.device_put(start(MODEL)[1], layout), meshes.shard(batch, mesh)
+        for _ in range(5):
             state, metrics = step(state, batch)
             losses.append(jax.device_get(metrics))
-    return jax.device_get(state['params']), losses, step
+    return jax.device_get(state['params']), losses
 
 
 def close(a, b, tolerance):
@@ -55,54 +71,48 @@ def close(a, b, tolerance):
 @pytest.mark.parametrize(
     ('devices', 'images_per_group'), [pytest.param(1, 1, marks=pytest.mark.trials), (2, 2)]
 )
-def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group, training):
-    whole, expected, _ = walk(training, devices, images_per_group)
-    parts, losses, _ = walk(training, devices, images_per_group, accumulate_steps=4)
+def test_a_batch_in_four_parts_gives_the_update_of_the_whole(devices, images_per_group):
+    whole, expected = walk(make_batch(), devices, images_per_group)
+    parts, losses = walk(make_batch(), devices, images_per_group, accumulate_steps=4)
     close(parts, whole, 1e-6)
     for ours, theirs in zip(losses, expected, strict=True):
         for name in ours:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, err_msg=name)
 
 
-def test_parts_without_any_object_share_the_objects_of_the_others(training):
-    model, optimizer, state, batch = training
-    sparse = batch | {'valid': batch['valid'] & (np.arange(B) == 0)[:, None]}  # three objects in all
-    sparse = model, optimizer, state, sparse
-    close(walk(sparse, 1, accumulate_steps=4)[0], walk(sparse, 1)[0], 1e-6)
+def test_parts_without_any_object_share_the_objects_of_the_others():
+    batch = make_batch()
+    batch['valid'] = batch['valid'] & (np.arange(B) == 0)[:, None]  # three objects in all
+    close(walk(batch, 2, 2, accumulate_steps=4)[0], walk(batch, 2, 2)[0], 1e-6)
 
 
-def test_sharded_state_trains_as_replicated_state_does(training):
-    whole, expected, _ = walk(training, 8)
-    parts, losses, _ = walk(training, 8, shard_params=True)
+def test_sharded_state_trains_as_replicated_state_does():
+    whole, expected = walk(make_batch(), 8)
+    parts, losses = walk(make_batch(), 8, shard_params=True)
     close(parts, whole, 1e-6)
     np.testing.assert_allclose([x['loss'] for x in losses], [x['loss'] for x in expected], rtol=1e-5)
 
 
-def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices(training):
-    state_bytes = sum(x.nbytes for x in jax.tree.leaves(training[2]))
+def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices():
+    state_bytes = sum(x.nbytes for x in jax.tree.leaves(start(MODEL)[1]))
     used = lambda program: program.memory_analysis().argument_size_in_bytes
-    whole, parts = (used(walk(training, 8, shard_params=s, count=0)[2]) for s in (False, True))
+    whole, parts = used(compiled(8)[0]), used(compiled(8, shard_params=True)[0])
     saved = (whole - parts) / state_bytes
     assert 0.8 < saved < 7 / 8  # biases and the like stay whole
 
 
-def test_a_step_sends_its_gradient_once_and_little_else(training):
+def test_a_step_sends_its_gradient_once_and_little_else():
     """The sum of gradients and a few scalars, with position tables of the published size."""
-    model, _, _, batch = training
-    model = model.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
-    one = batch['patches'][:1], batch['grid'][:1]
-    params = jax.jit(model.init)(jax.random.key(0), *one)['params']
-    optimizer = optim.make_optimizer(params, 2.5e-5)
-    program = walk((model, optimizer, steps.init_state(params, optimizer), batch), 8, count=0)[2]
-    sent = collectives(program.as_text())
-    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    model = MODEL.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
+    sent = collectives(compiled(8, model=model)[0].as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(start(model)[1]['params']))
     assert set(sent) == {'all-reduce'}
     assert size <= sent['all-reduce'][1] <= 1.05 * size
 
 
-def test_a_sharded_step_gathers_its_parameters_once_and_no_activations(training):
-    sent = collectives(walk(training, 8, shard_params=True, count=0)[2].as_text())
-    size = 4 * sum(x.size for x in jax.tree.leaves(training[2]['params']))
+def test_a_sharded_step_gathers_its_parameters_once_and_no_activations():
+    sent = collectives(compiled(8, shard_params=True)[0].as_text())
+    size = 4 * sum(x.size for x in jax.tree.leaves(start(MODEL)[1]['params']))
     assert set(sent) == {'all-gather', 'all-reduce'}
     assert all(0.99 * size <= size_of_kind <= 1.05 * size for _, size_of_kind in sent.values())
 
