@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 
-import pytest
 from helpers import ROOT, TINY, make_hf
 
 PACKAGE = ROOT / 'yolos_jax'
@@ -117,16 +116,12 @@ def test_flax_is_imported_by_the_models_alone_and_data_needs_no_jax():
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 
-def test_scripts_load_no_torch_and_no_tensorflow():
-    script = 'import sys\nfrom yolos_jax.tools import convert, evaluate, predict, train\n'
-    script += 'assert not {"torch", "tensorflow", "tensorflow_datasets", "transformers"} & set(sys.modules)'
-    subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
-
-
-def test_submodules_are_available_after_importing_the_package():
-    script = 'import yolos_jax as y\n'
+def test_submodules_are_available_after_importing_the_package_and_scripts_load_no_torch():
+    script = 'import sys, yolos_jax as y\n'
     script += 'y.model.Vit, y.data.geometry.resize_shape, y.tools.speed.macs, y.tools.attention.maps\n'
-    script += 'assert not hasattr(y.tools, "nothing")'
+    script += 'assert not hasattr(y.tools, "nothing")\n'
+    script += 'from yolos_jax.tools import convert, evaluate, predict, train\n'
+    script += 'assert not {"torch", "tensorflow", "tensorflow_datasets", "transformers"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 
@@ -148,36 +143,37 @@ def test_messages_of_the_library_name_no_flag_and_no_config():
 
 
 COUNT_OPENS = """
-import runpy, sys
-path, script, *arguments = sys.argv[1:]
+import contextlib, json, runpy, sys
+path, commands = sys.argv[1], json.loads(sys.argv[2])
 opened = []
 sys.addaudithook(lambda event, args: event == 'open' and str(args[0]) == path and opened.append(1))
-sys.argv = [script, *arguments]
-try:
-    runpy.run_path(script, run_name='__main__')
-finally:
-    print('opened', len(opened))
+for sys.argv in commands:
+    opened.clear()
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    print(sys.argv[0], 'opened', len(opened), flush=True)
 """
 
 
-@pytest.mark.parametrize('name', ['convert_torch_weights.py', 'eval.py', 'train.py'])
-def test_a_script_opens_its_file_of_weights_once(name, coco_folder, tmp_path):
+def test_a_script_opens_its_file_of_weights_once(coco_folder, tmp_path):
     hf = make_hf(dict(TINY, depth=2), num_classes=4)
     hf.config.id2label = {0: 'N/A', 1: 'circle', 2: 'square', 3: 'triangle'}
     hf.save_pretrained(tmp_path / 'hf')
     size = {'size': {'shortest_edge': 64, 'longest_edge': 96}}
     (tmp_path / 'hf' / 'preprocessor_config.json').write_text(json.dumps(size))
-    out = tmp_path / 'out'
-    arguments = {
-        'convert_torch_weights.py': [f'--input={tmp_path}/hf', f'--output={out}'],
-        'eval.py': [f'--weights={tmp_path}/hf', f'--data={coco_folder}', f'--output={out}'],
-        'train.py': [
-            '--config=configs/finetune.py', f'--workdir={out}', f'--config.data={coco_folder}',
-            f'--config.init_from={tmp_path}/hf', '--config.batch_size=24', '--config.epochs=0',
-            '--config.augment.sizes=(64,)', '--config.augment.max_size=96', '--config.eval_size=64',
-            '--config.eval_max_size=96', '--config.num_lengths=1',
+    data, alone = coco_folder, '--num_processes=1'  # JAX has begun in the script before
+    commands = [
+        ['convert_torch_weights.py', f'--input={tmp_path}/hf', f'--output={tmp_path}/out'],
+        ['eval.py', f'--weights={tmp_path}/hf', f'--data={data}', f'--output={tmp_path}/eval', alone],
+        [
+            'train.py', '--config=configs/finetune.py', f'--workdir={tmp_path}/run',
+            f'--config.data={data}', f'--config.init_from={tmp_path}/hf', '--config.batch_size=24',
+            '--config.epochs=0', '--config.augment.sizes=(64,)', '--config.augment.max_size=96',
+            '--config.eval_size=64', '--config.eval_max_size=96', '--config.num_lengths=1', alone,
         ],
-    }[name]  # fmt: skip
-    command = [sys.executable, '-c', COUNT_OPENS, tmp_path / 'hf' / 'model.safetensors', name, *arguments]
+    ]  # fmt: skip
+    file = tmp_path / 'hf' / 'model.safetensors'
+    command = [sys.executable, '-c', COUNT_OPENS, file, json.dumps(commands)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert 'opened 1\n' in done.stdout, done.stderr
+    for name, *_ in commands:
+        assert f'{name} opened 1\n' in done.stdout, done.stderr
