@@ -104,12 +104,21 @@ def test_a_sharded_average_is_resumed_bit_for_bit(coco_folder, tmp_path):
     assert not np.array_equal(params['backbone']['norm']['bias'], np.zeros(32))
 
 
+@pytest.fixture(scope='module')
+def frozen(coco_folder, tmp_path_factory):
+    """The parameters from which two runs start, and {what is frozen: the run's folder}."""
+    config = tiny_config(data=coco_folder, epochs=1, weight_decay=0.1, log_every=1, clip_norm=1e9)
+    start = _fresh_detector(config, tmp_path_factory.mktemp('frozen') / 'start')
+    runs = {freeze: tmp_path_factory.mktemp('frozen') for freeze in ('backbone', '1')}
+    for config.freeze, folder in runs.items():
+        launch(config, folder)
+    return start, runs
+
+
 @pytest.mark.parametrize('freeze', ['backbone', '1'])
-def test_frozen_parameters_stay_bit_for_bit_and_the_rest_is_trained(freeze, coco_folder, tmp_path):
-    config = tiny_config(data=coco_folder, epochs=1, freeze=freeze, weight_decay=0.1)
-    start = _fresh_detector(config, tmp_path / 'start')
-    launch(config, tmp_path / 'run')
-    trained = read_detector(tmp_path / 'run').params
+def test_frozen_parameters_stay_bit_for_bit_and_the_rest_is_trained(freeze, frozen):
+    start, runs = frozen
+    trained = read_detector(runs[freeze]).params
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), trained, start)
     assert not any(jax.tree.leaves([same['class_embed'], same['bbox_embed']]))
     assert same['backbone']['pos_embed'] and same['backbone']['cls_token']
@@ -172,27 +181,33 @@ def test_gradients_are_clipped_by_the_norm_of_the_trained_parameters_only():
     assert not moments.mu['backbone']['pos_embed'].any()
 
 
-def test_a_run_ends_when_its_ap_does_not_grow(coco_folder, tmp_path, capsys):
-    config = tiny_config(data=coco_folder, epochs=6, eval_every=1, learning_rate=0.0, patience=2)
+def test_a_run_ends_when_its_ap_does_not_grow_where_it_is_evaluated(coco_folder, tmp_path, capsys):
+    """After two epochs, four and six; patience of three epochs ends between the last two."""
+    config = tiny_config(data=coco_folder, epochs=8, eval_every=2, learning_rate=0.0, patience=3)
     for _ in range(2):  # the same command does not train on
         assert launch(config, tmp_path) is None
-        assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12, 18]
-        assert 'no improvement since step 6, for 2 epochs' in capsys.readouterr().out
+        assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [12, 24, 36]
+        assert 'no improvement since step 12, for 3 epochs' in capsys.readouterr().out
 
 
-def test_patience_is_judged_where_a_run_is_evaluated(coco_folder, tmp_path):
-    config = tiny_config(data=coco_folder, epochs=4, eval_every=2, learning_rate=0.0, patience=1)
-    launch(config, tmp_path)
-    assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [12, 24]
+@pytest.fixture(scope='module')
+def longer(coco_folder, tmp_path_factory):
+    """A run of an epoch that was trained for a second one; its log has a line every 100 steps."""
+    folder = tmp_path_factory.mktemp('longer')
+    for epochs in (1, 2):
+        launch(tiny_config(data=coco_folder, epochs=epochs, log_every=100), folder)
+    return folder
 
 
-def test_a_finished_run_can_be_trained_for_longer(coco_folder, tmp_path, capsys):
-    launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
-    launch(tiny_config(data=coco_folder, epochs=2), tmp_path)
-    assert '2 epochs instead of 1: from here on the learning rate' in capsys.readouterr().out
-    assert [line['step'] for line in metric_lines(tmp_path) if 'AP' in line] == [6, 12]
+def test_a_finished_run_can_be_trained_for_longer(longer, coco_folder):
+    assert '2 epochs instead of 1: from here on the learning rate' in (longer / 'log.txt').read_text()
+    assert [line['step'] for line in metric_lines(longer) if 'AP' in line] == [6, 12]
     with pytest.raises(InputError, match='epochs: 2 then, 1 now'):
-        launch(tiny_config(data=coco_folder, epochs=1), tmp_path)
+        launch(tiny_config(data=coco_folder, epochs=1), longer)
+
+
+def test_small_data_is_logged_once_an_epoch(longer):
+    assert [line['step'] for line in metric_lines(longer) if 'loss' in line] == [6, 12]
 
 
 def test_a_run_whose_validation_classes_are_matched_by_name_resumes(coco_folder, tmp_path, capsys):
@@ -231,11 +246,6 @@ def test_a_run_ends_where_no_image_of_the_validation_split_can_be_read(coco_fold
     config = tiny_config(data=tmp_path / 'data', bad_images=100, epochs=2)
     with pytest.raises(InputError, match='none of the images to evaluate on can be read'):
         launch(config, tmp_path / 'run')
-
-
-def test_small_data_is_logged_once_an_epoch(coco_folder, tmp_path):
-    launch(tiny_config(data=coco_folder, epochs=2, log_every=100), tmp_path)
-    assert [line['step'] for line in metric_lines(tmp_path) if 'loss' in line] == [6, 12]
 
 
 def test_the_step_to_read_can_be_chosen_and_is_reported(averaged, tmp_path):
@@ -282,10 +292,13 @@ def test_a_bound_that_is_not_given_is_that_of_the_weights(averaged, coco_folder)
     assert recipe.sizes == (96, 112) and recipe.max_size == 176
 
 
-def test_a_run_says_which_weights_it_starts_from(averaged, coco_folder, tmp_path, capsys):
-    config = of_weights(averaged, coco_folder, epochs=1, save_every=1000)
+def test_fine_tuning_takes_the_model_from_the_weights_and_names_them(
+    averaged, coco_folder, tmp_path, capsys
+):
+    config = of_weights(averaged, coco_folder, epochs=1, num_lengths=1)
     launch(config, tmp_path / 'tuned')
     assert f'weights      {averaged}' in capsys.readouterr().out
+    assert read_detector(tmp_path / 'tuned').model.num_det_tokens == 6
     card = (tmp_path / 'tuned' / 'README.md').read_text()
     assert f'| from | {averaged.name} |' in card and 'longest side in training' not in card
     launch(tiny_config(data=coco_folder, epochs=0), tmp_path / 'new')
@@ -375,13 +388,8 @@ def test_a_refused_start_does_not_change_the_validation_set_of_the_run(coco_fold
     assert (tmp_path / 'run' / 'val.json').read_bytes() == before
 
 
-def test_the_norm_of_the_gradient_is_of_what_is_trained(coco_folder, tmp_path):
-    frozen = tiny_config(data=coco_folder, epochs=1, log_every=1, freeze='backbone', clip_norm=1e9)
-    _fresh_detector(frozen, tmp_path / 'start')
-    launch(frozen, tmp_path / 'frozen')
-    frozen.freeze = ''
-    launch(frozen, tmp_path / 'whole')
-    first = [metric_lines(tmp_path / name)[0]['grad_norm'] for name in ('frozen', 'whole')]
+def test_the_norm_of_the_gradient_is_of_what_is_trained(frozen):
+    first = [metric_lines(frozen[1][freeze])[0]['grad_norm'] for freeze in ('backbone', '1')]
     assert 0 < first[0] < 0.95 * first[1]
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, launch, make_vit, read_detector, result, tiny_config, torches
-from yolos_jax.configs import finetune
 
 from yolos_jax.data import records
 from yolos_jax.errors import DivergedError, InputError
@@ -64,20 +63,6 @@ def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, co
     jax.tree.map(np.testing.assert_array_equal, params, expected[0])
     assert checksums == expected[1]  # the optimiser's state too
     assert lines == expected[2]
-
-
-def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
-    """Steps after the last checkpoint are repeated, and their metrics are written only once."""
-
-    def crash(step):
-        if step.number == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        launch(tiny_config(data=coco_folder), tmp_path, on_step=crash)
-    shutil.rmtree(tmp_path / 'checkpoints' / '9')  # which a kill would not have let it save
-    launch(tiny_config(data=coco_folder), tmp_path)
-    assert result(tmp_path)[1:] == result(unbroken)[1:]
 
 
 def test_a_run_interrupted_or_stopped_in_a_notebook_ends_as_an_unbroken_one(
@@ -135,17 +120,6 @@ def test_fine_tuning_starts_from_a_run_and_keeps_known_classes(unbroken, coco_fo
     assert first < 0.95 * scratch
 
 
-def test_the_finetune_config_takes_the_model_from_the_weights(unbroken, coco_folder, tmp_path):
-    config = finetune.get_config()
-    with config.unlocked():
-        small = tiny_config()
-        config.update(data=str(coco_folder), init_from=str(unbroken), epochs=1, batch_size=8)
-        config.update(eval_size=small.eval_size, eval_max_size=small.eval_max_size, num_lengths=1)
-        config.augment.update(small.augment)
-    launch(config, tmp_path)
-    assert read_detector(tmp_path).model.num_det_tokens == 6
-
-
 @pytest.mark.parametrize(
     ('init_from', 'width', 'says'),
     [('', 0, 'name a detector, or set the model'), ('run', 64, 'model.width is 64, but 32 in')],
@@ -172,9 +146,9 @@ def test_training_starts_from_a_backbone(coco_folder, tmp_path):
 
 def test_a_length_is_compiled_once(coco_folder, tmp_path, capsys):
     lengths = []
-    config = tiny_config(data=coco_folder, num_lengths=3, epochs=1)
+    config = tiny_config(data=coco_folder, num_lengths=2, epochs=1)
     launch(config, tmp_path, on_step=lambda step: lengths.append(step.length))
-    assert 2 <= len(set(lengths)) < len(lengths)
+    assert 2 == len(set(lengths)) < len(lengths)
     compiled = re.findall(r'compiled for 4 sequences of (\d+) patches', capsys.readouterr().out)
     assert sorted(map(int, compiled)) == sorted(set(lengths))
 
@@ -222,24 +196,24 @@ def diverging(unbroken, tmp_path_factory):
 
 
 @pytest.mark.row('starts of a run that is not finite', count=2)
-@pytest.mark.parametrize('epochs', [1, 3])  # of six steps: less and more than it takes to give up
-def test_a_run_whose_loss_is_not_finite_fails_at_every_start(epochs, diverging, coco_folder, tmp_path):
-    config = tiny_config(
-        data=coco_folder, init_from=str(diverging), epochs=epochs, save_every=1, eval_every=9
-    )
+def test_a_run_whose_loss_is_not_finite_fails_at_every_start(diverging, coco_folder, tmp_path):
+    """Of six steps and of eighteen, less and more than it takes to give up."""
+    config = tiny_config(data=coco_folder, init_from=str(diverging), save_every=1, eval_every=9)
     steps = []
-    for _ in range(2):
-        with pytest.raises(DivergedError, match=r'not finite in (10|6) steps .*images \d+, \d+') as error:
+    for config.epochs, tried in (1, 6), (3, 10):
+        with pytest.raises(DivergedError, match=rf'not finite in {tried} steps .*images \d+, \d+') as error:
             launch(config, tmp_path, on_step=lambda step: steps.append(step.number))
         assert error.value.exit_status == 3 and checkpoint.steps(tmp_path / 'checkpoints') == []
-    assert steps == [*range(6 if epochs == 1 else 10)] * 2
+    assert steps == [*range(6), *range(10)]
 
 
 @pytest.mark.parametrize('step', [pytest.param(0, marks=pytest.mark.trials), 8])
-def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one(
+def test_an_exception_saves_what_was_trained_and_without_that_the_run_ends_as_an_unbroken_one(
     step, unbroken, coco_folder, tmp_path
 ):
-    """The loader fails after the step: a photograph was deleted meanwhile."""
+    """The loader fails after the step: a photograph was deleted meanwhile. Had the run been killed instead,
+    steps after the checkpoint before are repeated, and their metrics are written only once.
+    """
     data = tmp_path / 'data'
     shutil.copytree(coco_folder, data)
     away = tmp_path / 'away'
@@ -250,7 +224,10 @@ def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one
 
     with pytest.raises(InputError, match='images are bad'):
         launch(tiny_config(data=data), tmp_path / 'run', on_step=take_away)
-    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] > step
+    last = checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1]
+    assert last > step
+    if step:
+        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(last))
     away.rename(data / 'train2017')
     launch(tiny_config(data=data), tmp_path / 'run')
     assert result(tmp_path / 'run')[1:] == result(unbroken)[1:]

@@ -18,6 +18,7 @@ from helpers import ROOT, launch, tiny_config
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.run import mesh as meshes
 from yolos_jax.run import workdir
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
@@ -129,7 +130,8 @@ def test_a_run_whose_folder_was_replaced_while_it_evaluates_changes_nothing_in_t
     coco_folder, tmp_path
 ):
     folder, other = tmp_path / 'run', tmp_path / 'other'
-    train(tiny_config(data=coco_folder, epochs=1, batch_size=8), other)
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    train(tiny_config(data=coco_folder, epochs=1, batch_size=8), other, mesh)
     files = {path: path.read_bytes() for path in other.rglob('*') if path.is_file()}
 
     class Replace(StopSignal):
@@ -147,6 +149,6 @@ def test_a_run_whose_folder_was_replaced_while_it_evaluates_changes_nothing_in_t
     stop = Replace()
     with contextlib.ExitStack() as stack, pytest.raises(InputError) as error:
         stack.callback(stop.release)
-        train(tiny_config(data=coco_folder, epochs=1, batch_size=8, seed=5), folder, stop=stop)
+        train(tiny_config(data=coco_folder, epochs=1, batch_size=8, seed=5), folder, mesh, stop=stop)
     assert stop.asked >= 4 and 'run: was removed or replaced while this run used it' in str(error.value)
     assert {path: (folder / path.relative_to(other)).read_bytes() for path in files} == files
