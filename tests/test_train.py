@@ -65,6 +65,20 @@ def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, co
     assert lines == expected[2]
 
 
+def test_a_killed_run_ends_as_an_unbroken_one(unbroken, coco_folder, tmp_path):
+    """Steps after the last checkpoint are repeated, and their metrics are written only once."""
+
+    def crash(step):
+        if step.number == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(tiny_config(data=coco_folder), tmp_path, on_step=crash)
+    shutil.rmtree(tmp_path / 'checkpoints' / '9')  # which a kill would not have let it save
+    launch(tiny_config(data=coco_folder), tmp_path)
+    assert result(tmp_path)[1:] == result(unbroken)[1:]
+
+
 def test_a_run_interrupted_or_stopped_in_a_notebook_ends_as_an_unbroken_one(
     unbroken, coco_folder, tmp_path
 ):
@@ -208,12 +222,10 @@ def test_a_run_whose_loss_is_not_finite_fails_at_every_start(diverging, coco_fol
 
 
 @pytest.mark.parametrize('step', [pytest.param(0, marks=pytest.mark.trials), 8])
-def test_an_exception_saves_what_was_trained_and_without_that_the_run_ends_as_an_unbroken_one(
+def test_an_exception_saves_what_was_trained_and_the_run_ends_as_an_unbroken_one(
     step, unbroken, coco_folder, tmp_path
 ):
-    """The loader fails after the step: a photograph was deleted meanwhile. Had the run been killed instead,
-    steps after the checkpoint before are repeated, and their metrics are written only once.
-    """
+    """The loader fails after the step: a photograph was deleted meanwhile."""
     data = tmp_path / 'data'
     shutil.copytree(coco_folder, data)
     away = tmp_path / 'away'
@@ -224,10 +236,7 @@ def test_an_exception_saves_what_was_trained_and_without_that_the_run_ends_as_an
 
     with pytest.raises(InputError, match='images are bad'):
         launch(tiny_config(data=data), tmp_path / 'run', on_step=take_away)
-    last = checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1]
-    assert last > step
-    if step:
-        shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(last))
+    assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] > step
     away.rename(data / 'train2017')
     launch(tiny_config(data=data), tmp_path / 'run')
     assert result(tmp_path / 'run')[1:] == result(unbroken)[1:]
