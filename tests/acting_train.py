@@ -2,8 +2,8 @@
 
 python acting_train.py FOLDER WHAT ...: WHAT is 'run'; or 'term:3', 'raise:3', 'wait:3' or 'full:3' (no file
 can be written), which happens after step 3 in process 1, or in the only process; or 'unreadable': process 1
-cannot read the newest checkpoint; or 'apart': process 1 makes other initial parameters, as another kind of
-CPU does; or 'elsewhere': each process runs in FOLDER/ID. The other arguments are those of train.py.
+cannot read the newest checkpoint; or 'elsewhere': each process runs in FOLDER/ID. Process 1 always makes
+other initial parameters, as another kind of CPU does. The other arguments are those of train.py.
 """
 
 import functools
@@ -57,7 +57,7 @@ def unreadable(self, path, args):
 
 if what == 'elsewhere':
     os.chdir(folder / sys.argv[-1].removeprefix('--process_id='))
-if what == 'apart' and '--process_id=1' in sys.argv:
+if '--process_id=1' in sys.argv:
     jax.config.update('jax_default_prng_impl', 'rbg')
 if what == 'unreadable':
     ocp.PyTreeCheckpointHandler.restore = unreadable
