@@ -13,14 +13,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, forward, make_hf, make_vit, noise, read_detector, torches
+from absl import flags
+from absl.testing import flagsaver
+from helpers import ROOT, TINY, forward, launch, make_hf, make_vit, noise, read_detector, torches
 from PIL import Image
 
 import yolos_jax
 from yolos_jax.data import records
 from yolos_jax.patches import patchify
+from yolos_jax.run import config_files
 from yolos_jax.tools import command as tools_command
-from yolos_jax.tools import evaluate
+from yolos_jax.tools import evaluate, train
 from yolos_jax.weights import checkpoint, hf, reference
 
 PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'demo/README.md'))]
@@ -84,7 +87,7 @@ def workplace(coco_folder, tmp_path_factory):
     return place
 
 
-def run(command, place):
+def run(command):
     words = [word for word in shlex.split(command) if word != '...']
     program, *arguments = words[1:] if words[0].endswith(('python', 'yolos')) else words
     if words[0].endswith('yolos'):
@@ -98,10 +101,10 @@ def run(command, place):
         finetunes = {'--config=configs/finetune.py', '--config=finetune'} & set(arguments)
         small = SMALLER[5:] if finetunes else SMALLER
         arguments = [fresh if word == workdir else word for word in arguments]
-        command = [sys.executable, program, *arguments, *small, *start]
-        environment = os.environ | {'PYTHONPATH': str(ROOT)}
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        with pytest.MonkeyPatch.context() as m, flagsaver.flagsaver():
+            m.setattr(sys, 'argv', config_files.resolved([program, *arguments, *small, *start]))
+            assert flags.FLAGS(sys.argv) == [program]
+            assert launch(train.CONFIG.value, train.WORKDIR.value) is None
     elif program == '-m':
         importlib.import_module(arguments[0]).main(arguments[1:])
     elif program == 'eval.py':
@@ -123,7 +126,7 @@ def test_every_command_runs_as_it_is_written(page, workplace, monkeypatch):
             continue
         if '--to=' in command:  # writes where the line before did
             subprocess.run(['rm', '-rf', workplace / 'OTHER'], check=True)
-        run(command, workplace)
+        run(command)
 
 
 def test_the_readme_shows_python_that_runs(workplace, monkeypatch, capsys):
@@ -139,7 +142,10 @@ def test_the_readme_shows_python_that_runs(workplace, monkeypatch, capsys):
 def test_the_page_on_training_shows_python_that_runs(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/training.md').read_text(), re.M | re.S)
-    (workplace / 'training.py').write_text(''.join(blocks))
+    made = 'config = quickstart.get_config()\n'
+    assert made in blocks[0]
+    smaller = made + 'config.model.width, config.model.depth, config.num_lengths = 32, 2, 1\n'
+    (workplace / 'training.py').write_text(''.join(blocks).replace(made, smaller))
     names = runpy.run_path('training.py')
     assert names['features'].shape[:2] == names['maps'].shape[::2][:2]  # B, Q
     assert len(names['history']) and names['number'] == 9
@@ -195,10 +201,12 @@ def test_the_page_on_predicting_exports_what_the_model_computes(workplace, monke
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    """In a process of its own; what a notebook would show is asked for."""
+    """In a process of its own, on fewer images; what a notebook would show is asked for."""
     notebook = json.loads((ROOT / 'docs' / 'quickstart.ipynb').read_text())
     cells = [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == 'code']
     assert not any(cell.get('outputs') for cell in notebook['cells']) and len(cells) > 5
+    assert "'train2017': 400" in cells[0]
+    cells[0] = cells[0].replace('400', '80')
     script = '\n'.join(cells) + '\nassert results[0]._repr_png_() and losses[-1] < losses[0], losses\n'
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1'}
     command = [sys.executable, '-c', script]
