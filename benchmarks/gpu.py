@@ -44,6 +44,7 @@ MODELS = {  # median sizes, and the length that such an image is padded to
     'B': (YOLOS_B, (41, 59), 2459),
 }
 SMALL = {'small': (dict(width=32, depth=2, heads=2, pos_grid=(4, 4), mid_pos_grid=(4, 4)), (4, 6), 27)}
+ROUNDS = 5  # of a measurement, but one where only the command is tried
 PEAK = 790e12  # FLOP/s in bfloat16 that an H100 or H200 reaches with large products
 
 
@@ -83,10 +84,10 @@ def text_of(row: dict) -> str:
     return ', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in values.items())
 
 
-def seconds(run: Callable, wait: Callable, calls: int = 10, rounds: int = 5) -> float:
+def seconds(run: Callable, wait: Callable, calls: int = 10) -> float:
     """The median time of a call, of several rounds of `calls`, after two that warm up."""
     times = []
-    for number in range(rounds + 1):
+    for number in range(ROUNDS + 1):
         clock = time.perf_counter()
         for _ in range(calls if number else 2):
             result = run()
@@ -254,6 +255,8 @@ def main() -> None:
     parser.add_argument('--only', default='', metavar='REGEX', help='the rows whose names it is found in')
     parser.add_argument('--small', action='store_true', help='tiny models, to try it on a CPU')
     args = parser.parse_args()
+    global ROUNDS
+    ROUNDS = 1 if args.small else ROUNDS
     table = Table(args.output, time.monotonic() + 60 * args.minutes, args.only)
     models, batches = (SMALL, (2,)) if args.small else (MODELS, (8, 16, 32))
     cases = {
