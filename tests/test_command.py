@@ -84,6 +84,7 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
         (['--config=quickstart', '--config.epochs=x'], 'invalid literal for int()'),
         (['--config=quickstart', '--config.model.widht=1'], 'Did you mean "width"'),
         (['--config=quickstart', '--wokdir=x'], 'Did you mean: workdir'),
+        (['--config=finetune', *2 * ['--config.augment.sizes=(96,)']], 'augment.sizes is given twice'),
         (['--config=quickstart', '--width=9'], 'did you mean --config.model.width?'),
         (['--config=quickstart', 'config.epochs=3'], 'config.epochs=3 is not a flag'),
     ],

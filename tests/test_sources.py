@@ -104,8 +104,7 @@ def scored(data):
         size = np.tile([data.widths[i], data.heights[i]], 2)
         moved = boxes + 0.1 * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
         detections = {'scores': np.linspace(0.9, 0.5, len(boxes)), 'labels': labels, 'boxes': moved / size}
-        image_size = data.heights[i], data.widths[i]
-        results += evaluation.to_coco(data.ids[i], detections, image_size, detector)
+        results += evaluation.to_coco(data.ids[i], detections, (data.heights[i], data.widths[i]), detector)
     return evaluation.score(data.truth(), results)
 
 

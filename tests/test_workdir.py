@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from helpers import ROOT, launch, tiny_config
 

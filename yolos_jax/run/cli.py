@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -196,8 +196,12 @@ def _flag_of(argument: str) -> str:
     return f'--{argument}' if argument in flags.FLAGS else f'--config.{argument}'
 
 
-def _parse(arguments: list[str], keys: Iterable[str]) -> list[str]:
-    """Parse absl's flags; an error becomes one line. keys: of a config."""
+def _parse(arguments: list[str], keys: dict[str, Any]) -> list[str]:
+    """Parse absl's flags; an error becomes one line. keys: of a config, with their values."""
+    given = [argument.partition('=')[0].lstrip('-') for argument in arguments]
+    for key, value in keys.items():
+        if isinstance(value, tuple) and given.count(f'config.{key}') > 1:  # would be added up
+            sys.exit(f'error: --config.{key} is given twice')
     try:
         rest = flags.FLAGS(arguments)
         if rest[1:]:
