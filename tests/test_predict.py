@@ -136,7 +136,7 @@ def test_predictions_of_other_weights_at_the_same_path_are_not_mixed(saved, phot
         run_predict(folder, out, photographs)
 
 
-@pytest.mark.parametrize('count', [200, pytest.param(10_000, marks=pytest.mark.trials)])
+@pytest.mark.parametrize('count', [400, pytest.param(10_000, marks=pytest.mark.trials)])
 def test_a_killed_prediction_is_completed_with_every_image_once(count, saved, coco_folder, tmp_path):
     """One is corrupt; memory does not grow with the number of images."""
     photographs, out = tmp_path / 'photographs', tmp_path / 'out'
