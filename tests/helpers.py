@@ -12,8 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def saved_flags():
+    """absl's flags are afterwards as before, without those of a config's keys."""
+    import tensorflow_datasets  # noqa: F401
+    from array_record.python import array_record_data_source  # noqa: F401
+
+    # both define flags when they are imported, which would be deleted
+    with flagsaver.flagsaver():
+        yield
 
 
 def make_hf(fields, eps=1e-12, num_classes=91):

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
-from helpers import ROOT
+from helpers import ROOT, saved_flags
 
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, workdir
@@ -91,7 +90,7 @@ def test_a_command_line_that_cannot_work_is_answered_in_one_line(arguments, says
 )
 def test_a_flag_or_key_that_is_none_is_answered_with_the_nearest(arguments, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['yolos train', '--workdir=w', *arguments])
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+    with saved_flags(), pytest.raises(SystemExit) as end:
         cli.run_with_flags(pytest.fail, train.KEYS)
     assert end.value.code.startswith('error: ') and says in end.value.code
     assert '\n' not in end.value.code and not capsys.readouterr().err

@@ -14,8 +14,18 @@ import numpy as np
 import pytest
 import torch
 from absl import flags
-from absl.testing import flagsaver
-from helpers import ROOT, TINY, forward, launch, make_hf, make_vit, noise, read_detector, torches
+from helpers import (
+    ROOT,
+    TINY,
+    forward,
+    launch,
+    make_hf,
+    make_vit,
+    noise,
+    read_detector,
+    saved_flags,
+    torches,
+)
 from PIL import Image
 
 import yolos_jax
@@ -101,7 +111,7 @@ def run(command):
         finetunes = {'--config=configs/finetune.py', '--config=finetune'} & set(arguments)
         small = SMALLER[5:] if finetunes else SMALLER
         arguments = [fresh if word == workdir else word for word in arguments]
-        with pytest.MonkeyPatch.context() as m, flagsaver.flagsaver():
+        with pytest.MonkeyPatch.context() as m, saved_flags():
             m.setattr(sys, 'argv', config_files.resolved([program, *arguments, *small, *start]))
             assert flags.FLAGS(sys.argv) == [program]
             assert launch(train.CONFIG.value, train.WORKDIR.value) is None

@@ -102,12 +102,15 @@ def test_sharded_state_takes_an_eighth_of_the_memory_on_eight_devices():
 
 
 def test_a_step_sends_its_gradient_once_and_little_else():
-    """The sum of gradients and a few scalars, with position tables of the published size."""
+    """The sum of gradients and a few scalars, with position tables of the published size.
+
+    The gradient of [CLS] and [DET] tokens is that of their positions, and sent for both.
+    """
     model = MODEL.clone(pos_grid=(32, 54), mid_pos_grid=(32, 54))
     sent = collectives(compiled(8, model=model)[0].as_text())
     size = 4 * sum(x.size for x in jax.tree.leaves(start(model)[1]['params']))
     assert set(sent) == {'all-reduce'}
-    assert size <= sent['all-reduce'][1] <= 1.05 * size
+    assert 0.99 * size < sent['all-reduce'][1] < 1.05 * size
 
 
 def test_a_sharded_step_gathers_its_parameters_once_and_no_activations():

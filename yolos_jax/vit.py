@@ -119,15 +119,18 @@ class Backbone(nn.Module):
 
     def embed(self, patches: jax.Array, grid: jax.Array) -> jax.Array:
         """The tokens [B, S, D] of the first block: [CLS], registers, [DET] and patches, with positions."""
-        B, N, _ = patches.shape
         special = [self.cls_token, *([self.reg_token] if self.registers else [])]
         special += [self.det_token] if self.num_det_tokens else []
-        special = ops.repeat(jnp.concatenate([spmd.gathered(token)[0] for token in special]), B)
-        tokens = self.patch_embed(patches)
-        x = jnp.concatenate([special.astype(self.dtype), tokens], axis=1)
+        special = jnp.concatenate([spmd.gathered(token)[0] for token in special])
+
+        def joined(special: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.concatenate([ops.repeat(special, y.shape[0]).astype(y.dtype), y], axis=1)
+
+        # `repeat` fixes a layout, and XLA does not partition what does
+        x = spmd.over_batch(joined, shared=1)(special, self.patch_embed(patches))
         if self.pos_grid is None:
             return x
-        resample = self._resampler(self.pos_grid, grid, N)
+        resample = self._resampler(self.pos_grid, grid, patches.shape[1])
         return x + self._positions(self.pos_embed, self.pos_grid, resample)
 
     def encode(
