@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from google.protobuf.message import Error as ProtobufError
 
 from yolos_jax.data import coco_classes, pixels
 from yolos_jax.data.annotations import Annotations
@@ -27,6 +28,7 @@ from yolos_jax.errors import InputError
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
 INFO = 'dataset_info.json'  # present in every data set
+DAMAGED = ValueError, TypeError, LookupError, RuntimeError, OSError, ProtobufError
 READERS = 128  # threads that read all examples: a bucket answers each after a while
 
 
@@ -39,12 +41,12 @@ def splits(folder: Folder | BucketFolder) -> list[str]:
 
 @contextlib.contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Raises InputError for a file that cannot be used: its readers raise any error."""
+    """Raises InputError in place of what readers raise for a damaged file."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except DAMAGED as error:
         text = ' '.join(str(error).split())[:200]
         raise InputError(f'{what}: damaged or incomplete ({text}); copy it again', 'data') from None
 
@@ -212,15 +214,11 @@ def _row(folder: Folder | BucketFolder, example: dict) -> tuple:
 def _categories(folder: Folder | BucketFolder, names: list[str]) -> list:
     if folder.has(CATEGORIES):
         with _naming(f'{folder}/{CATEGORIES}'):
-            pairs = [
-                (int(number), str(name))
-                for number, name in json.loads(folder.local(CATEGORIES).read_text())
-            ]
+            stored = json.loads(folder.local(CATEGORIES).read_text())
+            pairs = [(int(number), str(name)) for number, name in stored]
         if len(pairs) != len(names):
-            raise InputError(
-                f'{folder}/{CATEGORIES}: has {len(pairs)} categories, and features.json {len(names)}',
-                'data',
-            )
+            counts = f'{len(pairs)} categories, and features.json {len(names)}'
+            raise InputError(f'{folder}/{CATEGORIES}: has {counts}', 'data')
         return pairs
     if list(names) != list(coco_classes.COCO.values()):
         raise InputError(f'{folder}: the classes are not those of COCO, and there is no {CATEGORIES}')
