@@ -1,17 +1,16 @@
 """Draws the curves of a run."""
 
-import json
 from pathlib import Path
 
 from yolos_jax import visualize
-from yolos_jax.run import run_files
+from yolos_jax.run import log, run_files
 
 
 def draw(workdir: str | Path) -> None:
     """Draw curves.png from metrics.jsonl: losses and AP or accuracy, each on a scale of its own."""
     from matplotlib.figure import Figure  # not pyplot, whose backend is a notebook's own
 
-    lines = [json.loads(line) for line in (Path(workdir) / run_files.METRICS).read_text().splitlines()]
+    lines = log.read_metrics(workdir)
     figure = Figure(figsize=(14, 4.5))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.12, top=0.97, wspace=0.14)
     losses = 'loss', 'val_loss', 'loss_ce', 'loss_bbox', 'loss_giou'

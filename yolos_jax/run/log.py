@@ -151,3 +151,22 @@ class Log:
         """Flush and close everything."""
         self._bar.close()
         self._board.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, without one that is still being written.
+
+    Raises:
+        InputError: it cannot be read, or is not what a run writes.
+    """
+    path = Path(workdir) / run_files.METRICS
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b'\n')
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if not all(type(line['step']) is int for line in lines):
+            raise ValueError('a step that is no number')
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror})') from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f'{path}: not what a run writes ({error})') from None
+    return lines

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from yolos_jax import files, visualize
 from yolos_jax.errors import InputError
-from yolos_jax.run import cli, config_files, run_files
+from yolos_jax.run import cli, config_files, log, run_files
 from yolos_jax.weights import checkpoint
 
 NUMBERS = {  # the metrics to compare; the first one ranks the runs
@@ -62,9 +62,10 @@ def read(folder: Path, name: str) -> Run:
     Raises:
         InputError: it is not a workdir, or it has no checkpoint yet.
     """
+    if not (folder / run_files.METRICS).exists():
+        raise InputError(f'{folder}: not the workdir of a run (no {run_files.METRICS})')
+    lines = log.read_metrics(folder)
     try:
-        whole, _, _ = (folder / run_files.METRICS).read_text().rpartition('\n')  # the last may be cut off
-        lines = [json.loads(line) for line in whole.splitlines()]
         # the first mean of an epoch, named so before version 0.3, whose lines say no epoch
         length = next((line['step'] for line in lines if 'epoch_loss' in line), None)
         if length:
@@ -72,15 +73,13 @@ def read(folder: Path, name: str) -> Run:
         epochs = max((line['epoch'] for line in lines), default=0)
         # an AP of -1 is that of no objects
         evaluations = {name: [line for line in lines if line.get(name, -1) != -1] for name in NUMBERS}
-    except OSError as error:
-        raise InputError(f'{folder}: not the workdir of a run ({error.strerror}: metrics.jsonl)') from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{folder}/metrics.jsonl: not what a run writes ({error})') from None
+    except (TypeError, KeyError) as error:
+        raise InputError(f'{folder}/{run_files.METRICS}: not what a run writes ({error})') from None
     meta = checkpoint.newest_meta(folder / checkpoint.FOLDER)
     if not meta:
         raise InputError(f'{folder}: this run has saved no checkpoint yet')
     if not lines:
-        raise InputError(f'{folder}/metrics.jsonl: has no lines')
+        raise InputError(f'{folder}/{run_files.METRICS}: has no lines')
     config = meta.get('config', {})
     measure = 'top1' if config_files.is_pretraining(config) else 'AP'
     return Run(name, config, meta.get('data', {}), measure, evaluations[measure], epochs)

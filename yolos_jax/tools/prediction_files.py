@@ -107,7 +107,7 @@ class Predictions(contextlib.AbstractContextManager):
             return
         with open(self._path, 'rb') as file:
             for line in file:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     entry = json.loads(line)
                     if isinstance(entry, dict) and isinstance(entry.get('image'), str):
                         yield entry
