@@ -277,48 +277,6 @@ def test_an_exception_in_one_process_ends_all_and_is_shown(trial, what, says, co
     assert 'no progress in' not in ''.join(logs)  # as of a process that is stuck
 
 
-def test_a_process_that_is_stuck_ends_with_its_stacks():
-    script = (
-        'import threading\nfrom yolos_jax.run import cluster\n'
-        'def stuck():\n    with cluster.watchdog(1):\n        threading.Event().wait()\nstuck()'
-    )
-    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and 'no progress in 1 seconds' in done.stderr and 'in stuck' in done.stderr
-    with open('/dev/full', 'w') as full:  # as a log on a full disk
-        assert subprocess.run([sys.executable, '-c', script], cwd=ROOT, stderr=full).returncode == 1
-
-
-def test_a_process_is_stuck_from_its_last_progress_on_and_not_after_the_block():
-    script = (
-        'import threading, time\nfrom yolos_jax.run import cluster\n'
-        'with cluster.watchdog(1):\n    pass\n'
-        'time.sleep(1.3)\n'
-        'with cluster.watchdog(1) as progress:\n'
-        '    for _ in range(30):\n        time.sleep(0.05)\n        progress()\n'
-        '    print("on", flush=True)\n    threading.Event().wait()'
-    )
-    command = [sys.executable, '-c', script]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.returncode) == ('on\n', 1) and 'no progress in 1 seconds' in done.stderr
-
-
-def test_a_process_that_was_suspended_is_not_taken_for_stuck():
-    script = (
-        'from yolos_jax.run import cluster\n'
-        'with cluster.watchdog(3) as progress:\n    print(flush=True)\n    input()\n    progress()\n'
-        'print("on")'
-    )
-    command = [sys.executable, '-c', script]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(4)
-        process.send_signal(signal.SIGCONT)
-        assert process.communicate('\n')[0] == 'on\n' and process.returncode == 0
-
-
 @pytest.mark.parametrize(
     ('variables', 'expected'),
     [
@@ -358,8 +316,6 @@ def test_a_half_described_cluster_is_refused():
     assert error.value.argument == 'num_processes'
     with pytest.raises(InputError, match='heartbeat is 0, less than a second'):
         cluster.start(heartbeat=0)
-    with pytest.raises(InputError, match='stuck is -5, less than 0'), cluster.watchdog(-5):
-        pass
 
 
 @pytest.mark.parametrize(('name', 'value'), [('OMPI_COMM_WORLD_SIZE', '2'), ('JOB_COMPLETION_INDEX', '1')])

@@ -4,15 +4,12 @@ It builds on jax.distributed and its collectives; a single process waits for not
 """
 
 import contextlib
-import faulthandler
 import hashlib
 import os
 import re
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,8 @@ from jax.experimental import multihost_utils
 import yolos_jax
 from yolos_jax import cpus, files
 from yolos_jax.errors import InputError
-from yolos_jax.run import rendezvous
+from yolos_jax.run import rendezvous, watchdog
 
-STUCK = 1800  # seconds without a step after which a process of several ends
 # variables of Open MPI, MPICH and Kubernetes' indexed jobs, and their largest value for one process
 LAUNCHERS = {'OMPI_COMM_WORLD_SIZE': 1, 'PMI_SIZE': 1, 'JOB_COMPLETION_INDEX': 0}
 _heartbeat = 30  # seconds, set by `start`
@@ -69,7 +65,7 @@ def start(
         jax.distributed.initialize(
             coordinator, num_processes, process_id, _own_devices(),
             heartbeat_timeout_seconds=heartbeat,
-            shutdown_timeout_seconds=STUCK,  # the first process scores and uploads when the others are done
+            shutdown_timeout_seconds=watchdog.STUCK,  # process 0 scores and uploads after the others
         )  # fmt: skip
     except ValueError as error:
         if not missing:
@@ -199,45 +195,6 @@ def barrier(name: str) -> None:
 def is_alone() -> bool:
     """Whether this process belongs to no cluster."""
     return not jax.distributed.is_initialized()
-
-
-@contextlib.contextmanager
-def watchdog(seconds: int | None) -> Iterator[Callable[[], None]]:
-    """Ends this process, with the stacks of its threads on stderr, after `seconds` without progress.
-
-    Yields a function to call at every progress. Heartbeats come from a thread of their own and go on when
-    the process is stuck, for example in a read that never ends. seconds: None or 0 to wait forever.
-
-    It counts pauses of a thread, since a clock goes on while the process is suspended (by Ctrl-Z, or by
-    Slurm): a suspension is one pause, however long. A thread that holds the GIL forever is not noticed.
-    """
-    if seconds and seconds < 0:
-        raise InputError(f'stuck is {seconds}, less than 0 seconds', 'stuck')
-    if not seconds:
-        yield lambda: None
-        return
-    pauses, moved, ended = 60, threading.Event(), threading.Event()
-
-    def watch() -> None:
-        left = pauses
-        while left:
-            if ended.wait(seconds / pauses):
-                return
-            left = pauses if moved.is_set() else left - 1
-            moved.clear()
-        deadline = threading.Timer(5, os._exit, [1])  # stderr may be a pipe that nobody reads
-        deadline.start()
-        try:
-            print(f'no progress in {seconds} seconds', file=sys.__stderr__)
-            faulthandler.dump_traceback(sys.__stderr__)
-        finally:  # or closed, or on a full disk
-            os._exit(1)
-
-    threading.Thread(target=watch, name='watchdog', daemon=True).start()
-    try:
-        yield moved.set
-    finally:
-        ended.set()
 
 
 def is_of_gloo(error: BaseException) -> bool:

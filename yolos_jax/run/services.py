@@ -27,7 +27,7 @@ class Run(NamedTuple):
     energy: Energy
     throughput: Throughput
     log: Log
-    progress: Callable[[], None]  # to be called at every progress (`cluster.watchdog`)
+    progress: Callable[[], None]  # to be called at every progress (`watchdog.started`)
     stop: StopSignal | None
 
     def save(self, state: dict) -> bool:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from yolos_jax import bucket
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError, InputError, shown
-from yolos_jax.run import cluster, curves, detection, workdir
+from yolos_jax.run import cluster, curves, detection, watchdog, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.meters import Means
 from yolos_jax.run.programs import Programs
@@ -55,7 +55,7 @@ def train(
         mesh: as `run.mesh.make_mesh` makes it; None: all devices.
         on_step: called after each step was dispatched. If it returns True in every process, the run saves
             and stops.
-        stuck: seconds without a step after which the process ends (`cluster.watchdog`); None: 1,800 with
+        stuck: seconds without a step after which the process ends (`watchdog.started`); None: 1,800 with
             several processes, never with one.
         stop: checked after every step; None leaves signals alone, except that Ctrl-C is raised when the
             step is complete, or at once the second time.
@@ -100,8 +100,8 @@ def run_to_end(
     if not bucket.is_url(location):
         checkpoint.check_path(location)
     if stuck is None and not cluster.is_alone():
-        stuck = cluster.STUCK
-    with workdir.opened(location) as work, cluster.watchdog(stuck) as progress:
+        stuck = watchdog.STUCK
+    with workdir.opened(location) as work, watchdog.started(stuck) as progress:
         setup = prepare(work)
         state, run = resume(setup, work, progress, stop)
         if stop:

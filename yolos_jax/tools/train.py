@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from yolos_jax.configs import common
-from yolos_jax.run import cli, cluster, workdir
+from yolos_jax.run import cli, cluster, watchdog, workdir
 from yolos_jax.run.compiled import CompiledPrograms
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import Step, train
@@ -31,7 +31,7 @@ NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process: 0, 1, ...')
 HEARTBEAT = flags.DEFINE_integer('heartbeat', 30, 'Seconds until a silent process is dead.')
 STUCK = flags.DEFINE_integer(
-    'stuck', cluster.STUCK, 'Seconds without a step until the process ends; 0: never.'
+    'stuck', watchdog.STUCK, 'Seconds without a step until the process ends; 0: never.'
 )
 flags.mark_flags_as_required(['config', 'workdir'])
 
