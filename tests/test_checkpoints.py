@@ -19,7 +19,7 @@ from yolos_jax.model import Yolos, init_params
 from yolos_jax.run import checkpoints
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.checkpoints import Checkpoints
-from yolos_jax.weights import checkpoint, integrity
+from yolos_jax.weights import checkpoint, integrity, step_ap
 
 # Orbax leaves tasks behind where a file is damaged
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -123,7 +123,7 @@ def test_the_first_of_equally_good_steps_is_the_best(tmp_path):
         (tmp_path / str(step) / 'state').mkdir(parents=True)
         (tmp_path / str(step) / 'meta').mkdir()
         (tmp_path / str(step) / checkpoint.COMMITTED).touch()
-        checkpoint.write_ap(tmp_path / str(step), ap)
+        step_ap.write(tmp_path / str(step), ap)
     assert Checkpoints(tmp_path).best() == 2
 
 
@@ -250,11 +250,11 @@ def test_a_detector_from_a_damaged_folder_is_intact_and_an_older_step_is_reporte
         params, meta = checkpoint.read_params(folder)
         same(params, jax.device_get(at(state, meta['note'])['params']))
         printed = capsys.readouterr().err
-        if meta['step'] == 1 and 2 in checkpoint.steps(folder) and checkpoint.saved_ap(folder / '2'):
+        if meta['step'] == 1 and 2 in checkpoint.steps(folder) and step_ap.read(folder / '2'):
             assert 'damaged' in printed and 'step 1 is read instead' in printed
 
 
-AP = checkpoint.AP_FILE
+AP = step_ap.FILE
 
 
 @pytest.mark.row('damaged checkpoints: bytes of the meta', count=800)
@@ -277,8 +277,8 @@ def test_every_byte_of_an_ap_is_under_a_hash(state, tmp_path):
     whole = path.read_bytes()
     for i, bit in itertools.product(range(len(whole)), range(8)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :])
-        assert checkpoint.saved_ap(tmp_path / '1') in (None, 0.25)
-    assert checkpoint.ap_is_damaged(tmp_path / '1')
+        assert step_ap.read(tmp_path / '1') in (None, 0.25)
+    assert step_ap.is_damaged(tmp_path / '1')
 
 
 def test_the_best_step_stays_where_its_ap_is_damaged(state, tmp_path):
@@ -372,4 +372,4 @@ def test_the_reason_of_a_failed_save_is_that_of_the_system():
 
 def test_a_step_without_an_ap_is_worse_than_one_with_0():
     aps = [None, -1.0, math.nan, math.inf]  # -1: of a split without objects
-    assert [checkpoint.rank(ap) for ap in aps] == [-math.inf] * 4 and checkpoint.rank(0.0) == 0
+    assert [step_ap.rank(ap) for ap in aps] == [-math.inf] * 4 and step_ap.rank(0.0) == 0

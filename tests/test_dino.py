@@ -291,9 +291,14 @@ def test_formats_that_can_describe_the_model_return_it_and_the_others_refuse_it(
     assert not (tmp_path / 'no').exists()
     config = tmp_path / 'native' / 'config.json'
     (tmp_path / 'native' / 'model.safetensors.sha256').unlink()
-    config.write_text(config.read_text().replace('"rope": true', '"rope": 3'))
-    with pytest.raises(InputError, match='rope is 3, neither true nor false'):
-        read_detector(tmp_path / 'native')
+    text = config.read_text()
+    for whole, damaged, says in (
+        ('"rope": true', '"rope": 3', 'rope is 3, neither true nor false'),
+        ('[112, 176]', '[0, 176]', 'it is evaluated at 0, not at 16 to 100000 pixels'),
+    ):
+        config.write_text(text.replace(whole, damaged))
+        with pytest.raises(InputError, match=says):
+            read_detector(tmp_path / 'native')
 
 
 def test_a_run_starts_from_a_dinov3_backbone_and_resumes(vits, coco_folder, tmp_path):

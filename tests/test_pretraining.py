@@ -20,7 +20,7 @@ from yolos_jax.model import Yolos
 from yolos_jax.run import config_checks, config_files
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.pretraining import group_size, pretrain
-from yolos_jax.weights import checkpoint, deit, names
+from yolos_jax.weights import checkpoint, deit, names, step_ap
 
 B, GROUP, SIZE = 16, 8, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -259,7 +259,7 @@ def test_the_file_of_weights_has_the_best_top1(class_folder, tmp_path):
     state = PyTreeCheckpointHandler().restore(tmp_path / 'checkpoints' / str(best) / 'state')
     jax.tree.map(np.testing.assert_array_equal, read_deit(tmp_path / 'deit.pth')[1], state['ema'])
     steps = checkpoint.steps(tmp_path / 'checkpoints')
-    checkpoint.write_ap(tmp_path / 'checkpoints' / str(steps[-1]), 1.0)  # none after it is better
+    step_ap.write(tmp_path / 'checkpoints' / str(steps[-1]), 1.0)  # none after it is better
     (tmp_path / 'deit.pth').write_bytes(b'of another run')
     config.epochs = 3
     launch(config, tmp_path)

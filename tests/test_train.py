@@ -21,7 +21,7 @@ from yolos_jax.errors import DivergedError, InputError
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.starting_point import make_start
 from yolos_jax.run.train import train
-from yolos_jax.weights import adapt, checkpoint
+from yolos_jax.weights import adapt, checkpoint, step_ap
 
 
 @pytest.fixture(scope='module')
@@ -273,10 +273,10 @@ def test_a_run_that_lacks_its_last_evaluation_makes_it_when_restarted(unbroken, 
     shutil.copytree(unbroken, tmp_path / 'run')
     data = shutil.copytree(coco_folder, tmp_path / 'data')
     newest = tmp_path / 'run' / 'checkpoints' / '18'
-    (newest / checkpoint.AP_FILE).unlink()
+    (newest / step_ap.FILE).unlink()
     launch(tiny_config(data=data), tmp_path / 'run')
     assert result(tmp_path / 'run')[2] == result(unbroken)[2]
-    assert checkpoint.saved_ap(newest) is not None
+    assert step_ap.read(newest) is not None
 
 
 BAD_VALUES = {

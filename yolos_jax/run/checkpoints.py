@@ -21,7 +21,7 @@ from yolos_jax import files
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.run import cluster
 from yolos_jax.run.mirror import Mirror
-from yolos_jax.weights import checkpoint, integrity
+from yolos_jax.weights import checkpoint, integrity, step_ap
 from yolos_jax.weights.checkpoint import META, STATE
 from yolos_jax.weights.pretrained import by_path
 
@@ -98,13 +98,13 @@ class Checkpoints:
             self._wait()
             self._check()
             if cluster.is_first() and (self.folder / str(step)).is_dir():
-                checkpoint.write_ap(self.folder / str(step), ap)
+                step_ap.write(self.folder / str(step), ap)
                 if self._mirror:
                     self._mirror.start_push()
 
     def ap(self, step: int) -> float | None:
         """The recorded AP of a step; None if there is none."""
-        return checkpoint.saved_ap(self.folder / str(step))
+        return step_ap.read(self.folder / str(step))
 
     def best(self) -> int | None:
         """The step with the best AP, the first of equals; None if no AP was measured."""
@@ -113,7 +113,7 @@ class Checkpoints:
 
     def _best(self) -> int | None:
         aps = checkpoint.aps(self.folder)
-        measured = [step for step in aps if checkpoint.rank(aps[step]) > -np.inf]
+        measured = [step for step in aps if step_ap.rank(aps[step]) > -np.inf]
         return max(measured, key=lambda step: (aps[step], -step), default=None)
 
     def restore(self, like: dict) -> tuple[dict, dict] | None:
@@ -202,7 +202,7 @@ class Checkpoints:
             best = self._best()
             for step in checkpoint.steps(self.folder)[:-KEPT]:
                 path = self.folder / str(step)
-                if step != best and not checkpoint.ap_is_damaged(path):
+                if step != best and not step_ap.is_damaged(path):
                     (self.folder / TRASH).mkdir(exist_ok=True)
                     path.rename(self.folder / TRASH / path.name)  # atomic: removal could leave half a step
                     self._note_removed(path)
@@ -255,9 +255,9 @@ def _tidy(folder: Path) -> None:
     for path in steps:
         if path in cut:
             _set_aside(path, 'parts of it are missing')
-        elif checkpoint.ap_is_damaged(path):
+        elif step_ap.is_damaged(path):
             with contextlib.suppress(FileNotFoundError):
-                (path / checkpoint.OLD_AP_FILE).rename(path / checkpoint.AP_FILE)
+                (path / step_ap.OLD_FILE).rename(path / step_ap.FILE)
 
 
 def _set_aside(path: Path, problem: object) -> None:

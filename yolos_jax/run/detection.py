@@ -29,7 +29,7 @@ from yolos_jax.run import (
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.log import Log
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
-from yolos_jax.weights import checkpoint, model_card, sizes
+from yolos_jax.weights import checkpoint, model_card, sizes, step_ap
 from yolos_jax.weights.pretrained import Pretrained
 
 FEW_STEPS = 500  # of a run
@@ -91,7 +91,7 @@ class DetectorSetup(setup.Setup):
         """Write the model card: of the best step, or the last if none was evaluated."""
         if not aps:
             return
-        step = max(aps, key=lambda step: (checkpoint.rank(aps[step]), step))
+        step = max(aps, key=lambda step: (step_ap.rank(aps[step]), step))
         about = self.start.about | meta | {'step': step}
         if aps[step] is not None:
             about['AP'] = aps[step]

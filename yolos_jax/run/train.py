@@ -23,7 +23,7 @@ from yolos_jax.run.programs import Programs
 from yolos_jax.run.services import Run, measurements, resume
 from yolos_jax.run.setup import Setup
 from yolos_jax.run.stop import StopRun, StopSignal, interrupts_held
-from yolos_jax.weights import checkpoint
+from yolos_jax.weights import checkpoint, step_ap
 
 GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
 
@@ -205,7 +205,7 @@ def evaluate_if_due(setup: Setup, run: Run, state: dict, done: int) -> bool:
         return False
     if cluster.anywhere(run.checkpoints.ap(done) is None):
         best = run.checkpoints.best()
-        best_ap = -np.inf if best is None else checkpoint.rank(run.checkpoints.ap(best))
+        best_ap = -np.inf if best is None else step_ap.rank(run.checkpoints.ap(best))
         ap = setup.evaluate(state, done, run.log, run.after_batch, best_ap)
         run.checkpoints.note_ap(done, cluster.broadcast(ap))
         run.throughput.restart()

@@ -23,13 +23,11 @@ from yolos_jax import files
 from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
-from yolos_jax.weights import deit, integrity, sizes
+from yolos_jax.weights import deit, integrity, sizes, step_ap
 from yolos_jax.weights.pretrained import Pretrained, by_path
 
 FOLDER = 'checkpoints'  # of a run, in its workdir
 STATE, META = 'state', 'meta'
-AP_FILE = 'AP.json'  # in a step's folder: its validation AP, measured after the step was saved
-OLD_AP_FILE = 'metrics/metrics'  # of version 0.1, written by Orbax
 FORMAT = 2  # of the meta
 ABOUT_RUN = 'config', 'AP', 'step', 'training', 'goodput', 'energy'  # of the meta, for a detector's `about`
 MODEL_FIELDS = (
@@ -94,7 +92,7 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
         raise InputError(f'{folder}: no checkpoint in this folder')
     step_aps = aps(folder)
     check_detector(folder)
-    order = sorted(available, key=lambda step: (rank(step_aps[step]), step), reverse=True)
+    order = sorted(available, key=lambda step: (step_ap.rank(step_aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:
         path = folder / str(candidate)
@@ -228,42 +226,6 @@ def contents(state: dict, meta: dict) -> Any:
     return ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})
 
 
-def rank(ap: float | None) -> float:
-    """The key to order steps by: their AP; those without one, or with that of no objects, -1, are last."""
-    return ap if ap is not None and 0 <= ap < math.inf else -math.inf
-
-
-def write_ap(path: Path, ap: float) -> None:
-    """Write the AP of a step to its folder, with a hash of it."""
-    files.write_json(path / AP_FILE, {'AP': ap, 'sha256': integrity.hash_of(ap)})
-
-
-def saved_ap(path: Path) -> float | None:
-    """The AP of a step's folder; None if it was not measured. Damage counts as not measured."""
-    return _saved_ap(path)[0]
-
-
 def aps(folder: Path) -> dict[int, float | None]:
-    """The AP of each step in a folder of checkpoints, as `saved_ap`."""
-    return {step: saved_ap(folder / str(step)) for step in steps(folder)}
-
-
-def ap_is_damaged(path: Path) -> bool:
-    """Whether a step's folder has an AP that cannot be read: such a step may be the best."""
-    return _saved_ap(path)[1]
-
-
-def _saved_ap(path: Path) -> tuple[float | None, bool]:
-    """The AP of a step's folder, and whether it is damaged."""
-    try:
-        file = path / AP_FILE if (path / AP_FILE).exists() else path / OLD_AP_FILE
-        content = json.loads(file.read_text())
-        ap = content['AP']
-        # version 0.1 had no hash
-        whole = 'sha256' not in content or content['sha256'] == integrity.hash_of(ap)
-        whole &= (ap is None or isinstance(ap, float | int)) and content.keys() <= {'AP', 'sha256'}
-        return (ap, False) if whole else (None, True)
-    except FileNotFoundError:
-        return None, False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, True
+    """The AP of each step in a folder of checkpoints, as `step_ap.read`."""
+    return {step: step_ap.read(folder / str(step)) for step in steps(folder)}

@@ -9,10 +9,10 @@ from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
 from yolos_jax.patches import MEAN, PATCH, STD
 from yolos_jax.weights import hf_names, model_card, names, safetensors, sizes, statistics, tensors
-from yolos_jax.weights.pretrained import Pretrained, about_ids
+from yolos_jax.weights.pretrained import UNBOUNDED, Pretrained, about_ids
 from yolos_jax.weights.tensors import CONFIG, PREPROCESSOR, SAFETENSORS, TensorFile
 
-SIZE, UNBOUNDED = (800, 1333), 100_000  # of images where preprocessor_config.json does not say
+SIZE = 800, 1333  # of images where preprocessor_config.json does not say
 EPS = 1e-12  # of LayerNorm where config.json does not say
 BILINEAR = 2  # PIL's number for the only filter that images are resized with
 UNUSED = 'N/A'  # the name of an id that has no class

@@ -27,7 +27,7 @@ def read(file: TensorFile) -> Pretrained:
     config = file.beside(CONFIG)
     model = checkpoint.model_of(config['model'])
     classes = {int(number): str(name) for number, name in config['classes'].items()}
-    size, max_size = map(int, config['eval_size'])
+    size, max_size = config['eval_size']
     about = about_ids(config.get('about', {}).get('category_ids'))
     return Pretrained(model, names.to_params(file.tensors, model), classes, size, max_size, about)
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.patches import PATCH
+
+UNBOUNDED = 100_000  # pixels: a longer side that no image reaches
 
 
 def about_ids(category_ids: object) -> dict:
@@ -43,11 +46,16 @@ class Pretrained:
     about: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises InputError if a class has a number that is outside the class head."""
+        """Raises InputError if a class has a number outside the class head, or a size is no image's."""
         if wrong := [label for label in self.classes if not 0 <= label < self.model.num_classes]:
             raise InputError(
                 f'a class has the number {wrong[0]}, and the model {self.model.num_classes} classes'
             )
+        for side in (self.size, self.max_size):
+            if type(side) is not int or not PATCH <= side <= UNBOUNDED:
+                raise InputError(
+                    f'it is evaluated at {str(side)[:50]}, not at {PATCH} to {UNBOUNDED} pixels'
+                )
 
     @property
     def category_ids(self) -> dict[int, int]:
