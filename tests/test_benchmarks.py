@@ -29,7 +29,7 @@ def test_every_benchmark_starts():
 
 def test_the_measurements_of_a_gpu_can_be_made(tmp_path):
     """At a small size, on the CPU: every row has a value and none an error."""
-    command = ['bash', 'benchmarks/gpu.sh', '--small', f'--output={tmp_path}']
+    command = ['bash', 'benchmarks/gpu.sh', '--small', '--minutes=60', f'--output={tmp_path}']
     environment = os.environ | {'PYTHON': sys.executable}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from yolos_jax.analysis import confidence, groups, outcomes, precision
 from yolos_jax.analysis.analysis import analyse
 from yolos_jax.data import records
 from yolos_jax.data.annotations import Annotations
+from yolos_jax.errors import InputError
 
 CLASSES = [(k, f'class {k}') for k in range(1, 5)]
 
@@ -100,6 +101,21 @@ def test_fields_are_read_for_the_images_and_objects_that_are_evaluated(tmp_path)
     second = records.select(data, [1])
     fields = groups.read_fields(second, second.truth(), names)
     assert fields == {'images.weather': ['rain'], 'annotations.tone': [0, 2, 3]}
+
+
+def test_fields_in_a_mapping_are_read_as_cvat_writes_them(tmp_path):
+    content = coco_content()
+    for i, annotation in enumerate(content['annotations']):
+        annotation['attributes'] = {'occluded': i > 1, 'weather': 'rain'}
+    data = records.read(write_coco(tmp_path, content), 'val')
+    name = 'annotations.attributes.occluded'
+    assert groups.read_fields(data, data.truth(), [name]) == {name: [False, False, True, True]}
+    for field, says in {
+        'annotations.attributes': f'is a mapping; name a field in it: {name}, .*weather',
+        'annotations.attributes.x': 'none of its annotations has a field attributes.x',
+    }.items():
+        with pytest.raises(InputError, match=says):
+            groups.read_fields(data, data.truth(), [field])
 
 
 def test_values_belong_to_the_objects_in_the_order_of_the_file():

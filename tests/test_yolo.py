@@ -22,7 +22,7 @@ from yolos_jax.run.mesh import make_mesh
     ('labels', 'says'),
     [
         ('0 0.5 0.5 0.1', 'line 1'),
-        ('0 .1 .1 .2 .2 .3', 'line 1 is not a class with a box or polygon'),
+        ('0 .1 .1 .2 .2 .3', 'line 1 is not a class with a box or polygon .a sixth number'),
         ('0 0.5 0.5 0.1 0.1\nx', 'line 2'),
         ('0 .5 .5 .1 .1\n9 .5 .5 .1 .1', 'line 2 has class 9, which data.yaml'),
         ('0 30 30 20 20', 'line 1 has 30, .* are they pixels'),
@@ -256,12 +256,37 @@ def test_the_description_of_a_model_beside_coco_annotations_is_not_one_of_data(c
     assert records.read(tmp_path / 'coco', 'val').source.path.suffix == '.json'
 
 
-def test_an_export_of_labels_without_a_description_says_what_to_write(coco, tmp_path):
-    to_yolo(coco, tmp_path)
-    (tmp_path / 'data.yaml').unlink()
+@pytest.mark.parametrize(
+    ('folders', 'entries'),
+    [
+        (('images', 'labels'), '`train: images`, '),
+        (('images/train', 'images/valid', 'labels/train'), '`train: images/train`, `val: images/valid`, '),
+        (('train/images', 'train/labels', 'test/images'), '`train: train/images`, `test: test/images`, '),
+    ],
+)
+def test_labels_without_a_description_say_what_to_write(folders, entries, tmp_path):
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / 'notes.json').write_text('{"categories": []}')  # as Label Studio writes
-    with pytest.raises(InputError, match="has YOLO's labels and no data.yaml; write one"):
+    says = f'labels and no data.yaml; write one: `path: .`, {entries}and'
+    with pytest.raises(InputError, match=says):
         records.read(tmp_path, 'train')
+
+
+def test_images_that_a_list_names_and_that_are_missing_are_counted(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'val.txt').write_text('images/val/000000000003.jpg\ndata/images/val/000000000004.jpg\n')
+    file = tmp_path / 'data.yaml'
+    file.write_text(file.read_text().replace('val: images/val', 'val: val.txt'))
+    with pytest.raises(InputError, match='yaml: 1 of 2 images of val are missing, .*data/images/val/'):
+        records.read(tmp_path, 'val')
+
+
+def test_boxes_that_leave_their_image_are_named_by_the_file_alone(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'labels' / 'val' / '000000000003.txt').write_text('0 0.9 0.5 0.4 0.2\n')
+    (note,) = (note for note in records.read(tmp_path, 'val').notes if 'leave the image' in note)
+    assert note.endswith('(cut): val/000000000003.jpg')
 
 
 def test_a_test_split_without_files_is_not_listed(coco, tmp_path):

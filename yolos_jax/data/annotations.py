@@ -150,14 +150,29 @@ def of_images(a: Annotations, ids: np.ndarray) -> Annotations:
 def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
     """Any field of the images or annotations of a COCO file, in its order.
 
-    path: a file that `read` takes; kind: 'images' or 'annotations'.
+    path: a file that `read` takes; kind: 'images' or 'annotations'; field: also one in a mapping, as
+    attributes.occluded.
 
     Returns:
         The image id of each, and its value of the field, None if it has none.
 
     Raises:
-        InputError: the file cannot be read, or none of them has the field.
+        InputError: the file cannot be read, none of them has the field, or it is a mapping.
     """
+    owners, values = _read_column(path, kind, field)
+    outer, _, inner = field.partition('.')
+    if inner and all(value is None for value in values):
+        owners, mappings = _read_column(path, kind, outer)
+        values = [value.get(inner) if isinstance(value, dict) else None for value in mappings]
+    if all(value is None for value in values):
+        raise InputError(f'{path}: none of its {kind} has a field {field}', 'by')
+    if mappings := [value for value in values if isinstance(value, dict)]:
+        names = ', '.join(f'{kind}.{field}.{name}' for name in mappings[0])[:200]
+        raise InputError(f'{path}: {kind}.{field} is a mapping; name a field in it: {names}', 'by')
+    return owners, values
+
+
+def _read_column(path: str | Path, kind: str, field: str) -> tuple[list, list]:
     owner = 'id' if kind == 'images' else 'image_id'
     columns = [('owner', Whole), ('value', Any, None)]
     if field == owner:
@@ -169,11 +184,8 @@ def read_field(path: str | Path, kind: str, field: str) -> tuple[list, list]:
         rows = getattr(msgspec.json.decode(data, type=file, strict=False), kind)
     except (OSError, ValueError) as error:
         raise InputError(f'{path}: {kind}.{field} cannot be read ({error})') from None
-    if field == owner:
-        return [x.owner for x in rows], [x.owner for x in rows]
-    if all(x.value is None for x in rows):
-        raise InputError(f'{path}: none of its {kind} has a field {field}', 'by')
-    return [x.owner for x in rows], [x.value for x in rows]
+    owners = [x.owner for x in rows]
+    return owners, owners if field == owner else [x.value for x in rows]
 
 
 def tolerated(count: int) -> int:

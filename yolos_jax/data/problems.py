@@ -3,11 +3,13 @@
 import dataclasses
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from yolos_jax.data.annotations import Annotations
+from yolos_jax.data.folders import YAML
 from yolos_jax.errors import InputError
 
 SUSPICIOUS = 0.2  # a larger share of boxes that leave their image is suspicious
@@ -118,10 +120,13 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 def _box_checks(a: Annotations) -> list[_Check]:
     """The checks for what is dropped, cut or suspicious, for annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
-    annotation = lambda i: f'annotation id {a.annotation_ids[i]} in {a.files[image[i]]}'
+    is_yolo = Path(a.path).suffix in YAML  # whose rows have no ids
+    number = lambda i: '' if is_yolo else f'annotation id {a.annotation_ids[i]} in '
+    annotation = lambda i: number(i) + a.files[image[i]]
     names = np.array([name.lower() for _, name in a.categories])
     many = outside.sum() > max(SUSPICIOUS * len(outside), 5)
-    hint = '; are they x, y, x, y? COCO has x, y, width, height' if many else ''
+    form = 'YOLO has the centre, then width and height' if is_yolo else 'COCO has x, y, width, height'
+    hint = f'; are they x, y, x, y? {form}' if many else ''
     return [
         _Check(
             'boxes, all within 0..1 (are they normalised? COCO boxes are in pixels)',

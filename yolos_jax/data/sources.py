@@ -210,10 +210,11 @@ def choose(split: str, available: Sequence[str], root: Folder | BucketFolder | s
 
 def no_data_set(root: Folder | BucketFolder | str) -> InputError:
     """The error for a folder in none of the layouts."""
-    if isinstance(root, Folder) and (root.path / 'labels').is_dir():
+    if isinstance(root, Folder) and [*root.path.glob('labels/'), *root.path.glob('*/labels/')]:
+        entries = ''.join(f'`{split}: {place}`, ' for split, place in _yolo_splits(root.path).items())
         return InputError(
-            f"{root}: has YOLO's labels and no data.yaml; write one: `path: .`, `train: images`, and "
-            '`names:` with a list of the classes',
+            f"{root}: has YOLO's labels and no data.yaml; write one: `path: .`, {entries}and `names:` with "
+            'a list of the classes',
             'data',
         )
     return InputError(
@@ -222,6 +223,16 @@ def no_data_set(root: Folder | BucketFolder | str) -> InputError:
         '(YOLO) or dataset_info.json (tensorflow-datasets)',
         'data',
     )
+
+
+def _yolo_splits(root: Path) -> dict[str, str]:
+    """The folders of images by split, as a data.yaml would name them, where YOLO's labels are in `root`."""
+    result = {}
+    for split, names in zip(yolo.SPLITS, (*SYNONYMS, ('test',)), strict=True):
+        places = [place for name in names for place in (f'images/{name}', f'{name}/images')]
+        if place := next((place for place in places if (root / place).is_dir()), None):
+            result[split] = place
+    return result or {'train': 'images'}
 
 
 def locate(

@@ -158,10 +158,18 @@ def read(data: Description, split: str) -> Annotations:
     Up to `tolerated` images that cannot be read are left out, with a note.
 
     Raises:
-        InputError: more images cannot be read, or a row of labels is not a box.
+        InputError: images are missing, more cannot be read, or a row of labels is not a box.
     """
     with ThreadPoolExecutor() as pool:
-        sized = dict(zip(data.splits[split], pool.map(_size, data.splits[split]), strict=True))
+        listed = data.splits[split]
+        exists = pool.map(os.path.exists, listed)
+        if missing := [image for image, is_there in zip(listed, exists, strict=True) if not is_there]:
+            raise InputError(
+                f'{data.path}: {len(missing)} of {len(listed)} images of {split} are missing, the first is '
+                f'{missing[0]}; a list of images names them relative to the folder of its `path`',
+                'data',
+            )
+        sized = dict(zip(listed, pool.map(_size, listed), strict=True))
         images = [image for image, size in sized.items() if not isinstance(size, InputError)]
         bad = [str(size) for size in sized.values() if isinstance(size, InputError)]
         if len(bad) > tolerated(len(sized)):
@@ -243,7 +251,8 @@ def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:
 
 def _check_row(values: list[float], data: Description, where: str, line: str) -> None:
     if len(values) != 5 or not np.isfinite(values).all() or values[0] != int(values[0]):
-        raise InputError(f'{where} is not a class with a box or polygon: {line[:80]!r}')
+        why = ' (a sixth number, perhaps a track or a confidence, has to go)' if len(values) == 6 else ''
+        raise InputError(f'{where} is not a class with a box or polygon{why}: {line[:80]!r}')
     if values[0] not in data.classes:
         raise InputError(f'{where} has class {values[0]:g}, which {data.path.name} does not name')
     if (largest := max(values[1:])) > LARGEST_SHARE:
