@@ -125,6 +125,20 @@ def test_submodules_are_available_after_importing_the_package_and_scripts_load_n
     subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
 
 
+def test_the_package_leaves_the_imports_of_other_threads_alone():
+    """As a replaced `__import__` would not, not even for the time of its own import."""
+    script = (
+        'import builtins\n'
+        'class Watched(type(builtins)):\n'
+        '    def __setattr__(self, name, _):\n        raise SystemExit(f"{name} is set")\n'
+        'builtins.__class__ = Watched\n'
+        'import yolos_jax\n'
+        'assert all(hasattr(yolos_jax, name) and name in dir(yolos_jax) for name in yolos_jax.__all__)\n'
+        'assert not hasattr(yolos_jax, "nothing")'
+    )
+    subprocess.run([sys.executable, '-c', script], check=True, cwd=ROOT)
+
+
 def messages(path):
     """The texts that a file raises or prints."""
     for node in ast.walk(ast.parse(path.read_text())):
