@@ -34,9 +34,10 @@ def test_classes_with_different_numbers_are_matched_by_name_with_a_note(tmp_path
     assert class_matching.match(known({2: 'dog', 5: 'cat'}), data)[0] == {2: 5, 5: 2}
     labels, (note,) = class_matching.match(known({0: 'Dog', 1: 'cat', 3: 'bird'}), data)
     assert labels == {0: 5, 1: 2} and 'matched by name' in note
+    data = dataclasses.replace(data, classes={2: 'Cat', 5: 'big Dog'})
     labels, notes = class_matching.match(known({2: 'cat', 5: 'bird'}), data)
-    assert labels == {2: 2} and 'cannot be detected: dog' in ' '.join(notes)
-    with pytest.raises(InputError, match='none of its classes .cat, dog. is among the .* .bird.'):
+    assert labels == {2: 2} and 'cannot be detected: big Dog' in ' '.join(notes)
+    with pytest.raises(InputError, match='none of its classes .Cat, big Dog. is among the .* .bird.'):
         class_matching.match(known({2: 'bird'}), data)
 
 

@@ -292,9 +292,7 @@ def test_a_bound_that_is_not_given_is_that_of_the_weights(averaged, coco_folder)
     assert recipe.sizes == (96, 112) and recipe.max_size == 176
 
 
-def test_fine_tuning_takes_the_model_from_the_weights_and_names_them(
-    averaged, coco_folder, tmp_path, capsys
-):
+def test_fine_tuning_takes_and_names_the_model_of_weights(averaged, coco_folder, tmp_path, capsys):
     config = of_weights(averaged, coco_folder, epochs=1, num_lengths=1)
     launch(config, tmp_path / 'tuned')
     assert f'weights      {averaged}' in capsys.readouterr().out
@@ -314,6 +312,7 @@ def test_fine_tuning_takes_the_model_from_the_weights_and_names_them(
         ({'val_split': 'x', 'val_fraction': 0.5}, 'val_split is x, which has no effect with val_fraction'),
         ({'val_json': 'x', 'val_fraction': 0.5}, 'val_json is x, which has no effect with val_fraction'),
         ({'model__num_det_tokens': 50}, 'model.num_det_tokens is 50, but 6 in'),
+        ({'model__width': 64}, 'model.width is 64, but model.depth 0; set both, or neither'),
         ({'model__eps': 0.01}, 'model.eps is 0.01, but 1e-06 in'),
         ({'lerning_rate': 0.1}, 'no such key: lerning_rate; did you mean learning_rate'),
         ({'eval_max_size': 8}, 'eval_max_size is 8, less than a patch'),

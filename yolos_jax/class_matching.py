@@ -27,7 +27,7 @@ def match(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], lis
     category_of = _by_name(pretrained, records)
     if not category_of:
         raise InputError(
-            f'{records.source.path}: none of its classes ({shown(data_names.values())}) is among the '
+            f'{records.source.path}: none of its classes ({shown(records.classes.values())}) is among the '
             f'classes of the detector ({shown(pretrained.classes.values())})'
         )
     path, notes = records.source.path, []
@@ -36,7 +36,7 @@ def match(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], lis
     if any(pretrained.category_ids[label] != number for label, number in category_of.items()):
         notes.append(f'{path}: its classes are numbered differently, and matched by name')
     detected = {data_names[number] for number in category_of.values()}
-    if absent := [name for name in data_names.values() if name not in detected]:
+    if absent := [name for name in records.classes.values() if name.lower() not in detected]:
         notes.append(f'{path}: classes that cannot be detected: {shown(absent)}')
     return category_of, notes
 

@@ -106,7 +106,7 @@ def init_params(model: Classifier, rng: jax.Array, *, xavier: bool = False) -> d
         is_kernel = names[-1] == 'kernel' and 'patch_embed' not in names
         return _normal(key, x.shape) if is_kernel or names[-1] == 'pos_embed' else x
 
-    return jax.tree_util.tree_map_with_path(deit, params)
+    return jax.tree.map_with_path(deit, params)
 
 
 def param_shapes(model: Classifier) -> dict:

@@ -46,7 +46,7 @@ def decay_mask(params: dict) -> dict:
     since the reference's no_weight_decay() leaves it out.
     """
     decays = lambda path, _: path[0].key != 'backbone' or path[-1].key not in UNDECAYED
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree.map_with_path(decays, params)
 
 
 def make_deit_optimizer(
@@ -56,7 +56,7 @@ def make_deit_optimizer(
 
     Biases, norms, positions and tokens do not decay (timm's add_weight_decay and no_weight_decay()).
     """
-    mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+    mask = jax.tree.map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask)
 
 
@@ -81,7 +81,7 @@ def trainable(params: dict, frozen_blocks: int) -> dict:
             return np.float32(np.arange(len(x)) >= frozen_blocks).reshape(-1, *[1] * (x.ndim - 1))
         return np.float32(not whole and (name in ('norm', 'det_token') or not frozen_blocks))
 
-    return jax.tree_util.tree_map_with_path(is_trained, params)
+    return jax.tree.map_with_path(is_trained, params)
 
 
 def with_frozen(loss: Callable, mask: dict) -> Callable:
@@ -112,7 +112,7 @@ def make_optimizer(
     if fresh_factor != 1:
         is_fresh = lambda path: path[0].key != 'backbone' or path[-1].key == 'det_token'
         factor = lambda path, _: fresh_factor if is_fresh(path) else 1.0
-        parts.append(multiplied_by(jax.tree_util.tree_map_with_path(factor, params)))
+        parts.append(multiplied_by(jax.tree.map_with_path(factor, params)))
     if frozen_blocks:
         mask = multiplied_by(trainable(params, frozen_blocks))
         parts = [mask, *parts, mask]

@@ -148,13 +148,8 @@ class Backbone(nn.Module):
         angles = self._angles(grid, x)
 
         def step(x: jax.Array, layer: dict) -> tuple:
-            x = block.apply(
-                {'params': layer['block']},
-                x,
-                lengths,
-                angles=angles,
-                branch_scale=layer.get('branch_scale'),
-            )
+            branch = layer.get('branch_scale')
+            x = block.apply({'params': layer['block']}, x, lengths, angles=angles, branch_scale=branch)
             if resample is not None:
                 x = x + self._positions(layer['positions'][None], self.mid_pos_grid, resample)
             return x, None

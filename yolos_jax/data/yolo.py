@@ -146,10 +146,7 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
 def _place(base: Path, name: str) -> Path | None:
     """The path of an entry, or None; Roboflow's entries begin with one ../ too many."""
     name = name.replace('\\', '/')  # as Windows writes it
-    for candidate in (base / name, base / name.removeprefix('../')):
-        if os.path.exists(candidate):
-            return candidate
-    return None
+    return next(filter(os.path.exists, (base / name, base / name.removeprefix('../'))), None)
 
 
 def read(data: Description, split: str) -> Annotations:

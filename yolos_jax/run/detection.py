@@ -16,18 +16,10 @@ from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
-from yolos_jax.run import (
-    cluster,
-    config_checks,
-    config_files,
-    detection_data,
-    resumption,
-    run_files,
-    setup,
-    workdir,
-)
+from yolos_jax.run import cluster, config_checks, config_files, detection_data, resumption, setup, workdir
 from yolos_jax.run import mesh as meshes
 from yolos_jax.run.log import Log
+from yolos_jax.run.run_files import CARD
 from yolos_jax.run.starting_point import frozen_blocks, make_start, model_fields
 from yolos_jax.weights import checkpoint, model_card, sizes, step_ap
 from yolos_jax.weights.pretrained import Pretrained
@@ -96,7 +88,7 @@ class DetectorSetup(setup.Setup):
         if aps[step] is not None:
             about['AP'] = aps[step]
         card = model_card.text(dataclasses.replace(self.start, about=about))
-        files.write(folder / run_files.CARD, card.encode())
+        files.write(folder / CARD, card.encode())
 
 
 def first_images(outputs: dict, data: records.Records, names: dict[int, str]) -> list[np.ndarray]:
@@ -186,6 +178,12 @@ def check_values(config: ConfigDict) -> None:
             'augment.crop_min',
         )
     if config.model.width:
+        if left := [f'model.{name}' for name in ('depth', 'heads') if not config.model[name]]:
+            raise InputError(
+                f'model.width is {config.model.width}, but {left[0]} 0; set both, or neither to take the '
+                'model from init_from',
+                'model.width',
+            )
         sizes.check(Yolos(**model_fields(config)))
 
 

@@ -40,8 +40,7 @@ class Programs:
         describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.format)
         self._state = jax.tree.map(describe, state)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, 'compile')
-        _, first = np.unique(lengths, return_index=True)
-        lengths = lengths[np.sort(first)].tolist()
+        lengths = list(dict.fromkeys(lengths.tolist()))
         if lengths:
             log(f'compiling for sequences of {", ".join(map(str, lengths))} patches ...')
         self._jobs = {n: self._thread.submit(self._compile, n) for n in lengths}

@@ -91,7 +91,7 @@ def from_params(params: dict, model: Yolos | Vit | Classifier) -> dict[str, Tens
 
 def _parameters(model: Yolos | Vit | Classifier) -> Iterator[_Parameter]:
     shapes = (classifier if isinstance(model, Classifier) else detector).param_shapes(model)
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    for keys, leaf in jax.tree.leaves_with_path(shapes):
         path, shape = tuple(key.key for key in keys), leaf.shape
         kind = 'conv' if path[-3:] == ('patch_embed', 'proj', 'kernel') else path[-1]
         last = {'kernel': 'weight', 'scale': 'weight'}.get(path[-1], path[-1])

@@ -25,7 +25,7 @@ def about_ids(category_ids: object) -> dict:
 
 def by_path(tree: dict) -> dict[str, Any]:
     """{path: array} of a tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in leaves}
 
 
