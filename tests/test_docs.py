@@ -162,6 +162,17 @@ def test_the_page_on_training_shows_python_that_runs(workplace, monkeypatch):
     assert len(names['detector']([np.zeros((96, 128, 3), np.uint8)], 0)[0])
 
 
+def test_the_page_on_weights_shows_python_that_runs(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'docs/weights.md').read_text(), re.M | re.S)
+    small = 'dict(width=32, depth=2, heads=2, pos_grid=(4, 6))'
+    text = ''.join(blocks).replace('yolos_jax.YOLOS_TI', small).replace('.vit()', '.vit(heads=2)')
+    (workplace / 'of_weights.py').write_text(re.sub("'deit_.*?.pth'", "'vit.pth'", text))
+    names = runpy.run_path('of_weights.py')
+    assert names['model'].num_classes == 21 and names['pretrained'].classes
+    assert names['features']['patches'].shape == (1, 14 * 14, 32)
+
+
 def test_the_page_on_evaluations_shows_python_that_runs(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     (block,) = re.findall(
