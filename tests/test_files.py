@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from yolos_jax import files
+from yolos_jax import file_names, files
 from yolos_jax.errors import InputError, StorageError
 
 
@@ -168,10 +168,10 @@ def test_a_folder_comes_before_links_to_it(tmp_path):
 def test_names_of_outputs_differ_in_more_than_their_case():
     """On the disks of macOS and Windows Cat.jpg is cat.jpg."""
     paths = [Path('a/Cat.png'), Path('b/cat.png'), Path('c/CAT.png')]
-    assert [*files.names_for(paths).values()] == ['Cat', 'cat-2', 'CAT-3']
+    assert [*file_names.for_output(paths).values()] == ['Cat', 'cat-2', 'CAT-3']
 
 
 def test_names_of_outputs_are_utf8_and_leave_room_for_a_suffix(tmp_path):
     """As a bucket needs them, and a file system."""
-    (tmp_path / f'{files.free_name("é" * 200, set())}.jpg').touch()
-    assert files.free_name('caf\udce9', set()) == 'caf\ufffd'
+    (tmp_path / f'{file_names.free("é" * 200, set())}.jpg').touch()
+    assert file_names.free('caf\udce9', set()) == 'caf\ufffd'

@@ -16,6 +16,7 @@ FLOORS = [
     {
         'errors',
         'files',
+        'file_names',
         'patches',
         'cpus',
         'bucket',

@@ -1,10 +1,9 @@
-"""Files and folders: atomic writing, checks before it, names for output, hashes, reads at an offset."""
+"""Files and folders: atomic writing, checks before it, hashes, reads at an offset."""
 
 import contextlib
 import functools
 import glob
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +20,6 @@ import numpy as np
 from yolos_jax.errors import InputError, StorageError
 
 DAY = 24 * 3600  # seconds
-LONGEST_STEM = 230  # bytes of a file name, of the 255 that file systems allow
 
 
 @contextlib.contextmanager
@@ -89,16 +87,6 @@ def walk(root: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), root) for name in names)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file's name is UTF-8, so that weights, checkpoints and JSON can have it."""
-    return not any('\udc80' <= character <= '\udcff' for character in name)  # these stand for other bytes
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file, by its name in a folder, is hidden or lies in a hidden folder."""
-    return any(part.startswith('.') for part in name.split('/'))
-
-
 def prune(folder: Path, most: int) -> None:
     """Remove the least recently modified folders in `folder` until the others hold at most `most` bytes.
 
@@ -111,27 +99,6 @@ def prune(folder: Path, most: int) -> None:
             kept += sum(path.stat().st_size for path in inner.rglob('*') if path.is_file())
             if kept > most and ages[inner] > DAY:
                 shutil.rmtree(inner, ignore_errors=True)
-
-
-def free_name(stem: str, taken: Container[str]) -> str:
-    """A name without its suffix, numbered if it is taken, and cut if it leaves no room for a suffix.
-
-    taken: names by `str.casefold`, since on many disks, such as macOS's, Cat.jpg is cat.jpg.
-    """
-    stem = os.fsencode(stem).decode(errors='replace')  # the names in a bucket are UTF-8
-    while len(os.fsencode(stem)) > LONGEST_STEM:
-        stem = stem[:-1]
-    numbered = (f'{stem}-{number}' for number in itertools.count(2))
-    return next(name for name in itertools.chain([stem], numbered) if name.casefold() not in taken)
-
-
-def names_for(paths: Iterable[Path]) -> dict[Path, str]:
-    """{file: name for its output}: the file's own name, numbered if several share it."""
-    names, taken = {}, set()
-    for path in dict.fromkeys(paths):
-        names[path] = free_name(path.stem, taken)
-        taken.add(names[path].casefold())
-    return names
 
 
 def write(path: str | Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from yolos_jax import bucket, files
+from yolos_jax import bucket, file_names, files
 from yolos_jax.bucket import Bucket
 from yolos_jax.data.record_ranges import RecordRanges
 from yolos_jax.errors import InputError
@@ -38,7 +38,7 @@ class Folder:
     def glob(self, pattern: str) -> list[str]:
         """The names that fit a pattern, sorted; hidden files do not count (macOS's ._ files)."""
         names = (path.relative_to(self.path).as_posix() for path in self.path.glob(pattern))
-        return sorted(name for name in names if not files.is_hidden(name))
+        return sorted(name for name in names if not file_names.is_hidden(name))
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -137,8 +137,8 @@ class BucketFolder:
 
     def glob(self, pattern: str) -> list[str]:
         """The names that fit a pattern, sorted; hidden files do not count."""
-        depth = pattern.count('/')
-        names = (name for name in self.walk() if name.count('/') == depth and not files.is_hidden(name))
+        depth, is_hidden = pattern.count('/'), file_names.is_hidden
+        names = (name for name in self.walk() if name.count('/') == depth and not is_hidden(name))
         return sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
 
     def has(self, name: str) -> bool:

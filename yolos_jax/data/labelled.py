@@ -19,7 +19,7 @@ from yolos_jax.data import array_records, folders, pixels, sources
 from yolos_jax.data.annotations import tolerated
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
-from yolos_jax.files import is_utf8
+from yolos_jax.file_names import is_utf8
 
 FEW = 32  # examples that enter the digest of a data set, beside the number and size of all
 

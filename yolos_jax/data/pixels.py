@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from yolos_jax import files
+from yolos_jax import file_names
 from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
@@ -38,7 +38,7 @@ UNREADABLE = ValueError, OSError, SyntaxError, RuntimeError, Image.Decompression
 
 def is_image(name: str) -> bool:
     """Whether a file in a folder is an image, by its name there; hidden files and folders do not count."""
-    return name.lower().endswith(ENDINGS) and not files.is_hidden(name)
+    return name.lower().endswith(ENDINGS) and not file_names.is_hidden(name)
 
 
 def read_image(path: Path, upright: bool = False) -> np.ndarray:

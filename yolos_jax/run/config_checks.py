@@ -6,7 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import files
+from yolos_jax import file_names
 from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 from yolos_jax.run import mesh as meshes
@@ -69,7 +69,7 @@ def check_types(config: ConfigDict, known: ConfigDict) -> None:
 def check_text(config: ConfigDict) -> None:
     """Raises InputError if a value, such as a path, is not UTF-8: checkpoints keep it."""
     for name, value in config_files.flat(config).items():
-        if isinstance(value, str) and not files.is_utf8(value):
+        if isinstance(value, str) and not file_names.is_utf8(value):
             raise InputError(f'{name} is {value!r}, which is not UTF-8; rename that folder or file', name)
 
 

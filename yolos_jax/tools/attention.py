@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from yolos_jax import Detector, attention, files, visualize
+from yolos_jax import Detector, attention, file_names, files, visualize
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = [path for path in inputs if not video.is_video(path)]
     if not paths:
         raise InputError('all inputs are videos; give images')
-    targets = {path: args.output / f'{name}.png' for path, name in files.names_for(paths).items()}
+    targets = {path: args.output / f'{name}.png' for path, name in file_names.for_output(paths).items()}
     for target in targets.values():
         if target.exists() and not prediction_files.is_own(target):
             raise InputError(

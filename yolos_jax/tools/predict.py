@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from yolos_jax import Detector, files, visualize
+from yolos_jax import Detector, file_names, files, visualize
 from yolos_jax.data import pixels
 from yolos_jax.detections import Detections
 from yolos_jax.errors import InputError, StorageError
@@ -57,7 +57,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
             p
             for p in sorted(path / name for name in files.walk(path))
             if pixels.is_image(p.name) or p.suffix.lower() in video.ENDINGS
-            if not files.is_hidden(p.relative_to(path).as_posix())
+            if not file_names.is_hidden(p.relative_to(path).as_posix())
             if not p.is_fifo()  # its reader would wait for a writer
             if not is_output(p) or is_output(path)
         ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from yolos_jax import files
+from yolos_jax import file_names, files
 from yolos_jax.data import pixels
 from yolos_jax.errors import InputError, StorageError
 
@@ -88,7 +88,7 @@ class Predictions(contextlib.AbstractContextManager):
             if name is None or name not in done_names or not drawn or _has_changed(self._videos[name]):
                 own = {*self._videos, *done_names, Path(LINES).stem}
                 taken = {x.casefold() for x in own} | self._others
-                yield path, self._folder / f'{name or files.free_name(path.stem, taken)}.mp4'
+                yield path, self._folder / f'{name or file_names.free(path.stem, taken)}.mp4'
 
     def add_video(self, entry: dict, target: Path) -> None:
         """Note that a video is done; entry: `named`, before it was read."""
@@ -97,7 +97,7 @@ class Predictions(contextlib.AbstractContextManager):
 
     def free_name(self, stem: str) -> str:
         """The file name of a picture: that of its image, numbered where several images share it."""
-        name = files.free_name(stem, self._names)
+        name = file_names.free(stem, self._names)
         self._names.add(name.casefold())
         return f'{name}.jpg'
 

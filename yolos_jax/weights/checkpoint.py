@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from yolos_jax import files
+from yolos_jax import file_names, files
 from yolos_jax.bucket import COMMITTED
 from yolos_jax.errors import InputError, StorageError
 from yolos_jax.model import Yolos, param_shapes
@@ -178,7 +178,7 @@ def check_path(folder: str | Path) -> None:
     path = str(Path(folder).absolute())
     if wrong := next((c for c in '[\\' if c in path), None):
         raise InputError(f'{folder}: checkpoints cannot be in a folder with {wrong} in its path')
-    if not files.is_utf8(path):
+    if not file_names.is_utf8(path):
         raise InputError(f'{folder}: checkpoints cannot be in a folder whose path is not UTF-8')
 
 
