@@ -290,12 +290,12 @@ def test_formats_that_can_describe_the_model_return_it_and_the_others_refuse_it(
             write(pretrained, tmp_path / 'no')
     assert not (tmp_path / 'no').exists()
     config = tmp_path / 'native' / 'config.json'
-    (tmp_path / 'native' / 'model.safetensors.sha256').unlink()
     text = config.read_text()
     for whole, damaged, says in (
         ('"rope": true', '"rope": 3', 'rope is 3, neither true nor false'),
         ('[112, 176]', '[0, 176]', 'it is evaluated at 0, not at 16 to 100000 pixels'),
     ):
+        (tmp_path / 'native' / 'model.safetensors.sha256').unlink()  # which a reader writes again
         config.write_text(text.replace(whole, damaged))
         with pytest.raises(InputError, match=says):
             read_detector(tmp_path / 'native')
