@@ -22,7 +22,9 @@ quickstart: .venv/installed
 		runs/shapes/val2017/00000000001?.jpg
 	@echo "Curves: $(RUN)/curves.png  Detections: $(RUN)/pictures/  Report: $(RUN)/eval/report.html"
 
-# a file's tests in one process: what they share is made and compiled once
+# a file's tests in one process: what they share is made and compiled once; and the hundred processes that they
+# start do not compile the package's Python anew
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
