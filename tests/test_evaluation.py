@@ -2,6 +2,7 @@ import contextlib
 import functools
 import io
 import json
+import sys
 
 import jax
 import numpy as np
@@ -159,3 +160,16 @@ def test_an_evaluation_and_predictions_are_in_different_folders(tmp_path):
         with pytest.raises(InputError, match=r'of which predictions\.json would be replaced') as error:
             module.main(arguments)
         assert error.value.argument == 'output'
+
+
+def test_a_score_leaves_stdout_to_other_threads_and_pycocotools_as_it_was(coco, capsys):
+    class Results(list):
+        def __iter__(self):
+            assert sys.stdout is stdout  # what another thread prints at this moment is not lost
+            return super().__iter__()
+
+    truth, stdout = records.read(coco, 'val').truth(), sys.stdout
+    evaluation.score(truth, Results())
+    assert not capsys.readouterr().out
+    COCO().createIndex()
+    assert 'creating index' in capsys.readouterr().out

@@ -89,7 +89,9 @@ def test_a_finished_folder_is_whole_and_readable_by_others(tmp_path):
     with files.new_folder(tmp_path / 'a' / 'out') as part:
         (part / 'x').write_text('x')
     assert (tmp_path / 'a' / 'out' / 'x').read_text() == 'x'
-    assert (tmp_path / 'a' / 'out').stat().st_mode & 0o777 == 0o755
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert (tmp_path / 'a' / 'out').stat().st_mode & 0o777 == 0o777 & ~umask
     with pytest.raises(InputError, match='exists and is not empty') as error:
         with files.new_folder(tmp_path / 'a' / 'out'):
             raise AssertionError
@@ -175,3 +177,22 @@ def test_names_of_outputs_are_utf8_and_leave_room_for_a_suffix(tmp_path):
     """As a bucket needs them, and a file system."""
     (tmp_path / f'{file_names.free("é" * 200, set())}.jpg').touch()
     assert file_names.free('caf\udce9', set()) == 'caf\ufffd'
+
+
+def test_two_writers_of_one_file_both_end_and_the_last_one_stays(tmp_path):
+    with files.replacing(tmp_path / 'x') as first:
+        first.write(b'first')
+        with files.replacing(tmp_path / 'x') as second:
+            second.write(b'second')
+        assert (tmp_path / 'x').read_bytes() == b'second'
+    assert (tmp_path / 'x').read_bytes() == b'first' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(Path, 'home', no_home)
+    with pytest.raises(InputError, match='no home folder; set XDG_CACHE_HOME'):
+        files.cache()

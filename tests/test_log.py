@@ -1,3 +1,4 @@
+import io
 import json
 import resource
 import struct
@@ -8,6 +9,7 @@ import pytest
 from helpers import ROOT
 from tensorboardX.proto.event_pb2 import Event
 
+from yolos_jax import progress_bar
 from yolos_jax.errors import InputError
 from yolos_jax.run.board import Board
 from yolos_jax.run.log import Log
@@ -133,3 +135,16 @@ def test_tensorboard_hides_what_an_earlier_start_wrote_after_the_first_step(tmp_
             if event.HasField('session_log'):
                 starts.append(event.step)
     assert starts == [8]
+
+
+@pytest.mark.parametrize('closed', [False, True])
+def test_a_process_without_a_console_logs_to_the_file(closed, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    stream.close()
+    for name in ('stdout', 'stderr'):
+        monkeypatch.setattr(sys, name, stream if closed else None)
+    log = Log(tmp_path, range(2))
+    log.print('a line')
+    log.close()
+    assert not progress_bar.is_terminal()
+    assert (tmp_path / 'log.txt').read_text() == 'a line\n'

@@ -107,3 +107,13 @@ def test_a_sharded_batch_is_matched_equally_without_communication():
         program = jax.jit(matcher.match).lower(*spread).compile()
         np.testing.assert_array_equal(program(*spread), alone)
     assert 'all-reduce' not in program.as_text() and 'all-gather' not in program.as_text()
+
+
+def test_with_64_bits_enabled_the_assignment_is_the_same():
+    cost = RANDOM.random((3, 5, 9)).astype(np.float32)
+    active = np.arange(5) < np.array([[5], [2], [0]])
+    expected = assign(cost, active)
+    with jax.enable_x64(True):
+        columns = jax.jit(matcher.assign)(cost, active)
+    assert columns.dtype == expected.dtype == np.int32
+    np.testing.assert_array_equal(columns, expected)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -243,3 +244,16 @@ def test_two_annotation_files_of_nearly_one_name_are_two_splits(tmp_path):
     assert sources.coco_files(folders.open_folder(tmp_path)) == expected
     (tmp_path / 'train.json').unlink()
     assert {*sources.coco_files(folders.open_folder(tmp_path))} == {'train', 'val'}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_leaves_no_index(tmp_path):
+    source = sources.find(write_coco(tmp_path, coco_content()), 'val')
+
+    def load():
+        annotations = source.load()
+        source.stamped.write_text(source.stamped.read_text().replace('dog', 'fox'))
+        return annotations
+
+    index = tmp_path / 'index' / 'val.npz'
+    assert from_source(dataclasses.replace(source, load=load), index).classes == {2: 'cat', 5: 'dog'}
+    assert from_source(source, index).classes == {2: 'cat', 5: 'fox'}

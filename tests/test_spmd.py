@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, noise
+from jax.sharding import PartitionSpec as P
 
 from yolos_jax import spmd, steps
 from yolos_jax.model import Yolos, init_params
@@ -50,3 +51,15 @@ def test_a_predictor_uses_its_mesh_without_a_mesh_context():
     alone = steps.make_predict_step(model)(params, {'patches': patches, 'grid': grid})
     spread = predict(params, {'patches': patches, 'grid': grid})
     np.testing.assert_allclose(spread['scores'], alone['scores'], rtol=1e-5)
+
+
+def test_within_a_users_own_shard_map_rows_are_split_already():
+    """Its axis may have the name of ours."""
+
+    def rows(x):
+        assert spmd.num_devices() == 1 and spmd.gathered(x) is x
+        return spmd.over_batch(lambda x: 2 * x)(x)
+
+    mesh = jax.make_mesh((8,), ('batch',), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.shard_map(rows, mesh=mesh, in_specs=P('batch'), out_specs=P('batch'))
+    np.testing.assert_array_equal(jax.jit(split)(jnp.arange(16.0)), 2 * np.arange(16.0))

@@ -49,6 +49,15 @@ def test_a_run_leaves_metrics_curves_and_checkpoints(unbroken):
     assert pretrained.classes == {1: 'circle', 2: 'square', 3: 'triangle'} and pretrained.size == 112
 
 
+def test_a_second_run_in_the_process_is_refused_while_the_first_one_trains(coco_folder, tmp_path):
+    def second(step):
+        with pytest.raises(InputError, match='this process trains already'):
+            train(tiny_config(data=coco_folder), tmp_path / 'second')
+
+    launch(tiny_config(data=coco_folder), tmp_path / 'first', stop_after=1, on_step=second)
+    assert not (tmp_path / 'second').exists()
+
+
 @pytest.mark.parametrize('step', [pytest.param(1, marks=pytest.mark.trials), 6])
 def test_a_run_stopped_after_any_step_ends_as_an_unbroken_one(step, unbroken, coco_folder, tmp_path):
     held = [], []  # bytes on all devices, in each start

@@ -1,12 +1,10 @@
 """Evaluation: runs a detector over a data set and computes COCO's metrics by pycocotools."""
 
-import contextlib
-import io
+import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from yolos_jax import losses
 from yolos_jax.data import loader, sources
@@ -14,6 +12,17 @@ from yolos_jax.data.annotations import Annotations, class_names
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError
 
+
+def _silent(name: str) -> ModuleType:
+    """A module of pycocotools of our own, which prints nothing: stdout belongs to other threads too."""
+    spec = importlib.util.find_spec(f'pycocotools.{name}')
+    module = importlib.util.module_from_spec(spec)
+    module.print = lambda *_, **__: None
+    spec.loader.exec_module(module)
+    return module
+
+
+COCO, COCOeval = _silent('coco').COCO, _silent('cocoeval').COCOeval
 METRICS = 'AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large'.split()
 
 
@@ -114,17 +123,16 @@ def score(truth: Annotations, results: list[dict]) -> tuple[dict, dict]:
     Returns:
         {metric: value} for the names in METRICS, and {class name: AP}; -1 if there is no object.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        names, coco = class_names(truth.categories), ground_truth(truth)
-        known = set(coco.getCatIds())
-        results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
-        if not results:  # loadRes refuses an empty list; this one can match nothing
-            of_first = {'image_id': coco.getImgIds()[0], 'category_id': coco.getCatIds()[0]}
-            results = [of_first | {'bbox': [0, 0, 0, 0], 'score': 0.0}]
-        evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    names, coco = class_names(truth.categories), ground_truth(truth)
+    known = set(coco.getCatIds())
+    results = [dict(r) for r in results if r['category_id'] in known]  # loadRes writes into them
+    if not results:  # loadRes refuses an empty list; this one can match nothing
+        of_first = {'image_id': coco.getImgIds()[0], 'category_id': coco.getCatIds()[0]}
+        results = [of_first | {'bbox': [0, 0, 0, 0], 'score': 0.0}]
+    evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
     precision = evaluation.eval['precision'][:, :, :, 0, 2]  # [IoU, recall, class], all areas, 100 boxes
     classes = {}
     for k, category in enumerate(evaluation.params.catIds):

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +31,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     _remove_parts(path.parent)
-    of_name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
-    part = path.with_name(f'.{of_name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
+    name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
+    name += secrets.token_hex(4)  # several threads may write one file
+    part = path.with_name(f'.{name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:
@@ -71,7 +72,10 @@ def is_running(process: str) -> bool:
 
 def cache() -> Path:
     """The folder of downloaded files; those from Hugging Face are in its own cache."""
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+    try:
+        return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'yolos_jax'
+    except RuntimeError:  # a user without an entry in passwd, as in containers
+        raise InputError('this user has no home folder; set XDG_CACHE_HOME') from None
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -186,12 +190,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_left(folder.parent, prefix)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'{prefix}{os.getpid()}-'))
+        part = folder.parent / f'{prefix}{os.getpid()}-{secrets.token_hex(4)}'
+        part.mkdir()
     except OSError as error:
         raise InputError(f'{folder}: cannot write there ({error.strerror})') from None
     try:
         yield part
-        part.chmod(0o755)  # mkdtemp's is private
         os.replace(part, folder)
     except StorageError as error:
         raise StorageError(str(error).replace(str(part), str(folder))) from None

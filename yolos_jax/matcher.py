@@ -122,7 +122,7 @@ def _start(cost: jax.Array, active: jax.Array) -> Matching:
     won = active & (jnp.take_along_axis(first, wish, axis=1) == jnp.arange(T))
     return Matching(
         u=jnp.min(cost, axis=2),
-        v=jnp.zeros((B, Q)),
+        v=jnp.zeros_like(cost[:, 0]),
         column_of=jnp.where(won, wish, -1).astype(jnp.int32),
         row_of=jnp.where(first < T, first, -1).astype(jnp.int32),
     )
@@ -130,17 +130,16 @@ def _start(cost: jax.Array, active: jax.Array) -> Matching:
 
 def _new_search(active: jax.Array, matching: Matching) -> Search:
     """A search from each image's first row without a column."""
-    (B, T), Q = active.shape, matching.row_of.shape[1]
-    waiting = active & (matching.column_of < 0)
+    T, waiting = active.shape[1], active & (matching.column_of < 0)
     row = jnp.where(waiting.any(axis=1), jnp.argmax(waiting, axis=1), T).astype(jnp.int32)
     return Search(
         row=row,
         at=row,
-        sink=jnp.full((B,), -1, jnp.int32),
-        low=jnp.zeros((B,)),
-        dist=jnp.full((B, Q), jnp.inf),
-        via=jnp.full((B, Q), -1, jnp.int32),
-        done=jnp.zeros((B, Q), bool),
+        sink=jnp.full_like(row, -1),
+        low=jnp.zeros_like(matching.u[:, 0]),
+        dist=jnp.full_like(matching.v, jnp.inf),
+        via=jnp.full_like(matching.row_of, -1),
+        done=jnp.zeros_like(matching.row_of, bool),
     )
 
 
@@ -158,7 +157,8 @@ def _step_search(cost: jax.Array, matching: Matching, s: Search) -> tuple[Search
     low = jnp.where(searching, open_dist.min(axis=1), s.low)
     best = open_dist == low[:, None]
     # among equally near columns, a free one
-    column = jnp.argmax(best.astype(jnp.int32) + (best & (matching.row_of < 0)), axis=1)
+    order = best.astype(jnp.int32) + (best & (matching.row_of < 0))
+    column = jax.lax.argmax(order, 1, jnp.int32)  # argmax of jnp would be of 64 bits under x64
     done = s.done | (searching[:, None] & (column[:, None] == jnp.arange(Q)))
     owner = _pick(matching.row_of, column)
     reached = searching & (owner < 0)

@@ -9,4 +9,9 @@ from tqdm import tqdm
 
 def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
     """A tqdm bar; where stderr is no terminal (a file, a notebook), it is only drawn every ten seconds."""
-    return tqdm(items, mininterval=0.1 if sys.stderr.isatty() else 10, **options)
+    return tqdm(items, mininterval=0.1 if is_terminal() else 10, **options)
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal; it may be closed, or None in a process without a console."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

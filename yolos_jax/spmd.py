@@ -13,9 +13,15 @@ from jax.sharding import PartitionSpec as P
 BATCH = 'batch'  # the mesh's one axis
 
 
+def _is_spread(mesh: jax.sharding.AbstractMesh) -> bool:
+    """Whether the rows of a batch are spread; within a pmap or shard_map of this name they are split."""
+    return BATCH in mesh.axis_names and BATCH not in mesh.manual_axes
+
+
 def num_devices() -> int:
     """How many devices the rows of a batch are spread over."""
-    return jax.sharding.get_abstract_mesh().shape.get(BATCH, 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[BATCH] if _is_spread(mesh) else 1
 
 
 def gathered(x: jax.Array) -> jax.Array:
@@ -23,7 +29,7 @@ def gathered(x: jax.Array) -> jax.Array:
 
     Call this where a layer's parameters are used, so that XLA gathers them and not the activations.
     """
-    if BATCH not in jax.sharding.get_abstract_mesh().axis_names:
+    if not _is_spread(jax.sharding.get_abstract_mesh()):
         return x
     return jax.lax.with_sharding_constraint(x, P())
 
@@ -42,7 +48,7 @@ def over_batch(function: Callable, shared: int = 0) -> Callable:
 
     def run(*args: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        if BATCH not in mesh.axis_names:
+        if not _is_spread(mesh):
             return function(*args)
         rows, devices = jax.tree.leaves(args[-1])[0].shape[0], mesh.shape[BATCH]
         if rows % devices:

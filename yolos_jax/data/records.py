@@ -141,9 +141,10 @@ def from_source(
     index = index if source.stamped else None
     arrays = index and _read_index(index, source)
     if not arrays:
+        stamp = index and _stamp(source)
         arrays = flatten(source.load())
-        if index:
-            _write_index(index, source, arrays)
+        if index and _stamp(source) == stamp:  # else the file was replaced while it was read
+            _write_index(index, stamp, arrays)
     images, arrays['files'] = source.images(arrays['files'])
     if missing := images.missing(arrays['files']):
         raise InputError(
@@ -265,8 +266,8 @@ def _read_index(index: Path, source: sources.Source) -> dict | None:
         return None
 
 
-def _write_index(index: Path, source: sources.Source, arrays: dict) -> None:
-    about = {name: arrays[name] for name in PLAIN} | {'stamp': _stamp(source)}
+def _write_index(index: Path, stamp: dict, arrays: dict) -> None:
+    about = {name: arrays[name] for name in PLAIN} | {'stamp': stamp}
     columns = {name: arrays[name] for name in COLUMNS}
     with files.replacing(index) as file:
         np.savez(file, about=json.dumps(about), **columns)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from yolos_jax import files
 from yolos_jax.errors import InputError
+from yolos_jax.progress_bar import is_terminal
 from yolos_jax.run import run_files
 from yolos_jax.run.board import Board
 
@@ -56,7 +57,7 @@ class Log:
             total=total,
             initial=first,
             dynamic_ncols=True,
-            disable=not (writes and sys.stderr.isatty()),
+            disable=not (writes and is_terminal()),
             bar_format='{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]',
         )
 
@@ -136,9 +137,10 @@ class Log:
     def print(self, text: str) -> None:
         """Print a line on the terminal, above the bar, and in log.txt."""
         if self._writes:
-            with contextlib.suppress(OSError):  # a terminal or pipe that was closed, a full disk
-                tqdm.write(text)
-                sys.stdout.flush()
+            with contextlib.suppress(OSError, ValueError):  # a closed terminal or pipe, a full disk
+                if sys.stdout is not None:  # as it is in a process without a console
+                    tqdm.write(text)
+                    sys.stdout.flush()
             self._keep(text)
 
     def _keep(self, text: str) -> None:

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from yolos_jax import bucket
+from yolos_jax import bucket, forks
 from yolos_jax.data import loader
 from yolos_jax.errors import DivergedError, InputError, shown
 from yolos_jax.run import cluster, curves, detection, watchdog, workdir
@@ -25,6 +26,7 @@ from yolos_jax.run.setup import Setup
 from yolos_jax.run.stop import StopRun, StopSignal, interrupts_held
 from yolos_jax.weights import checkpoint, step_ap
 
+_training = threading.Lock()
 GIVE_UP = 10  # steps in a row whose loss, gradient or new parameters are not finite
 
 
@@ -83,6 +85,7 @@ def check_arguments(config: ConfigDict, location: str | Path, mesh: Mesh | None)
         )
     if not location:
         raise InputError('no workdir: name a folder', 'workdir')
+    forks.check()
     mesh = meshes.make_mesh() if mesh is None else mesh
     meshes.check(mesh)
     return mesh
@@ -101,7 +104,7 @@ def run_to_end(
         checkpoint.check_path(location)
     if stuck is None and not cluster.is_alone():
         stuck = watchdog.STUCK
-    with workdir.opened(location) as work, watchdog.started(stuck) as progress:
+    with _alone(), workdir.opened(location) as work, watchdog.started(stuck) as progress:
         setup = prepare(work)
         state, run = resume(setup, work, progress, stop)
         if stop:
@@ -124,6 +127,17 @@ def run_to_end(
         if diverges:
             raise diverged(run.means, setup.total)
         return stopped
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Raises InputError if another thread of this process trains: Orbax's saves are counted per process."""
+    if not _training.acquire(blocking=False):
+        raise InputError('this process trains already; start the second run in a process of its own')
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 def write_last_files(setup: Setup, run: Run) -> None:

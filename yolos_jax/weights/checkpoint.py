@@ -88,11 +88,10 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
     meta is what was saved, with 'step', and 'AP' if it was measured.
     """
     folder = Path(folder).absolute()
-    if not (available := steps(folder)):
+    if not (step_aps := aps(folder)):
         raise InputError(f'{folder}: no checkpoint in this folder')
-    step_aps = aps(folder)
     check_detector(folder)
-    order = sorted(available, key=lambda step: (step_ap.rank(step_aps[step]), step), reverse=True)
+    order = sorted(step_aps, key=lambda step: (step_ap.rank(step_aps[step]), step), reverse=True)
     problems = []
     for candidate in order if step is None else [step]:
         path = folder / str(candidate)

@@ -29,7 +29,7 @@ def by_path(tree: dict) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in leaves}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
     """A detector: its model, parameters, class names {id: name} and the size of image it was evaluated at.
 
