@@ -120,9 +120,9 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 def _box_checks(a: Annotations) -> list[_Check]:
     """The checks for what is dropped, cut or suspicious, for annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
-    is_yolo = Path(a.path).suffix in YAML  # whose rows have no ids
-    number = lambda i: '' if is_yolo else f'annotation id {a.annotation_ids[i]} in '
-    annotation = lambda i: number(i) + a.files[image[i]]
+    is_yolo = Path(a.path).suffix in YAML
+    number = '' if is_yolo else 'annotation id {} in '  # rows of YOLO's have none
+    annotation = lambda i: number.format(a.annotation_ids[i]) + a.files[image[i]]
     names = np.array([name.lower() for _, name in a.categories])
     many = outside.sum() > max(SUSPICIOUS * len(outside), 5)
     form = 'YOLO has the centre, then width and height' if is_yolo else 'COCO has x, y, width, height'
