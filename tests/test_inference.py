@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import json
-import os
 import pickle
 
 import jax
@@ -285,24 +284,6 @@ def test_arguments_of_another_kind_are_named(saved):
         Detector.from_pretrained('a name whose download takes a minute', batchsize=3)
     with pytest.raises(InputError, match='a class has the number 4, and the model 4 classes'):
         dataclasses.replace(read_detector(saved), classes={1: 'cat', 4: 'dog'})
-
-
-def test_a_detector_says_that_it_does_not_survive_a_fork(saved):
-    """Where JAX would hang without a message, also if the parent has only read the weights."""
-    pretrained = read_detector(saved)
-    detector, image = Detector(pretrained), noise(60, 80)
-    calls = [lambda: detector(image), lambda: detector.outputs({})]
-    calls += [lambda: Detector(pretrained), lambda: Detector.from_pretrained(saved)]
-    child = os.fork()
-    if not child:
-        try:
-            for call in calls:
-                with pytest.raises(RuntimeError, match='after a fork'):
-                    call()
-            os._exit(7)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_detector_is_pickled_for_other_processes(saved):

@@ -1,8 +1,8 @@
-"""Raises an error in a process that was forked after its parent read weights: JAX would hang there."""
+"""Raises an error in a process that was forked after its parent used JAX, which would hang there."""
 
 import os
 
-_process: int | None = None  # the first to read weights; the children that it forks inherit this
+_process: int | None = None  # the first to use JAX; the children that it forks inherit this
 
 
 def check() -> None:
@@ -15,6 +15,6 @@ def check() -> None:
     _process = _process or os.getpid()
     if _process != os.getpid():
         raise RuntimeError(
-            'weights cannot be read, nor a Detector used, after a fork of a process that has read some: '
-            "start the process or pool by multiprocessing.get_context('spawn'), or read the first in it"
+            'weights, a Detector or a run cannot be used after a fork of a process that used one: start '
+            "the process or pool by multiprocessing.get_context('spawn'), or use the first in it"
         )
