@@ -118,10 +118,17 @@ def test_parts_of_files_whose_writer_was_killed_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['y']
 
 
-def test_files_that_a_running_process_writes_are_left_alone(tmp_path):
+CONTAINER = 'unshare', '--user', '--map-root-user', '--pid', '--fork', '--mount-proc'
+
+
+@pytest.mark.parametrize('container', [(), CONTAINER], ids=['', 'in a container of the same host name'])
+def test_files_that_a_running_process_writes_are_left_alone(container, tmp_path):
+    if container and subprocess.run([*container, 'true'], capture_output=True).returncode:
+        pytest.skip('this user may not make namespaces')
     script = 'import sys\nfrom yolos_jax import files\nfiles.write(sys.argv[1], b"whole")'
     with files.replacing(tmp_path / 'x') as file:
-        subprocess.run([sys.executable, '-c', script, tmp_path / 'y'], cwd=ROOT, check=True)
+        command = [*container, sys.executable, '-c', script, tmp_path / 'y']
+        subprocess.run(command, cwd=ROOT, check=True)
         file.write(b'all')
     assert (tmp_path / 'x').read_bytes() == b'all' and (tmp_path / 'y').exists()
     with files.new_folder(tmp_path / 'out') as first, files.new_folder(tmp_path / 'out'):

@@ -1,8 +1,9 @@
 import contextlib
+import shutil
 
 import jax
 import pytest
-from helpers import TINY, launch, tiny_config
+from helpers import TINY, launch, result, tiny_config
 from ml_collections import ConfigDict
 from yolos_jax.configs import common
 
@@ -95,3 +96,11 @@ def test_a_run_does_not_resume_from_checkpoints_of_a_conversion(tmp_path):
     with pytest.raises(InputError, match='its checkpoints are not from a run') as error:
         resumption.resumed(tiny_config(), common.get_config(), work)
     assert error.value.argument == 'workdir'
+
+
+def test_a_run_evaluates_on_the_annotations_that_it_started_with(coco_folder, tmp_path):
+    data = shutil.copytree(coco_folder, tmp_path / 'data')
+    annotations = data / 'annotations' / 'instances_val2017.json'
+    config = tiny_config(data=data, epochs=1, eval_every=1)
+    launch(config, tmp_path / 'run', on_step=lambda _: annotations.write_bytes(b''))
+    assert 'AP' in result(tmp_path / 'run')[2][-1]

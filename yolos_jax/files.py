@@ -33,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     _remove_parts(path.parent)
     name = hashlib.sha1(path.name.encode(errors='surrogateescape')).hexdigest()[:12]  # names may be long
     name += secrets.token_hex(4)  # several threads may write one file
-    part = path.with_name(f'.{name}.{socket.gethostname()[:60]}-{os.getpid()}.part')
+    part = path.with_name(f'.{name}.{_host()}-{os.getpid()}.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as file:
@@ -50,11 +50,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             part.unlink()
 
 
+@functools.cache
+def _host() -> str:
+    """The name of this host and, on Linux, of its processes: containers may share the host's name."""
+    namespace = Path('/proc/self/ns/pid')
+    number = f'-{namespace.stat().st_ino}' if namespace.exists() else ''
+    return socket.gethostname()[:60] + number
+
+
 @functools.cache  # once in a process
 def _remove_parts(folder: Path) -> None:
     """Remove what processes of this host that were killed have left in a folder."""
     with contextlib.suppress(OSError):
-        for part in folder.glob(f'.*.{glob.escape(socket.gethostname()[:60])}-*.part'):
+        for part in folder.glob(f'.*.{glob.escape(_host())}-*.part'):
             if not is_running(part.stem.rpartition('-')[2]):
                 part.unlink()
 
@@ -186,7 +194,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).resolve()  # a link to an empty folder stays one
     if os.path.ismount(folder):
         raise InputError(f'{folder}: a disk is mounted there; name a folder in it', 'output')
-    prefix = f'.{folder.name}-{socket.gethostname()}-'  # then the process and something random
+    prefix = f'.{folder.name}-{_host()}-'  # then the process and something random
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_left(folder.parent, prefix)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from yolos_jax import class_matching, evaluation, files, optim, steps, visualize
 from yolos_jax.configs import common
-from yolos_jax.data import cache, geometry, records
+from yolos_jax.data import annotations, cache, geometry, records
 from yolos_jax.data.batches import EvalBatches, TrainBatches, photograph
 from yolos_jax.detections import Detections, best_first
 from yolos_jax.errors import InputError
@@ -34,6 +34,7 @@ class DetectorSetup(setup.Setup):
 
     start: Pretrained
     category_of: dict  # {label: category id in the validation split}
+    truth: annotations.Annotations  # of the validation split, whatever becomes of its file
 
     def describe(self) -> dict:
         """The meta of a checkpoint about the detector and its training."""
@@ -73,7 +74,7 @@ class DetectorSetup(setup.Setup):
         if not cluster.is_first():
             return np.nan
         results = evaluation.to_results(outputs, val_set, self.category_of)
-        numbers, _ = evaluation.score(val_set.truth(), results)
+        numbers, _ = evaluation.score(self.truth, results)
         log.write(done, numbers | evaluation.mean_losses(outputs))
         log.print(evaluation.table(numbers))
         log.pictures(done, first_images(outputs, val_set, self.start.classes))
@@ -157,6 +158,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         mesh=mesh,
         threads=cluster.threads(),
         category_of=category_of,
+        truth=val_set.truth(),
         notes=notes,
     )
 
