@@ -331,6 +331,12 @@ def test_damaged_weights_are_refused(state, tmp_path):
         checkpoint.read(tmp_path / 'x')
 
 
+def test_a_step_that_its_run_has_just_removed_is_called_gone_and_not_damaged(state, tmp_path):
+    save(tmp_path, state, {1: 0.1})
+    with pytest.raises(InputError, match='5: is gone; a run keeps its newest'):
+        checkpoint.read(tmp_path, 5)
+
+
 def test_a_checksum_sees_every_bit_under_every_sharding():
     mesh = meshes.make_mesh()
     x = np.random.default_rng(0).normal(size=(8, 33)).astype(np.float32)

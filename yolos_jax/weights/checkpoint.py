@@ -107,7 +107,10 @@ def read_params(folder: str | Path, step: int | None = None) -> tuple[dict, dict
             ap = step_aps.get(candidate)
             (params,) = params.values()
             return params, meta | {'step': candidate} | ({} if ap is None else {'AP': ap})
-        problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
+        if path.exists():
+            problems.append(f'{path}: damaged or no checkpoint of this project: {str(problem)[:200]}')
+        else:
+            problems.append(f'{path}: is gone; a run keeps its newest and best steps only')
     raise InputError('; '.join(problems))
 
 
