@@ -64,6 +64,21 @@ def test_ssh_starts_one_numbered_process_on_every_machine(tmp_path):
         assert {'--coordinator=host0:9731', '--num_processes=2', f'--process_id={i}'} <= set(words)
 
 
+def test_ssh_passes_lines_on_as_they_come_and_asks_for_a_terminal_without_bars(tmp_path):
+    """With an ssh whose process writes one line, as through a terminal, and waits a minute for a file."""
+    fake, read = tmp_path / 'ssh', tmp_path / 'read'
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = -tt ] || exit 0\nprintf "step 1 on $TERM\\r\\n"\n'
+        f'for i in $(seq 600); do [ -e {read} ] && exit 0; sleep 0.1; done\nexit 1\n'
+    )
+    fake.chmod(0o755)
+    command, path = ['bash', ROOT / 'launch' / 'ssh.sh'], {'PATH': f'{tmp_path}:/usr/bin:/bin'}
+    with subprocess.Popen(command, env=path, stdout=subprocess.PIPE) as launched:
+        lines = sorted(launched.stdout.readline() for _ in range(2))
+        read.touch()
+    assert lines == [b'[0] step 1 on dumb\n', b'[1] step 1 on dumb\n'] and launched.returncode == 0
+
+
 @pytest.mark.parametrize('code', [5, 255])  # of the process, and of an ssh that cannot connect
 def test_ssh_ends_the_others_when_one_fails_at_its_start(code, tmp_path):
     """With an ssh to a host that fails, and one that runs until it is told to end."""

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -148,3 +149,12 @@ def test_a_process_without_a_console_logs_to_the_file(closed, tmp_path, monkeypa
     log.close()
     assert not progress_bar.is_terminal()
     assert (tmp_path / 'log.txt').read_text() == 'a line\n'
+
+
+def test_a_dumb_terminal_is_none_on_which_a_bar_can_be_drawn(monkeypatch):
+    keyboard, screen = os.openpty()
+    with open(keyboard, 'rb'), open(screen, 'w') as terminal:
+        monkeypatch.setattr(sys, 'stderr', terminal)
+        for name, draws in (('xterm', True), ('dumb', False)):
+            monkeypatch.setenv('TERM', name)
+            assert progress_bar.is_terminal() is draws

@@ -1,5 +1,6 @@
 """The progress bar of commands, on stderr."""
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -13,5 +14,9 @@ def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
 
 
 def is_terminal() -> bool:
-    """Whether stderr is a terminal; it may be closed, or None in a process without a console."""
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    """Whether stderr is a terminal on which a line can be drawn again.
+
+    It may be closed, or None in a process without a console. TERM=dumb says that lines only follow another.
+    """
+    is_open = sys.stderr is not None and not sys.stderr.closed
+    return is_open and sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'
