@@ -40,6 +40,22 @@ def test_missing_folders_are_named(tmp_path):
         read(tmp_path, 'val')
 
 
+@pytest.mark.parametrize(
+    ('files', 'says'),
+    [
+        (['1.jpg', '1.json', '2.png', '2.json'], 'a JSON file for each image, .*; labelme2coco joins'),
+        (['Annotations/1.xml', 'JPEGImages/1.jpg'], r"VOC's XML is not read; docs/data\.md shows how"),
+        (['classes.txt', 'images/1.jpg', 'labels/1.txt'], r'`train: images`.* those in classes\.txt'),
+    ],
+)
+def test_for_a_layout_that_is_not_read_the_way_to_one_is_named(files, says, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{}')
+    with pytest.raises(InputError, match=says):
+        read(tmp_path, 'train')
+
+
 def test_missing_images_are_counted(tmp_path):
     with pytest.raises(InputError, match='1 of 2 images.* the first is b.jpg'):
         root = write_coco(tmp_path, coco_content())

@@ -338,8 +338,17 @@ def test_paths_of_a_description_are_read_as_exporters_write_them(coco, tmp_path)
         records.read(tmp_path, 'val')
 
 
-def test_labels_are_beside_the_last_folder_of_images():
-    assert yolo.labels_of(Path('/images/a/images/val/x.y.jpg')) == Path('/images/a/labels/val/x.y.txt')
+def test_a_description_without_splits_is_named(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'data.yaml').write_text('names: [cup]')  # as supervision writes it
+    with pytest.raises(InputError, match='names no images; add where they are, such as `train: images`'):
+        records.read(tmp_path, 'train')
+
+
+def test_labels_are_beside_the_last_folder_of_images(coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    data = yolo.read_description(tmp_path / 'data.yaml')
+    assert data.labels_of(Path('/images/a/images/val/x.y.jpg')) == Path('/images/a/labels/val/x.y.txt')
 
 
 def test_a_list_of_images_that_is_not_utf8_is_named(coco, tmp_path):

@@ -15,7 +15,11 @@ from yolos_jax.bucket import Bucket
 from yolos_jax.data.record_ranges import RecordRanges
 from yolos_jax.errors import InputError
 
-YAML = '.yaml', '.yml'  # of the file that describes a data set in YOLO's form, and may be named for it
+YOLO_FILES = (
+    '.yaml',
+    '.yml',
+    '.data',
+)  # of the file that describes a data set in YOLO's form, and may be named for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +204,7 @@ def open_folder(root: str | Path, argument: str | None = 'data') -> Folder | Buc
         store = Bucket(root)
         if names := frozenset(store.names()):
             return BucketFolder(store, names)
-    elif os.path.isdir(root) or Path(root).suffix in YAML and os.path.isfile(root):
+    elif os.path.isdir(root) or Path(root).suffix in YOLO_FILES and os.path.isfile(root):
         return Folder(Path(root))
     elif os.path.exists(root):
         raise InputError(f'{root}: a file; name the data folder that it is in', argument)

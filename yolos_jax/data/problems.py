@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolos_jax.data.annotations import Annotations
-from yolos_jax.data.folders import YAML
+from yolos_jax.data.folders import YOLO_FILES
 from yolos_jax.errors import InputError
 
 SUSPICIOUS = 0.2  # a larger share of boxes that leave their image is suspicious
@@ -120,7 +120,7 @@ def _repeated(values: np.ndarray) -> np.ndarray:
 def _box_checks(a: Annotations) -> list[_Check]:
     """The checks for what is dropped, cut or suspicious, for annotations that do not stop a run."""
     image, flat, outside = odd_boxes(a)
-    is_yolo = Path(a.path).suffix in YAML
+    is_yolo = Path(a.path).suffix in YOLO_FILES
     number = '' if is_yolo else 'annotation id {} in '  # rows of YOLO's have none
     annotation = lambda i: number.format(a.annotation_ids[i]) + a.files[image[i]]
     names = np.array([name.lower() for _, name in a.categories])

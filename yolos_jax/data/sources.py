@@ -4,25 +4,24 @@ The layout is detected: those of COCO, Roboflow, CVAT, FiftyOne and Label Studio
 folder; `yolo` reads YOLO's, and `array_records` data sets of tensorflow-datasets.
 """
 
-import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolos_jax.data import annotations, array_records, folders, yolo
+from yolos_jax.data import annotations, array_records, folders, image_folder, yolo
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.folders import BucketFolder, Folder
 from yolos_jax.errors import InputError
 
 PREFIX, ROBOFLOW, FIFTYONE = 'instances_', '_annotations.coco.json', 'labels.json'
 ROBOFLOW_SPLITS = 'train', 'valid', 'test'
+IMAGES = '.jpg', '.jpeg', '.png'  # the commonest suffixes
 UPRIGHT = {'info': {'upright': True}}  # begins our COCO files whose boxes refer to upright images
 # names that tools give to the same split; if the one asked for is missing, another is taken
 SYNONYMS = (('train2017', 'train', 'training'), ('val2017', 'val', 'valid', 'validation'))
@@ -53,7 +52,7 @@ class Source:
 
 
 def find(root: str | Path, split: str) -> Source:
-    """The source of a split of `root`: a folder of one of the layouts, or the .yaml file of a YOLO one.
+    """The source of a split of `root`: a folder of one of the layouts, or the description of a YOLO one.
 
     root: a path, or the URL of a folder in a bucket (gs:// or s3://): annotations are copied, images are
     read one by one. split: its name, or another of its names (`SYNONYMS`).
@@ -109,7 +108,7 @@ def _of_coco(folder: Folder | BucketFolder, split: str) -> Source:
 
 
 def yolo_description(folder: Folder | BucketFolder) -> Path | None:
-    """The .yaml file of a data set in YOLO's form, else None; raises InputError in a bucket."""
+    """The description of a data set in YOLO's form, else None; raises InputError in a bucket."""
     if isinstance(folder, Folder):
         return yolo.description(folder.path)
     if folder.glob('data.y*ml'):
@@ -129,7 +128,7 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: st
             places = [dataclasses.replace(x, upright=True) if isinstance(x, Folder) else x for x in places]
     return Source(
         path=file,
-        images=lambda names: locate(names, places, file, argument),
+        images=lambda names: image_folder.locate(names, places, file, argument),
         load=lambda: annotations.read(file),
         split=split,
         stamped=file,
@@ -140,7 +139,7 @@ def of_json(file: Path, places: Sequence[Folder | BucketFolder], *, argument: st
 def of_files(file: str | Path, images: str | Path | None = None, argument: str = 'images') -> Source:
     """The source of a COCO file; images: the folder of its images, None: its own, or `images` in it.
 
-    images may also be a YOLO data set or its .yaml file: then they are beside it, or where it says.
+    images may also be a YOLO data set or its description: then they are beside it, or where it says.
 
     Either may be the URL of something in a bucket. argument: the one that names the folder, for errors.
 
@@ -156,7 +155,7 @@ def of_files(file: str | Path, images: str | Path | None = None, argument: str =
     else:
         places = [folders.open_folder(images, argument)]
         if isinstance(places[0], Folder):
-            # only a .yaml that was named has to be in order
+            # only a file that was named has to be in order
             with contextlib.suppress(*([] if Path(images).is_file() else [InputError])):
                 if description := yolo.description(Path(images)):
                     places = [Folder(description.parent), Folder(yolo.read_description(description).root)]
@@ -186,6 +185,10 @@ def coco_files(folder: Folder | BucketFolder) -> dict[str, str]:
             raise InputError(f'{folder}: one split of a data set; name its parent, {whole}', 'data')
     # notes.json: of Label Studio's export in YOLO's form
     on_top = [file for file in folder.glob('*.json') if file != 'notes.json']
+    of_image = lambda file: any(folder.has(f'{Path(file).stem}{suffix}') for suffix in IMAGES)
+    if on_top and all(map(of_image, on_top)):
+        why = 'has a JSON file for each image, as labelme writes them; labelme2coco joins them'
+        raise InputError(f'{folder}: {why}', 'data')
     names = [Path(file).stem.removesuffix('.coco') for file in on_top]
     if len(set(names)) < len(names):  # train.json and train.coco.json
         names = [Path(file).stem for file in on_top]
@@ -212,14 +215,19 @@ def no_data_set(root: Folder | BucketFolder | str) -> InputError:
     """The error for a folder in none of the layouts."""
     if isinstance(root, Folder) and [*root.path.glob('labels/'), *root.path.glob('*/labels/')]:
         entries = ''.join(f'`{split}: {place}`, ' for split, place in _yolo_splits(root.path).items())
+        listed = ', those in classes.txt' * (root.path / 'classes.txt').exists()  # of Label Studio
         return InputError(
             f"{root}: has YOLO's labels and no data.yaml; write one: `path: .`, {entries}and `names:` with "
-            'a list of the classes',
+            f'a list of the classes{listed}',
             'data',
+        )
+    if isinstance(root, Folder) and next(root.path.glob('Annotations/*.xml'), None):
+        return InputError(
+            f"{root}: Pascal VOC's XML is not read; docs/data.md shows how to convert it", 'data'
         )
     return InputError(
         f'{root}: not a known data set: no annotations/instances_*.json (COCO, CVAT), '
-        f'*/{ROBOFLOW} (Roboflow), */{FIFTYONE} (FiftyOne), *.json (Label Studio), data.yaml '
+        f'*/{ROBOFLOW} (Roboflow), */{FIFTYONE} (FiftyOne), *.json (Label Studio), data.yaml or obj.data '
         '(YOLO) or dataset_info.json (tensorflow-datasets)',
         'data',
     )
@@ -233,52 +241,6 @@ def _yolo_splits(root: Path) -> dict[str, str]:
         if place := next((place for place in places if (root / place).is_dir()), None):
             result[split] = place
     return result or {'train': 'images'}
-
-
-def locate(
-    files: np.ndarray, places: Sequence[Folder | BucketFolder], annotation_file: Path, argument: str
-) -> tuple[Folder | BucketFolder, np.ndarray]:
-    """The folder that images are in, and their names there.
-
-    Each folder is tried with the names as they are, without one or more of the parent folders that all
-    names share, and without any folders. The combination with the most of the first hundred files is taken.
-
-    Raises:
-        InputError: no folder fits, or several images would map to one file.
-    """
-    names = files.tolist()
-    try:
-        common = os.path.commonpath({os.path.dirname(name) for name in names})
-    except ValueError:  # absolute and relative names mixed
-        common = ''
-    shared = [*reversed(PurePosixPath(common).parents), common or '.']
-    forms = [
-        lambda name: name,
-        *(functools.partial(os.path.relpath, start=x) for x in shared),
-        os.path.basename,
-    ]
-    sample = names[:100]
-    tries = [(place, form) for place in places for form in forms]
-    is_inside = lambda name: not name.startswith('/') and '..' not in name.split('/')
-    count_in = lambda place, form: sum(is_inside(form(name)) and place.has(form(name)) for name in sample)
-    place, form = next((t for t in tries if count_in(*t) == len(sample)), None) or max(
-        tries, key=lambda t: count_in(*t)
-    )
-    if not count_in(place, form):
-        raise InputError(
-            f'{annotation_file}: the images it names ({sample[0][:80]}, ...) are not in {places[0]}, nor '
-            'where else exports put them',
-            argument,
-        )
-    located = [form(name) for name in names]
-    if outside := [name for name in located if not is_inside(name)]:
-        raise InputError(
-            f'{annotation_file}: names files outside the folder {place}: {outside[0]}', argument
-        )
-    if len(set(located)) < len(set(names)):  # cam1/1.jpg and cam2/1.jpg
-        twice, _ = collections.Counter(dict(zip(names, located, strict=True)).values()).most_common(1)[0]
-        raise InputError(f'{annotation_file}: names several images that would be {place}/{twice}', argument)
-    return place, np.array(located, str)
 
 
 def splits(root: str | Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads data sets in YOLO's format: a data.yaml, and a text file of boxes for each image.
+"""Reads data sets in YOLO's format: a data.yaml or obj.data, and a text file of boxes for each image.
 
 As ultralytics reads them: `images/train/x.jpg` has its boxes in `labels/train/x.txt`, a row each of class
 and centre, width and height over the image's size, on photographs turned upright. A polygon becomes its
@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 
 from yolos_jax import files
-from yolos_jax.data import pixels
+from yolos_jax.data import darknet, pixels
 from yolos_jax.data.annotations import Annotations, tolerated
-from yolos_jax.data.folders import YAML
+from yolos_jax.data.folders import YOLO_FILES
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
@@ -27,10 +27,10 @@ LARGEST_SHARE = 2  # of an image's side, since boxes may leave it; larger values
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The content of a data.yaml: the common folder of the images, {split: image files}, class names.
+    """The content of a data.yaml or obj.data.
 
-    missing: entries for val and test that do not exist. key_points: how many numbers follow the box in a
-    row.
+    root: the common folder of the images; splits: {split: image files}; missing: entries for val and test
+    that do not exist; classes: {label: name}; key_points: how many numbers follow the box in a row.
     """
 
     path: Path
@@ -40,15 +40,24 @@ class Description:
     classes: dict[int, str]
     key_points: int
 
+    def labels_of(self, image: Path) -> Path:
+        """The file of labels of an image, an absolute path.
+
+        Darknet's is beside the image. Else the last folder named images becomes labels.
+        """
+        if self.path.suffix != darknet.SUFFIX:
+            image = Path('/labels/'.join(str(image).rsplit('/images/', 1)))
+        return image.with_suffix('.txt')
+
 
 def description(root: Path) -> Path | None:
-    """The .yaml file of a data set in YOLO's form, given its folder or the file itself; else None.
+    """The .yaml or .data file of a data set in YOLO's form, given its folder or the file; else None.
 
     Raises InputError if it has a data.yaml that cannot be read, or several other files of this form.
     """
     if root.is_file():
-        return root if root.suffix in YAML else None
-    candidates = sorted([*root.glob('[!.]*.yaml'), *root.glob('[!.]*.yml')])
+        return root if root.suffix in YOLO_FILES else None
+    candidates = sorted(file for suffix in YOLO_FILES for file in root.glob(f'[!.]*{suffix}'))
     contents = {file: _load(file) for file in candidates}
     described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
@@ -71,6 +80,8 @@ class _AsWritten(yaml.SafeLoader):
 
 
 def _load(file: Path) -> dict:
+    if file.suffix == darknet.SUFFIX:
+        return darknet.read(file)
     try:
         content = yaml.load(file.read_text('utf-8-sig'), _AsWritten)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -96,7 +107,7 @@ def read_description(file: Path) -> Description:
             missing.append(content[split])
     folders = {str(image.parent) for images in splits.values() for image in images}
     if not folders:
-        raise InputError(f'{file}: names no images under train, val or test', 'data')
+        raise InputError(f'{file}: names no images; add where they are, such as `train: images`', 'data')
     root = Path(os.path.commonpath(folders))
     shape = content.get('kpt_shape', ['0'])
     if not isinstance(shape, list) or not all(map(_is_number, shape)):
@@ -138,7 +149,8 @@ def _images(base: Path, entries: list, file: Path) -> list[Path]:
                 text = place.read_text('utf-8-sig').replace('\\', '/')
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f'{place}: no list of images in UTF-8 ({error})', 'data') from None
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            prefix = darknet.prefix(base) if file.suffix == darknet.SUFFIX else ''
+            lines = [line.strip().removeprefix(prefix) for line in text.splitlines() if line.strip()]
             images += [(place.parent if line.startswith('./') else base) / line for line in lines]
     return [Path(os.path.abspath(path)) for path in images]  # without ..
 
@@ -172,11 +184,11 @@ def read(data: Description, split: str) -> Annotations:
         if len(bad) > tolerated(len(sized)):
             raise InputError(f'{bad[0]}; {len(bad)} of {len(sized)} images are bad')
         sizes = np.array([sized[image] for image in images], np.int64).reshape(-1, 2)
-        of_files = pool.map(lambda image: _boxes(labels_of(image), data), images)
+        of_files = pool.map(lambda image: _boxes(data.labels_of(image), data), images)
         rows, repeated = map(list, zip(*of_files, strict=True)) if images else ([], [])
     notes = [f'left out: {text}' for text in bad]
-    if images and not any(labels_of(image).exists() for image in images):
-        notes.append(f'no image has a file of labels, as {labels_of(images[0])} would be')
+    if images and not any(data.labels_of(image).exists() for image in images):
+        notes.append(f'no image has a file of labels, as {data.labels_of(images[0])} would be')
     if sum(repeated):
         notes.append(f'left out: {sum(repeated)} duplicate rows of labels')
     counts = [len(of_image) for of_image in rows]
@@ -208,11 +220,6 @@ def _size(image: Path) -> tuple[int, int] | InputError:
         return pixels.upright_size(image)
     except InputError as error:
         return error
-
-
-def labels_of(image: Path) -> Path:
-    """The file of labels of an image, an absolute path: the last folder named images becomes labels."""
-    return Path('/labels/'.join(str(image).rsplit('/images/', 1))).with_suffix('.txt')
 
 
 def _boxes(file: Path, data: Description) -> tuple[np.ndarray, int]:
