@@ -221,6 +221,12 @@ def test_the_exit_status_says_whether_a_command_was_interrupted_or_diverged(erro
     assert done.returncode == status
 
 
+def test_a_full_disk_for_compiled_code_is_named():
+    script = 'from yolos_jax.run import cli\ncli.run(lambda: open("/dev/full", "w").write("x" * 99999))'
+    done = subprocess.run([sys.executable, '-c', script], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stderr.startswith("error: No space left on device, perhaps for Numba's compiled code: set")
+
+
 def test_the_garbage_collection_goes_on_once_a_command_is_imported():
     cli.imported('speed')
     assert gc.isenabled()

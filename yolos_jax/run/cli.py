@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import errno
 import functools
 import gc
 import importlib
@@ -24,6 +25,7 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import config_files
 
 TRACEBACK = '--traceback'
+FULL = errno.ENOSPC, errno.EDQUOT  # of a disk, or of a user's share of it
 PLACE_IN_CONFIG = r'File "(?!.*/ml_collections/)(.+)", line (\d+)'  # in a traceback of its loader
 
 
@@ -147,6 +149,8 @@ def _line(error: Exception, flag: Callable[[str], str]) -> str:
     text = ' '.join(str(error).split())[:500]
     if 'RESOURCE_EXHAUSTED' in text:
         return f"out of the device's memory; docs/training.md, Troubleshooting, has advice ({text})"
+    if isinstance(error, OSError) and error.errno in FULL and not error.filename:  # as Numba raises it
+        return f"{error.strerror}, perhaps for Numba's compiled code: set NUMBA_CACHE_DIR to another folder"
     return f'{type(error).__name__}: {text} ({TRACEBACK} shows where)'
 
 
