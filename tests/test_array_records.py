@@ -228,3 +228,16 @@ def test_a_data_set_with_a_bad_image_is_built_whole_and_read(coco_folder, tmp_pa
 def test_a_data_set_is_not_built_over_another(data_set, coco_folder):
     with pytest.raises(InputError, match=f'{data_set}: has a data set already'):
         build_tfds.build(coco_folder, data_set.parent.parent.parent)
+
+
+def test_a_data_set_does_not_name_a_module_to_import(data_set, tmp_path, monkeypatch):
+    root = shutil.copytree(data_set, tmp_path / 'copy')
+    (tmp_path / 'handler_of_data.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (root / 'features.json').read_text()
+    name = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+    assert name in text
+    (root / 'features.json').write_text(text.replace(name, 'handler_of_data.FeaturesDict', 1))
+    with pytest.raises(InputError, match=r"'handler_of_data.FeaturesDict' is no feature of tensorf"):
+        records.read(root, 'val2017')
+    assert 'handler_of_data' not in sys.modules

@@ -73,6 +73,14 @@ def test_a_damaged_list_of_videos_is_named(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match='videos.json: damaged .* remove it'):
         Predictions(tmp_path, SETTINGS, overwrite=True)
+    out, other = tmp_path / 'out', tmp_path / 'holiday.mp4'
+    out.mkdir()
+    other.touch()
+    (out / 'predictions.jsonl').touch()
+    (out / 'videos.json').write_text('{"../holiday": {"file": "/x/v.mp4"}}')
+    with pytest.raises(InputError, match='videos.json: damaged .a video named ../holiday.; remove it'):
+        Predictions(out, SETTINGS, overwrite=True)
+    assert other.exists()
 
 
 def test_hidden_files_and_folders_are_no_inputs(tmp_path):

@@ -15,6 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from yolos_jax.errors import InputError
 
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
+FEATURES = 'tensorflow_datasets.core.features.'  # where the classes in features.json come from
 INFO = 'dataset_info.json'  # present in every data set
 DAMAGED = ValueError, TypeError, LookupError, RuntimeError, OSError, ProtobufError
 READERS = 128  # threads that read all examples: a bucket answers each after a while
@@ -37,6 +39,18 @@ def splits(folder: Folder | BucketFolder) -> list[str]:
     with _naming(f'{folder}/{INFO}'):
         stored = json.loads(folder.local(INFO).read_text())['splits']
         return [coco_name(split['name']) for split in stored]
+
+
+def _check_classes(features: bytes) -> None:
+    """Raises ValueError if features.json names another class than tfds's: tfds would import its module."""
+
+    def check(content: dict) -> dict:
+        name = content.get('pythonClassName', FEATURES)
+        if not str(name).startswith(FEATURES):
+            raise ValueError(f'{name!r} is no feature of tensorflow-datasets')
+        return content
+
+    json.loads(features, object_hook=check)
 
 
 @contextlib.contextmanager
@@ -125,7 +139,9 @@ class Split:
 
         names = [name for name in self.folder.glob('*') if name.endswith(('.json', '.txt'))]
         with _naming(f'{self.folder}/{INFO} or features.json'):
-            return tfds.builder_from_directory(self.folder.copies(names))
+            copies = self.folder.copies(names)
+            _check_classes((Path(copies) / 'features.json').read_bytes())
+            return tfds.builder_from_directory(copies)
 
     @functools.cached_property
     def _stored(self) -> str:

@@ -43,6 +43,8 @@ class Predictions(contextlib.AbstractContextManager):
             )
         entries = list(self.read())
         videos = files.read_json(folder / VIDEOS) if VIDEOS in others else {}  # that are done, by name
+        if outside := [name for name in videos if Path(name).name != name]:
+            raise InputError(f'{folder / VIDEOS}: damaged (a video named {outside[0]}); remove it')
         is_begun = self._path.exists() and self._path.stat().st_size
         if not overwrite and (is_begun or videos):  # an empty file may have no settings yet
             self._check_settings(settings)

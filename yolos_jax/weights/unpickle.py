@@ -184,7 +184,7 @@ def _tensor(storage, offset, shape, stride, *_):
     if (
         len(shape) != len(stride)
         or len(shape) > MOST_DIMENSIONS
-        or any(type(n) is not int or n < 0 for n in (offset, *shape, *stride))
+        or any(type(n) is not int or not 0 <= n < 1 << 63 for n in (offset, *shape, *stride))
     ):
         raise InputError('a tensor has an impossible shape')
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
