@@ -97,7 +97,7 @@ def test_the_hash_in_a_files_name_is_checked(tmp_path):
         else:
             with pytest.raises(InputError, match=f'{name}.*SHA-256 is {digest}.*a1311bcf'):
                 tensors.read(tmp_path / name)
-    for text in ('', '\n', ' \n'):  # cut short
+    for text in ('', '\n', ' \n', digest[:9], '  deit.pth\n'):  # cut short
         (tmp_path / 'deit.pth.sha256').write_text(text)
         with pytest.raises(InputError, match=f'SHA-256 is {digest}, and deit.pth.sha256 says nothing'):
             tensors.read(tmp_path / 'deit.pth')
