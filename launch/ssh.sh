@@ -15,7 +15,7 @@ RUN="/tmp/yolos-$(hostname)-$$" # on every machine: a file with the id of the pr
 TRAIN_QUOTED=$(printf '%q ' "${TRAIN[@]}") HERE=$(printf '%q' "$PWD")
 pids=()
 for i in "${!HOSTS[@]}"; do
-  # a remote terminal ends the process with its connection, and is a dumb one: a bar would have no ends of lines
+  # -tt: the process ends with its connection; TERM=dumb: lines, and no progress bar, which sed would hold back
   (TERM=dumb ssh -tt "${HOSTS[$i]}" "cd $HERE && echo \$\$ > $RUN-$i && exec .venv/bin/python train.py $TRAIN_QUOTED\
     --coordinator=${HOSTS[0]#*@}:$PORT --num_processes=${#HOSTS[@]} --process_id=$i" < /dev/null 2>&1 | sed -u -e $'s/\r$//' -e "s/^/[$i] /") &
   pids+=($!)

@@ -230,14 +230,26 @@ def test_a_data_set_is_not_built_over_another(data_set, coco_folder):
         build_tfds.build(coco_folder, data_set.parent.parent.parent)
 
 
-def test_a_data_set_does_not_name_a_module_to_import(data_set, tmp_path, monkeypatch):
+OTHER = 'handler_of_data.FeaturesDict'
+LEGACY = json.dumps({'feature': {'type': OTHER, 'content': {}}})
+
+
+@pytest.mark.parametrize(
+    'features',
+    [
+        {'pythonClassName': OTHER},
+        {'python_class_name': OTHER},
+        {'type': OTHER, 'content': {}},
+        {'pythonClassName': f'{array_records.FEATURES}sequence_feature.Sequence', 'json': {'json': LEGACY}},
+    ],
+    ids=['as written now', 'as protobuf takes it too', 'of earlier versions', 'in a string'],
+)
+def test_a_data_set_does_not_name_a_module_to_import(features, data_set, tmp_path, monkeypatch):
     root = shutil.copytree(data_set, tmp_path / 'copy')
-    (tmp_path / 'handler_of_data.py').write_text('')
+    (tmp_path / 'handler_of_data.py').touch()
     monkeypatch.syspath_prepend(tmp_path)
-    text = (root / 'features.json').read_text()
-    name = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
-    assert name in text
-    (root / 'features.json').write_text(text.replace(name, 'handler_of_data.FeaturesDict', 1))
-    with pytest.raises(InputError, match=r"'handler_of_data.FeaturesDict' is no feature of tensorf"):
+    monkeypatch.delitem(sys.modules, 'handler_of_data', raising=False)
+    (root / 'features.json').write_text(json.dumps(features))
+    with pytest.raises(InputError, match=r"features.json: 'handler_of_data.FeaturesDict' is no feature of"):
         records.read(root, 'val2017')
     assert 'handler_of_data' not in sys.modules

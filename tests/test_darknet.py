@@ -49,6 +49,14 @@ def test_a_missing_file_of_class_names_is_named(darknet):
         records.read(darknet, 'train')
 
 
+def test_names_that_are_not_as_many_as_counted_are_an_error(darknet):
+    (darknet / 'obj.names').write_text('cup\n\nplate\n\n')  # an empty line counts: it has a number too
+    with pytest.raises(InputError, match=r'obj\.data: nc is \d, but it names 3 classes'):
+        file = darknet / 'obj.data'
+        file.write_text(file.read_text().replace('classes = 3', 'classes = 2'))
+        records.read(darknet, 'train')
+
+
 def test_another_file_of_this_suffix_describes_no_data_set(coco):
     for name, content in (('x.data', b'epochs = 3\n'), ('y.data', b'\xff\xfe')):
         (coco / name).write_bytes(content)

@@ -16,7 +16,7 @@ def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
 def is_terminal() -> bool:
     """Whether stderr is a terminal on which a line can be drawn again.
 
-    It may be closed, or None in a process without a console. TERM=dumb says that lines only follow another.
+    It may be closed, or None in a process without a console. With TERM=dumb it cannot draw.
     """
     is_open = sys.stderr is not None and not sys.stderr.closed
     return is_open and sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'

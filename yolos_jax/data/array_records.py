@@ -29,6 +29,8 @@ from yolos_jax.errors import InputError
 SPLITS = {'train2017': 'train', 'val2017': 'validation'}  # COCO's name: tensorflow-datasets'
 CATEGORIES = 'categories.json'  # (id, name) pairs in the order of the labels; without it, COCO's
 FEATURES = 'tensorflow_datasets.core.features.'  # where the classes in features.json come from
+# its keys, of all versions, for the name of a class, and for a string that is JSON
+CLASS_KEYS, JSON_KEYS = ('pythonClassName', 'python_class_name', 'type'), ('json', 'content')
 INFO = 'dataset_info.json'  # present in every data set
 DAMAGED = ValueError, TypeError, LookupError, RuntimeError, OSError, ProtobufError
 READERS = 128  # threads that read all examples: a bucket answers each after a while
@@ -41,13 +43,20 @@ def splits(folder: Folder | BucketFolder) -> list[str]:
         return [coco_name(split['name']) for split in stored]
 
 
-def _check_classes(features: bytes) -> None:
-    """Raises ValueError if features.json names another class than tfds's: tfds would import its module."""
+def _check_classes(features: str | bytes, what: str) -> None:
+    """Raises InputError if a features.json names a class of another module, which tfds would import.
+
+    features: its text; tfds also reads JSON in its strings. what: the file, for the message.
+    """
 
     def check(content: dict) -> dict:
-        name = content.get('pythonClassName', FEATURES)
-        if not str(name).startswith(FEATURES):
-            raise ValueError(f'{name!r} is no feature of tensorflow-datasets')
+        for key, value in content.items():
+            if not isinstance(value, str):  # 'type' may also be the name of a feature
+                continue
+            if key in CLASS_KEYS and not value.startswith(FEATURES):
+                raise InputError(f'{what}: {value!r} is no feature of tensorflow-datasets', 'data')
+            if key in JSON_KEYS:
+                _check_classes(value, what)
         return content
 
     json.loads(features, object_hook=check)
@@ -140,7 +149,7 @@ class Split:
         names = [name for name in self.folder.glob('*') if name.endswith(('.json', '.txt'))]
         with _naming(f'{self.folder}/{INFO} or features.json'):
             copies = self.folder.copies(names)
-            _check_classes((Path(copies) / 'features.json').read_bytes())
+            _check_classes((Path(copies) / 'features.json').read_bytes(), f'{self.folder}/features.json')
             return tfds.builder_from_directory(copies)
 
     @functools.cached_property

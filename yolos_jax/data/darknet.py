@@ -9,7 +9,9 @@ SPLITS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', '
 
 
 def read(file: Path) -> dict:
-    """What a data.yaml would say: 'names', and the list of images of each split; empty for another file.
+    """What a data.yaml would say; empty for another file.
+
+    'names', their count 'nc', and the list of images of each split.
 
     Raises:
         InputError: the file of class names that it names cannot be read.
@@ -24,10 +26,11 @@ def read(file: Path) -> dict:
         return {}
     names = file.parent / values['names']
     try:
-        classes = [line.strip() for line in names.read_text('utf-8-sig').splitlines() if line.strip()]
+        classes = [line.strip() for line in names.read_text('utf-8-sig').rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'{names}: no list of class names in UTF-8 ({error})', 'data') from None
-    return {'names': classes} | {SPLITS[key]: value for key, value in values.items() if key in SPLITS}
+    lists = {SPLITS[key]: value for key, value in values.items() if key in SPLITS}
+    return lists | {'names': classes, 'nc': values.get('classes')}
 
 
 def prefix(folder: Path) -> str:

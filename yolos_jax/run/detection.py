@@ -34,7 +34,7 @@ class DetectorSetup(setup.Setup):
 
     start: Pretrained
     category_of: dict  # {label: category id in the validation split}
-    truth: annotations.Annotations  # of the validation split, whatever becomes of its file
+    truth: annotations.Annotations | None  # of the validation split, in process 0, which scores
 
     def describe(self) -> dict:
         """The meta of a checkpoint about the detector and its training."""
@@ -158,7 +158,7 @@ def prepare(config: ConfigDict, mesh: Mesh, work: workdir.Workdir) -> DetectorSe
         mesh=mesh,
         threads=cluster.threads(),
         category_of=category_of,
-        truth=val_set.truth(),
+        truth=val_set.truth() if cluster.is_first() else None,
         notes=notes,
     )
 
