@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import jax
 import numpy as np
@@ -30,6 +31,8 @@ def test_classes_of_the_same_name_keep_their_logits(pretrained):
     changed, report = adapt.with_classes(pretrained, {0: 'Bird', 3: 'fish', 7: 'cat'}, 0)
     assert report == 'class head: 3 classes, 2 of them kept (bird, cat), 1 fresh'
     adapt.check_classes(changed, {0: 'bird', 7: 'CAT'}, 'data')  # as a run takes them, in any case
+    composed, decomposed = ({0: unicodedata.normalize(form, 'Café')} for form in ('NFC', 'NFD'))
+    adapt.check_classes(adapt.with_classes(pretrained, composed, 0)[0], decomposed, 'data')
     image = noise(64, 96)
     old, new = (detect(w, image)['pred_logits'] for w in (pretrained, changed))
     assert new.shape[-1] == 9

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import storage
+import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from yolos_jax.bucket import Bucket
@@ -142,3 +143,9 @@ def test_records_of_another_form_are_refused(place, options, tmp_path):
     bucket.write('x', bytes(70_000))
     with pytest.raises(InputError, match='x: not an array_record file'):
         record_ranges.RecordRanges(bucket, ['x'])
+
+
+def test_a_chunk_that_claims_gigabytes_is_not_unpacked():
+    gigabytes = bytes([0x80, 0x80, 0x80, 0x80, 0x10])  # 2^32, as a varint
+    with pytest.raises(ValueError, match='claims 4294967296 bytes'):
+        record_ranges._decompress(gigabytes + zstandard.compress(b'x'))

@@ -72,6 +72,13 @@ def huge_array(path):
         archive.writestr('det_token.npy', header.getvalue())
 
 
+def packed_by_lzma(path):
+    array = io.BytesIO()
+    np.save(array, np.zeros(100, np.float32))
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_LZMA) as archive:
+        archive.writestr('det_token.npy', array.getvalue())
+
+
 SELF = b'\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s.'  # d = {}; d['model'] = d
 FILES = {
     'a dict that holds itself': zip_of(SELF),
@@ -100,6 +107,7 @@ FILES = {
     'a tensor with an escape in its name': one_tensor(dtype='F4', name='y\x1b[2J'),
     'a tensor of a long name': one_tensor(dtype='F4', name='det_token' * 100_000),
     'an array of 2^40 elements': huge_array,
+    'an array packed by LZMA': packed_by_lzma,
     'nothing': lambda path: path.write_bytes(b''),
     'noise': lambda path: path.write_bytes(np.random.default_rng(0).bytes(10_000)),
     'HTML': lambda path: path.write_bytes(b'<html><body>404</body></html>'),

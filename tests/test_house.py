@@ -17,6 +17,7 @@ FLOORS = [
         'errors',
         'files',
         'file_names',
+        'naming',
         'patches',
         'cpus',
         'bucket',

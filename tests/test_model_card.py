@@ -1,5 +1,6 @@
 """What a model card says, and that what cannot be known is said to be so."""
 
+import dataclasses
 import json
 import os
 
@@ -18,7 +19,7 @@ CONFIG = {
     'data': '/home/me/cats',
 }  # fmt: skip
 METRICS = {
-    'AP': 0.4321, 'AP_large': -1.0, 'classes': {'cat': 0.5, 'a|b\n# dog': 0.25},
+    'AP': 0.4321, 'AP_large': -1.0, 'classes': {'cat': 0.5, 'a|b\n# dog': 0.25, '<b>': 0.1},
     'about': {'data': '/home/me/cats', 'split': 'val2017'},
 }  # fmt: skip
 GROUP = {'name': 'night', 'images': 3, 'objects': 9, 'ap': 0.123, 'interval': [0.1, 0.2]}
@@ -79,10 +80,19 @@ def test_measurements_are_in_tables_that_special_characters_cannot_break(pretrai
         of_run = model_card.text(known(pretrained, config=CONFIG), measured)
         assert f'--split=val2017{options} --output=DIR' in of_run
     assert '| cat | 0.500 |' in text and '| a/b # dog | 0.250 |' in text
+    assert r'| \<b> | 0.100 |' in text
     assert '| night | 3 | 9 | 0.123 | 0.100 to 0.200 |' in text
     assert 'Under fog, weak to strong: AP 0.300, 0.200, 0.100.' in text
     assert 'calibration error (ECE) 0.250' in text and 'not examined' not in text and '-1.000' not in text
     assert ModelCard(text).data.eval_results[0].metric_value == 0.4321
+
+
+def test_the_names_of_classes_bring_no_markup_into_a_card(pretrained):
+    classes = {0: '<img src=x>', 1: '[cat](http://x)', 2: 'R&D `x`'}
+    named = dataclasses.replace(pretrained, classes=classes)
+    assert r'3 classes: \<img src=x>, \[cat](http://x), R\&D \`x\`.' in model_card.text(named)
+    with pytest.raises(InputError, match="the name of a class has control characters: 'cat"):
+        dataclasses.replace(pretrained, classes={0: 'cat\n\n## Licence'})
 
 
 def test_the_card_command_adds_measurements_and_refuses_those_of_other_weights(

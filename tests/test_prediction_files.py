@@ -1,5 +1,6 @@
 """Which files `yolos predict` takes from folders, and how its results are named."""
 
+import json
 import os
 
 import pytest
@@ -66,6 +67,17 @@ def test_lines_after_a_damaged_line_are_kept(tmp_path):
     with Predictions(tmp_path, SETTINGS, overwrite=False) as predictions:
         assert predictions.done == {'/a', '/c'}
     assert (tmp_path / 'predictions.jsonl').read_bytes() == lines[0] + lines[2]
+
+
+@pytest.mark.parametrize('entry', [{}, {'picture': 7}, {'picture': '..'}, {'picture': '../a.jpg'}])
+def test_lines_that_name_no_picture_of_the_folder_are_damaged(entry, tmp_path):
+    with Predictions(tmp_path / 'output', SETTINGS, overwrite=False):
+        pass
+    (tmp_path / 'a.jpg').touch()
+    line = {'image': 'a.jpg', 'detections': []} | entry
+    (tmp_path / 'output' / 'predictions.jsonl').write_text(json.dumps(line))
+    with Predictions(tmp_path / 'output', SETTINGS, overwrite=False) as predictions:
+        assert not predictions.done and (tmp_path / 'a.jpg').exists()
 
 
 def test_a_damaged_list_of_videos_is_named(tmp_path):

@@ -123,6 +123,13 @@ def view(offset, shape, stride, count=4, dtype='FloatStorage'):
     return head + b'J' + struct.pack('<i', offset) + numbers(shape) + numbers(stride) + tail
 
 
+def copies(maker, container, make):
+    """The pickle of 2,000 dicts, each made of one container by `make`; 1 is the container, 2 the maker."""
+    return b'\x80\x02' + container + b'q\x010' + maker + b'q\x020](' + make * 2_000 + b'e.'
+
+
+ITEMS = b'](' + b'(K\x00Nt' * 1_000 + b'e'
+STATE = b'}(' + b''.join(b'M' + struct.pack('<H', i) + b'N' for i in range(1_000)) + b'u'
 DATA = [('archive/data/0', b'\0' * 16)]
 SHELL = b'cposix\nsystem\n(X\x05\0\0\0touchtR.'
 
@@ -155,6 +162,16 @@ def hostile(path, mark):
         'a storage cut short': lambda: raw(path, view(0, [9], [1], 9), DATA),
         'a zip bomb': lambda: raw(path, view(0, [4], [1]), [bomb], zipfile.ZIP_DEFLATED),
         'two programs': lambda: raw(path, b'N.', [('other/data.pkl', b'N.')]),
+        'copies of one list': lambda: raw(
+            path, copies(b'ccollections\nOrderedDict\n', ITEMS, b'h\x02h\x01\x85R')
+        ),
+        'copies of one state': lambda: raw(
+            path, copies(b'cargparse\nNamespace\n', STATE, b'h\x02)Rh\x01b')
+        ),
+        'a namespace with arguments': lambda: raw(path, b'cargparse\nNamespace\n}\x85R.'),
+        'a text of 2^45 bytes': lambda: path.write_bytes(
+            b'\x80\x04\x8e' + struct.pack('<Q', 1 << 45) + b'x'
+        ),
         'a plain pickle': lambda: path.write_bytes(pickle.dumps({'x': touch})),
         'a storage elsewhere': lambda: raw(
             path, view(0, [4], [1]), [('archive/data/../../etc/0', b'\0' * 16)]

@@ -52,8 +52,9 @@ def test_a_lock_that_the_file_system_refuses_is_no_other_run(tmp_path, monkeypat
 def test_programs_of_another_user_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     user = os.getuid()
-    (tmp_path / f'yolos_jax-{user}').mkdir()
-    assert workdir.local_copy('gs://bucket/run').parent == tmp_path / f'yolos_jax-{user}'
+    for _ in range(2):
+        assert workdir.local_copy('gs://bucket/run').parent == tmp_path / f'yolos_jax-{user}'
+    assert (tmp_path / f'yolos_jax-{user}').stat().st_mode & 0o777 == 0o700
     (tmp_path / f'yolos_jax-{user + 1}').mkdir()
     monkeypatch.setattr(os, 'getuid', lambda: user + 1)
     with pytest.raises(InputError, match=f'yolos_jax-{user + 1}: belongs to another user'):

@@ -1,6 +1,7 @@
 """Data sets in YOLO's form: a data.yaml, and a text file of boxes for each image."""
 
 import codecs
+import os
 import shutil
 from pathlib import Path
 
@@ -45,12 +46,25 @@ def test_boxes_that_leave_their_image_are_cut(coco, tmp_path):
     np.testing.assert_allclose(data.objects(i)[0], [[0, 0.25 * h, w, 0.75 * h]])
 
 
-@pytest.mark.parametrize('content', [b'names:\n\t0: cup\n', 'names: [café]'.encode('cp1252')])
+@pytest.mark.parametrize(
+    'content',
+    [b'names:\n\t0: cup\n', 'names: [café]'.encode('cp1252'), b'a: &a [x, x]\nnames: [*a, *a]\n'],
+    ids=['tab', 'encoding', 'alias'],
+)
 def test_a_description_that_cannot_be_read_is_named(content, coco, tmp_path):
     to_yolo(coco, tmp_path)
     (tmp_path / 'data.yaml').write_bytes(content)
     with pytest.raises(InputError, match=r'data\.yaml: cannot be read \('):
         records.read(tmp_path, 'val')
+
+
+@pytest.mark.parametrize('number', ['3000000000', '1' * 5000])
+@pytest.mark.parametrize('content', ['nc: {}', 'names:\n  {}: cup', 'names: [cup]\nkpt_shape: [{}]'])
+def test_huge_numbers_in_a_description_are_refused_at_once(content, number, coco, tmp_path):
+    to_yolo(coco, tmp_path)
+    (tmp_path / 'data.yaml').write_text('train: images/train\n' + content.format(number))
+    with pytest.raises(InputError, match=r'data\.yaml: (its |cannot be read)'):
+        records.read(tmp_path, 'train')
 
 
 def test_classes_that_are_only_counted_are_called_by_number(coco, tmp_path):
@@ -162,6 +176,12 @@ def test_the_size_of_a_turned_image_is_that_of_its_pixels(orientation, form, tmp
     Image.new('RGB', (40, 30)).save(tmp_path / 'x', form, exif=exif)
     expected = pixels.read_image(tmp_path / 'x', upright=True).shape[:2]
     assert pixels.upright_size(tmp_path / 'x') == expected == ((40, 30) if orientation > 4 else (30, 40))
+
+
+def test_a_pipe_among_the_images_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / 'x.jpg')
+    with pytest.raises(InputError, match='x.jpg: not a readable image'):
+        pixels.upright_size(tmp_path / 'x.jpg')
 
 
 def test_exif_data_that_cannot_be_read_turn_nothing(tmp_path):

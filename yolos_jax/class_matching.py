@@ -6,6 +6,7 @@ import numpy as np
 
 from yolos_jax.data.records import Records
 from yolos_jax.errors import InputError, shown
+from yolos_jax.naming import name_key
 from yolos_jax.weights.pretrained import Pretrained
 
 
@@ -36,14 +37,14 @@ def match(pretrained: Pretrained, records: Records) -> tuple[dict[int, int], lis
     if any(pretrained.category_ids[label] != number for label, number in category_of.items()):
         notes.append(f'{path}: its classes are numbered differently, and matched by name')
     detected = {data_names[number] for number in category_of.values()}
-    if absent := [name for name in records.classes.values() if name.lower() not in detected]:
+    if absent := [name for name in records.classes.values() if name_key(name) not in detected]:
         notes.append(f'{path}: classes that cannot be detected: {shown(absent)}')
     return category_of, notes
 
 
 def _names(of: Pretrained | Records) -> dict[int, str]:
-    """{category id: class name}, in lower case."""
-    return {of.category_ids[label]: name.lower() for label, name in of.classes.items()}
+    """{category id: class name, as it is compared}."""
+    return {of.category_ids[label]: name_key(name) for label, name in of.classes.items()}
 
 
 def _by_name(pretrained: Pretrained, records: Records) -> dict[int, int]:
@@ -54,7 +55,7 @@ def _by_name(pretrained: Pretrained, records: Records) -> dict[int, int]:
     by_use = sorted(data_names.items(), key=lambda item: item[0] in used)
     by_name = {name: number for number, name in by_use}
     result = {}
-    for label, name in ((label, name.lower()) for label, name in pretrained.classes.items()):
+    for label, name in ((label, name_key(name)) for label, name in pretrained.classes.items()):
         if name in by_name:
             same = data_names.get(ids[label]) == name and (ids[label] in used or by_name[name] not in used)
             result[label] = ids[label] if same else by_name[name]

@@ -226,6 +226,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for `open` that does not wait where a pipe is that nothing writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_at(file: BinaryIO, start: int, size: int) -> np.ndarray:
     """`size` bytes of an open file from `start` on, uint8 [size]; the file's position does not change.
 

@@ -70,10 +70,9 @@ class Folder:
         return functools.partial(self._read, file)
 
     def _read(self, file: str) -> bytes:
-        # else it would wait where a pipe is that nothing writes to
-        at_once = lambda path, flags: os.open(path, flags | os.O_NONBLOCK)
+        name = os.path.join(self.path, file)
         try:
-            with open(os.path.join(self.path, file), 'rb', buffering=0, opener=at_once) as stream:
+            with open(name, 'rb', buffering=0, opener=files.without_waiting) as stream:
                 return stream.read() or b''
         except OSError as error:
             raise InputError(f'{self.path / file}: {error.strerror}') from None

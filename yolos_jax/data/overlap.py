@@ -15,6 +15,7 @@ from yolos_jax import cpus, files
 from yolos_jax.data.folders import Folder
 from yolos_jax.data.records import Records
 from yolos_jax.errors import shown
+from yolos_jax.naming import name_key
 
 ENDS = 4096  # bytes at either end of a file that tell most files apart
 PART = 256  # files of one job of a thread
@@ -25,7 +26,7 @@ def notes(train: Records, val: Records) -> list[str]:
     lines = []
     if same := in_both(train, val):
         lines.append(f'{len(same)} images are in both splits: {shown([f"{a} = {b}" for a, b in same])}')
-    names = [{r.classes[label].lower() for label in np.unique(r.labels).tolist()} for r in (train, val)]
+    names = [{name_key(r.classes[label]) for label in np.unique(r.labels).tolist()} for r in (train, val)]
     if never := sorted(names[1] - names[0]):
         lines.append(f'{len(never)} classes have objects to evaluate but none to train on: {shown(never)}')
     if unseen := sorted(names[0] - names[1]):

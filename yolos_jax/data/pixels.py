@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from yolos_jax import file_names
+from yolos_jax import file_names, files
 from yolos_jax.data.geometry import Geometry
 from yolos_jax.data.resize import resize, resize_to_patches
 from yolos_jax.errors import InputError
@@ -68,7 +68,8 @@ def size(data: bytes, name: str | Path) -> tuple[int, int]:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """The (height, width) of an image file turned upright as its EXIF says, from its header alone."""
-    with _naming(path), Image.open(path, formats=FORMATS) as image:
+    with _naming(path), open(path, 'rb', opener=files.without_waiting) as file:
+        image = Image.open(file, formats=FORMATS)
         turned = not _pillow_turns(image) and _orientation(image) in range(5, 9)
         return image.size if turned else (image.height, image.width)
 

@@ -1,7 +1,6 @@
 """Finds problems in annotations: those that stop a run, and boxes that are dropped, cut or look odd."""
 
 import dataclasses
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ import numpy as np
 from yolos_jax.data.annotations import Annotations
 from yolos_jax.data.folders import YOLO_FILES
 from yolos_jax.errors import InputError
+from yolos_jax.naming import has_controls
 
 SUSPICIOUS = 0.2  # a larger share of boxes that leave their image is suspicious
-CONTROLS = 'Cc', 'Cs', 'Zl', 'Zp'  # Unicode categories: control characters, surrogates, line separators
 LARGEST_BOX = 1e38  # training computes in float32
 
 
@@ -72,9 +71,8 @@ def _checks(a: Annotations) -> list[_Check]:
     """The checks for problems that stop a run."""
     category_ids = np.array([number for number, _ in a.categories], np.int64)
     annotation_ids = a.annotation_ids[a.annotation_ids != -1]
-    controls = lambda name: any(unicodedata.category(c) in CONTROLS for c in name)
-    unprintable = [not name or controls(name) for name in a.files.tolist()]
-    named_oddly = [controls(name) for _, name in a.categories]
+    unprintable = [not name or has_controls(name) for name in a.files.tolist()]
+    named_oddly = [has_controls(name) for _, name in a.categories]
     image = lambda i: f'image id {a.ids[i]}'
     annotation = lambda i: f'annotation id {a.annotation_ids[i]}'
     return [

@@ -19,6 +19,7 @@ BLOCK, BLOCK_HEADER = 1 << 16, 24
 HEADER = struct.Struct('<8xQ8xQ8x')  # of a chunk: size of data; type (lowest byte), number of records
 SIMPLE = ord('r')  # the type of chunk that array_record writes unless it is told to transpose
 COMPRESSED = {0: False, ord('z'): True}  # by the first byte of a chunk's data: no, or by zstd
+LARGEST = 1 << 30  # bytes of a chunk's records: few bytes of zstd may claim any number
 OFFSET = 1  # numbers of fields in the footer's messages; all are varints
 COUNT = 3
 
@@ -90,7 +91,11 @@ def _without_block_headers(data: bytes, begin: int) -> bytes:
 
 def _decompress(data: bytes) -> bytes:
     size, at = _varint(data, 0)
-    return zstandard.ZstdDecompressor().decompress(data[at:], max_output_size=size) if size else b''
+    if not size:
+        return b''
+    if max(size, zstandard.frame_content_size(data[at:])) > LARGEST:
+        raise ValueError(f'a chunk that claims {size} bytes')
+    return zstandard.ZstdDecompressor().decompress(data[at:], max_output_size=size)
 
 
 def _split(sizes: bytes, values: bytes, count: int) -> list[bytes]:

@@ -22,6 +22,7 @@ from yolos_jax.data.folders import YOLO_FILES
 from yolos_jax.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
+LONGEST_NUMBER = 6  # digits, of a class or a count
 LARGEST_SHARE = 2  # of an image's side, since boxes may leave it; larger values are pixels
 
 
@@ -58,7 +59,7 @@ def description(root: Path) -> Path | None:
     if root.is_file():
         return root if root.suffix in YOLO_FILES else None
     candidates = sorted(file for suffix in YOLO_FILES for file in root.glob(f'[!.]*{suffix}'))
-    contents = {file: _load(file) for file in candidates}
+    contents = {file: _load(file, optional=file.stem != 'data') for file in candidates}
     described = [file for file, content in contents.items() if {'names', 'nc'} & content.keys()]
     if named_data := [file for file in described if file.stem == 'data']:
         return named_data[0]
@@ -78,14 +79,22 @@ class _AsWritten(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Refuses aliases of lists and mappings: each may double what a few bytes stand for."""
+        alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        if alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.YAMLError(f'*{alias.anchor} stands for a list or mapping; write it out')
+        return node
 
-def _load(file: Path) -> dict:
+
+def _load(file: Path, *, optional: bool = False) -> dict:
     if file.suffix == darknet.SUFFIX:
         return darknet.read(file)
     try:
         content = yaml.load(file.read_text('utf-8-sig'), _AsWritten)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        if file.stem != 'data':
+        if optional:
             return {}
         raise InputError(f'{file}: cannot be read ({" ".join(str(error).split())})', 'data') from None
     return content if isinstance(content, dict) else {}
@@ -110,8 +119,8 @@ def read_description(file: Path) -> Description:
         raise InputError(f'{file}: names no images; add where they are, such as `train: images`', 'data')
     root = Path(os.path.commonpath(folders))
     shape = content.get('kpt_shape', ['0'])
-    if not isinstance(shape, list) or not all(map(_is_number, shape)):
-        raise InputError(f'{file}: its kpt_shape is {shape!r}, not a list of numbers', 'data')
+    if not isinstance(shape, list) or len(shape) > 2 or not all(map(_is_number, shape)):
+        raise InputError(f'{file}: its kpt_shape is {str(shape)[:50]}, not [points, 2 or 3]', 'data')
     return Description(file, root, splits, missing, classes, key_points=math.prod(map(int, shape)))
 
 
@@ -132,7 +141,7 @@ def _classes(content: dict, file: Path) -> dict[int, str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, str) and value.isdecimal()
+    return isinstance(value, str) and value.isdecimal() and len(value) <= LONGEST_NUMBER
 
 
 def _images(base: Path, entries: list, file: Path) -> list[Path]:

@@ -112,13 +112,16 @@ def own_copy(url: str) -> Path:
 def local_copy(url: str) -> Path:
     """The folder on a host for copies of a folder in a bucket while a run uses it, one for each process.
 
-    Its name contains the host's, since hosts may share their temporary folder, and process ids repeat.
+    Its name contains the host's, since hosts may share their temporary folder, and process ids repeat. The
+    folder around it is made, for this user alone: others could put programs in it.
 
     Raises:
-        InputError: the folder of this user for such copies is another user's, who could put programs in it.
+        InputError: that folder is another user's.
     """
     own = Path(tempfile.gettempdir()) / f'yolos_jax-{os.getuid()}'
-    if os.path.lexists(own) and own.lstat().st_uid != os.getuid():
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    if own.lstat().st_uid != os.getuid():
         raise InputError(
             f'{own}: belongs to another user; name another folder for temporary files (TMPDIR)'
         )

@@ -12,6 +12,7 @@ from PIL import Image
 from yolos_jax import file_names, files
 from yolos_jax.data import pixels
 from yolos_jax.errors import InputError, StorageError
+from yolos_jax.naming import has_controls
 
 LINES, LIST, SETTINGS = 'predictions.jsonl', 'predictions.json', 'settings.json'
 VIDEOS = 'videos.json'
@@ -50,7 +51,6 @@ class Predictions(contextlib.AbstractContextManager):
             self._check_settings(settings)
         kept = [] if overwrite else [entry for entry in entries if self._is_done(entry)]
         left = {entry.get('picture') for entry in entries} - {entry['picture'] for entry in kept} - {None}
-        left = {Path(name).name for name in left}
         if overwrite:
             left |= {f'{name}.{end}' for name in videos for end in ('mp4', 'jsonl')}
             videos = {}
@@ -111,7 +111,7 @@ class Predictions(contextlib.AbstractContextManager):
             for line in file:
                 with contextlib.suppress(ValueError, RecursionError):
                     entry = json.loads(line)
-                    if isinstance(entry, dict) and isinstance(entry.get('image'), str):
+                    if _is_entry(entry):
                         yield entry
 
     def counts(self, paths: Iterable[Path]) -> tuple[int, int]:
@@ -134,7 +134,7 @@ class Predictions(contextlib.AbstractContextManager):
         """Whether an image could be read, is the same still, and has its picture."""
         if 'error' in entry or _has_changed(entry):
             return False
-        return not entry['picture'] or (self._folder / Path(entry['picture']).name).exists()
+        return not entry['picture'] or (self._folder / entry['picture']).exists()
 
     def _names_of_others(self, own: set[str]) -> set[str]:
         """The names, casefolded and without endings, of files in the folder that others wrote."""
@@ -161,6 +161,17 @@ def is_own(path: Path) -> bool:
             return image.info.get('comment') in (MADE_BY, MADE_BY.decode())
     except pixels.UNREADABLE:  # no picture
         return False
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line of JSON is one of predict: of an error, or with the name of a picture or null."""
+    if not isinstance(entry, dict) or not isinstance(entry.get('image'), str):
+        return False
+    picture = entry.get('picture', '')
+    if not isinstance(picture, str):
+        return picture is None
+    is_name = picture == Path(picture).name and picture.endswith('.jpg') and not has_controls(picture)
+    return is_name or 'picture' not in entry and 'error' in entry
 
 
 def named(path: Path) -> dict:

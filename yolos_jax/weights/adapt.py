@@ -14,6 +14,7 @@ import numpy as np
 from yolos_jax import posembed
 from yolos_jax.errors import InputError, shown
 from yolos_jax.model import Yolos
+from yolos_jax.naming import name_key
 from yolos_jax.weights import checkpoint, sizes
 from yolos_jax.weights.pretrained import Pretrained
 
@@ -33,7 +34,7 @@ def with_classes(
     last = pretrained.params['class_embed']['layers_2']
     # of one name, a used class: the bias of an unused one is NEVER
     by_use = sorted(pretrained.classes.items(), key=lambda item: last['bias'][item[0]] > NEVER)
-    old = {name.lower(): number for number, name in by_use}
+    old = {name_key(name): number for number, name in by_use}
     count = max(classes) + 1
     sizes.check(pretrained.model.clone(num_classes=count))
     bound = last['kernel'].shape[0] ** -0.5
@@ -41,12 +42,13 @@ def with_classes(
     fresh = lambda *shape: generator.uniform(-bound, bound, shape).astype(np.float32)
     kernel, bias = fresh(last['kernel'].shape[0], count + 1), fresh(count + 1)
     seen = {*classes} if seen is None else {*seen}
-    names_seen = {name.lower() for number, name in classes.items() if number in seen}
-    namesakes = {n for n, name in classes.items() if n not in seen and name.lower() in names_seen}
+    keys = {number: name_key(name) for number, name in classes.items()}
+    keys_seen = {keys[number] for number in classes if number in seen}
+    namesakes = {number for number in classes if number not in seen and keys[number] in keys_seen}
     unused = sorted({*range(count)} - {*classes} | namesakes)
     kernel[:, unused], bias[unused] = 0, NEVER
-    used = {number: name for number, name in classes.items() if number not in namesakes}
-    pairs = [(number, old[name.lower()]) for number, name in used.items() if name.lower() in old]
+    used = [number for number in classes if number not in namesakes]
+    pairs = [(number, old[keys[number]]) for number in used if keys[number] in old]
     for new, known in [*pairs, (count, pretrained.model.num_classes)]:
         kernel[:, new], bias[new] = last['kernel'][:, known], last['bias'][known]
     head = pretrained.params['class_embed'] | {'layers_2': {'kernel': kernel, 'bias': bias}}
@@ -100,8 +102,8 @@ def check_classes(
 
     argument: the caller's argument that asks for a new class head, for the error.
     """
-    known = {number: name.lower() for number, name in pretrained.classes.items()}
-    other = [f'{i} {name!r}' for i, name in classes.items() if known.get(i) != name.lower()]
+    known = {number: name_key(name) for number, name in pretrained.classes.items()}
+    other = [f'{i} {name!r}' for i, name in classes.items() if known.get(i) != name_key(name)]
     if other:
         raise InputError(
             f'{source}: its classes are not those of the weights (the first: {", ".join(other[:3])}); they '

@@ -1,5 +1,6 @@
 """Writes the model card of a detector, README.md: what is known of it, and what is not."""
 
+import re
 from pathlib import PurePath
 from typing import Any
 
@@ -127,6 +128,11 @@ def _dataset(about: dict[str, Any]) -> str:
     return PurePath(str(config.get('train_json') or config.get('data') or '')).name
 
 
+def _escaped(name: str) -> str:
+    """The name of a class or group without Markdown of its own: a link, a picture, HTML or code."""
+    return re.sub(r'([\\`\[<&])', r'\\\1', name)
+
+
 def _table(rows: list[tuple], head: tuple[str, ...] = ('', '')) -> list[str]:
     """A Markdown table; a text cannot leave its cell."""
     line = lambda cells: (
@@ -175,7 +181,7 @@ def _input_and_output(pretrained: Pretrained, library: str) -> list[str]:
         f'`logits` [B, {model.num_det_tokens}, {model.num_classes + 1}], the last "no object", and '
         f'`pred_boxes` [B, {model.num_det_tokens}, 4], cxcywh in 0..1 of the image.',
         '',
-        f'{len(classes)} classes: {", ".join(name for _, name in sorted(classes.items()))}.',
+        f'{len(classes)} classes: {", ".join(_escaped(name) for _, name in sorted(classes.items()))}.',
     ]
 
 
@@ -238,12 +244,12 @@ def _evaluation(
     dataset = metrics['about'].get('dataset')
     where = f' on {dataset}' if dataset else ''
     lines = [f'By pycocotools{where}:', '', f'    {command}', '', *_table(numbers, ('', split))]
-    classes = [(name, f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
+    classes = [(_escaped(name), f'{ap:.3f}') for name, ap in metrics['classes'].items() if ap > -1]
     lines += ['', *_table(classes, ('class', 'AP'))]
     interval = lambda ends: '{:.3f} to {:.3f}'.format(*ends) if ends else ''
     for title, groups in (report or {}).get('groups', {}).items():
         rows = [
-            (x['name'], x['images'], x['objects'], f'{x["ap"]:.3f}', interval(x['interval']))
+            (_escaped(x['name']), x['images'], x['objects'], f'{x["ap"]:.3f}', interval(x['interval']))
             for x in groups
             if x['objects']
         ]

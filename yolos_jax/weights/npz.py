@@ -26,6 +26,8 @@ def read(file: BinaryIO) -> dict[str, Tensor]:
     try:
         archive = zipfile.ZipFile(file)
         members = [m for m in archive.infolist() if m.filename.endswith('.npy')]
+        if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):
+            raise ValueError('it is packed in a way that numpy does not write')
         if sum(m.file_size for m in members) > MOST_PACKED * os.fstat(file.fileno()).st_size:
             raise ValueError(f'it unpacks to more than {MOST_PACKED} times its size, as no weights do')
         headers = {m.filename: _header(archive, m) for m in members}

@@ -8,6 +8,7 @@ import numpy as np
 
 from yolos_jax.errors import InputError
 from yolos_jax.model import Yolos, param_shapes
+from yolos_jax.naming import has_controls
 from yolos_jax.patches import PATCH
 
 UNBOUNDED = 100_000  # pixels: a longer side that no image reaches
@@ -46,11 +47,13 @@ class Pretrained:
     about: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises InputError if a class has a number outside the class head, or a size is no image's."""
+        """Raises InputError if a class has no number of the class head or an odd name, or a size is odd."""
         if wrong := [label for label in self.classes if not 0 <= label < self.model.num_classes]:
             raise InputError(
                 f'a class has the number {wrong[0]}, and the model {self.model.num_classes} classes'
             )
+        if unprintable := [name for name in self.classes.values() if has_controls(name)]:
+            raise InputError(f'the name of a class has control characters: {unprintable[0][:50]!r}')
         for side in (self.size, self.max_size):
             if type(side) is not int or not PATCH <= side <= UNBOUNDED:
                 raise InputError(

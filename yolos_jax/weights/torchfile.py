@@ -23,7 +23,7 @@ ZIP = b'PK\x03\x04'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 DAMAGED = (  # what Python's modules and `Interpreter` raise for a file that is
     ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
-    NotImplementedError, EOFError, struct.error, zipfile.BadZipFile,
+    NotImplementedError, EOFError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ STORAGES = {
     'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
 }  # fmt: skip
 MOST_DIMENSIONS = 8
+MOST_COPIED = 1 << 20  # items that go from one container into another; a few bytes could ask for any number
 KEYS = (str, int, float, bool, type(None))
 
 
@@ -44,6 +45,9 @@ class Storage:
 class Namespace(dict):
     """An argparse.Namespace of the file, as the dict it holds."""
 
+    def __init__(self) -> None:
+        """Empty, since its content follows as a state."""
+
 
 class _Inert:
     """A value of the file that is of no use here (a path, a numpy scalar); nothing is made of it."""
@@ -56,6 +60,7 @@ class Interpreter:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.storages = file, {}  # by their keys
+        self.copied = 0
 
     def run(self, file: BinaryIO) -> Any:
         """The object pickled at the file's position, which moves behind it."""
@@ -145,6 +150,8 @@ class Interpreter:
         function, arguments = self._pop(2)
         if function not in _MAKERS.values() or type(arguments) is not tuple:
             raise InputError('refused: its pickle calls something that is no tensor or container')
+        if function is _ordered:
+            self._count_copied(*arguments)
         self.stack.append(function(*arguments))
 
     _do_newobj = _do_reduce
@@ -152,7 +159,13 @@ class Interpreter:
     def _do_build(self, _):
         (state,) = self._pop(1)
         if type(self.stack[-1]) is Namespace and isinstance(state, dict):
+            self._count_copied(state)
             self.stack[-1].update(state)  # the state of others (a state_dict's _metadata) is ignored
+
+    def _count_copied(self, *containers):
+        self.copied += sum(map(len, containers))
+        if self.copied > MOST_COPIED:
+            raise InputError('refused: its pickle copies more than any weights need')
 
     def _do_binpersid(self, _):
         (identity,) = self._pop(1)
@@ -212,6 +225,10 @@ def _fill(target, items):
     return target
 
 
+def _ordered(items=()):
+    return _fill({}, items)
+
+
 def _first(value, *_):
     return value
 
@@ -226,7 +243,7 @@ _VALUES = set(
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8'.split()
 )
 _MAKERS = {
-    ('collections', 'OrderedDict'): lambda items=(): _fill({}, items),
+    ('collections', 'OrderedDict'): _ordered,
     ('argparse', 'Namespace'): Namespace,
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
