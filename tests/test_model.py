@@ -141,6 +141,28 @@ def test_rematerialisation_changes_memory_and_nothing_else():
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
+ROTARY = {'pos_grid': None, 'mid_pos_grid': None, 'rope': True}
+
+
+@pytest.mark.parametrize(('fields', 'kernel'), [({}, attention.dense), (ROTARY, attention.flash)])
+def test_gradients_pass_through_what_is_around_the_model(fields, kernel):
+    yolos = Yolos(**TINY | fields, attention_kernel=kernel)
+    patches, grid = patchify([noise(64, 80)])
+    params = init(yolos)
+
+    def loss(params, grid):
+        return yolos.apply({'params': params}, patches, grid)['pred_logits'].sum()
+
+    def around(params):
+        inner = jax.checkpoint(jax.jit(loss))
+        return jax.lax.scan(lambda total, grid: (total + inner(params, grid), None), 0.0, grid[None])[0]
+
+    grads, expected = jax.jit(lambda params: (jax.grad(around)(params), jax.grad(loss)(params, grid)))(
+        params
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
+
+
 def test_a_forward_pass_reads_the_blocks_where_they_are():
     yolos = Yolos(**{**TINY, 'width': 128, 'depth': 8, 'mid_pos_grid': None}, num_classes=5)
     params = init(yolos)

@@ -21,27 +21,34 @@ from yolos_jax.patches import MEAN, STD
 _small_normal = nn.initializers.normal(0.02)
 
 
-def _scan(step: Callable, x: jax.Array, layers: dict, *, count: int, unroll: bool) -> jax.Array:
+def _scan(
+    step: Callable, x: jax.Array, layers: dict, shared: dict, *, count: int, unroll: bool
+) -> jax.Array:
     """`jax.lax.scan` over the first `count` of `layers`, without the copy of these that it would be given.
 
     A forward pass of YOLOS-B on one image of 512x688 pixels needs 124 MB beside the parameters; with the
     copy it needs 436.
+
+    step: (x, layer, shared) -> x. Its arrays are arguments, not closures: JAX could not differentiate
+    through a `jit`, `scan` or `checkpoint` around the model. No gradient flows to the `shared` ones.
     """
     if count == 0:
         return x
 
-    def scan(x: jax.Array, layers: dict) -> jax.Array:
+    def scan(x: jax.Array, layers: dict, shared: dict) -> jax.Array:
         first = jax.tree.map(lambda y: y[:count], layers)
-        return jax.lax.scan(step, x, first, unroll=unroll)[0]
+        return jax.lax.scan(lambda x, layer: (step(x, layer, shared), None), x, first, unroll=unroll)[0]
 
     @jax.custom_vjp
-    def scan_in_place(x: jax.Array, layers: dict) -> jax.Array:
+    def scan_in_place(x: jax.Array, layers: dict, shared: dict) -> jax.Array:
         layer = lambda i: jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, keepdims=False), layers)
-        return jax.lax.scan(lambda x, i: step(x, layer(i)), x, jnp.arange(count), unroll=unroll)[0]
+        one = lambda x, i: (step(x, layer(i), shared), None)
+        return jax.lax.scan(one, x, jnp.arange(count), unroll=unroll)[0]
 
     # for gradients the layers must be the inputs of the scan
-    scan_in_place.defvjp(functools.partial(jax.vjp, scan), lambda backward, grad: backward(grad))
-    return scan_in_place(x, layers)
+    forward = lambda x, layers, shared: jax.vjp(lambda x, layers: scan(x, layers, shared), x, layers)
+    scan_in_place.defvjp(forward, lambda backward, grad: (*backward(grad), None))
+    return scan_in_place(x, layers, shared)
 
 
 def normalised(patches: jax.Array) -> jax.Array:
@@ -130,37 +137,36 @@ class Backbone(nn.Module):
         x = spmd.over_batch(joined, shared=1)(special, self.patch_embed(patches))
         if self.pos_grid is None:
             return x
-        resample = self._resampler(self.pos_grid, grid, patches.shape[1])
-        return x + self._positions(self.pos_embed, self.pos_grid, resample)
+        layout = self._layout(self.pos_grid, grid, patches.shape[1])
+        return x + self._positions(self.pos_embed, self.pos_grid, layout)
 
     def encode(
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
         """The tokens [B, S, D] after all blocks but the last."""
         block = self._block()
-        layers = {'block': self.blocks}
-        resample = None
+        layers, shared = {'block': self.blocks}, {'lengths': lengths, 'angles': self._angles(grid, x)}
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
-            resample = self._resampler(self.mid_pos_grid, grid, x.shape[1] - self._special())
+            shared['layout'] = self._layout(self.mid_pos_grid, grid, x.shape[1] - self._special())
         if branch_scale is not None:
             layers['branch_scale'] = branch_scale
-        angles = self._angles(grid, x)
 
-        def step(x: jax.Array, layer: dict) -> tuple:
-            branch = layer.get('branch_scale')
-            x = block.apply({'params': layer['block']}, x, lengths, angles=angles, branch_scale=branch)
-            if resample is not None:
-                x = x + self._positions(layer['positions'][None], self.mid_pos_grid, resample)
-            return x, None
+        def step(x: jax.Array, layer: dict, shared: dict) -> jax.Array:
+            options = dict(angles=shared['angles'], branch_scale=layer.get('branch_scale'))
+            x = block.apply({'params': layer['block']}, x, shared['lengths'], **options)
+            if 'layout' in shared:
+                x = x + self._positions(layer['positions'][None], self.mid_pos_grid, shared['layout'])
+            return x
 
         unroll = attention.unrolls(self.attention_kernel)
         count, remat = self.depth - 1, min(self.remat, self.depth - 1)
         if remat:
             first = jax.tree.map(lambda y: y[:remat], layers)
             layers = jax.tree.map(lambda y: y[remat:], layers)
-            x, _ = jax.lax.scan(jax.checkpoint(step), x, first, unroll=unroll)
-        return _scan(step, x, layers, count=count - remat, unroll=unroll)
+            again = jax.checkpoint(lambda x, layer: (step(x, layer, shared), None))
+            x, _ = jax.lax.scan(again, x, first, unroll=unroll)
+        return _scan(step, x, layers, shared, count=count - remat, unroll=unroll)
 
     def last_block(
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
@@ -205,21 +211,20 @@ class Backbone(nn.Module):
 
         return jax.vmap(init)(jax.random.split(rng, self.depth))
 
-    def _resampler(self, table_grid: tuple, grid: jax.Array, length: int) -> Callable:
-        """(special, table) -> positions of the sequences of images with these grids, for any table."""
-        if attention.reads_rows(self.attention_kernel):
-            how, resample = posembed.taps(table_grid, grid, length), posembed.from_taps
-        else:
-            how, resample = posembed.layout(table_grid, grid, length), posembed.sequences
-        # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
-        by_rows = spmd.over_batch(functools.partial(resample, dtype=self.dtype), shared=2)
-        return lambda special, table: by_rows(special, table, how)
+    def _layout(self, table_grid: tuple, grid: jax.Array, length: int) -> tuple:
+        """How `_positions` resamples tables of one grid to the grids [B, 2] of images."""
+        reads_rows = attention.reads_rows(self.attention_kernel)
+        return (posembed.taps if reads_rows else posembed.layout)(table_grid, grid, length)
 
-    def _positions(self, table: jax.Array, table_grid: tuple, resample: Callable) -> jax.Array:
+    def _positions(self, table: jax.Array, table_grid: tuple, layout: tuple) -> jax.Array:
         """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
         Q, D = self.num_det_tokens, self.width
         table = spmd.gathered(table)
         end = table.shape[1] - Q
         registers = jnp.zeros((self.registers, D), table.dtype)
         special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
-        return resample(special, table[0, 1:end].reshape(*table_grid, D))
+        reads_rows = attention.reads_rows(self.attention_kernel)
+        resample = posembed.from_taps if reads_rows else posembed.sequences
+        # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
+        by_rows = spmd.over_batch(functools.partial(resample, dtype=self.dtype), shared=2)
+        return by_rows(special, table[0, 1:end].reshape(*table_grid, D), layout)
