@@ -33,6 +33,13 @@ def transformers_loss(outputs, labels, hf_config):
     return loss.item(), {k: v.item() for k, v in parts.items()}, grads
 
 
+def test_the_loss_promotes_no_types():
+    """For users with jax_numpy_dtype_promotion='strict'."""
+    targets, _ = make_targets([2, 0], SLOTS, C)
+    with jax.numpy_dtype_promotion('strict'):
+        jax.eval_shape(losses.set_loss, random_outputs(2), targets)
+
+
 @pytest.fixture(scope='module')
 def hf():
     return make_hf(TINY, num_classes=C)

@@ -24,6 +24,11 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
         model.apply({'params': init_params(model, jax.random.key(0))}, patches, grid)
 
 
+def test_an_explicit_mesh_is_refused():
+    with jax.set_mesh(jax.make_mesh((8,), ('batch',))), pytest.raises(ValueError, match='mesh.make_mesh'):
+        jax.jit(spmd.over_batch(lambda x: 2 * x)).lower(jnp.ones(16))
+
+
 def test_a_model_is_initialised_under_a_mesh_too():
     mesh, model = meshes.make_mesh(), Yolos(**TINY, num_classes=3)
     patches, grid = patchify([noise(64, 96)] * 8)

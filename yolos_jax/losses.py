@@ -63,7 +63,7 @@ def set_loss(
         'loss_ce': loss_ce,
         'loss_bbox': loss_bbox,
         'loss_giou': loss_giou,
-        'class_error': jnp.where(num_matched > 0, 100 * wrong.sum() / num_matched, 100.0),
+        'class_error': jnp.where(num_matched > 0, 100 * wrong.sum(dtype=jnp.float32) / num_matched, 100.0),
         'cardinality_error': jnp.abs(predicted - valid.sum(axis=1)).astype(jnp.float32).mean(),
         'dropped_targets': valid.sum() - (query >= 0).sum() + targets.get('dropped', jnp.int32(0)).sum(),
     }

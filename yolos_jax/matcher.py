@@ -157,7 +157,7 @@ def _step_search(cost: jax.Array, matching: Matching, s: Search) -> tuple[Search
     low = jnp.where(searching, open_dist.min(axis=1), s.low)
     best = open_dist == low[:, None]
     # among equally near columns, a free one
-    order = best.astype(jnp.int32) + (best & (matching.row_of < 0))
+    order = best.astype(jnp.int32) + (best & (matching.row_of < 0)).astype(jnp.int32)
     column = jax.lax.argmax(order, 1, jnp.int32)  # argmax of jnp would be of 64 bits under x64
     done = s.done | (searching[:, None] & (column[:, None] == jnp.arange(Q)))
     owner = _pick(matching.row_of, column)

@@ -14,7 +14,12 @@ BATCH = 'batch'  # the mesh's one axis
 
 
 def _is_spread(mesh: jax.sharding.AbstractMesh) -> bool:
-    """Whether the rows of a batch are spread; within a pmap or shard_map of this name they are split."""
+    """Whether the rows of a batch are spread; within a pmap or shard_map of this name they are split.
+
+    Raises ValueError for an axis of type Explicit, jax.make_mesh's default: XLA is to choose the shardings.
+    """
+    if BATCH in mesh.explicit_axes:
+        raise ValueError('the mesh has an Explicit axis; make it with yolos_jax.run.mesh.make_mesh()')
     return BATCH in mesh.axis_names and BATCH not in mesh.manual_axes
 
 
