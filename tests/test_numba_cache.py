@@ -40,6 +40,18 @@ def test_a_private_cache_folder_is_used_if_the_default_one_is_not_writable(owner
     assert (os.path.basename(folder) == f'yolos_jax-numba-{user}') == (owner == 'ours')
 
 
+def test_an_index_that_a_power_cut_left_empty_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv('NUMBA_CACHE_DIR', str(tmp_path))
+    code = 'import numpy; from yolos_jax.data.slide import slide'
+    code += '; slide(numpy.zeros((2, 2, 3), numpy.uint8), 0, 0.1, 1.0, (1, 2, 3))'
+    for _ in range(2):
+        subprocess.run([sys.executable, '-c', code], check=True)
+        indices = [*tmp_path.rglob('*.nbi')]
+        assert indices and all(index.stat().st_size for index in indices)
+        for index in indices:
+            os.truncate(index, 0)
+
+
 CALLER = """
 from numba import njit
 from yolos_jax.called import called

@@ -11,7 +11,18 @@ from pathlib import Path
 
 
 def set_up() -> None:
-    """Set NUMBA_CACHE_DIR to a temporary folder of this user if Numba would find no folder and raise."""
+    """Choose a folder if Numba would find none, and remove the indices that a power cut left empty."""
+    _choose_folder()
+    package = Path(__file__).parent
+    for folder in {package, Path(os.environ.get('NUMBA_CACHE_DIR') or package)}:
+        with contextlib.suppress(OSError):
+            for index in folder.rglob('*.nbi'):
+                if not index.stat().st_size:  # Numba would raise at every start
+                    index.unlink()
+
+
+def _choose_folder() -> None:
+    """Set NUMBA_CACHE_DIR to a temporary folder of this user if Numba could write to no other."""
     caches = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
     existing = next((place for place in (caches, *caches.parents) if place.exists()), caches)
     places = [Path(__file__).parent] + [existing] * caches.is_absolute()  # relative: the home is not known
