@@ -237,7 +237,7 @@ def _help(main: Callable, keys: Callable) -> str:
     name = parser.parse_known_args()[0].config
     return '\n'.join(
         [
-            sys.modules[main.__module__].__doc__,
+            sys.modules[main.__module__].__doc__ or '',  # python -OO has none
             flags.FLAGS.module_help(module),
             f'Configs by name: {", ".join(config_files.names_like(keys))}',
             f'Keys of {name}, and their values:'

@@ -6,7 +6,6 @@ Each image gets a page with a row for each detection: the attention of its token
 default the last one), and the mean of the heads.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +126,7 @@ def overlay(image: Image.Image, weight: np.ndarray) -> Image.Image:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     flags.add_weights(parser)
     parser.add_argument('--output', required=True, type=Path, help='a folder for the pages')
     parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')

@@ -7,7 +7,6 @@ few large files, which network file systems prefer to 118,000 small ones. It is 
 and evaluation. The splits train2017 and val2017 become train and validation, others keep their names.
 """
 
-import argparse
 import dataclasses
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from yolos_jax import evaluation, files
 from yolos_jax.data import array_records, records, sources
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 from yolos_jax.tools.tfds_builder import Coco
 
 
@@ -59,7 +59,7 @@ def build(root: str | Path, out: str | Path) -> Path:
 @cli.without_flags('data')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and build."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('data', help='a data folder')
     parser.add_argument('out', help='where to put coco/2017/1.1.0')
     args = parser.parse_args(arguments)

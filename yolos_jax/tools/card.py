@@ -5,7 +5,6 @@
 DIR are output folders of `yolos eval` (with --report, for groups) and `yolos speed`.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from yolos_jax.weights import hf, integrity, model_card
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     flags.add_weights(parser)
     parser.add_argument('--output', required=True, type=Path, help='the file to write')
     parser.add_argument('--evaluation', type=Path, help='an output folder of yolos eval')

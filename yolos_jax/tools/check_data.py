@@ -8,7 +8,6 @@ wrong, what training leaves out, the classes, the sizes, and how much padding th
 status is 1 if an annotation, an image or too few images would stop a run.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -202,7 +201,7 @@ def run_options(config: ConfigDict, name: str) -> dict:
 @cli.without_flags('data')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and check."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--split', nargs='*', help='the splits to check, after the folder (all)')
     parser.add_argument('--html', type=Path, help='a file for the report with pictures')

@@ -6,7 +6,6 @@ RUN are workdirs, all of training or all of pre-training, which may still be in 
 compare.md, the table, which is printed too, and compare.png.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from yolos_jax import files, visualize
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli, config_files, log, run_files
+from yolos_jax.tools import flags
 from yolos_jax.weights import checkpoint
 
 NUMBERS = {  # the metrics to compare; the first one ranks the runs
@@ -135,7 +135,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='workdirs')
     parser.add_argument(
         '--output', required=True, type=Path, help='a folder for compare.md and compare.png'

@@ -31,7 +31,7 @@ WRITERS = {'jax': checkpoint.write, 'hf': hf.write, 'yolos': reference.write, 's
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('--input', required=True, help=flags.WEIGHTS)
     parser.add_argument('--step', type=int, help=flags.STEP)
     parser.add_argument('--output', required=True, help='a new folder, or its URL in a bucket')

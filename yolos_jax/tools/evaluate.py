@@ -36,7 +36,7 @@ NUMBERED = r'LABEL_\d+|class \d+'  # names of classes in files that have none
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     hints = flags.add_weights(parser)
     parser.add_argument('--data', help='a data folder, or its URL in a bucket')
     parser.add_argument('--json', help='a COCO file, in place of --data')

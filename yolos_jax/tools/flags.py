@@ -10,6 +10,11 @@ WEIGHTS = 'a workdir, checkpoint, Hugging Face folder or .pth, or a name (hustvl
 STEP = 'the step of a run to read (the best by AP, else the newest)'
 
 
+def parser(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser that is described by the first line of its script's docstring; `python -OO` has none."""
+    return argparse.ArgumentParser(description=(docstring or '').split('\n')[0])
+
+
 def add_weights(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The arguments of `weights.read`; returns the group of those for a .pth."""
     parser.add_argument('--weights', required=True, help=WEIGHTS)

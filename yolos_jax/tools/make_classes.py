@@ -3,7 +3,6 @@
 python -m yolos_jax.tools.make_classes DIR
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from yolos_jax import files, visualize
 from yolos_jax.run import cli
-from yolos_jax.tools import make_shapes
+from yolos_jax.tools import flags, make_shapes
 
 KINDS = 'filled', 'outline'
 SIDE = 64  # of the images, in pixels
@@ -81,7 +80,7 @@ def picture(rng: np.random.Generator, label: int) -> Image.Image:
 @cli.without_flags('output')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
     classes = len(FORMS) * len(KINDS)

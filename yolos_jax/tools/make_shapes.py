@@ -3,7 +3,6 @@
 python -m yolos_jax.tools.make_shapes DIR
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from yolos_jax import files, visualize
 from yolos_jax.run import cli
+from yolos_jax.tools import flags
 
 CLASSES = ('circle', 'square', 'triangle')
 SIZES = ((96, 96), (96, 128), (128, 96), (112, 112), (96, 144), (144, 96), (120, 120), (100, 133))
@@ -114,7 +114,7 @@ def _overlap(a: list, b: list) -> float:
 @cli.without_flags('output')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('folder', help='where to put the data set')
     args = parser.parse_args(arguments)
     if write(args.folder):

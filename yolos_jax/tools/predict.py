@@ -69,7 +69,7 @@ def find_images(paths: Sequence[str], output: Path) -> list[Path]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     flags.add_weights(parser)
     parser.add_argument('--output', required=True, help='a folder, or its URL in a bucket, for the results')
     parser.add_argument('--threshold', type=float, default=0.5, help='minimum score of a detection (0.5)')

@@ -6,7 +6,6 @@ draws 2,000 pictures of coloured shapes, trains on them for about four minutes (
 COCO's twelve numbers, and writes curves, pictures and a report to FOLDER/quickstart (runs/quickstart).
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from yolos_jax.errors import InputError
 from yolos_jax.run import cli
 from yolos_jax.run.stop import StopSignal
 from yolos_jax.run.train import train
-from yolos_jax.tools import evaluate, make_shapes, predict
+from yolos_jax.tools import evaluate, flags, make_shapes, predict
 
 
 @cli.without_flags('output', 'workdir')
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the argument and train, evaluate and predict."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('folder', nargs='?', type=Path, default=Path('runs'), help='for all output (runs)')
     parser.add_argument('--epochs', type=int, default=quickstart.get_config().epochs, help='(%(default)s)')
     args = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ Measures multiply-adds, images per second, parameters and memory on the first im
 split, one at a time. Prints a table, and writes speed.json.
 """
 
-import argparse
 import functools
 import resource
 import sys
@@ -132,7 +131,7 @@ def table(numbers: dict, model: Yolos, size: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     flags.add_weights(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')

@@ -7,7 +7,6 @@ small, green for medium and red for large ones; classes.png shows how often toke
 beside how often objects have it; tokens.json has the paper's two correlations.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def draw_classes(path: Path, predicted: np.ndarray, actual: np.ndarray, names: S
 @cli.without_flags('bad_images')  # which a run has as a key, and this command does not
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and examine."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     flags.add_weights(parser)
     parser.add_argument('--data', required=True, help='a data folder')
     parser.add_argument('--split', default='val2017', help='the split (val2017)')

@@ -8,7 +8,6 @@ downloaded unless a folder has their name. The results are kept in the output fo
 command resumes. The exit status is 1 if something differs.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from yolos_jax import files, weights
 from yolos_jax.data import geometry
 from yolos_jax.errors import InputError
 from yolos_jax.run import cli
-from yolos_jax.tools import evaluate
+from yolos_jax.tools import evaluate, flags
 from yolos_jax.tools.prediction_files import EVALUATION
 from yolos_jax.weights import zoo
 
@@ -109,7 +108,7 @@ def check_ap(name: str, published: float, data: str, output: Path, size: int) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and verify."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = flags.parser(__doc__)
     parser.add_argument('--data', help='COCO: annotations/instances_val2017.json and val2017/')
     parser.add_argument('--image', type=Path, help=f'the image, if there is no COCO ({IMAGE})')
     parser.add_argument('--output', type=Path, default=Path('verified'), help='a folder (verified)')
