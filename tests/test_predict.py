@@ -95,7 +95,7 @@ def test_a_call_counts_its_own_images(saved, photographs, tmp_path, capsys):
     first, *others = sorted(photographs.iterdir())
     run_predict(saved, tmp_path / 'out', *others)
     run_predict(saved, tmp_path / 'out', first)
-    assert f'{TINY["num_det_tokens"]} objects in 1 images' in capsys.readouterr().out
+    assert f'images: 1, objects: {TINY["num_det_tokens"]}\n' in capsys.readouterr().out
 
 
 def test_a_rerun_continues_where_the_last_one_stopped(saved, photographs, tmp_path):

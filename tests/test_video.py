@@ -87,7 +87,7 @@ def test_videos_of_one_name_are_numbered(saved, tmp_path, capsys):
         make_video(path, [np.zeros((96, 128, 3), np.uint8)] * count)
     out = tmp_path / 'out'
     run_predict(saved, out, *paths, '--no-pictures')
-    assert capsys.readouterr().out.splitlines()[-2] == '3 videos'
+    assert capsys.readouterr().out.splitlines()[-2] == 'videos: 3'
     counts = [
         len((out / f'{n}.jsonl').read_text().splitlines()) for n in ('film', 'film-2', 'predictions-2')
     ]

@@ -145,9 +145,9 @@ def predict(
         predictions.write_list()
     count, bad = predictions.counts(paths)
     bad_videos = _annotate(detector, videos, args, predictions)
-    images = [f'{count} objects in {len(paths) - len(videos) - bad} images'] * (len(paths) > len(videos))
-    films = [f'{len(videos) - bad_videos} videos'] * bool(videos)
-    print(', '.join(images + films))
+    counts = {'images': len(paths) - len(videos) - bad, 'objects': count} if paths != videos else {}
+    counts |= {'videos': len(videos) - bad_videos} if videos else {}
+    print(', '.join(f'{name}: {number}' for name, number in counts.items()))
     return bad + bad_videos
 
 
