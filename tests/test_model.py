@@ -141,6 +141,14 @@ def test_rematerialisation_changes_memory_and_nothing_else():
             np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_jax_enable_x64_changes_no_parameter():
+    yolos = Yolos(**TINY, registers=2)
+    params = init(yolos)
+    with jax.enable_x64(True):
+        wide = init(yolos)
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), wide, params)
+
+
 ROTARY = {'pos_grid': None, 'mid_pos_grid': None, 'rope': True}
 
 

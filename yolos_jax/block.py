@@ -15,7 +15,9 @@ import jax.numpy as jnp
 
 from yolos_jax import attention, ops, rope, spmd
 
-_xavier = nn.initializers.xavier_uniform()  # for training from scratch; pre-trained weights replace it
+# float32 with jax_enable_x64 too
+_xavier = nn.initializers.xavier_uniform(dtype=jnp.float32)  # pre-trained weights replace it
+_zeros, _ones = (nn.initializers.constant(value, jnp.float32) for value in (0, 1))
 
 
 def torch_uniform(fan_in: int) -> Callable:
@@ -30,7 +32,7 @@ class Dense(nn.Module):
     features: int
     dtype: Any
     kernel_init: Callable = _xavier
-    bias_init: Callable = nn.initializers.zeros
+    bias_init: Callable = _zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -47,8 +49,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = spmd.gathered(self.param('scale', nn.initializers.ones, x.shape[-1:]))
-        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, x.shape[-1:]))
+        scale = spmd.gathered(self.param('scale', _ones, x.shape[-1:]))
+        bias = spmd.gathered(self.param('bias', _zeros, x.shape[-1:]))
         return ops.layer_norm(x, scale, bias, self.eps)
 
 
@@ -67,7 +69,7 @@ class QueryKeyValue(nn.Module):
     def __call__(self, x: jax.Array, rows: slice) -> list[jax.Array]:
         D = x.shape[-1]
         kernel = spmd.gathered(self.param('kernel', _xavier, (D, 3 * D)))
-        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (3 * D,)))
+        bias = spmd.gathered(self.param('bias', _zeros, (3 * D,)))
         kernels = kernel.reshape(D, 3, self.heads, -1).astype(self.dtype)
         biases = bias.reshape(3, self.heads, -1).astype(self.dtype)
 
@@ -93,7 +95,7 @@ class JoinHeads(nn.Module):
         _, H, _, d = x.shape
         kernel = spmd.gathered(self.param('kernel', _xavier, (H * d, H * d)))
         kernel = kernel.reshape(H, d, H * d).astype(self.dtype)
-        bias = spmd.gathered(self.param('bias', nn.initializers.zeros, (H * d,))).astype(self.dtype)
+        bias = spmd.gathered(self.param('bias', _zeros, (H * d,))).astype(self.dtype)
         exact = attention.precision(self.dtype)
         # the order in which a device transposes less
         summed = ((3, 1), (1, 0)) if self.heads_first else ((1, 3), (0, 1))

@@ -20,7 +20,7 @@ from yolos_jax.block import Dense
 from yolos_jax.patches import PATCH, PATCH_DIM
 from yolos_jax.vit import Backbone
 
-_normal = nn.initializers.normal(0.02)  # timm's trunc_normal_ cuts at +-2, a hundred deviations away
+_normal = nn.initializers.normal(0.02, jnp.float32)  # timm's trunc_normal_ cuts at a hundred deviations
 SINES = 4  # strength of fresh sines relative to a detector's: patch tokens grow as much in training
 
 
@@ -80,10 +80,10 @@ def stochastic_depth(keys: jax.Array, depth: int, rate: float) -> jax.Array:
     The share of dropped branches (factor 0) grows from 0 in the first block to `rate` in the last; the
     others are scaled up to keep the mean (arXiv 1603.09382, as in timm).
     """
-    keep = 1 - jnp.linspace(0, rate, depth)[:, None]
+    keep = 1 - jnp.linspace(0, rate, depth, dtype=jnp.float32)[:, None]
 
     def of_image(key: jax.Array) -> jax.Array:
-        return (jax.random.uniform(key, (depth, 2)) < keep) / keep
+        return (jax.random.uniform(key, (depth, 2), jnp.float32) < keep) / keep
 
     return jnp.moveaxis(jax.vmap(of_image)(keys), 0, -1)
 

@@ -23,7 +23,7 @@ def augmented(batch: dict, group: int) -> jax.Array:
     """
     pixels = vit.normalised(batch['patches'])
     if 'erase' in batch:
-        draw = lambda seed: jax.random.normal(jax.random.key(seed), pixels.shape[1:])
+        draw = lambda seed: jax.random.normal(jax.random.key(seed), pixels.shape[1:], pixels.dtype)
         noise = jax.vmap(draw)(batch['noise'])
         pixels = jnp.where(_inside(batch['erase'], pixels.shape[1]), noise, pixels)
     weight = jnp.where(_inside(batch['box'], pixels.shape[1]), 0, batch['weight'][:, None, None])

@@ -18,7 +18,7 @@ from yolos_jax import attention, ops, posembed, rope, spmd
 from yolos_jax.block import Block, Dense, LayerNorm, torch_uniform
 from yolos_jax.patches import MEAN, STD
 
-_small_normal = nn.initializers.normal(0.02)
+_small_normal = nn.initializers.normal(0.02, jnp.float32)
 
 
 def _scan(
