@@ -171,6 +171,14 @@ def test_gradients_pass_through_what_is_around_the_model(fields, kernel):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
 
+@pytest.mark.parametrize('remat', [0, 1])
+def test_no_tracer_outlives_its_trace(remat):
+    yolos = Yolos(**TINY, remat=remat)
+    params = init(yolos)
+    with jax.checking_leaks():
+        jax.jit(yolos.apply).trace({'params': params}, *patchify([noise(64, 80)]))
+
+
 def test_a_forward_pass_reads_the_blocks_where_they_are():
     yolos = Yolos(**{**TINY, 'width': 128, 'depth': 8, 'mid_pos_grid': None}, num_classes=5)
     params = init(yolos)

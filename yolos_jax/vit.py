@@ -144,7 +144,8 @@ class Backbone(nn.Module):
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
         """The tokens [B, S, D] after all blocks but the last."""
-        block = self._block()
+        # without parameters: JAX keeps `step`, and with it all that it refers to
+        block, unbound = self._block(), self.clone(parent=None)
         layers, shared = {'block': self.blocks}, {'lengths': lengths, 'angles': self._angles(grid, x)}
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
@@ -156,7 +157,7 @@ class Backbone(nn.Module):
             options = dict(angles=shared['angles'], branch_scale=layer.get('branch_scale'))
             x = block.apply({'params': layer['block']}, x, shared['lengths'], **options)
             if 'layout' in shared:
-                x = x + self._positions(layer['positions'][None], self.mid_pos_grid, shared['layout'])
+                x = x + unbound._positions(layer['positions'][None], unbound.mid_pos_grid, shared['layout'])
             return x
 
         unroll = attention.unrolls(self.attention_kernel)
