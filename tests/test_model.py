@@ -165,9 +165,8 @@ def test_gradients_pass_through_what_is_around_the_model(fields, kernel):
         inner = jax.checkpoint(jax.jit(loss))
         return jax.lax.scan(lambda total, grid: (total + inner(params, grid), None), 0.0, grid[None])[0]
 
-    grads, expected = jax.jit(lambda params: (jax.grad(around)(params), jax.grad(loss)(params, grid)))(
-        params
-    )
+    both = jax.jit(lambda params: (jax.grad(around)(params), jax.grad(loss)(params, grid)))
+    grads, expected = both(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
 

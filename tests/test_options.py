@@ -136,7 +136,7 @@ def test_images_that_cannot_be_read_are_not_counted_as_seen(saved, photographs, 
     with pytest.raises(SystemExit):
         run_predict(saved, tmp_path / 'out', photographs)
     printed = capsys.readouterr()
-    assert 'objects in 9 images' in printed.out and '1 of 10 could not be read' in printed.err
+    assert 'images: 9, objects: ' in printed.out and '1 of 10 could not be read' in printed.err
 
 
 def test_a_picture_longer_than_a_jpeg_can_be_is_made_smaller(saved, tmp_path):

@@ -138,14 +138,14 @@ class Backbone(nn.Module):
         if self.pos_grid is None:
             return x
         layout = self._layout(self.pos_grid, grid, patches.shape[1])
-        return x + self._positions(self.pos_embed, self.pos_grid, layout)
+        return x + self._positions(self.pos_grid)(self.pos_embed, layout)
 
     def encode(
         self, x: jax.Array, grid: jax.Array, lengths: jax.Array, branch_scale: jax.Array | None = None
     ) -> jax.Array:
         """The tokens [B, S, D] after all blocks but the last."""
-        # without parameters: JAX keeps `step`, and with it all that it refers to
-        block, unbound = self._block(), self.clone(parent=None)
+        # JAX keeps `step`, which therefore refers to no parameter
+        block, positions = self._block(), self._positions(self.mid_pos_grid)
         layers, shared = {'block': self.blocks}, {'lengths': lengths, 'angles': self._angles(grid, x)}
         if self.mid_pos_grid is not None:
             layers['positions'] = self.mid_pos_embed[:, 0]  # an axis of 1 gets a slow layout on a TPU
@@ -157,7 +157,7 @@ class Backbone(nn.Module):
             options = dict(angles=shared['angles'], branch_scale=layer.get('branch_scale'))
             x = block.apply({'params': layer['block']}, x, shared['lengths'], **options)
             if 'layout' in shared:
-                x = x + unbound._positions(layer['positions'][None], unbound.mid_pos_grid, shared['layout'])
+                x = x + positions(layer['positions'][None], shared['layout'])
             return x
 
         unroll = attention.unrolls(self.attention_kernel)
@@ -217,15 +217,22 @@ class Backbone(nn.Module):
         reads_rows = attention.reads_rows(self.attention_kernel)
         return (posembed.taps if reads_rows else posembed.layout)(table_grid, grid, length)
 
-    def _positions(self, table: jax.Array, table_grid: tuple, layout: tuple) -> jax.Array:
-        """A table [1, 1 + rows * columns + Q, D] as the positions of the sequences [B, S, D]."""
-        Q, D = self.num_det_tokens, self.width
-        table = spmd.gathered(table)
-        end = table.shape[1] - Q
-        registers = jnp.zeros((self.registers, D), table.dtype)
-        special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
+    def _positions(self, table_grid: tuple) -> Callable:
+        """The function (table, layout) -> positions of the sequences [B, S, D], for tables of one grid.
+
+        table: [1, 1 + rows * columns + Q, D]. layout: of `_layout`.
+        """
         reads_rows = attention.reads_rows(self.attention_kernel)
         resample = posembed.from_taps if reads_rows else posembed.sequences
         # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
         by_rows = spmd.over_batch(functools.partial(resample, dtype=self.dtype), shared=2)
-        return by_rows(special, table[0, 1:end].reshape(*table_grid, D), layout)
+        Q, D, shape = self.num_det_tokens, self.width, (self.registers, self.width)
+
+        def positions(table: jax.Array, layout: tuple) -> jax.Array:
+            table = spmd.gathered(table)
+            end = table.shape[1] - Q
+            registers = jnp.zeros(shape, table.dtype)
+            special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
+            return by_rows(special, table[0, 1:end].reshape(*table_grid, D), layout)
+
+        return positions

@@ -47,7 +47,7 @@ class Pretrained:
     about: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises InputError if a class has no number of the class head or an odd name, or a size is odd."""
+        """Raises InputError if the number or the name of a class, or a size, cannot be used."""
         if wrong := [label for label in self.classes if not 0 <= label < self.model.num_classes]:
             raise InputError(
                 f'a class has the number {wrong[0]}, and the model {self.model.num_classes} classes'
