@@ -226,13 +226,12 @@ class Backbone(nn.Module):
         resample = posembed.from_taps if reads_rows else posembed.sequences
         # otherwise XLA would sum gradients of 2.7 times the table's size over the devices
         by_rows = spmd.over_batch(functools.partial(resample, dtype=self.dtype), shared=2)
-        Q, D, shape = self.num_det_tokens, self.width, (self.registers, self.width)
+        R, Q, D = self.registers, self.num_det_tokens, self.width
 
         def positions(table: jax.Array, layout: tuple) -> jax.Array:
             table = spmd.gathered(table)
             end = table.shape[1] - Q
-            registers = jnp.zeros(shape, table.dtype)
-            special = jnp.concatenate([table[0, :1], registers, table[0, end:]])
+            special = jnp.concatenate([table[0, :1], jnp.zeros((R, D), table.dtype), table[0, end:]])
             return by_rows(special, table[0, 1:end].reshape(*table_grid, D), layout)
 
         return positions
